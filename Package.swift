@@ -1,0 +1,71 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let common: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
+]
+/// The two targets that wrap a C library: every unsafe expression in them says so.
+let wrapsC: [SwiftSetting] = common + [.strictMemorySafety()]
+/// Fail points exist in debug builds only; the crash tests need them, a release has none.
+let withFailPoints: [SwiftSetting] = common + [.define("FAIL_POINTS", .when(configuration: .debug))]
+
+let crypto: Target.Dependency = .product(name: "Crypto", package: "swift-crypto")
+let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
+let lifecycle: Target.Dependency = .product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
+let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
+
+let package = Package(
+    name: "outbox",
+    products: [
+        .library(name: "Outbox", targets: ["Outbox"]),
+        .executable(name: "outboxctl", targets: ["outboxctl"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
+        .package(url: "https://github.com/apple/swift-crypto", from: "4.5.0"),
+        .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
+    ],
+    targets: [
+        .systemLibrary(name: "CPostgres", pkgConfig: "libpq", providers: [.apt(["libpq-dev"])]),
+        .systemLibrary(name: "CCurl", pkgConfig: "libcurl", providers: [.apt(["libcurl4-openssl-dev"])]),
+        .target(name: "Postgres", dependencies: ["CPostgres"], swiftSettings: wrapsC),
+        .target(name: "Transport", dependencies: ["CCurl"], swiftSettings: wrapsC),
+        .target(
+            name: "OutboxSchema", path: "sql", exclude: ["schema.sql"],
+            resources: [.embedInCode("migrations")], swiftSettings: common),
+        .target(
+            name: "Outbox", dependencies: ["Postgres", "Transport", "OutboxSchema", crypto], swiftSettings: common),
+        .target(
+            name: "Scheduler", dependencies: ["Outbox", "Postgres", "Transport", logging, lifecycle],
+            swiftSettings: withFailPoints),
+        .target(name: "EmbeddedPostgres", dependencies: ["Postgres"], swiftSettings: common),
+        .target(name: "Receiver", dependencies: ["Outbox"], swiftSettings: common),
+        .executableTarget(
+            name: "outboxctl",
+            dependencies: [
+                "Outbox", "Scheduler", "Postgres", "Transport", "EmbeddedPostgres", "Receiver", "OutboxSchema",
+                arguments, logging, lifecycle,
+            ],
+            swiftSettings: common),
+        .target(
+            name: "TestSupport",
+            dependencies: ["Postgres", "Outbox", "Scheduler", "EmbeddedPostgres", "Receiver", "Transport", lifecycle, logging],
+            path: "Tests/TestSupport", swiftSettings: common),
+        .testTarget(name: "PostgresTests", dependencies: ["Postgres", "TestSupport"], swiftSettings: common),
+        .testTarget(name: "TransportTests", dependencies: ["Transport", "Receiver", "TestSupport"], swiftSettings: common),
+        .testTarget(
+            name: "OutboxTests", dependencies: ["Outbox", "OutboxSchema", "Postgres", "TestSupport", crypto],
+            swiftSettings: common),
+        .testTarget(
+            name: "SchedulerTests", dependencies: ["Scheduler", "Outbox", "Postgres", "Transport", "Receiver", "TestSupport"],
+            swiftSettings: withFailPoints),
+        .testTarget(
+            name: "CommandTests", dependencies: ["outboxctl", "EmbeddedPostgres", "Outbox", "Postgres", "Receiver", "TestSupport"],
+            swiftSettings: common),
+    ]
+)

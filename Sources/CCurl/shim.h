@@ -1,0 +1,46 @@
+// Swift does not import variadic C functions: one wrapper per argument type of curl_easy_setopt, curl_easy_getinfo and
+// curl_multi_setopt. They are inline, so no C target is needed, and typed, so no call is ever cast to a fixed signature.
+#pragma once
+#include <curl/curl.h>
+#include <sys/socket.h>
+
+static inline CURLcode curl_set_long(CURL *handle, CURLoption option, long value) {
+    return curl_easy_setopt(handle, option, value);
+}
+static inline CURLcode curl_set_offset(CURL *handle, CURLoption option, curl_off_t value) {
+    return curl_easy_setopt(handle, option, value);
+}
+static inline CURLcode curl_set_string(CURL *handle, CURLoption option, const char *value) {
+    return curl_easy_setopt(handle, option, value);
+}
+static inline CURLcode curl_set_pointer(CURL *handle, CURLoption option, const void *value) {
+    return curl_easy_setopt(handle, option, value);
+}
+static inline CURLcode curl_set_list(CURL *handle, CURLoption option, struct curl_slist *value) {
+    return curl_easy_setopt(handle, option, value);
+}
+typedef size_t (*curl_shim_data_callback)(char *, size_t, size_t, void *);
+static inline CURLcode curl_set_data_callback(CURL *handle, CURLoption option, curl_shim_data_callback callback) {
+    return curl_easy_setopt(handle, option, callback);
+}
+static inline CURLcode curl_set_open_socket_callback(CURL *handle, curl_opensocket_callback callback) {
+    return curl_easy_setopt(handle, CURLOPT_OPENSOCKETFUNCTION, callback);
+}
+typedef int (*curl_shim_prereq_callback)(void *, char *, char *, int, int);
+static inline CURLcode curl_set_prereq_callback(CURL *handle, curl_shim_prereq_callback callback) {
+    return curl_easy_setopt(handle, CURLOPT_PREREQFUNCTION, callback);
+}
+static inline CURLcode curl_get_long(CURL *handle, CURLINFO info, long *value) {
+    return curl_easy_getinfo(handle, info, value);
+}
+static inline CURLcode curl_get_offset(CURL *handle, CURLINFO info, curl_off_t *value) {
+    return curl_easy_getinfo(handle, info, value);
+}
+static inline CURLcode curl_get_pointer(CURL *handle, CURLINFO info, void **value) {
+    return curl_easy_getinfo(handle, info, value);
+}
+static inline CURLMcode curl_multi_set_long(CURLM *multi, CURLMoption option, long value) {
+    return curl_multi_setopt(multi, option, value);
+}
+// The message union of CURLMsg is imported as overlapping storage; these read the two members that we need.
+static inline CURLcode curl_message_result(const CURLMsg *message) { return message->data.result; }

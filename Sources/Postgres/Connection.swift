@@ -1,0 +1,295 @@
+import CPostgres
+import Glibc
+
+/// One connection to PostgreSQL. It belongs to one thread (see `ConnectionPool`), blocks that thread while it waits, and
+/// never longer than the deadline of the statement.
+@safe
+public struct Connection: ~Copyable {
+    /// How long a statement may take unless the caller says otherwise: well under a lease, well over any healthy one.
+    public static let defaultDeadline = Duration.seconds(10)
+
+    private let handle: OpaquePointer
+    private var prepared: [String: String] = [:]
+    private var statementsMade = 0
+    private var isInTransaction = false
+    /// True once the connection cannot be used any more.
+    private(set) var isBroken = false
+
+    /// Connects, and prepares the session with one script that a transaction pooler tolerates.
+    init(to target: ConnectionTarget, setUp: String) throws(PostgresError) {
+        let parameters = target.parameters
+        let keys = CStringArray(parameters.map(\.key))
+        let values = CStringArray(parameters.map(\.value))
+        let opened = unsafe keys.withPointers { keys in
+            unsafe values.withPointers { values in unsafe PQconnectdbParams(keys, values, 1) }
+        }
+        guard let opened = unsafe opened else {
+            throw PostgresError(.unreachable, step: .connect, message: "out of memory while connecting")
+        }
+        unsafe handle = opened
+        guard unsafe PQstatus(opened) == CONNECTION_OK else {
+            let message = unsafe String(cString: PQerrorMessage(opened)).trimmed
+            throw PostgresError(.unreachable, step: .connect, message: message)
+        }
+        unsafe PQsetNoticeProcessor(opened, { _, _ in }, nil)
+        guard unsafe PQsetnonblocking(opened, 1) == 0 else {
+            throw PostgresError(.unreachable, step: .connect, message: "the connection refuses non-blocking mode")
+        }
+        try script(setUp)
+    }
+
+    deinit {
+        unsafe PQfinish(handle)
+    }
+
+    // MARK: Statements
+
+    /// Runs one statement with its values as parameters and returns its rows.
+    ///
+    /// The statement is prepared on its first use and then kept for the connection's life (at the protocol's level, so
+    /// that a transaction pooler can follow). Past the deadline it is cancelled; when even that gets no answer, the
+    /// connection is given up and the outcome is unknown (`PostgresError.isOutcomeUnknown`).
+    @discardableResult
+    public mutating func query(
+        _ sql: SQL, within limit: Duration = defaultDeadline
+    ) throws(PostgresError) -> Rows {
+        let deadline = ContinuousClock.now + limit
+        for bind in sql.binds where bind.bytes?.contains(0) == true {
+            throw PostgresError(.value, step: .statement, message: "a text value contains a NUL byte")
+        }
+        do throws(PostgresError) {
+            let name = try prepare(sql, deadline: deadline)
+            return try send(sql, prepared: name, deadline: deadline)
+        } catch {
+            // A pooler or DISCARD ALL took the statement away: prepare it anew, once, where nothing is at stake.
+            guard error.sqlState == "26000", !isInTransaction else { throw error }
+            prepared[sql.text] = nil
+            let name = try prepare(sql, deadline: deadline)
+            return try send(sql, prepared: name, deadline: deadline)
+        }
+    }
+
+    /// Runs a script of several statements without parameters, as one implicit transaction.
+    public mutating func script(_ text: String, within limit: Duration = defaultDeadline) throws(PostgresError) {
+        let deadline = ContinuousClock.now + limit
+        try check(unsafe PQsendQuery(handle, text))
+        _ = try collect(deadline: deadline, step: .statement)
+    }
+
+    /// Runs the body inside a transaction: commits when it returns, rolls back and rethrows when it throws.
+    ///
+    /// A `PostgresError` says which step failed; one whose step is `commit` and whose outcome is unknown must be read
+    /// back by the caller.
+    public mutating func transaction<Value>(_ body: (inout Connection) throws -> Value) throws -> Value {
+        precondition(!isInTransaction, "transactions do not nest")
+        try step(.begin, "BEGIN")
+        isInTransaction = true
+        defer { isInTransaction = false }
+        let value: Value
+        do {
+            value = try body(&self)
+        } catch {
+            // The first error is the one to report; a rollback that fails means that the connection is lost anyway.
+            if !isBroken { do { try step(.rollback, "ROLLBACK") } catch { isBroken = true } }
+            throw error
+        }
+        try step(.commit, "COMMIT")
+        return value
+    }
+
+    /// Waits until a notification arrives on a channel that this session listens to; false when the time is up.
+    public mutating func waitForNotification(upTo limit: Duration) throws(PostgresError) -> Bool {
+        let deadline = ContinuousClock.now + limit
+        while true {
+            try check(unsafe PQconsumeInput(handle))
+            var arrived = false
+            while let notification = unsafe PQnotifies(handle) {
+                unsafe PQfreemem(notification)
+                arrived = true
+            }
+            if arrived { return true }
+            guard try poll(for: POLLIN, until: deadline) else { return false }
+        }
+    }
+
+    // MARK: The conversation
+
+    private mutating func step(_ step: PostgresError.Step, _ text: String) throws(PostgresError) {
+        do throws(PostgresError) { try script(text) } catch {
+            var error = error
+            error.step = step
+            throw error
+        }
+    }
+
+    private mutating func prepare(_ sql: SQL, deadline: ContinuousClock.Instant) throws(PostgresError) -> String {
+        if let name = prepared[sql.text] { return name }
+        statementsMade += 1
+        let name = "s\(statementsMade)"
+        let types = sql.binds.map(\.type)
+        let sent = types.withUnsafeBufferPointer {
+            unsafe PQsendPrepare(handle, name, sql.text, Int32(types.count), $0.baseAddress)
+        }
+        try check(sent)
+        _ = try collect(deadline: deadline, step: .statement)
+        prepared[sql.text] = name
+        return name
+    }
+
+    private mutating func send(
+        _ sql: SQL, prepared name: String, deadline: ContinuousClock.Instant
+    ) throws(PostgresError) -> Rows {
+        let values = CStringArray(sql.binds.map(\.bytes))
+        let sent = unsafe values.withPointers { values in
+            unsafe PQsendQueryPrepared(handle, name, Int32(sql.binds.count), values, nil, nil, 0)
+        }
+        try check(sent)
+        return try collect(deadline: deadline, step: .statement)
+    }
+
+    /// Sends what is pending and reads results until the server is ready again; keeps the last one.
+    private mutating func collect(
+        deadline: ContinuousClock.Instant, step: PostgresError.Step
+    ) throws(PostgresError) -> Rows {
+        var last: OpaquePointer?
+        var failure: PostgresError?
+        var deadline = deadline
+        var isCancelled = false
+        while true {
+            let unsent = unsafe PQflush(handle)
+            if unsent < 0 { throw lost(clearing: unsafe last) }
+            if unsafe PQisBusy(handle) == 1 {
+                guard let isReady = try? poll(for: unsent == 1 ? POLLIN | POLLOUT : POLLIN, until: deadline) else {
+                    throw lost(clearing: unsafe last)
+                }
+                if !isReady {
+                    // Past the deadline: ask the server to stop, then give it a moment to say how it ended.
+                    if isCancelled || !requestCancel() { throw lost(clearing: unsafe last) }
+                    isCancelled = true
+                    deadline = .now + .seconds(2)
+                } else if unsafe PQconsumeInput(handle) == 0 {
+                    throw lost(clearing: unsafe last)
+                }
+                continue
+            }
+            guard let result = unsafe PQgetResult(handle) else { break }
+            let status = unsafe PQresultStatus(result)
+            if status == PGRES_FATAL_ERROR || status == PGRES_BAD_RESPONSE {
+                failure = failure ?? serverError(unsafe result, step: step, isCancelled: isCancelled)
+                unsafe PQclear(result)
+                // A connection that dies reports an error result without a code.
+                if unsafe PQstatus(handle) != CONNECTION_OK { throw lost(clearing: unsafe last, after: failure) }
+            } else {
+                unsafe PQclear(last)
+                unsafe last = result
+            }
+        }
+        if let failure {
+            unsafe PQclear(last)
+            throw failure
+        }
+        guard let result = unsafe last else { throw lost(clearing: nil) }
+        return unsafe Rows(owning: result)
+    }
+
+    private func serverError(
+        _ result: OpaquePointer, step: PostgresError.Step, isCancelled: Bool
+    ) -> PostgresError {
+        func field(_ letter: Character) -> String? {
+            guard let text = unsafe PQresultErrorField(result, Int32(letter.asciiValue ?? 0)) else { return nil }
+            return unsafe String(cString: text)
+        }
+        guard let state = field("C") else {
+            return PostgresError(.connectionLost, step: step, message: "the connection to the database was lost")
+        }
+        let timedOut = isCancelled && state == "57014"
+        return PostgresError(
+            timedOut ? .deadline : .server, step: step,
+            message: timedOut ? "the statement passed its deadline and was cancelled" : field("M") ?? "unknown error",
+            sqlState: state, constraint: field("n"), hint: field("H"), detail: field("D"))
+    }
+
+    private mutating func lost(clearing result: OpaquePointer?, after failure: PostgresError? = nil) -> PostgresError {
+        unsafe PQclear(result)
+        isBroken = true
+        // The server's own last word, such as "terminating connection due to administrator command", means that it
+        // rolled back: the outcome is known.
+        if let failure, failure.kind == .server { return failure }
+        return PostgresError(
+            .connectionLost, step: .statement, message: "the connection to the database was lost",
+            detail: unsafe String(cString: PQerrorMessage(handle)).trimmed)
+    }
+
+    private mutating func check(_ succeeded: Int32) throws(PostgresError) {
+        if succeeded == 0 { throw lost(clearing: nil) }
+    }
+
+    private func requestCancel() -> Bool {
+        guard let cancel = unsafe PQgetCancel(handle) else { return false }
+        defer { unsafe PQfreeCancel(cancel) }
+        return unsafe withUnsafeTemporaryAllocation(of: CChar.self, capacity: 256) { buffer in
+            unsafe PQcancel(cancel, buffer.baseAddress, 256) == 1
+        }
+    }
+
+    /// Waits for the socket; false when the deadline passed first.
+    private mutating func poll(for events: Int32, until deadline: ContinuousClock.Instant) throws(PostgresError) -> Bool {
+        while true {
+            let left = (deadline - .now).milliseconds
+            var descriptor = pollfd(fd: unsafe PQsocket(handle), events: Int16(events), revents: 0)
+            let ready = unsafe Glibc.poll(&descriptor, 1, Int32(max(0, min(left + 1, 60_000))))
+            if ready > 0 { return true }
+            if ready < 0, errno != EINTR { throw lost(clearing: nil) }
+            if left <= 0 { return false }
+        }
+    }
+}
+
+extension Connection {
+    /// The session's settings: ISO times in UTC, no JIT (it adds 7 ms to a claim), and no transaction that a stopped
+    /// process holds open over its row locks for longer than 10 seconds.
+    static let sessionSetUp = """
+        SET datestyle = 'ISO'; SET timezone = 'UTC'; SET jit = off; SET client_min_messages = 'warning';
+        SET idle_in_transaction_session_timeout = '10s'; SET bytea_output = 'hex'
+        """
+}
+
+extension String {
+    fileprivate var trimmed: String {
+        String(self.reversed().drop { $0.isWhitespace }.reversed()).replacing("\n", with: "; ")
+    }
+}
+
+/// NUL-terminated strings in one allocation, with the array of pointers that C wants.
+private struct CStringArray {
+    private var storage: [UInt8] = []
+    private var offsets: [Int?] = []
+
+    init(_ values: [[UInt8]?]) {
+        storage.reserveCapacity(values.reduce(0) { $0 + ($1?.count ?? 0) + 1 })
+        for value in values {
+            offsets.append(value == nil ? nil : storage.count)
+            if let value {
+                storage += value
+                storage.append(0)
+            }
+        }
+    }
+
+    init(_ values: [String]) { self.init(values.map { Array($0.utf8) }) }
+
+    /// Calls the body with the pointers followed by a null; they are valid only during the call.
+    func withPointers<Value>(_ body: (UnsafePointer<UnsafePointer<CChar>?>) -> Value) -> Value {
+        unsafe storage.withUnsafeBytes { bytes in
+            let base = unsafe bytes.baseAddress
+            var pointers = unsafe offsets.map { offset in
+                unsafe offset.flatMap { offset in unsafe base?.advanced(by: offset).assumingMemoryBound(to: CChar.self) }
+            }
+            unsafe pointers.append(nil)
+            return unsafe pointers.withUnsafeBufferPointer { buffer in
+                guard let start = unsafe buffer.baseAddress else { preconditionFailure("the array is never empty") }
+                return unsafe body(start)
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+/// Why a database step failed. `description` is safe to show anyone: it holds neither values nor credentials.
+public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDebugStringConvertible {
+    /// What kind of failure it was; callers decide by this and by `sqlState`.
+    public enum Kind: Sendable {
+        /// The connection settings cannot be used.
+        case configuration
+        /// No connection could be made.
+        case unreachable
+        /// The connection was lost; what was under way may or may not have happened.
+        case connectionLost
+        /// The statement passed its deadline and the server confirmed that it was cancelled.
+        case deadline
+        /// The server refused the statement; `sqlState` says why.
+        case server
+        /// A value could not be sent or read as the type that was asked for: a mistake of ours or a foreign schema.
+        case value
+    }
+
+    /// The step of the conversation that failed.
+    public enum Step: String, Sendable {
+        case connect, begin, statement, commit, rollback, decode
+    }
+
+    public let kind: Kind
+    public internal(set) var step: Step
+    /// The five characters of the server's error code, for `kind` server and for refused connections.
+    public let sqlState: String?
+    /// The violated constraint, where the server names one.
+    public let constraint: String?
+    /// The server's hint, where it gives one: for our own errors it says what to do next.
+    public let hint: String?
+    private let message: String
+    private let detail: String?
+
+    init(
+        _ kind: Kind, step: Step, message: String, sqlState: String? = nil, constraint: String? = nil,
+        hint: String? = nil, detail: String? = nil
+    ) {
+        self.kind = kind
+        self.step = step
+        self.message = message
+        self.sqlState = sqlState
+        self.constraint = constraint
+        self.hint = hint
+        self.detail = detail
+    }
+
+    public var description: String {
+        guard let sqlState else { return message }
+        // Class 22 quotes the value that it could not read; everything after the first colon may be data.
+        let safe = sqlState.hasPrefix("22") ? String(message.prefix { $0 != ":" }) : message
+        return "\(safe) (SQLSTATE \(sqlState))"
+    }
+
+    public var debugDescription: String {
+        "PostgresError(\(kind), \(step.rawValue), \(sqlState ?? "-"), \(message), \(detail ?? "-"))"
+    }
+
+    /// True when the statement or commit may have taken effect although we got no answer: read back, never guess.
+    public var isOutcomeUnknown: Bool {
+        kind == .connectionLost && (step == .statement || step == .commit)
+    }
+
+    /// True when the same work may succeed later without anybody changing anything.
+    public var isTransient: Bool {
+        switch kind {
+        case .unreachable, .connectionLost, .deadline: true
+        case .configuration, .value: false
+        case .server: PostgresError.transientStates.contains(sqlState ?? "") || (sqlState ?? "").hasPrefix("53")
+        }
+    }
+
+    /// Shutdown and recovery (57P0x), serialization and deadlock (40xxx), lock timeouts, read-only primaries in failover.
+    private static let transientStates: Set<String> = [
+        "57P01", "57P02", "57P03", "57P05", "57014", "40001", "40P01", "55P03", "25006", "25P03", "08006", "08003",
+    ]
+}

@@ -1,0 +1,208 @@
+import CPostgres
+
+/// The answer to one statement. It owns libpq's result and frees it; values are copied out while it lives.
+@safe
+public struct Rows: ~Copyable {
+    private let result: OpaquePointer
+
+    init(owning result: OpaquePointer) {
+        unsafe self.result = result
+    }
+
+    deinit {
+        unsafe PQclear(result)
+    }
+
+    /// How many rows came back.
+    public var count: Int { Int(unsafe PQntuples(result)) }
+
+    /// How many rows the statement inserted, updated or deleted.
+    public var affected: Int { Int(String(cString: unsafe PQcmdTuples(result))) ?? 0 }
+
+    /// The names of the columns, in order.
+    public var columns: [String] {
+        (0..<(unsafe PQnfields(result))).map { unsafe String(cString: PQfname(result, $0)) }
+    }
+
+    /// Reads every row with the closure, in order.
+    public func map<Value>(_ read: (Row) throws(PostgresError) -> Value) throws(PostgresError) -> [Value] {
+        var values: [Value] = []
+        values.reserveCapacity(count)
+        for index in 0..<count { values.append(try read(unsafe Row(result: result, index: Int32(index)))) }
+        return values
+    }
+
+    /// Reads the first row with the closure; nil when there is none.
+    public func first<Value>(_ read: (Row) throws(PostgresError) -> Value) throws(PostgresError) -> Value? {
+        guard count > 0 else { return nil }
+        return try read(unsafe Row(result: result, index: 0))
+    }
+}
+
+/// One row, readable only inside the closure that it was handed to.
+@safe
+public struct Row {
+    private let result: OpaquePointer
+    private let index: Int32
+
+    init(result: OpaquePointer, index: Int32) {
+        unsafe self.result = result
+        self.index = index
+    }
+
+    /// The value of the column at this place, as the type that the caller asks for.
+    ///
+    /// Throws a `PostgresError` of kind value when the text cannot be read as that type.
+    public subscript<Value: PostgresDecodable>(_ column: Int) -> Value {
+        get throws(PostgresError) {
+            guard let value = Value(postgresText: text(column)) else {
+                throw PostgresError(
+                    .value, step: .decode,
+                    message: "column \(unsafe String(cString: PQfname(result, Int32(column)))) is no \(Value.self)")
+            }
+            return value
+        }
+    }
+
+    private func text(_ column: Int) -> UnsafeBufferPointer<UInt8>? {
+        if unsafe PQgetisnull(result, index, Int32(column)) == 1 { return nil }
+        guard let start = unsafe PQgetvalue(result, index, Int32(column)) else { return nil }
+        let length = Int(unsafe PQgetlength(result, index, Int32(column)))
+        return unsafe UnsafeBufferPointer(
+            start: UnsafeRawPointer(start).assumingMemoryBound(to: UInt8.self), count: length)
+    }
+}
+
+/// A value that can be read from a result's text format.
+public protocol PostgresDecodable {
+    /// Reads the text, nil for NULL; the pointer is valid only during the call.
+    init?(postgresText: UnsafeBufferPointer<UInt8>?)
+}
+
+extension Optional: PostgresDecodable where Wrapped: PostgresDecodable {
+    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
+        guard let text = unsafe text else { self = .some(nil); return }
+        guard let value = unsafe Wrapped(postgresText: text) else { return nil }
+        self = .some(value)
+    }
+}
+
+extension Int64: PostgresDecodable {
+    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
+        guard let text = unsafe text, let first = unsafe text.first else { return nil }
+        let isNegative = first == UInt8(ascii: "-")
+        var value: Int64 = 0
+        for unsafe byte in unsafe text.dropFirst(isNegative ? 1 : 0) {
+            guard byte >= 48, byte <= 57 else { return nil }
+            // Accumulated as a negative number, whose range is one larger.
+            let (product, overflow) = value.multipliedReportingOverflow(by: 10)
+            let (next, underflow) = product.subtractingReportingOverflow(Int64(byte - 48))
+            if overflow || underflow { return nil }
+            value = next
+        }
+        if isNegative { self = value } else if value == .min { return nil } else { self = -value }
+    }
+}
+
+extension Int: PostgresDecodable {
+    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
+        guard let value = unsafe Int64(postgresText: text) else { return nil }
+        self = Int(value)
+    }
+}
+
+extension Double: PostgresDecodable {
+    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
+        guard let text = unsafe String(postgresText: text), let value = Double(text) else { return nil }
+        self = value
+    }
+}
+
+extension Bool: PostgresDecodable {
+    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
+        guard let first = unsafe text?.first else { return nil }
+        self = first == UInt8(ascii: "t")
+    }
+}
+
+extension String: PostgresDecodable {
+    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
+        guard let text = unsafe text else { return nil }
+        self = unsafe String(decoding: text, as: UTF8.self)
+    }
+}
+
+extension UniqueID: PostgresDecodable {
+    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
+        guard let text = unsafe text else { return nil }
+        unsafe self.init(ascii: text)
+    }
+}
+
+extension Timestamp: PostgresDecodable {
+    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
+        guard let text = unsafe text else { return nil }
+        unsafe self.init(iso: text)
+    }
+}
+
+extension JSONText: PostgresDecodable {
+    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
+        guard let text = unsafe text else { return nil }
+        self.init(unsafe Array(text))
+    }
+}
+
+extension Bytes: PostgresDecodable {
+    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
+        guard let text = unsafe text, unsafe text.count >= 2, unsafe text.count % 2 == 0 else { return nil }
+        var bytes: [UInt8] = []
+        bytes.reserveCapacity(unsafe text.count / 2)
+        for position in stride(from: 2, to: unsafe text.count, by: 2) {
+            guard let high = unsafe hexadecimalValue(text[position]), let low = unsafe hexadecimalValue(text[position + 1])
+            else { return nil }
+            bytes.append(high << 4 | low)
+        }
+        self.init(bytes)
+    }
+}
+
+extension Array: PostgresDecodable where Element: PostgresDecodable {
+    /// Reads a one-dimensional array literal.
+    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
+        guard let text = unsafe text, unsafe text.first == UInt8(ascii: "{"), unsafe text.last == UInt8(ascii: "}")
+        else { return nil }
+        var elements: [Element] = []
+        var current: [UInt8] = []
+        var wasQuoted = false
+        var isQuoted = false
+        var isEscaped = false
+        func finish() -> Bool {
+            let isNull = !wasQuoted && current == [UInt8]("NULL".utf8)
+            let element = current.withUnsafeBufferPointer { unsafe Element(postgresText: isNull ? nil : $0) }
+            guard let element else { return false }
+            elements.append(element)
+            current = []
+            wasQuoted = false
+            return true
+        }
+        let inner = unsafe text.dropFirst().dropLast()
+        for byte in unsafe inner {
+            if isEscaped {
+                current.append(byte)
+                isEscaped = false
+            } else if byte == UInt8(ascii: "\\") {
+                isEscaped = true
+            } else if byte == UInt8(ascii: "\"") {
+                isQuoted.toggle()
+                wasQuoted = true
+            } else if byte == UInt8(ascii: ","), !isQuoted {
+                guard finish() else { return nil }
+            } else {
+                current.append(byte)
+            }
+        }
+        if unsafe !inner.isEmpty { guard finish() else { return nil } }
+        self = elements
+    }
+}

@@ -1,0 +1,68 @@
+import Glibc
+
+/// An operating-system thread for blocking calls into C. Signals stay with the process's other threads.
+@safe
+struct Thread: Sendable {
+    private let id: pthread_t
+
+    /// Starts a thread that runs the closure; it must be joined.
+    init(_ body: @escaping @Sendable () -> Void) {
+        id = Thread.start(body)
+    }
+
+    /// Starts a thread that frees itself when the closure returns.
+    static func detach(_ body: @escaping @Sendable () -> Void) {
+        pthread_detach(start(body))
+    }
+
+    /// Waits until the closure has returned.
+    func join() {
+        pthread_join(id, nil)
+    }
+
+    private static func start(_ body: @escaping @Sendable () -> Void) -> pthread_t {
+        let box = unsafe Unmanaged.passRetained(Body(run: body)).toOpaque()
+        var all = sigset_t()
+        var previous = sigset_t()
+        unsafe sigfillset(&all)
+        unsafe pthread_sigmask(SIG_SETMASK, &all, &previous)
+        defer { unsafe pthread_sigmask(SIG_SETMASK, &previous, nil) }
+        var id = pthread_t()
+        let status = unsafe pthread_create(
+            &id, nil,
+            { box in
+                guard let box = unsafe box else { return nil }
+                unsafe Unmanaged<Body>.fromOpaque(box).takeRetainedValue().run()
+                return nil
+            }, box)
+        precondition(status == 0, "the system has no thread left (error \(status))")
+        return id
+    }
+
+    private final class Body: Sendable {
+        let run: @Sendable () -> Void
+        init(run: @escaping @Sendable () -> Void) { self.run = run }
+    }
+}
+
+/// A counting semaphore for threads that may block.
+@safe
+final class ThreadSemaphore: Sendable {
+    // POSIX wants the semaphore at an address that does not move; its functions are safe from any thread.
+    private nonisolated(unsafe) let semaphore: UnsafeMutablePointer<sem_t>
+
+    init() {
+        unsafe semaphore = .allocate(capacity: 1)
+        unsafe semaphore.initialize(to: sem_t())
+        unsafe sem_init(semaphore, 0, 0)
+    }
+
+    deinit {
+        unsafe sem_destroy(semaphore)
+        unsafe semaphore.deallocate()
+    }
+
+    func signal() { unsafe sem_post(semaphore) }
+
+    func wait() { while unsafe sem_wait(semaphore) != 0 {} }
+}

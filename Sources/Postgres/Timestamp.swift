@@ -1,0 +1,152 @@
+/// A point in time as PostgreSQL keeps it: microseconds since 1970-01-01 00:00 UTC, with the two infinities.
+///
+/// Stored timestamps always come from the database's clock. This type never reads a local clock.
+public struct Timestamp: Hashable, Comparable, Sendable, CustomStringConvertible {
+    /// Microseconds since the Unix epoch.
+    public let microseconds: Int64
+
+    /// A timestamp so many microseconds after the Unix epoch.
+    public init(microseconds: Int64) {
+        self.microseconds = microseconds
+    }
+
+    /// Later than every other timestamp (`infinity`).
+    public static let distantFuture = Timestamp(microseconds: .max)
+    /// Earlier than every other timestamp (`-infinity`).
+    public static let distantPast = Timestamp(microseconds: .min)
+
+    public static func < (left: Timestamp, right: Timestamp) -> Bool { left.microseconds < right.microseconds }
+
+    /// The timestamp so much later; the infinities stay where they are.
+    public static func + (time: Timestamp, duration: Duration) -> Timestamp {
+        if time == .distantFuture || time == .distantPast { return time }
+        return Timestamp(microseconds: time.microseconds &+ duration.microseconds)
+    }
+
+    /// Whole seconds since the Unix epoch, rounded down.
+    public var seconds: Int64 { floorDivide(microseconds, 1_000_000) }
+
+    /// RFC 3339 in UTC with microseconds, as in `2026-11-21T06:03:43.123456Z`.
+    public var description: String { rfc3339(fractionDigits: 6) }
+
+    /// RFC 3339 in UTC with 0 to 6 digits of fraction; digits beyond are cut off, not rounded.
+    public func rfc3339(fractionDigits: Int) -> String {
+        if self == .distantFuture { return "infinity" }
+        if self == .distantPast { return "-infinity" }
+        let days = floorDivide(seconds, 86_400)
+        let secondOfDay = seconds - days * 86_400
+        let (year, month, day) = civilDate(daysSinceEpoch: days)
+        var text = "\(padded(year, 4))-\(padded(month, 2))-\(padded(day, 2))T"
+        text += "\(padded(secondOfDay / 3600, 2)):\(padded(secondOfDay / 60 % 60, 2)):\(padded(secondOfDay % 60, 2))"
+        if fractionDigits > 0 {
+            text += "." + padded(microseconds - seconds * 1_000_000, 6).prefix(fractionDigits)
+        }
+        return text + "Z"
+    }
+
+    /// The UTC calendar time of the given fields, which must be in range (no leap second).
+    public init(year: Int64, month: Int64, day: Int64, hour: Int64, minute: Int64, second: Int64) {
+        let days = daysSinceEpoch(year: year, month: month, day: day)
+        self.init(microseconds: ((days * 24 + hour) * 60 + minute) * 60_000_000 + second * 1_000_000)
+    }
+
+    /// Reads what PostgreSQL writes with `DateStyle` ISO, as in `2026-11-21 06:03:43.123456+00`.
+    init?(iso bytes: some Collection<UInt8>) {
+        let text = Array(bytes)
+        if text == Array("infinity".utf8) { self = .distantFuture; return }
+        if text == Array("-infinity".utf8) { self = .distantPast; return }
+        var reader = DigitReader(text)
+        guard let year = reader.number(), reader.take("-"), let month = reader.number(), reader.take("-"),
+            let day = reader.number(), reader.take(" "), let hour = reader.number(), reader.take(":"),
+            let minute = reader.number(), reader.take(":"), let second = reader.number()
+        else { return nil }
+        let fraction = reader.take(".") ? reader.fraction() : 0
+        guard let offset = reader.offset(), reader.isAtEnd else { return nil }
+        let time = Timestamp(year: year, month: month, day: day, hour: hour, minute: minute, second: second)
+        self.init(microseconds: time.microseconds + fraction - offset * 1_000_000)
+    }
+}
+
+extension Duration {
+    /// The duration in whole microseconds, cut off towards zero.
+    public var microseconds: Int64 {
+        let (seconds, attoseconds) = components
+        return seconds * 1_000_000 + attoseconds / 1_000_000_000_000
+    }
+
+    /// The duration in whole milliseconds, cut off towards zero.
+    public var milliseconds: Int64 { microseconds / 1000 }
+}
+
+/// Reads the digits of a timestamp one field at a time.
+private struct DigitReader {
+    private var rest: ArraySlice<UInt8>
+
+    init(_ text: [UInt8]) { rest = text[...] }
+
+    var isAtEnd: Bool { rest.isEmpty }
+
+    mutating func take(_ character: Character) -> Bool {
+        guard let first = rest.first, first == character.asciiValue else { return false }
+        rest.removeFirst()
+        return true
+    }
+
+    mutating func number() -> Int64? {
+        let digits = rest.prefix { $0 >= 48 && $0 <= 57 }
+        guard !digits.isEmpty, digits.count < 10 else { return nil }
+        rest.removeFirst(digits.count)
+        return digits.reduce(0) { $0 * 10 + Int64($1 - 48) }
+    }
+
+    /// Microseconds from up to six digits.
+    mutating func fraction() -> Int64 {
+        let digits = rest.prefix { $0 >= 48 && $0 <= 57 }
+        rest.removeFirst(digits.count)
+        let six = digits.prefix(6)
+        let value = six.reduce(Int64(0)) { $0 * 10 + Int64($1 - 48) }
+        return (six.count..<6).reduce(value) { value, _ in value * 10 }
+    }
+
+    /// Seconds east of UTC, from `+00`, `-03:30` or `+05:53:28`.
+    mutating func offset() -> Int64? {
+        let sign: Int64
+        if take("+") { sign = 1 } else if take("-") { sign = -1 } else { return nil }
+        guard let hours = number() else { return nil }
+        let minutes = take(":") ? number() : 0
+        let seconds = take(":") ? number() : 0
+        guard let minutes, let seconds else { return nil }
+        return sign * (hours * 3600 + minutes * 60 + seconds)
+    }
+}
+
+private func floorDivide(_ value: Int64, _ divisor: Int64) -> Int64 {
+    let quotient = value / divisor
+    return value % divisor < 0 ? quotient - 1 : quotient
+}
+
+private func padded(_ value: Int64, _ width: Int) -> String {
+    let digits = String(value)
+    return String(repeating: "0", count: max(0, width - digits.count)) + digits
+}
+
+/// Days of the proleptic Gregorian calendar, counted in eras of 400 years that begin on 1 March.
+private func daysSinceEpoch(year: Int64, month: Int64, day: Int64) -> Int64 {
+    let shifted = month <= 2 ? year - 1 : year
+    let era = floorDivide(shifted, 400)
+    let yearOfEra = shifted - era * 400
+    let dayOfYear = (153 * (month > 2 ? month - 3 : month + 9) + 2) / 5 + day - 1
+    return era * 146_097 + yearOfEra * 365 + yearOfEra / 4 - yearOfEra / 100 + dayOfYear - 719_468
+}
+
+private func civilDate(daysSinceEpoch days: Int64) -> (year: Int64, month: Int64, day: Int64) {
+    let shifted = days + 719_468
+    let era = floorDivide(shifted, 146_097)
+    let dayOfEra = shifted - era * 146_097
+    let yearOfEra = (dayOfEra - dayOfEra / 1460 + dayOfEra / 36_524 - dayOfEra / 146_096) / 365
+    let dayOfYear = dayOfEra - (365 * yearOfEra + yearOfEra / 4 - yearOfEra / 100)
+    let monthFromMarch = (5 * dayOfYear + 2) / 153
+    let month = monthFromMarch < 10 ? monthFromMarch + 3 : monthFromMarch - 9
+    let year = yearOfEra + era * 400 + (month <= 2 ? 1 : 0)
+    return (year, month, dayOfYear - (153 * monthFromMarch + 2) / 5 + 1)
+}
