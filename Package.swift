@@ -33,8 +33,9 @@ let package = Package(
     targets: [
         .systemLibrary(name: "CPostgres", pkgConfig: "libpq", providers: [.apt(["libpq-dev"])]),
         .systemLibrary(name: "CCurl", pkgConfig: "libcurl", providers: [.apt(["libcurl4-openssl-dev"])]),
-        .target(name: "Postgres", dependencies: ["CPostgres"], swiftSettings: wrapsC),
-        .target(name: "Transport", dependencies: ["CCurl"], swiftSettings: wrapsC),
+        .target(name: "Threads", swiftSettings: wrapsC),
+        .target(name: "Postgres", dependencies: ["CPostgres", "Threads"], swiftSettings: wrapsC),
+        .target(name: "Transport", dependencies: ["CCurl", "Threads"], swiftSettings: wrapsC),
         .target(
             name: "OutboxSchema", path: "sql", exclude: ["schema.sql"],
             resources: [.embedInCode("migrations")], swiftSettings: common),

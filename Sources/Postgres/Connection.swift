@@ -15,8 +15,12 @@ public struct Connection: ~Copyable {
     /// True once the connection cannot be used any more.
     private(set) var isBroken = false
 
+    private init(owning handle: OpaquePointer) {
+        unsafe self.handle = handle
+    }
+
     /// Connects, and prepares the session with one script that a transaction pooler tolerates.
-    init(to target: ConnectionTarget, setUp: String) throws(PostgresError) {
+    static func open(_ target: ConnectionTarget, setUp: String) throws(PostgresError) -> Connection {
         let parameters = target.parameters
         let keys = CStringArray(parameters.map(\.key))
         let values = CStringArray(parameters.map(\.value))
@@ -26,7 +30,7 @@ public struct Connection: ~Copyable {
         guard let opened = unsafe opened else {
             throw PostgresError(.unreachable, step: .connect, message: "out of memory while connecting")
         }
-        unsafe handle = opened
+        var connection = unsafe Connection(owning: opened)
         guard unsafe PQstatus(opened) == CONNECTION_OK else {
             let message = unsafe String(cString: PQerrorMessage(opened)).trimmed
             throw PostgresError(.unreachable, step: .connect, message: message)
@@ -35,7 +39,8 @@ public struct Connection: ~Copyable {
         guard unsafe PQsetnonblocking(opened, 1) == 0 else {
             throw PostgresError(.unreachable, step: .connect, message: "the connection refuses non-blocking mode")
         }
-        try script(setUp)
+        try connection.script(setUp)
+        return connection
     }
 
     deinit {
@@ -127,7 +132,7 @@ public struct Connection: ~Copyable {
         statementsMade += 1
         let name = "s\(statementsMade)"
         let types = sql.binds.map(\.type)
-        let sent = types.withUnsafeBufferPointer {
+        let sent = unsafe types.withUnsafeBufferPointer {
             unsafe PQsendPrepare(handle, name, sql.text, Int32(types.count), $0.baseAddress)
         }
         try check(sent)
@@ -157,28 +162,28 @@ public struct Connection: ~Copyable {
         var isCancelled = false
         while true {
             let unsent = unsafe PQflush(handle)
-            if unsent < 0 { throw lost(clearing: unsafe last) }
+            if unsent < 0 { throw unsafe lost(clearing: unsafe last) }
             if unsafe PQisBusy(handle) == 1 {
                 guard let isReady = try? poll(for: unsent == 1 ? POLLIN | POLLOUT : POLLIN, until: deadline) else {
-                    throw lost(clearing: unsafe last)
+                    throw unsafe lost(clearing: unsafe last)
                 }
                 if !isReady {
                     // Past the deadline: ask the server to stop, then give it a moment to say how it ended.
-                    if isCancelled || !requestCancel() { throw lost(clearing: unsafe last) }
+                    if isCancelled || !requestCancel() { throw unsafe lost(clearing: unsafe last) }
                     isCancelled = true
                     deadline = .now + .seconds(2)
                 } else if unsafe PQconsumeInput(handle) == 0 {
-                    throw lost(clearing: unsafe last)
+                    throw unsafe lost(clearing: unsafe last)
                 }
                 continue
             }
             guard let result = unsafe PQgetResult(handle) else { break }
             let status = unsafe PQresultStatus(result)
             if status == PGRES_FATAL_ERROR || status == PGRES_BAD_RESPONSE {
-                failure = failure ?? serverError(unsafe result, step: step, isCancelled: isCancelled)
+                failure = unsafe failure ?? serverError(unsafe result, step: step, isCancelled: isCancelled)
                 unsafe PQclear(result)
                 // A connection that dies reports an error result without a code.
-                if unsafe PQstatus(handle) != CONNECTION_OK { throw lost(clearing: unsafe last, after: failure) }
+                if unsafe PQstatus(handle) != CONNECTION_OK { throw unsafe lost(clearing: unsafe last, after: failure) }
             } else {
                 unsafe PQclear(last)
                 unsafe last = result
@@ -188,7 +193,7 @@ public struct Connection: ~Copyable {
             unsafe PQclear(last)
             throw failure
         }
-        guard let result = unsafe last else { throw lost(clearing: nil) }
+        guard let result = unsafe last else { throw unsafe lost(clearing: nil) }
         return unsafe Rows(owning: result)
     }
 
@@ -221,7 +226,7 @@ public struct Connection: ~Copyable {
     }
 
     private mutating func check(_ succeeded: Int32) throws(PostgresError) {
-        if succeeded == 0 { throw lost(clearing: nil) }
+        if succeeded == 0 { throw unsafe lost(clearing: nil) }
     }
 
     private func requestCancel() -> Bool {
@@ -239,7 +244,7 @@ public struct Connection: ~Copyable {
             var descriptor = pollfd(fd: unsafe PQsocket(handle), events: Int16(events), revents: 0)
             let ready = unsafe Glibc.poll(&descriptor, 1, Int32(max(0, min(left + 1, 60_000))))
             if ready > 0 { return true }
-            if ready < 0, errno != EINTR { throw lost(clearing: nil) }
+            if ready < 0, errno != EINTR { throw unsafe lost(clearing: nil) }
             if left <= 0 { return false }
         }
     }
@@ -281,13 +286,13 @@ private struct CStringArray {
     /// Calls the body with the pointers followed by a null; they are valid only during the call.
     func withPointers<Value>(_ body: (UnsafePointer<UnsafePointer<CChar>?>) -> Value) -> Value {
         unsafe storage.withUnsafeBytes { bytes in
-            let base = unsafe bytes.baseAddress
+            let base = bytes.baseAddress
             var pointers = unsafe offsets.map { offset in
                 unsafe offset.flatMap { offset in unsafe base?.advanced(by: offset).assumingMemoryBound(to: CChar.self) }
             }
             unsafe pointers.append(nil)
             return unsafe pointers.withUnsafeBufferPointer { buffer in
-                guard let start = unsafe buffer.baseAddress else { preconditionFailure("the array is never empty") }
+                guard let start = buffer.baseAddress else { preconditionFailure("the array is never empty") }
                 return unsafe body(start)
             }
         }

@@ -1,5 +1,5 @@
-import Glibc
 import Synchronization
+import Threads
 
 /// A few connections to one database, each owned by a thread of its own, fed from one queue.
 ///
@@ -103,7 +103,7 @@ private final class WorkQueue: Sendable {
     func work(target: ConnectionTarget, setUp: String) {
         while let job = next() {
             let connection: Connection
-            do throws(PostgresError) { connection = try Connection(to: target, setUp: setUp) } catch {
+            do throws(PostgresError) { connection = try Connection.open(target, setUp: setUp) } catch {
                 job.fail(error)
                 continue
             }

@@ -17,7 +17,7 @@ public struct Rows: ~Copyable {
     public var count: Int { Int(unsafe PQntuples(result)) }
 
     /// How many rows the statement inserted, updated or deleted.
-    public var affected: Int { Int(String(cString: unsafe PQcmdTuples(result))) ?? 0 }
+    public var affected: Int { Int(unsafe String(cString: PQcmdTuples(result))) ?? 0 }
 
     /// The names of the columns, in order.
     public var columns: [String] {
@@ -55,7 +55,7 @@ public struct Row {
     /// Throws a `PostgresError` of kind value when the text cannot be read as that type.
     public subscript<Value: PostgresDecodable>(_ column: Int) -> Value {
         get throws(PostgresError) {
-            guard let value = Value(postgresText: text(column)) else {
+            guard let value = unsafe Value(postgresText: text(column)) else {
                 throw PostgresError(
                     .value, step: .decode,
                     message: "column \(unsafe String(cString: PQfname(result, Int32(column)))) is no \(Value.self)")
@@ -81,7 +81,7 @@ public protocol PostgresDecodable {
 
 extension Optional: PostgresDecodable where Wrapped: PostgresDecodable {
     public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
-        guard let text = unsafe text else { self = .some(nil); return }
+        guard let text = unsafe text else { self = .none; return }
         guard let value = unsafe Wrapped(postgresText: text) else { return nil }
         self = .some(value)
     }
@@ -155,10 +155,10 @@ extension JSONText: PostgresDecodable {
 
 extension Bytes: PostgresDecodable {
     public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
-        guard let text = unsafe text, unsafe text.count >= 2, unsafe text.count % 2 == 0 else { return nil }
+        guard let text = unsafe text, text.count >= 2, text.count.isMultiple(of: 2) else { return nil }
         var bytes: [UInt8] = []
-        bytes.reserveCapacity(unsafe text.count / 2)
-        for position in stride(from: 2, to: unsafe text.count, by: 2) {
+        bytes.reserveCapacity(text.count / 2)
+        for position in stride(from: 2, to: text.count, by: 2) {
             guard let high = unsafe hexadecimalValue(text[position]), let low = unsafe hexadecimalValue(text[position + 1])
             else { return nil }
             bytes.append(high << 4 | low)
@@ -179,7 +179,7 @@ extension Array: PostgresDecodable where Element: PostgresDecodable {
         var isEscaped = false
         func finish() -> Bool {
             let isNull = !wasQuoted && current == [UInt8]("NULL".utf8)
-            let element = current.withUnsafeBufferPointer { unsafe Element(postgresText: isNull ? nil : $0) }
+            let element = unsafe current.withUnsafeBufferPointer { unsafe Element(postgresText: isNull ? nil : $0) }
             guard let element else { return false }
             elements.append(element)
             current = []
@@ -187,7 +187,7 @@ extension Array: PostgresDecodable where Element: PostgresDecodable {
             return true
         }
         let inner = unsafe text.dropFirst().dropLast()
-        for byte in unsafe inner {
+        for unsafe byte in unsafe inner {
             if isEscaped {
                 current.append(byte)
                 isEscaped = false

@@ -2,21 +2,21 @@ import Glibc
 
 /// An operating-system thread for blocking calls into C. Signals stay with the process's other threads.
 @safe
-struct Thread: Sendable {
+package struct Thread: Sendable {
     private let id: pthread_t
 
     /// Starts a thread that runs the closure; it must be joined.
-    init(_ body: @escaping @Sendable () -> Void) {
+    package init(_ body: @escaping @Sendable () -> Void) {
         id = Thread.start(body)
     }
 
     /// Starts a thread that frees itself when the closure returns.
-    static func detach(_ body: @escaping @Sendable () -> Void) {
+    package static func detach(_ body: @escaping @Sendable () -> Void) {
         pthread_detach(start(body))
     }
 
     /// Waits until the closure has returned.
-    func join() {
+    package func join() {
         pthread_join(id, nil)
     }
 
@@ -47,11 +47,11 @@ struct Thread: Sendable {
 
 /// A counting semaphore for threads that may block.
 @safe
-final class ThreadSemaphore: Sendable {
+package final class ThreadSemaphore: Sendable {
     // POSIX wants the semaphore at an address that does not move; its functions are safe from any thread.
     private nonisolated(unsafe) let semaphore: UnsafeMutablePointer<sem_t>
 
-    init() {
+    package init() {
         unsafe semaphore = .allocate(capacity: 1)
         unsafe semaphore.initialize(to: sem_t())
         unsafe sem_init(semaphore, 0, 0)
@@ -62,7 +62,7 @@ final class ThreadSemaphore: Sendable {
         unsafe semaphore.deallocate()
     }
 
-    func signal() { unsafe sem_post(semaphore) }
+    package func signal() { unsafe sem_post(semaphore) }
 
-    func wait() { while unsafe sem_wait(semaphore) != 0 {} }
+    package func wait() { while unsafe sem_wait(semaphore) != 0 {} }
 }

@@ -1,0 +1,111 @@
+import Glibc
+
+/// Which addresses a request may connect to. Checked on the socket's address at every new connection, where neither a
+/// spelling, nor a name that resolves elsewhere the second time, nor a redirect can get around it.
+///
+/// Refused are all addresses that are not globally reachable unicast (IANA special-purpose registries, RFC 6890 and its
+/// updates), and IPv6 forms that carry such an IPv4 address; `allowing` lets networks of one's own through.
+public struct AddressPolicy: Sendable {
+    private let allowed: [Network]
+
+    /// A policy that lets the given networks through although they are special.
+    public init(allowing networks: [Network] = []) {
+        allowed = networks
+    }
+
+    /// True when a connection to the address may be made.
+    public func allows(_ address: IPAddress) -> Bool {
+        allowed.contains { $0.contains(address) } || isGlobal(address)
+    }
+
+    private func isGlobal(_ address: IPAddress) -> Bool {
+        switch address {
+        case .v4: return !Self.special4.contains { $0.contains(address) }
+        case .v6(let high, let low):
+            // NAT64 (RFC 6052) reaches the IPv4 address that it carries: that address decides.
+            if high == 0x0064_FF9B_0000_0000, low >> 32 == 0 { return isGlobal(.v4(UInt32(truncatingIfNeeded: low))) }
+            // ISATAP (RFC 5214) interface identifiers carry one, too.
+            if low >> 32 == 0x0000_5EFE || low >> 32 == 0x0200_5EFE, !isGlobal(.v4(UInt32(truncatingIfNeeded: low))) {
+                return false
+            }
+            // Everything outside 2000::/3 is special, and a few ranges inside it.
+            return high >> 61 == 1 && !Self.special6.contains { $0.contains(address) }
+        }
+    }
+
+    private static let special4 = [
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+        "224.0.0.0/4", "240.0.0.0/4",
+    ].compactMap(Network.init)
+
+    private static let special6 = ["2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"].compactMap(Network.init)
+}
+
+/// An IPv4 or IPv6 address.
+public enum IPAddress: Hashable, Sendable {
+    case v4(UInt32)
+    case v6(high: UInt64, low: UInt64)
+
+    /// Reads the usual text forms (`inet_pton`); shortened and non-decimal IPv4 spellings are not addresses here.
+    public init?(_ text: String) {
+        var bytes4 = in_addr()
+        var bytes6 = in6_addr()
+        if unsafe inet_pton(AF_INET, text, &bytes4) == 1 {
+            self = .v4(UInt32(bigEndian: bytes4.s_addr))
+        } else if unsafe inet_pton(AF_INET6, text, &bytes6) == 1 {
+            self.init(bytes6)
+        } else {
+            return nil
+        }
+    }
+
+    init(_ bytes: in6_addr) {
+        let (high, low) = unsafe withUnsafeBytes(of: bytes) { raw in
+            (unsafe raw.loadUnaligned(as: UInt64.self), unsafe raw.loadUnaligned(fromByteOffset: 8, as: UInt64.self))
+        }
+        self = .v6(high: UInt64(bigEndian: high), low: UInt64(bigEndian: low))
+    }
+
+    /// Reads a socket address; nil for families that are not the Internet's.
+    init?(_ address: UnsafeRawPointer, family: Int32) {
+        switch family {
+        case AF_INET:
+            self = .v4(UInt32(bigEndian: unsafe address.loadUnaligned(as: sockaddr_in.self).sin_addr.s_addr))
+        case AF_INET6:
+            self.init(unsafe address.loadUnaligned(as: sockaddr_in6.self).sin6_addr)
+        default: return nil
+        }
+    }
+}
+
+/// A network in CIDR notation, such as `10.0.0.0/8` or `fd00::/8`; a bare address is a network of one.
+public struct Network: Sendable, CustomStringConvertible {
+    public let description: String
+    private let base: IPAddress
+    private let length: Int
+
+    /// Reads the notation; nil when the address or the length is not valid.
+    public init?(_ text: String) {
+        let parts = text.split(separator: "/", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+        guard let base = IPAddress(parts[0]) else { return nil }
+        let most = if case .v4 = base { 32 } else { 128 }
+        let length = parts.count == 1 ? most : Int(parts[1]) ?? -1
+        guard (0...most).contains(length) else { return nil }
+        description = text
+        self.base = base
+        self.length = length
+    }
+
+    /// True when the address lies in the network; addresses of the other family never do.
+    public func contains(_ address: IPAddress) -> Bool {
+        switch (base, address) {
+        case (.v4(let base), .v4(let address)):
+            return length == 0 || (base ^ address) >> UInt32(32 - length) == 0
+        case (.v6(let baseHigh, let baseLow), .v6(let high, let low)):
+            if length <= 64 { return length == 0 || (baseHigh ^ high) >> UInt64(64 - length) == 0 }
+            return baseHigh == high && (baseLow ^ low) >> UInt64(128 - length) == 0
+        default: return false
+        }
+    }
+}

@@ -1,0 +1,62 @@
+import CCurl
+
+/// The parts of a URL that a request can be sent to, read by the same parser that will send it.
+public struct TargetURL: Sendable {
+    public let scheme: String
+    public let host: String
+    public let port: Int
+    /// The host as an address, when it is one in any of the spellings that libcurl understands.
+    public let address: IPAddress?
+
+    /// Why a URL cannot be an endpoint's. The description does not repeat the URL: it may hold a token.
+    public struct Refusal: Error, Sendable, CustomStringConvertible {
+        public let description: String
+    }
+
+    /// The longest URL in bytes.
+    public static let longest = 2048
+
+    /// Checks the URL without resolving its host.
+    public init(_ text: String) throws(Refusal) {
+        guard text.utf8.count <= Self.longest else { throw Refusal(description: "is longer than \(Self.longest) bytes") }
+        guard text.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) else {
+            throw Refusal(description: "contains white space, a control character or a non-ASCII character; write the host as an A-label (xn--…) and percent-encode the rest")
+        }
+        let lower = text.lowercased()
+        guard lower.hasPrefix("http://") || lower.hasPrefix("https://") else {
+            throw Refusal(description: "must begin with https:// or http://")
+        }
+        guard !text.contains("\\") else { throw Refusal(description: "contains a backslash") }
+        guard !text.contains("#") else { throw Refusal(description: "has a fragment (#…), which is never sent") }
+        guard lower.drop(while: { $0 != "/" }).dropFirst(2).first != "/" else { throw Refusal(description: "has no host") }
+
+        guard let handle = unsafe curl_url() else { throw Refusal(description: "cannot be parsed: out of memory") }
+        defer { unsafe curl_url_cleanup(handle) }
+        let code = unsafe curl_url_set(handle, CURLUPART_URL, text, UInt32(CURLU_DISALLOW_USER))
+        if code == CURLUE_USER_NOT_ALLOWED {
+            throw Refusal(description: "contains a user name; give credentials as a header instead")
+        }
+        guard code == CURLUE_OK else {
+            throw Refusal(description: "is not a valid URL (\(unsafe String(cString: curl_url_strerror(code))))")
+        }
+        func part(_ part: CURLUPart, _ flags: Int32 = 0) -> String? {
+            var value: UnsafeMutablePointer<CChar>?
+            guard unsafe curl_url_get(handle, part, &value, UInt32(flags)) == CURLUE_OK, let value = unsafe value else { return nil }
+            defer { unsafe curl_free(value) }
+            return unsafe String(cString: value)
+        }
+        guard let scheme = part(CURLUPART_SCHEME), let host = part(CURLUPART_HOST), !host.isEmpty else {
+            throw Refusal(description: "has no host")
+        }
+        guard let port = part(CURLUPART_PORT, CURLU_DEFAULT_PORT).flatMap({ Int($0) }), port > 0 else {
+            throw Refusal(description: "has no usable port")
+        }
+        guard host.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F && $0 != UInt8(ascii: "%") }) || host.hasPrefix("[") else {
+            throw Refusal(description: "has a host that is neither a name nor an address")
+        }
+        self.scheme = scheme.lowercased()
+        self.host = host
+        self.port = port
+        address = IPAddress(host.hasPrefix("[") ? String(host.dropFirst().dropLast().prefix { $0 != "%" }) : host)
+    }
+}

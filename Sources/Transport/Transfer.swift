@@ -1,0 +1,269 @@
+import CCurl
+import Glibc
+
+/// One easy handle with everything that libcurl borrows from it. It belongs to the transport thread and serves many
+/// requests, one after the other.
+@safe
+final class Transfer {
+    /// What is kept of an answer's body, and how much more is read (and dropped) so that the connection can be kept.
+    static let keptBody = 16 * 1024
+    static let toleratedBody = 256 * 1024
+
+    let handle: UnsafeMutableRawPointer
+    private let policy: AddressPolicy
+    private let errorText: UnsafeMutablePointer<CChar>
+    private var headers: UnsafeMutablePointer<curl_slist>?
+
+    private(set) var id: UInt64 = 0
+    private var completion: (@Sendable (HTTPExchange) -> Void)?
+    private var exchange = HTTPExchange()
+    private var received = 0
+    private var isHeaderComplete = false
+    private var currentStatus = 0
+    private var sends = 0
+    private var wasBlocked = false
+    private var lacksDescriptors = false
+
+    init?(policy: AddressPolicy) {
+        guard let handle = unsafe curl_easy_init() else { return nil }
+        unsafe self.handle = handle
+        self.policy = policy
+        unsafe errorText = .allocate(capacity: Int(CURL_ERROR_SIZE))
+        unsafe errorText.initialize(repeating: 0, count: Int(CURL_ERROR_SIZE))
+        setConstantOptions()
+    }
+
+    deinit {
+        unsafe curl_easy_cleanup(handle)
+        unsafe curl_slist_free_all(headers)
+        unsafe errorText.deallocate()
+    }
+
+    /// What is the same for every request. Unknown options would be a libcurl older than 7.88, which the build refuses.
+    private func setConstantOptions() {
+        let context = unsafe Unmanaged.passUnretained(self).toOpaque()
+        unsafe curl_set_pointer(handle, CURLOPT_PRIVATE, context)
+        unsafe curl_set_pointer(handle, CURLOPT_ERRORBUFFER, errorText)
+        unsafe curl_set_long(handle, CURLOPT_NOSIGNAL, 1)
+        unsafe curl_set_string(handle, CURLOPT_PROTOCOLS_STR, "http,https")
+        unsafe curl_set_long(handle, CURLOPT_FOLLOWLOCATION, 0)
+        unsafe curl_set_long(handle, CURLOPT_HTTP_VERSION, 2)  // CURL_HTTP_VERSION_1_1, a macro Swift cannot see
+        unsafe curl_set_long(handle, CURLOPT_SSLVERSION, 6)  // CURL_SSLVERSION_TLSv1_2: the default only since 8.16
+        unsafe curl_set_long(handle, CURLOPT_SSL_VERIFYPEER, 1)
+        unsafe curl_set_long(handle, CURLOPT_SSL_VERIFYHOST, 2)
+        // The environment must not reroute or authenticate a delivery by accident.
+        unsafe curl_set_string(handle, CURLOPT_PROXY, "")
+        unsafe curl_set_long(handle, CURLOPT_NETRC, 0)
+        // Without this, name resolution outlives every other time limit (10 s were measured for a limit of 1 s).
+        unsafe curl_set_long(handle, CURLOPT_QUICK_EXIT, 1)
+        // A TLS peer is verified when it connects; without a bound that trust would last for ever.
+        unsafe curl_set_long(handle, CURLOPT_MAXLIFETIME_CONN, 300)
+        // Idle connections are dropped before common servers drop them, which would race with the next request.
+        unsafe curl_set_long(handle, CURLOPT_MAXAGE_CONN, 50)
+        unsafe curl_set_data_callback(handle, CURLOPT_WRITEFUNCTION) { bytes, size, count, context in
+            guard let transfer = unsafe Transfer.from(context) else { return 0 }
+            return unsafe transfer.receive(UnsafeRawBufferPointer(start: bytes, count: size * count))
+        }
+        unsafe curl_set_pointer(handle, CURLOPT_WRITEDATA, context)
+        unsafe curl_set_data_callback(handle, CURLOPT_HEADERFUNCTION) { bytes, size, count, context in
+            guard let transfer = unsafe Transfer.from(context) else { return 0 }
+            unsafe transfer.receiveHeader(UnsafeRawBufferPointer(start: bytes, count: size * count))
+            return size * count
+        }
+        unsafe curl_set_pointer(handle, CURLOPT_HEADERDATA, context)
+        unsafe curl_set_open_socket_callback(handle) { context, purpose, address in
+            guard let transfer = unsafe Transfer.from(context), let address = unsafe address else { return -1 }
+            return unsafe transfer.openSocket(address)
+        }
+        unsafe curl_set_pointer(handle, CURLOPT_OPENSOCKETDATA, context)
+        unsafe curl_set_prereq_callback(handle) { context, _, _, _, _ in
+            guard let transfer = unsafe Transfer.from(context) else { return 1 }
+            return transfer.beforeSending()
+        }
+        unsafe curl_set_pointer(handle, CURLOPT_PREREQDATA, context)
+    }
+
+    private static func from(_ context: UnsafeMutableRawPointer?) -> Transfer? {
+        guard let context = unsafe context else { return nil }
+        return unsafe Unmanaged<Transfer>.fromOpaque(context).takeUnretainedValue()
+    }
+
+    /// Loads the next request into the handle.
+    func prepare(_ request: HTTPRequest, id: UInt64, completion: @escaping @Sendable (HTTPExchange) -> Void) {
+        self.id = id
+        self.completion = completion
+        exchange = HTTPExchange()
+        received = 0
+        isHeaderComplete = false
+        currentStatus = 0
+        sends = 0
+        wasBlocked = false
+        lacksDescriptors = false
+        unsafe errorText[0] = 0
+
+        unsafe curl_slist_free_all(headers)
+        unsafe headers = nil
+        for header in request.headers { unsafe headers = unsafe curl_slist_append(headers, header.line) }
+        // Without this libcurl asks receivers of large bodies for permission first and waits a second for it.
+        unsafe headers = unsafe curl_slist_append(headers, "Expect:")
+        unsafe curl_set_list(handle, CURLOPT_HTTPHEADER, headers)
+        unsafe curl_set_string(handle, CURLOPT_URL, request.url)
+        unsafe curl_set_long(handle, CURLOPT_TIMEOUT_MS, max(1, Int(request.timeout.inMilliseconds)))
+        unsafe curl_set_long(handle, CURLOPT_CONNECTTIMEOUT_MS, max(1, Int(request.connectTimeout.inMilliseconds)))
+        unsafe curl_set_string(handle, CURLOPT_CUSTOMREQUEST, nil)
+        if request.method == .get {
+            unsafe curl_set_long(handle, CURLOPT_HTTPGET, 1)
+            return
+        }
+        unsafe curl_set_long(handle, CURLOPT_POST, 1)
+        if request.method != .post { unsafe curl_set_string(handle, CURLOPT_CUSTOMREQUEST, request.method.rawValue) }
+        // The size first: it tells libcurl how much to copy.
+        unsafe curl_set_offset(handle, CURLOPT_POSTFIELDSIZE_LARGE, curl_off_t(request.body.count))
+        unsafe request.body.withUnsafeBytes { body in
+            unsafe _ = curl_set_pointer(handle, CURLOPT_COPYPOSTFIELDS, body.baseAddress ?? UnsafeRawPointer(errorText))
+        }
+    }
+
+    /// Reads the result, hands it to whoever waits, and lets go of the request.
+    func finish(_ result: CURLcode) {
+        complete(result)
+        let exchange = exchange
+        let completion = completion
+        self.completion = nil
+        self.exchange = HTTPExchange()
+        completion?(exchange)
+    }
+
+    /// Ends a transfer that was taken out of the multi handle before it was done.
+    func abandon() {
+        exchange.failure = .cancelled
+        exchange.message = "stopped by this service before an answer came"
+        exchange.mayHaveBeenSent = sends > 0
+        measure()
+        let exchange = exchange
+        let completion = completion
+        self.completion = nil
+        completion?(exchange)
+    }
+
+    // MARK: Callbacks of libcurl, on the transport thread
+
+    private func receive(_ bytes: UnsafeRawBufferPointer) -> Int {
+        received += bytes.count
+        let room = Self.keptBody - exchange.body.count
+        if room > 0 { unsafe exchange.body.append(contentsOf: bytes.prefix(room)) }
+        // Taking less than was offered makes libcurl close the connection.
+        return received > Self.toleratedBody ? 0 : bytes.count
+    }
+
+    private func receiveHeader(_ line: UnsafeRawBufferPointer) {
+        if unsafe line.starts(with: "HTTP/".utf8) {
+            // "HTTP/1.1 200": three digits after the first space.
+            let digits = unsafe line.drop { $0 != UInt8(ascii: " ") }.dropFirst().prefix(3)
+            currentStatus = unsafe digits.reduce(0) { $0 * 10 + Int($1 &- 48) }
+            isHeaderComplete = false
+        } else if line.count <= 2 {
+            // The end of a header block; those of 1xx answers are followed by another.
+            isHeaderComplete = currentStatus >= 200
+        } else if let colon = unsafe line.firstIndex(of: UInt8(ascii: ":")) {
+            unsafe keep(unsafe line[..<colon], value: unsafe line[(colon + 1)...])
+        }
+    }
+
+    private static let requestIDNames: Set<String> = [
+        "x-request-id", "request-id", "x-cws-transactionid", "citrix-transactionid", "x-amzn-requestid",
+        "x-ms-request-id", "x-correlation-id", "x-trace-id",
+    ]
+
+    private func keep(_ name: Slice<UnsafeRawBufferPointer>, value: Slice<UnsafeRawBufferPointer>) {
+        // Names that cannot be ours are skipped without making a string of them.
+        guard let first = unsafe name.first, "xXrRcC".utf8.contains(first), unsafe name.count <= 20 else { return }
+        let name = unsafe String(decoding: name, as: UTF8.self).lowercased()
+        guard name == "retry-after" || Self.requestIDNames.contains(name) else { return }
+        let text = unsafe String(decoding: value.prefix(200), as: UTF8.self).filter { !$0.isNewline }
+        let trimmed = String(text.drop { $0 == " " || $0 == "\t" })
+        if name == "retry-after" { exchange.retryAfter = exchange.retryAfter ?? trimmed }
+        else { exchange.requestID = exchange.requestID ?? trimmed }
+    }
+
+    private func openSocket(_ address: UnsafeMutablePointer<curl_sockaddr>) -> curl_socket_t {
+        guard let offset = MemoryLayout<curl_sockaddr>.offset(of: \.addr) else { return -1 }
+        let family = unsafe address.pointee.family
+        let ip = unsafe IPAddress(UnsafeRawPointer(address) + offset, family: family)
+        // One forbidden address in the answer spoils the transfer: libcurl would otherwise go on to the next.
+        guard !wasBlocked, let ip, policy.allows(ip) else {
+            wasBlocked = true
+            return -1
+        }
+        let descriptor = unsafe socket(family, address.pointee.socktype | Int32(SOCK_CLOEXEC.rawValue), address.pointee.protocol)
+        if descriptor < 0 { lacksDescriptors = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM }
+        return descriptor
+    }
+
+    /// Called right before a request is written. The second call in one transfer means that a reused connection died and
+    /// libcurl is about to send the request again without telling anybody: that is ours to decide and to record.
+    private func beforeSending() -> Int32 {
+        sends += 1
+        return sends > 1 ? CURL_PREREQFUNC_ABORT : CURL_PREREQFUNC_OK
+    }
+
+    // MARK: Results
+
+    private func complete(_ result: CURLcode) {
+        measure()
+        exchange.mayHaveBeenSent = sends > 0
+        // The status line decides: a receiver that said 2xx has taken the event, however its body ended.
+        if isHeaderComplete, (100...599).contains(currentStatus) {
+            exchange.status = currentStatus
+            return
+        }
+        let text = unsafe errorText[0] == 0 ? String(cString: curl_easy_strerror(result)) : String(cString: errorText)
+        exchange.message = text
+        exchange.failure = failure(result)
+        if exchange.failure == .blockedAddress {
+            exchange.message = "the host's address is private, local or otherwise special; OUTBOX_ALLOW_NETWORKS lets networks through"
+        } else if sends > 1 {
+            exchange.message = "the receiver closed the connection without an answer"
+        }
+    }
+
+    private func failure(_ result: CURLcode) -> HTTPExchange.Failure {
+        if wasBlocked { return .blockedAddress }
+        if lacksDescriptors { return .localResources }
+        if sends > 1 { return .connectionLost }
+        return switch result {
+        case CURLE_COULDNT_RESOLVE_HOST, CURLE_COULDNT_RESOLVE_PROXY: .dns
+        case CURLE_COULDNT_CONNECT: .connect
+        case CURLE_OPERATION_TIMEDOUT: .timeout
+        case CURLE_SSL_CONNECT_ERROR, CURLE_PEER_FAILED_VERIFICATION, CURLE_SSL_CERTPROBLEM, CURLE_SSL_CIPHER,
+            CURLE_SSL_CACERT_BADFILE, CURLE_SSL_ISSUER_ERROR, CURLE_USE_SSL_FAILED, CURLE_SSL_INVALIDCERTSTATUS:
+            .tls
+        case CURLE_GOT_NOTHING, CURLE_SEND_ERROR, CURLE_RECV_ERROR, CURLE_PARTIAL_FILE: .connectionLost
+        case CURLE_OUT_OF_MEMORY: .localResources
+        case CURLE_URL_MALFORMAT, CURLE_UNSUPPORTED_PROTOCOL, CURLE_BAD_FUNCTION_ARGUMENT: .invalidRequest
+        default: .protocolError
+        }
+    }
+
+    private func measure() {
+        func time(_ info: CURLINFO) -> Int64 {
+            var microseconds: curl_off_t = 0
+            unsafe curl_get_offset(handle, info, &microseconds)
+            return Int64(microseconds)
+        }
+        let (dns, connect, tls) = (time(CURLINFO_NAMELOOKUP_TIME_T), time(CURLINFO_CONNECT_TIME_T), time(CURLINFO_APPCONNECT_TIME_T))
+        let (sent, first) = (time(CURLINFO_PRETRANSFER_TIME_T), time(CURLINFO_STARTTRANSFER_TIME_T))
+        exchange.timing.total = .microseconds(time(CURLINFO_TOTAL_TIME_T))
+        if dns > 0 { exchange.timing.dns = .microseconds(dns) }
+        if connect > 0 { exchange.timing.connect = .microseconds(max(0, connect - dns)) }
+        if tls > 0 { exchange.timing.tls = .microseconds(max(0, tls - connect)) }
+        if first > 0, sent > 0 { exchange.timing.firstByte = .microseconds(max(0, first - sent)) }
+    }
+}
+
+extension Duration {
+    var inMilliseconds: Int64 {
+        let (seconds, attoseconds) = components
+        return seconds * 1000 + attoseconds / 1_000_000_000_000_000
+    }
+}

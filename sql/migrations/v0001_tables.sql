@@ -1,0 +1,278 @@
+-- The tables. What is written once is never updated; what is updated is small (docs/architecture.md says why).
+
+-- One row: what this installation is and how long it keeps things.
+CREATE TABLE outbox.setting (
+    singleton           boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    -- Part of every webhook-id, so that two source databases never collide at one receiver.
+    instance            text NOT NULL DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 8),
+    -- Grows with every change to an endpoint or to its pause: workers then read the endpoints again.
+    endpoint_generation bigint NOT NULL DEFAULT 0,
+    partition_unit      text NOT NULL DEFAULT 'day' CHECK (partition_unit IN ('hour', 'day')),
+    event_retention     interval NOT NULL DEFAULT '30 days' CHECK (event_retention >= '1 hour'),
+    attempt_retention   interval NOT NULL DEFAULT '30 days' CHECK (attempt_retention >= '1 hour')
+);
+INSERT INTO outbox.setting DEFAULT VALUES;
+
+-- One UUID (version 7, RFC 9562) for everything that a database transaction publishes. It is computed from what the
+-- transaction already is, so that it needs no state and survives savepoints: milliseconds of its start, then a hash.
+CREATE FUNCTION outbox.transaction_uuid(started timestamptz, tx xid8) RETURNS uuid
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT (lpad(to_hex((extract(epoch FROM started) * 1000)::bigint), 12, '0') || '7' || substr(hash, 1, 3)
+            || substr('89ab', 1 + (get_byte(decode(substr(hash, 31, 2), 'hex'), 0) & 3), 1) || substr(hash, 4, 15))::uuid
+      FROM md5(tx::text || ' ' || extract(epoch FROM started)::text) AS hash
+$$;
+
+CREATE FUNCTION outbox.current_transaction_id() RETURNS uuid
+LANGUAGE sql STABLE AS $$
+    SELECT coalesce(nullif(current_setting('outbox.transaction_id', true), '')::uuid,
+                    outbox.transaction_uuid(now(), pg_current_xact_id()))
+$$;
+
+CREATE FUNCTION outbox.current_identity() RETURNS text
+LANGUAGE sql STABLE AS $$
+    SELECT coalesce(nullif(current_setting('outbox.identity', true), ''), session_user::text)
+$$;
+
+-- Called only when a body is too large, so that the check costs a comparison and the message still says what to do.
+CREATE FUNCTION outbox.refuse_body(size bigint, most bigint) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION USING errcode = 'OB001',
+        message = format('payload_too_large: before and after together are %s bytes, the limit is %s', size, most),
+        hint = 'Publish a reference instead of the data, or raise the limit with outbox.set_body_limit(bytes).';
+END $$;
+
+CREATE TABLE outbox.event (
+    id             bigint GENERATED ALWAYS AS IDENTITY,
+    tx             xid8 NOT NULL DEFAULT pg_current_xact_id(),  -- the top-level transaction, also inside savepoints
+    created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    customer_id    text NOT NULL DEFAULT 'default' CONSTRAINT customer_id_is_short_text CHECK (length(customer_id) BETWEEN 1 AND 256),
+    type           text NOT NULL CONSTRAINT type_is_short_text CHECK (length(type) BETWEEN 1 AND 256),
+    change_type    text NOT NULL DEFAULT 'Create' CONSTRAINT change_type_is_short_text CHECK (length(change_type) BETWEEN 1 AND 256),
+    transaction_id uuid NOT NULL DEFAULT outbox.current_transaction_id(),
+    identity       text DEFAULT outbox.current_identity(),
+    before         json,                                        -- json, not jsonb: the producer's bytes are kept
+    after          json,
+    occurred_at    timestamptz CONSTRAINT occurred_at_is_a_date CHECK (occurred_at BETWEEN '0001-01-01' AND '9999-12-31'),
+    ordering_key   text CONSTRAINT ordering_key_is_short_text CHECK (length(ordering_key) <= 256),
+    deliver_at     timestamptz CONSTRAINT deliver_at_is_a_date CHECK (deliver_at BETWEEN '0001-01-01' AND '9999-12-31'),
+    headers        jsonb NOT NULL DEFAULT '{}' CONSTRAINT headers_is_an_object CHECK (jsonb_typeof(headers) = 'object'),
+    CONSTRAINT body_is_within_the_limit CHECK (
+        coalesce(octet_length(before::text), 0) + coalesce(octet_length(after::text), 0) <= 1048576
+        OR outbox.refuse_body(coalesce(octet_length(before::text), 0) + coalesce(octet_length(after::text), 0), 1048576))
+) PARTITION BY RANGE (created_at);
+CREATE INDEX ON outbox.event (id);
+CREATE INDEX ON outbox.event (tx, id);
+CREATE INDEX ON outbox.event (transaction_id);
+CREATE TABLE outbox.event_default PARTITION OF outbox.event DEFAULT;
+
+CREATE FUNCTION outbox.set_body_limit(bytes bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE size text := 'coalesce(octet_length(before::text), 0) + coalesce(octet_length(after::text), 0)';
+BEGIN
+    IF bytes IS NULL OR bytes < 1 OR bytes > 104857600 THEN
+        RAISE EXCEPTION USING errcode = 'OB002', message = 'invalid_value: the body limit must be 1 to 104857600 bytes';
+    END IF;
+    ALTER TABLE outbox.event DROP CONSTRAINT body_is_within_the_limit;
+    -- NOT VALID: only new rows are checked, so that lowering the limit scans nothing.
+    EXECUTE format('ALTER TABLE outbox.event ADD CONSTRAINT body_is_within_the_limit '
+        'CHECK (%1$s <= %2$s OR outbox.refuse_body(%1$s, %2$s)) NOT VALID', size, bytes);
+END $$;
+
+-- How far the stream has been cut. One row a cut, newest last; never updated, so that a held snapshot cannot slow the
+-- read of the newest.
+CREATE TABLE outbox.cut (
+    id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    done   pg_snapshot NOT NULL,   -- everything visible here is in a batch
+    target pg_snapshot,            -- a sweep in progress: cutting towards this one ...
+    at_tx  xid8,                   -- ... and this far
+    at_id  bigint,
+    late   xid8[]                  -- transactions open at `done` that had ended by `target`
+);
+INSERT INTO outbox.cut (done) VALUES (pg_current_snapshot());
+
+CREATE TABLE outbox.batch (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    ids         int8multirange NOT NULL,
+    size        int NOT NULL,
+    first_at    timestamptz NOT NULL,   -- the created_at range of its events, for partition pruning
+    last_at     timestamptz NOT NULL,
+    claims      int NOT NULL DEFAULT 0, -- counted at the claim, so that a payload that kills its worker is noticed
+    lease_id    uuid,
+    worker      text,
+    lease_until timestamptz NOT NULL DEFAULT '-infinity'
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+
+CREATE TABLE outbox.endpoint (
+    id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    name            text NOT NULL CHECK (length(name) BETWEEN 1 AND 128),
+    customer_id     text NOT NULL DEFAULT '*',
+    description     text,
+    method          text NOT NULL DEFAULT 'POST' CHECK (method IN ('POST', 'PUT', 'PATCH', 'GET')),
+    url             text NOT NULL,
+    headers         jsonb NOT NULL DEFAULT '[]' CHECK (jsonb_typeof(headers) = 'array'),  -- [{"name":…,"value":…}]
+    format          text NOT NULL DEFAULT 'standard' CHECK (format IN ('standard', 'citrix', 'raw')),
+    event_type      text NOT NULL DEFAULT '*',
+    change_type     text NOT NULL DEFAULT '*',
+    timeout         interval NOT NULL DEFAULT '15 s' CHECK (timeout BETWEEN '100 ms' AND '5 min'),
+    connect_timeout interval NOT NULL DEFAULT '5 s' CHECK (connect_timeout BETWEEN '100 ms' AND '1 min'),
+    -- The waits after the first, second ... failure. About three days, then the dead letters.
+    retry_schedule  interval[] NOT NULL DEFAULT '{5 s,30 s,2 min,10 min,30 min,1 h,3 h,6 h,12 h,24 h,24 h}',
+    max_in_flight   int NOT NULL DEFAULT 128 CHECK (max_in_flight BETWEEN 1 AND 10000),  -- per worker process
+    disabled_at     timestamptz,
+    disabled_reason text,
+    deleted_at      timestamptz,   -- kept, so that the history still knows the name
+    generation      bigint NOT NULL DEFAULT 1,
+    created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    updated_at      timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE UNIQUE INDEX endpoint_name_is_unique ON outbox.endpoint (customer_id, name) WHERE deleted_at IS NULL;
+
+-- Signing secrets, sealed outside the database (AES-256-GCM); several while one is being rotated.
+CREATE TABLE outbox.secret (
+    id          uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    endpoint_id uuid NOT NULL REFERENCES outbox.endpoint,
+    key_id      text NOT NULL,
+    sealed      bytea NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at  timestamptz NOT NULL DEFAULT 'infinity'
+);
+CREATE INDEX ON outbox.secret (endpoint_id);
+
+CREATE TABLE outbox.lane (
+    endpoint_id  uuid PRIMARY KEY REFERENCES outbox.endpoint,
+    due_at       timestamptz NOT NULL DEFAULT 'infinity',    -- not later than the earliest delivery that waits in it
+    held_until   timestamptz NOT NULL DEFAULT '-infinity',   -- the receiver asked for a rest (Retry-After)
+    paused_until timestamptz NOT NULL DEFAULT '-infinity',   -- an operator asked for one
+    pause_reason text,
+    paused_by    text,
+    claims       int NOT NULL DEFAULT 0,
+    lease_id     uuid,
+    worker       text,
+    lease_until  timestamptz NOT NULL DEFAULT '-infinity'
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+
+-- Outstanding work only: a row exists while a delivery waits.
+CREATE TABLE outbox.delivery (
+    event_id         bigint NOT NULL,
+    endpoint_id      uuid NOT NULL,
+    event_at         timestamptz NOT NULL,   -- the event's created_at, for partition pruning
+    due_at           timestamptz NOT NULL,
+    attempts         int NOT NULL DEFAULT 0,
+    crashes          int NOT NULL DEFAULT 0, -- sends that their worker did not live to record, in a row
+    trigger          text NOT NULL CHECK (trigger IN ('first', 'retry', 'replay')),
+    last_at          timestamptz,
+    last_status      int,
+    last_error_class text,
+    last_error       text,
+    PRIMARY KEY (event_id, endpoint_id)
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
+CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id);
+
+CREATE TABLE outbox.dead_letter (
+    event_id    bigint NOT NULL,
+    endpoint_id uuid NOT NULL,
+    event_at    timestamptz NOT NULL,
+    reason      text NOT NULL CHECK (reason IN
+                    ('exhausted', 'permanent', 'worker_crashed', 'render_error', 'event_missing', 'cancelled')),
+    attempts    int NOT NULL,
+    status      int,
+    error_class text,
+    error       text,
+    fingerprint text NOT NULL,   -- the same for failures of the same kind
+    dead_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (event_id, endpoint_id)
+);
+CREATE INDEX ON outbox.dead_letter (endpoint_id, dead_at);
+CREATE INDEX ON outbox.dead_letter (fingerprint);
+
+CREATE TABLE outbox.attempt (
+    event_id      bigint NOT NULL,
+    endpoint_id   uuid NOT NULL,
+    number        int NOT NULL,
+    trigger       text NOT NULL CHECK (trigger IN ('first', 'retry', 'replay', 'test')),
+    lease_id      uuid NOT NULL,
+    worker        text NOT NULL,
+    started_at    timestamptz NOT NULL,
+    dns_us        int,
+    connect_us    int,
+    tls_us        int,
+    first_byte_us int,
+    total_us      int NOT NULL,
+    outcome       text NOT NULL CHECK (outcome IN ('success', 'failure')),
+    status        int,
+    error_class   text,
+    error         text,
+    response      bytea,
+    request_id    text           -- the receiver's own id for the request, where it answers with one
+) PARTITION BY RANGE (started_at);
+CREATE INDEX ON outbox.attempt (event_id);
+CREATE INDEX ON outbox.attempt (endpoint_id, started_at);
+CREATE TABLE outbox.attempt_default PARTITION OF outbox.attempt DEFAULT;
+
+CREATE TABLE outbox.worker (
+    id           text PRIMARY KEY,
+    version      text NOT NULL,
+    host         text NOT NULL,
+    pid          int NOT NULL,
+    started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (fillfactor = 50);
+
+CREATE TABLE outbox.audit (
+    id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    actor  text NOT NULL DEFAULT session_user,
+    action text NOT NULL,
+    object text NOT NULL,
+    reason text,
+    detail jsonb NOT NULL DEFAULT '{}'
+);
+CREATE INDEX ON outbox.audit (object, at);
+
+-- Producers' own keys against publishing twice.
+CREATE TABLE outbox.dedup (
+    customer_id text NOT NULL,
+    key         text NOT NULL,
+    event_id    bigint NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (customer_id, key)
+);
+CREATE INDEX ON outbox.dedup (created_at);
+
+CREATE TABLE outbox.replay (
+    id         uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    filter     jsonb NOT NULL,
+    state      text NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'paused', 'done', 'cancelled')),
+    rate       double precision,
+    reason     text NOT NULL,
+    created_by text NOT NULL DEFAULT session_user,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    position   jsonb NOT NULL DEFAULT '{}',
+    total      bigint NOT NULL DEFAULT 0,
+    processed  bigint NOT NULL DEFAULT 0
+);
+
+CREATE TABLE outbox.token (
+    id          uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    name        text NOT NULL,
+    hash        bytea NOT NULL UNIQUE,
+    scopes      text[] NOT NULL,
+    customer_id text,
+    created_by  text NOT NULL DEFAULT session_user,
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at  timestamptz NOT NULL DEFAULT 'infinity',
+    revoked_at  timestamptz
+);
+
+-- Per-minute counters and latency buckets, appended by each worker, summed by readers.
+CREATE TABLE outbox.stat (
+    minute          timestamptz NOT NULL,
+    worker          text NOT NULL,
+    endpoint_id     uuid NOT NULL,
+    successes       bigint NOT NULL,
+    failures        bigint NOT NULL,
+    dead            bigint NOT NULL,
+    latency_buckets bigint[] NOT NULL
+);
+CREATE INDEX ON outbox.stat (minute);

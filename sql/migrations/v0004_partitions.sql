@@ -1,0 +1,83 @@
+-- Partitions are made ahead; rows that nobody prepared for land in the DEFAULT partition, where nothing is lost and
+-- outbox.problems reports them. These functions run with the owner's rights: workers own no table.
+
+CREATE FUNCTION outbox.partition_bounds(around timestamptz, OUT suffix text, OUT lower timestamptz, OUT upper timestamptz)
+LANGUAGE sql STABLE SET timezone = 'UTC' AS $$
+    SELECT to_char(date_trunc(s.partition_unit, around), CASE s.partition_unit WHEN 'day' THEN 'YYYYMMDD' ELSE 'YYYYMMDDHH24' END),
+           date_trunc(s.partition_unit, around), date_trunc(s.partition_unit, around) + ('1 ' || s.partition_unit)::interval
+      FROM outbox.setting s
+$$;
+
+-- Makes the partitions of now and of the next three units of both logs; returns how many were missing.
+CREATE FUNCTION outbox.make_partitions() RETURNS int
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '2s' AS $$
+DECLARE
+    parent text;
+    b      record;
+    unit   interval := (SELECT ('1 ' || partition_unit)::interval FROM outbox.setting);
+    made   int := 0;
+BEGIN
+    FOREACH parent IN ARRAY ARRAY['event', 'attempt'] LOOP
+        FOR b IN SELECT p.* FROM generate_series(0, 3) n, LATERAL outbox.partition_bounds(clock_timestamp() + n * unit) p LOOP
+            CONTINUE WHEN to_regclass(format('outbox.%I', parent || '_' || b.suffix)) IS NOT NULL;
+            BEGIN
+                EXECUTE format('CREATE TABLE outbox.%I PARTITION OF outbox.%I FOR VALUES FROM (%L) TO (%L)',
+                               parent || '_' || b.suffix, parent, b.lower, b.upper);
+                made := made + 1;
+            EXCEPTION
+                -- A change of the unit overlaps what exists; rows of that time already sit in the DEFAULT partition:
+                -- both keep working as they are, and outbox.problems tells.
+                WHEN invalid_object_definition OR check_violation OR duplicate_table THEN NULL;
+            END;
+        END LOOP;
+    END LOOP;
+    RETURN made;
+END $$;
+
+CREATE VIEW outbox.partitions AS
+SELECT parent.relname AS parent, child.oid AS oid, child.relname AS name,
+       (regexp_match(pg_get_expr(child.relpartbound, child.oid), 'FROM \(''([^'']+)''\)'))[1]::timestamptz AS lower,
+       (regexp_match(pg_get_expr(child.relpartbound, child.oid), 'TO \(''([^'']+)''\)'))[1]::timestamptz AS upper
+  FROM pg_inherits i
+  JOIN pg_class child ON child.oid = i.inhrelid
+  JOIN pg_class parent ON parent.oid = i.inhparent
+ WHERE parent.oid IN ('outbox.event'::regclass, 'outbox.attempt'::regclass);
+
+-- Drops one partition that is past its retention and of which nothing is outstanding; returns its name, or NULL when
+-- there is none. One a call, so that no lock is held for long; a lock that is not had within a second is not waited for.
+CREATE FUNCTION outbox.drop_expired_partition() RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '1s' AS $$
+DECLARE
+    p record;
+BEGIN
+    FOR p IN SELECT x.* FROM outbox.partitions x, outbox.setting s
+              WHERE x.upper < clock_timestamp() - CASE x.parent WHEN 'event' THEN s.event_retention ELSE s.attempt_retention END
+              ORDER BY x.upper LOOP
+        -- Work that may still need the rows: batches, deliveries and dead letters of events of that time.
+        CONTINUE WHEN EXISTS (SELECT FROM outbox.batch b WHERE b.first_at < p.upper);
+        IF p.parent = 'event' THEN
+            CONTINUE WHEN EXISTS (SELECT FROM outbox.delivery d WHERE d.event_at >= p.lower AND d.event_at < p.upper)
+                       OR EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_at >= p.lower AND d.event_at < p.upper);
+        END IF;
+        EXECUTE format('LOCK TABLE outbox.%I IN ACCESS EXCLUSIVE MODE', p.name);
+        IF p.parent = 'event' THEN
+            -- Nobody inserts into it any more; is everything that it holds in a batch (and, see above, out of it again)?
+            IF outbox.has_uncut_events(p.oid) THEN CONTINUE; END IF;
+        END IF;
+        EXECUTE format('DROP TABLE outbox.%I', p.name);
+        RETURN p.name;
+    END LOOP;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION outbox.has_uncut_events(partition oid) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    k     outbox.cut;
+    found boolean;
+BEGIN
+    SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE tx >= pg_snapshot_xmin($1) AND NOT pg_visible_in_snapshot(tx, $1))',
+                   partition::regclass) INTO found USING k.done;
+    RETURN found;
+END $$;

@@ -1,0 +1,126 @@
+-- The contract for dashboards and for `outboxctl -o json`: column names here are public.
+
+-- Every change to an endpoint, to its secrets or to its pause moves the installation's generation, in its transaction.
+CREATE FUNCTION outbox.endpoint_changed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE outbox.setting SET endpoint_generation = endpoint_generation + 1;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER endpoint_changed AFTER INSERT OR UPDATE OR DELETE ON outbox.endpoint
+    FOR EACH STATEMENT EXECUTE FUNCTION outbox.endpoint_changed();
+CREATE TRIGGER endpoint_changed AFTER INSERT OR UPDATE OR DELETE ON outbox.secret
+    FOR EACH STATEMENT EXECUTE FUNCTION outbox.endpoint_changed();
+CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_until ON outbox.lane
+    FOR EACH STATEMENT EXECUTE FUNCTION outbox.endpoint_changed();
+
+CREATE FUNCTION outbox.webhook_id(event_id bigint) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT 'evt_' || instance || '_' || event_id FROM outbox.setting
+$$;
+
+CREATE VIEW outbox.deliveries AS
+WITH pair AS (
+    SELECT d.event_id, d.endpoint_id, d.event_at,
+           CASE WHEN l.paused_until > clock_timestamp() OR n.disabled_at IS NOT NULL THEN 'paused' ELSE 'waiting' END AS state,
+           d.attempts, d.trigger, greatest(d.due_at, l.held_until) AS due_at, d.last_at, d.last_status, d.last_error_class, d.last_error,
+           NULL::text AS reason
+      FROM outbox.delivery d
+      JOIN outbox.lane l USING (endpoint_id)
+      JOIN outbox.endpoint n ON n.id = d.endpoint_id
+    UNION ALL
+    SELECT d.event_id, d.endpoint_id, d.event_at, CASE d.reason WHEN 'cancelled' THEN 'cancelled' ELSE 'dead' END,
+           d.attempts, NULL, NULL, d.dead_at, d.status, d.error_class, d.error, d.reason
+      FROM outbox.dead_letter d
+    UNION ALL
+    -- The first recorded success of a pair that has nothing outstanding.
+    SELECT a.event_id, a.endpoint_id, NULL, 'delivered', a.number, a.trigger, NULL, a.started_at, a.status, NULL, NULL, NULL
+      FROM outbox.attempt a
+     WHERE a.outcome = 'success' AND a.trigger <> 'test'
+       AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = a.event_id AND d.endpoint_id = a.endpoint_id)
+       AND NOT EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_id = a.event_id AND d.endpoint_id = a.endpoint_id)
+       AND NOT EXISTS (SELECT FROM outbox.attempt o
+                        WHERE o.event_id = a.event_id AND o.endpoint_id = a.endpoint_id AND o.outcome = 'success'
+                          AND o.trigger <> 'test' AND (o.started_at, o.number, o.lease_id) < (a.started_at, a.number, a.lease_id)))
+SELECT p.event_id || ':' || p.endpoint_id AS id, p.event_id, outbox.webhook_id(p.event_id) AS webhook_id, p.endpoint_id,
+       n.name AS endpoint, e.customer_id, e.type AS event_type, e.change_type, e.transaction_id, p.state, p.attempts,
+       p.trigger, p.due_at, p.last_at, p.last_status, p.last_error_class, p.last_error, p.reason, e.created_at
+  FROM pair p
+  LEFT JOIN outbox.event e ON e.id = p.event_id
+  LEFT JOIN outbox.endpoint n ON n.id = p.endpoint_id;
+
+CREATE VIEW outbox.attempts AS
+SELECT a.event_id, outbox.webhook_id(a.event_id) AS webhook_id, a.endpoint_id, n.name AS endpoint, a.number, a.trigger,
+       a.started_at, a.outcome, a.status, a.error_class, a.error, a.dns_us, a.connect_us, a.tls_us, a.first_byte_us,
+       a.total_us, a.request_id, a.worker, a.lease_id
+  FROM outbox.attempt a
+  LEFT JOIN outbox.endpoint n ON n.id = a.endpoint_id;
+
+CREATE VIEW outbox.dead_letters AS
+SELECT d.event_id || ':' || d.endpoint_id AS id, d.event_id, outbox.webhook_id(d.event_id) AS webhook_id, d.endpoint_id,
+       n.name AS endpoint, e.customer_id, e.type AS event_type, e.change_type, e.transaction_id, d.reason, d.attempts,
+       d.status, d.error_class, d.error, d.fingerprint, d.dead_at
+  FROM outbox.dead_letter d
+  LEFT JOIN outbox.event e ON e.id = d.event_id AND e.created_at = d.event_at
+  LEFT JOIN outbox.endpoint n ON n.id = d.endpoint_id
+ WHERE d.reason <> 'cancelled';
+
+-- What waits, and where: committed but not yet cut, cut but not yet dispatched, waiting in an endpoint's lane. The count
+-- of what is not yet cut stops at 10,000.
+CREATE VIEW outbox.backlog AS
+SELECT 'stream' AS stage, NULL::uuid AS endpoint_id, NULL::text AS endpoint, count(*) AS waiting, min(created_at) AS oldest_at
+  FROM (SELECT e.created_at
+          FROM (SELECT c.* FROM outbox.cut c ORDER BY c.id DESC LIMIT 1) k, outbox.event e
+         WHERE (e.tx >= pg_snapshot_xmax(k.done) OR e.tx = ANY (ARRAY(SELECT pg_snapshot_xip(k.done))))
+           AND (k.target IS NULL OR (e.tx, e.id) > (k.at_tx, k.at_id) OR NOT pg_visible_in_snapshot(e.tx, k.target))
+         LIMIT 10000) uncut
+UNION ALL
+SELECT 'batch', NULL, NULL, coalesce(sum(size), 0), min(first_at) FROM outbox.batch
+UNION ALL
+SELECT 'lane', n.id, n.name, count(*), min(d.event_at)
+  FROM outbox.delivery d JOIN outbox.endpoint n ON n.id = d.endpoint_id GROUP BY n.id, n.name;
+
+CREATE VIEW outbox.endpoint_health AS
+SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
+       CASE WHEN n.disabled_at IS NOT NULL THEN 'disabled' WHEN l.paused_until > clock_timestamp() THEN 'paused' ELSE 'active' END AS state,
+       coalesce(n.disabled_reason, CASE WHEN l.paused_until > clock_timestamp() THEN l.pause_reason END) AS state_reason,
+       nullif(l.paused_until, '-infinity') AS paused_until, nullif(greatest(l.held_until, '-infinity'), '-infinity') AS held_until,
+       w.waiting, w.oldest_at, x.dead_letters, r.attempts_5m, r.successes_5m, r.last_success_at, r.last_failure_at
+  FROM outbox.endpoint n
+  JOIN outbox.lane l ON l.endpoint_id = n.id
+  CROSS JOIN LATERAL (SELECT count(*) AS waiting, min(d.event_at) AS oldest_at FROM outbox.delivery d WHERE d.endpoint_id = n.id) w
+  CROSS JOIN LATERAL (SELECT count(*) AS dead_letters FROM outbox.dead_letter d WHERE d.endpoint_id = n.id AND d.reason <> 'cancelled') x
+  CROSS JOIN LATERAL (
+        SELECT count(*) AS attempts_5m, count(*) FILTER (WHERE a.outcome = 'success') AS successes_5m,
+               max(a.started_at) FILTER (WHERE a.outcome = 'success') AS last_success_at,
+               max(a.started_at) FILTER (WHERE a.outcome = 'failure') AS last_failure_at
+          FROM outbox.attempt a
+         WHERE a.endpoint_id = n.id AND a.started_at > now() - interval '5 min') r
+ WHERE n.deleted_at IS NULL;
+
+CREATE VIEW outbox.transactions AS
+SELECT e.transaction_id, min(e.created_at) AS first_at, max(e.created_at) AS last_at, count(*) AS events,
+       array_agg(DISTINCT e.customer_id) AS customers, array_agg(DISTINCT e.type) AS event_types,
+       array_agg(DISTINCT e.identity) FILTER (WHERE e.identity IS NOT NULL) AS identities
+  FROM outbox.event e GROUP BY e.transaction_id;
+
+-- What is wrong, and what to do about it. Empty is healthy.
+CREATE VIEW outbox.problems AS
+SELECT 'default_partition_used' AS problem, format('%s rows in outbox.%s_default', n, parent) AS detail,
+       'Start a worker, so that partitions are made ahead; the rows are delivered all the same.' AS fix
+  FROM (SELECT 'event' AS parent, count(*) AS n FROM outbox.event_default
+        UNION ALL SELECT 'attempt', count(*) FROM outbox.attempt_default) d WHERE n > 0
+UNION ALL
+SELECT 'delivery_in_limbo', format('%s deliveries of endpoint %s are due before their lane says so', count(*), d.endpoint_id),
+       format('UPDATE outbox.lane SET due_at = ''-infinity'' WHERE endpoint_id = ''%s'';', d.endpoint_id)
+  FROM outbox.delivery d LEFT JOIN outbox.lane l USING (endpoint_id)
+ WHERE l.endpoint_id IS NULL OR (l.lease_until < clock_timestamp() AND d.due_at < l.due_at)
+ GROUP BY d.endpoint_id
+UNION ALL
+SELECT 'lease_not_taken_over', format('batch %s has been without a worker since %s', id, lease_until), 'Start a worker: outboxctl run'
+  FROM outbox.batch WHERE claims > 0 AND lease_until < clock_timestamp() - interval '5 min'
+UNION ALL
+SELECT 'no_worker', 'events or deliveries wait and no worker has reported for 30 seconds', 'Start a worker: outboxctl run'
+ WHERE NOT EXISTS (SELECT FROM outbox.worker WHERE heartbeat_at > clock_timestamp() - interval '30 s')
+   AND (EXISTS (SELECT FROM outbox.batch) OR EXISTS (SELECT FROM outbox.delivery)
+        OR EXISTS (SELECT FROM outbox.backlog WHERE stage = 'stream' AND waiting > 0));

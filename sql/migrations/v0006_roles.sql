@@ -1,0 +1,57 @@
+-- Roles belong to the cluster: another database of it may have made them already, or may be making them right now.
+DO $$
+DECLARE
+    wanted text;
+BEGIN
+    FOREACH wanted IN ARRAY ARRAY['outbox_producer', 'outbox_worker', 'outbox_reader', 'outbox_operator'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted) THEN
+            BEGIN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
+            EXCEPTION
+                WHEN duplicate_object OR unique_violation THEN NULL;
+                WHEN insufficient_privilege THEN
+                    RAISE EXCEPTION USING errcode = 'OB020',
+                        message = format('role %s does not exist and %s may not create it', wanted, current_user),
+                        hint = format('Have an administrator run: CREATE ROLE %I NOLOGIN; then migrate again.', wanted);
+            END;
+        END IF;
+    END LOOP;
+END $$;
+
+REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC;
+GRANT USAGE ON SCHEMA outbox TO outbox_producer, outbox_worker, outbox_reader, outbox_operator;
+
+-- Producers publish and insert, nothing else; they can set neither id nor tx nor created_at.
+GRANT INSERT (customer_id, type, change_type, transaction_id, identity, before, after, occurred_at, ordering_key,
+              deliver_at, headers) ON outbox.event TO outbox_producer, outbox_operator;
+GRANT EXECUTE ON FUNCTION
+    outbox.publish(text, json, text, text, json, text, uuid, text, text, timestamptz, jsonb, timestamptz),
+    outbox.begin_operation(uuid, text), outbox.emit(), outbox.wake_worker(), outbox.current_transaction_id(),
+    outbox.current_identity(), outbox.transaction_uuid(timestamptz, xid8), outbox.refuse_body(bigint, bigint)
+    TO outbox_producer, outbox_operator;
+
+GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_worker;
+REVOKE SELECT ON outbox.token FROM outbox_worker;
+GRANT INSERT ON outbox.cut, outbox.batch, outbox.attempt, outbox.delivery, outbox.dead_letter, outbox.worker,
+    outbox.stat, outbox.audit TO outbox_worker;
+GRANT UPDATE ON outbox.batch, outbox.lane, outbox.delivery, outbox.dead_letter, outbox.worker TO outbox_worker;
+GRANT UPDATE (disabled_at, disabled_reason, generation, updated_at) ON outbox.endpoint TO outbox_worker;
+GRANT DELETE ON outbox.cut, outbox.batch, outbox.delivery, outbox.dead_letter, outbox.worker, outbox.dedup, outbox.secret
+    TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.cut(int, int), outbox.make_partitions(), outbox.drop_expired_partition(),
+    outbox.webhook_id(bigint), outbox.has_uncut_events(oid), outbox.partition_bounds(timestamptz) TO outbox_worker;
+
+GRANT SELECT ON outbox.deliveries, outbox.attempts, outbox.dead_letters, outbox.backlog, outbox.endpoint_health,
+    outbox.transactions, outbox.problems TO outbox_reader, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.webhook_id(bigint) TO outbox_reader, outbox_operator;
+
+GRANT SELECT ON outbox.event, outbox.endpoint, outbox.secret, outbox.lane, outbox.delivery, outbox.dead_letter, outbox.attempt,
+    outbox.worker, outbox.audit, outbox.setting, outbox.migration, outbox.batch TO outbox_operator;
+GRANT INSERT, UPDATE ON outbox.endpoint, outbox.secret, outbox.lane, outbox.delivery TO outbox_operator;
+GRANT INSERT, UPDATE, DELETE ON outbox.dead_letter TO outbox_operator;
+GRANT DELETE ON outbox.delivery, outbox.secret TO outbox_operator;
+GRANT INSERT ON outbox.audit TO outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint) TO outbox_operator;
+
+SELECT outbox.make_partitions();
