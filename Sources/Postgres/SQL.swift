@@ -38,6 +38,12 @@ public struct SQL: ExpressibleByStringInterpolation, Sendable {
             text += "$\(binds.count)"
         }
 
+        /// Adds a value, or NULL, as the next parameter.
+        public mutating func appendInterpolation<Value: PostgresEncodable>(_ value: Value?) {
+            binds.append(Bind(value))
+            text += "$\(binds.count)"
+        }
+
         /// Adds text of ours to the statement.
         public mutating func appendInterpolation(raw: String) {
             text += raw

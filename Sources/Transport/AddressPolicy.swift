@@ -5,16 +5,16 @@ import Glibc
 ///
 /// Refused are all addresses that are not globally reachable unicast (IANA special-purpose registries, RFC 6890 and its
 /// updates), and IPv6 forms that carry such an IPv4 address; `allowing` lets networks of one's own through.
-public struct AddressPolicy: Sendable {
+package struct AddressPolicy: Sendable {
     private let allowed: [Network]
 
     /// A policy that lets the given networks through although they are special.
-    public init(allowing networks: [Network] = []) {
+    package init(allowing networks: [Network] = []) {
         allowed = networks
     }
 
     /// True when a connection to the address may be made.
-    public func allows(_ address: IPAddress) -> Bool {
+    package func allows(_ address: IPAddress) -> Bool {
         allowed.contains { $0.contains(address) } || isGlobal(address)
     }
 
@@ -43,12 +43,12 @@ public struct AddressPolicy: Sendable {
 }
 
 /// An IPv4 or IPv6 address.
-public enum IPAddress: Hashable, Sendable {
+package enum IPAddress: Hashable, Sendable {
     case v4(UInt32)
     case v6(high: UInt64, low: UInt64)
 
     /// Reads the usual text forms (`inet_pton`); shortened and non-decimal IPv4 spellings are not addresses here.
-    public init?(_ text: String) {
+    package init?(_ text: String) {
         var bytes4 = in_addr()
         var bytes6 = in6_addr()
         if unsafe inet_pton(AF_INET, text, &bytes4) == 1 {
@@ -80,13 +80,13 @@ public enum IPAddress: Hashable, Sendable {
 }
 
 /// A network in CIDR notation, such as `10.0.0.0/8` or `fd00::/8`; a bare address is a network of one.
-public struct Network: Sendable, CustomStringConvertible {
-    public let description: String
+package struct Network: Sendable, CustomStringConvertible {
+    package let description: String
     private let base: IPAddress
     private let length: Int
 
     /// Reads the notation; nil when the address or the length is not valid.
-    public init?(_ text: String) {
+    package init?(_ text: String) {
         let parts = text.split(separator: "/", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
         guard let base = IPAddress(parts[0]) else { return nil }
         let most = if case .v4 = base { 32 } else { 128 }
@@ -98,7 +98,7 @@ public struct Network: Sendable, CustomStringConvertible {
     }
 
     /// True when the address lies in the network; addresses of the other family never do.
-    public func contains(_ address: IPAddress) -> Bool {
+    package func contains(_ address: IPAddress) -> Bool {
         switch (base, address) {
         case (.v4(let base), .v4(let address)):
             return length == 0 || (base ^ address) >> UInt32(32 - length) == 0

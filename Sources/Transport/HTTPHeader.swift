@@ -2,21 +2,21 @@
 ///
 /// libcurl sends header strings verbatim: a line break in one becomes another header, and a framing header of the
 /// caller's choice becomes a request-smuggling tool. So a header can only be made through this check (RFC 9110 5.1, 5.5).
-public struct HTTPHeader: Sendable, Hashable {
-    public let name: String
-    public let value: String
+package struct HTTPHeader: Sendable, Hashable {
+    package let name: String
+    package let value: String
 
     /// Why a header was refused. The description names the header, never its value.
-    public struct Refusal: Error, Sendable, CustomStringConvertible {
-        public let description: String
+    package struct Refusal: Error, Sendable, CustomStringConvertible {
+        package let description: String
     }
 
     /// The longest name and value in bytes; receivers and proxies commonly refuse more.
-    public static let longestName = 256
-    public static let longestValue = 4096
+    package static let longestName = 256
+    package static let longestValue = 4096
 
     /// Checks a header that an endpoint's owner asked for.
-    public init(name: String, value: String) throws(Refusal) {
+    package init(name: String, value: String) throws(Refusal) {
         guard !name.isEmpty, name.utf8.count <= Self.longestName, name.utf8.allSatisfy(isTokenByte) else {
             let shown = name.unicodeScalars.prefix(40).map { $0.escaped(asASCII: true) }.joined()
             throw Refusal(description: "header name \"\(shown)\" is not an HTTP token (letters, digits and !#$%&'*+-.^_`|~)")

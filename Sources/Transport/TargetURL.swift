@@ -1,23 +1,23 @@
 import CCurl
 
 /// The parts of a URL that a request can be sent to, read by the same parser that will send it.
-public struct TargetURL: Sendable {
-    public let scheme: String
-    public let host: String
-    public let port: Int
+package struct TargetURL: Sendable {
+    package let scheme: String
+    package let host: String
+    package let port: Int
     /// The host as an address, when it is one in any of the spellings that libcurl understands.
-    public let address: IPAddress?
+    package let address: IPAddress?
 
     /// Why a URL cannot be an endpoint's. The description does not repeat the URL: it may hold a token.
-    public struct Refusal: Error, Sendable, CustomStringConvertible {
-        public let description: String
+    package struct Refusal: Error, Sendable, CustomStringConvertible {
+        package let description: String
     }
 
     /// The longest URL in bytes.
-    public static let longest = 2048
+    package static let longest = 2048
 
     /// Checks the URL without resolving its host.
-    public init(_ text: String) throws(Refusal) {
+    package init(_ text: String) throws(Refusal) {
         guard text.utf8.count <= Self.longest else { throw Refusal(description: "is longer than \(Self.longest) bytes") }
         guard text.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) else {
             throw Refusal(description: "contains white space, a control character or a non-ASCII character; write the host as an A-label (xn--…) and percent-encode the rest")

@@ -13,7 +13,7 @@ import Threads
 /// The loop's order is immune to a lost `curl_multi_wakeup` (curl issue 22272): the inbox is read between performing and
 /// polling, and the poll is bounded.
 @safe
-public final class Transport: Sendable {
+package final class Transport: Sendable {
     private struct Inbox {
         var commands: [Command] = []
         var lastID: UInt64 = 0
@@ -33,7 +33,7 @@ public final class Transport: Sendable {
     /// Starts the thread.
     ///
     /// - Parameter idleConnections: how many connections are kept open for the next request.
-    public init(policy: AddressPolicy, idleConnections: Int = 1024) {
+    package init(policy: AddressPolicy, idleConnections: Int = 1024) {
         _ = Self.globalInitialization
         guard let multi = unsafe curl_multi_init() else { preconditionFailure("curl_multi_init: out of memory") }
         unsafe self.multi = multi
@@ -51,7 +51,7 @@ public final class Transport: Sendable {
 
     /// Starts a request and returns its number; the completion is called exactly once, on the transport thread.
     @discardableResult
-    public func submit(_ request: HTTPRequest, completion: @escaping @Sendable (HTTPExchange) -> Void) -> UInt64 {
+    package func submit(_ request: HTTPRequest, completion: @escaping @Sendable (HTTPExchange) -> Void) -> UInt64 {
         let (id, isClosed, wasEmpty) = inbox.withLock { inbox in
             inbox.lastID += 1
             let wasEmpty = inbox.commands.isEmpty
@@ -63,7 +63,7 @@ public final class Transport: Sendable {
     }
 
     /// Sends a request and waits for what comes of it. Cancelling the task stops the request; its exchange then says so.
-    public func send(_ request: HTTPRequest) async -> HTTPExchange {
+    package func send(_ request: HTTPRequest) async -> HTTPExchange {
         let started = Mutex<UInt64?>(nil)
         return await withTaskCancellationHandler {
             await withCheckedContinuation { continuation in
@@ -81,13 +81,13 @@ public final class Transport: Sendable {
     }
 
     /// Stops a request; its completion reports `cancelled`. Unknown and finished numbers are ignored.
-    public func cancel(_ id: UInt64) {
+    package func cancel(_ id: UInt64) {
         inbox.withLock { $0.commands.append(.cancel(id: id)) }
         wakeUp()
     }
 
     /// Stops everything: requests in flight report `cancelled`, later ones are refused, the thread is joined.
-    public func stop() async {
+    package func stop() async {
         inbox.withLock { $0.isClosed = true }
         wakeUp()
         guard let thread = thread.withLock({ thread in

@@ -1,0 +1,92 @@
+package import Postgres
+
+/// The answer to a claim: the database's clock and endpoint generation, and a batch when one was free.
+package struct BatchClaim: Sendable {
+    package let now: Timestamp
+    package let generation: Int64
+    package let batch: ClaimedBatch?
+}
+
+/// A batch of events that is this worker's until the lease ends.
+package struct ClaimedBatch: Sendable {
+    package let id: BatchID
+    package let lease: LeaseID
+    /// How often it was claimed, this claim included; more than once means that a worker lost it.
+    package let claims: Int
+    package let events: [Event]
+}
+
+/// One event for one endpoint: a delivery's identity.
+package struct Pair: Hashable, Sendable {
+    package let event: EventID
+    package let endpoint: EndpointID
+
+    package init(event: EventID, endpoint: EndpointID) {
+        self.event = event
+        self.endpoint = endpoint
+    }
+}
+
+extension Connection {
+    /// Claims the oldest free batch and reads its events, in one statement and so one short transaction.
+    ///
+    /// - Parameters:
+    ///   - lease: made by the caller, so that a claim whose answer was lost can be given back (`releaseLeases`).
+    ///   - floor: no batch below it is open; without it the scan would begin at the dead rows of finished batches.
+    package mutating func claimBatch(
+        lease: LeaseID, worker: String, for duration: Duration, floor: BatchID
+    ) throws -> BatchClaim {
+        // Ids go in as a subselect, not as `LIMIT $n`, which makes the planner expect a tenth of the table.
+        let rows = try query(
+            """
+            WITH claimed AS (
+                UPDATE outbox.batch
+                   SET lease_id = \(lease), worker = \(worker), claims = claims + 1,
+                       lease_until = clock_timestamp() + \(duration)
+                 WHERE id = (SELECT b.id FROM outbox.batch b
+                              WHERE b.id >= \(floor) AND b.lease_until < clock_timestamp()
+                              ORDER BY b.id LIMIT 1 FOR UPDATE SKIP LOCKED)
+                RETURNING id, claims, ids, first_at, last_at)
+            SELECT clock_timestamp(), s.endpoint_generation, c.id, c.claims, \(raw: Event.columns)
+              FROM outbox.setting s
+              LEFT JOIN claimed c ON true
+              LEFT JOIN LATERAL (
+                   SELECT x.* FROM unnest(c.ids) AS range
+                    CROSS JOIN LATERAL (
+                        SELECT * FROM outbox.event e
+                         WHERE e.id >= lower(range) AND e.id < upper(range)
+                           AND e.created_at >= c.first_at AND e.created_at <= c.last_at) x) e ON true
+            """)
+        let (now, generation, id, claims) = try rows.first { row throws(PostgresError) in
+            (try row[0] as Timestamp, try row[1] as Int64, try row[2] as BatchID?, try row[3] as Int?)
+        } ?? (.distantPast, 0, nil, nil)
+        guard let id, let claims else { return BatchClaim(now: now, generation: generation, batch: nil) }
+        let events = try rows.map { row throws(PostgresError) in
+            try row[4] as EventID? == nil ? nil : try Event(row: row, from: 4)
+        }
+        return BatchClaim(
+            now: now, generation: generation,
+            batch: ClaimedBatch(id: id, lease: lease, claims: claims, events: events.compactMap { $0 }))
+    }
+
+    /// The lowest batch that may still be open; the next one to be made when none is.
+    package mutating func batchFloor() throws -> BatchID {
+        try query("SELECT coalesce((SELECT min(id) FROM outbox.batch), 0)").first { row throws(PostgresError) in try row[0] }
+            ?? BatchID(rawValue: 0)
+    }
+
+    /// Of these events, the pairs that a former holder of the batch has resolved or moved into a lane.
+    ///
+    /// A failed attempt alone does not count: its worker may have lost the lease before it could say what comes next.
+    package mutating func resolvedPairs(of events: [EventID]) throws -> Set<Pair> {
+        let pairs = try query(
+            """
+            SELECT event_id, endpoint_id FROM outbox.attempt
+             WHERE event_id = ANY (\(events)) AND outcome = 'success' AND trigger <> 'test'
+            UNION SELECT event_id, endpoint_id FROM outbox.delivery WHERE event_id = ANY (\(events))
+            UNION SELECT event_id, endpoint_id FROM outbox.dead_letter WHERE event_id = ANY (\(events))
+            """
+        ).map { row throws(PostgresError) in Pair(event: try row[0], endpoint: try row[1]) }
+        return Set(pairs)
+    }
+}

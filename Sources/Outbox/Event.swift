@@ -1,0 +1,64 @@
+package import Postgres
+
+/// A committed event as the stream delivers it.
+package struct Event: Sendable {
+    package let id: EventID
+    /// When it was inserted; also the key of its partition.
+    package let createdAt: Timestamp
+    package let customerID: String
+    package let type: String
+    package let changeType: String
+    package let transactionID: UniqueID
+    package let identity: String?
+    /// The producer's JSON, byte for byte.
+    package let before: [UInt8]?
+    /// The producer's JSON, byte for byte.
+    package let after: [UInt8]?
+    /// When it happened, in the producer's words; the insertion when the producer did not say.
+    package let occurredAt: Timestamp
+    /// Not to be sent earlier.
+    package let deliverAt: Timestamp?
+    /// W3C trace context of the operation that caused it.
+    package let traceparent: String?
+
+    /// The columns that `init(row:from:)` reads, of a table or alias named `e`.
+    static let columns = """
+        e.id, e.created_at, e.customer_id, e.type, e.change_type, e.transaction_id, e.identity, e.before, e.after, \
+        coalesce(e.occurred_at, e.created_at), e.deliver_at, e.headers ->> 'traceparent'
+        """
+
+    /// Reads the columns from the given place on.
+    init(row: Row, from first: Int) throws(PostgresError) {
+        id = try row[first]
+        createdAt = try row[first + 1]
+        customerID = try row[first + 2]
+        type = try row[first + 3]
+        changeType = try row[first + 4]
+        transactionID = try row[first + 5]
+        identity = try row[first + 6]
+        before = (try row[first + 7] as JSONText?)?.bytes
+        after = (try row[first + 8] as JSONText?)?.bytes
+        occurredAt = try row[first + 9]
+        deliverAt = try row[first + 10]
+        traceparent = try row[first + 11]
+    }
+
+    package init(
+        id: EventID, createdAt: Timestamp, customerID: String, type: String, changeType: String,
+        transactionID: UniqueID, identity: String?, before: [UInt8]?, after: [UInt8]?, occurredAt: Timestamp,
+        deliverAt: Timestamp? = nil, traceparent: String? = nil
+    ) {
+        self.id = id
+        self.createdAt = createdAt
+        self.customerID = customerID
+        self.type = type
+        self.changeType = changeType
+        self.transactionID = transactionID
+        self.identity = identity
+        self.before = before
+        self.after = after
+        self.occurredAt = occurredAt
+        self.deliverAt = deliverAt
+        self.traceparent = traceparent
+    }
+}

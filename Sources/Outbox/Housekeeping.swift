@@ -1,0 +1,55 @@
+package import Postgres
+
+extension Connection {
+    /// Reports that this worker process is alive; the first report adds its row.
+    package mutating func heartbeat(worker: String, host: String, pid: Int) throws {
+        try query(
+            """
+            INSERT INTO outbox.worker (id, version, host, pid)
+            VALUES (\(worker), \(outboxVersion), \(host), \(Int32(pid)))
+            ON CONFLICT (id) DO UPDATE SET heartbeat_at = clock_timestamp()
+            """)
+    }
+
+    /// Takes this worker off the list, at a graceful stop.
+    package mutating func removeWorker(_ worker: String) throws {
+        try query("DELETE FROM outbox.worker WHERE id = \(worker)")
+    }
+
+    /// Makes partitions ahead, drops expired ones of which nothing is outstanding, and removes small rows past their use.
+    /// Every step may be done by several workers at once. Returns the names of dropped partitions.
+    package mutating func keepHouse() throws -> [String] {
+        try query("SELECT outbox.make_partitions()")
+        var dropped: [String] = []
+        while let name = try query("SELECT outbox.drop_expired_partition()").first({ row throws(PostgresError) in try row[0] as String? }),
+            let name
+        { dropped.append(name) }
+        try trimCuts()
+        try query("DELETE FROM outbox.worker WHERE heartbeat_at < clock_timestamp() - interval '1 day'")
+        try query("DELETE FROM outbox.secret WHERE expires_at < clock_timestamp() - interval '1 day'")
+        try query(
+            "DELETE FROM outbox.dedup WHERE created_at < clock_timestamp() - (SELECT event_retention FROM outbox.setting)")
+        return dropped
+    }
+
+    /// The installation's part of every webhook-id.
+    package mutating func instance() throws -> String {
+        try query("SELECT instance FROM outbox.setting").first { row throws(PostgresError) in try row[0] } ?? ""
+    }
+
+    /// Writes one line of the audit log, in the caller's transaction.
+    package mutating func audit(
+        _ action: String, endpoint: EndpointID, reason: String? = nil, detail: JSONText = JSONText("{}")
+    ) throws {
+        try audit(action, object: "endpoint/\(endpoint)", reason: reason, detail: detail)
+    }
+
+    package mutating func audit(
+        _ action: String, object: String, reason: String? = nil, detail: JSONText = JSONText("{}")
+    ) throws {
+        try query(
+            """
+            INSERT INTO outbox.audit (action, object, reason, detail) VALUES (\(action), \(object), \(reason), \(detail)::jsonb)
+            """)
+    }
+}

@@ -1,0 +1,50 @@
+public import Postgres
+
+/// An event's number. Numbers are given out in order of insertion, not of commit: never read the stream by them.
+public struct EventID: Identifier {
+    public let rawValue: Int64
+    public init(rawValue: Int64) { self.rawValue = rawValue }
+}
+
+/// An endpoint's identity; its name may change, this does not.
+public struct EndpointID: Identifier {
+    public let rawValue: UniqueID
+    public init(rawValue: UniqueID) { self.rawValue = rawValue }
+}
+
+/// A batch's number.
+public struct BatchID: Identifier {
+    public let rawValue: Int64
+    public init(rawValue: Int64) { self.rawValue = rawValue }
+}
+
+/// The proof of holding a batch or a lane: new and random at every claim, because a counter can be issued twice when a
+/// commit is lost in a failover.
+public struct LeaseID: Identifier {
+    public let rawValue: UniqueID
+    public init(rawValue: UniqueID) { self.rawValue = rawValue }
+
+    /// A new lease.
+    public static func random() -> LeaseID { LeaseID(rawValue: .random()) }
+}
+
+/// A value type that is its database value under a name of its own.
+public protocol Identifier: RawRepresentable, Hashable, Sendable, CustomStringConvertible, PostgresEncodable,
+    PostgresDecodable
+where RawValue: PostgresEncodable & PostgresDecodable & CustomStringConvertible & Hashable {
+    /// Wraps the database's value.
+    init(rawValue: RawValue)
+}
+
+extension Identifier {
+    public var description: String { rawValue.description }
+    public static var postgresType: UInt32 { RawValue.postgresType }
+    public static var postgresArrayType: UInt32 { RawValue.postgresArrayType }
+    public static var needsArrayQuotes: Bool { RawValue.needsArrayQuotes }
+    public var postgresText: [UInt8]? { rawValue.postgresText }
+
+    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
+        guard let value = RawValue(postgresText: text) else { return nil }
+        self.init(rawValue: value)
+    }
+}

@@ -1,0 +1,69 @@
+import Crypto
+import FoundationEssentials
+
+/// The keys that endpoint secrets are sealed with (AES-256-GCM). The first one seals; all of them open, so that a key
+/// is rotated by putting a new one in front. The database never sees a key: a dump of it holds no usable secret.
+package struct Keyring: Sendable {
+    private let keys: [(id: String, key: SymmetricKey)]
+
+    /// Why keys cannot be read or a secret cannot be opened; names key ids, never keys.
+    package struct Refusal: Error, Sendable, CustomStringConvertible {
+        package let description: String
+    }
+
+    /// A keyring without keys: it seals and opens nothing.
+    package static let empty = Keyring(keys: [])
+
+    private init(keys: [(id: String, key: SymmetricKey)]) { self.keys = keys }
+
+    /// Reads a key file's text: one key a line, 32 bytes in base64, newest first; lines that begin with `#` are comments.
+    package init(text: String) throws(Refusal) {
+        var keys: [(id: String, key: SymmetricKey)] = []
+        for (number, line) in text.split(separator: "\n", omittingEmptySubsequences: false).enumerated() {
+            let trimmed = line.filter { !$0.isWhitespace }
+            if trimmed.isEmpty || trimmed.hasPrefix("#") { continue }
+            guard let bytes = Data(base64Encoded: trimmed), bytes.count == 32 else {
+                throw Refusal(description: "line \(number + 1) is not a key: expected 32 bytes in base64")
+            }
+            keys.append((Self.identifier(of: bytes), SymmetricKey(data: bytes)))
+        }
+        guard !keys.isEmpty else { throw Refusal(description: "it holds no key: expected a line with 32 bytes in base64") }
+        self.keys = keys
+    }
+
+    /// A line for a key file with a new random key.
+    package static func newKeyLine() -> String {
+        let key = SymmetricKey(size: .bits256)
+        return key.withUnsafeBytes { Data($0) }.base64EncodedString() + "\n"
+    }
+
+    /// The first bytes of the key's hash: names a key without telling it.
+    private static func identifier(of key: Data) -> String {
+        hexadecimal(SHA256.hash(data: key).prefix(4))
+    }
+
+    /// Seals a secret for one endpoint: moved to another endpoint's row it cannot be opened.
+    func seal(_ secret: SigningSecret, for endpoint: EndpointID) throws(Refusal) -> (keyID: String, bytes: [UInt8]) {
+        guard let (id, key) = keys.first else {
+            throw Refusal(description: "there is no key to seal the secret with; set OUTBOX_SECRET_KEY_FILE")
+        }
+        guard let box = try? AES.GCM.seal(secret.bytes, using: key, authenticating: context(endpoint)).combined else {
+            throw Refusal(description: "the secret could not be sealed with key \(id)")
+        }
+        return (id, Array(box))
+    }
+
+    /// Opens what `seal` made.
+    func open(_ bytes: [UInt8], keyID: String, for endpoint: EndpointID) throws(Refusal) -> SigningSecret {
+        guard let key = keys.first(where: { $0.id == keyID })?.key else {
+            throw Refusal(description: "its secret is sealed with key \(keyID), which OUTBOX_SECRET_KEY_FILE does not hold")
+        }
+        guard let box = try? AES.GCM.SealedBox(combined: bytes),
+            let opened = try? AES.GCM.open(box, using: key, authenticating: context(endpoint)),
+            let secret = try? SigningSecret(bytes: Array(opened))
+        else { throw Refusal(description: "its sealed secret was damaged or belongs to another endpoint") }
+        return secret
+    }
+
+    private func context(_ endpoint: EndpointID) -> [UInt8] { Array("outbox/secret/\(endpoint)".utf8) }
+}

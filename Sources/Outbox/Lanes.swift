@@ -1,0 +1,143 @@
+package import Postgres
+
+/// The answer to a claim of lanes: the database's clock and endpoint generation, the lanes that are this worker's now,
+/// and when the next one will be due.
+package struct LaneClaim: Sendable {
+    package let now: Timestamp
+    package let generation: Int64
+    package let lanes: [ClaimedLane]
+    package let nextDueAt: Timestamp?
+}
+
+/// An endpoint's waiting line that is this worker's until the lease ends.
+package struct ClaimedLane: Sendable {
+    package let endpoint: EndpointID
+    package let lease: LeaseID
+    /// How often it was claimed since it was last released cleanly, this claim included.
+    package let claims: Int
+}
+
+/// A delivery that waits in a lane and is due.
+package struct WaitingDelivery: Sendable {
+    package let eventID: EventID
+    package let eventAt: Timestamp
+    package let dueAt: Timestamp
+    package let attempts: Int
+    package let crashes: Int
+    package let trigger: Trigger
+    /// Nil only when the event's row is gone, which retention never lets happen.
+    package let event: Event?
+}
+
+/// Where a lane's reader has got to; rows before it are in flight or were moved.
+package struct LaneCursor: Sendable, Equatable {
+    package let dueAt: Timestamp
+    package let event: EventID
+
+    package init(dueAt: Timestamp, event: EventID) {
+        self.dueAt = dueAt
+        self.event = event
+    }
+
+    package static let start = LaneCursor(dueAt: .distantPast, event: EventID(rawValue: 0))
+}
+
+extension Connection {
+    /// Claims lanes that have due deliveries, longest due first.
+    ///
+    /// - Parameter excluded: endpoints that this worker cannot serve or already does.
+    package mutating func claimLanes(
+        lease: LeaseID, worker: String, for duration: Duration, excluding excluded: [EndpointID]
+    ) throws -> LaneClaim {
+        let rows = try query(
+            """
+            WITH due AS MATERIALIZED (
+                SELECT l.endpoint_id FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
+                 WHERE l.due_at <= clock_timestamp() AND l.lease_until < clock_timestamp()
+                   AND l.held_until <= clock_timestamp() AND l.paused_until <= clock_timestamp()
+                   AND n.disabled_at IS NULL AND n.deleted_at IS NULL AND l.endpoint_id <> ALL (\(excluded))
+                 ORDER BY l.due_at LIMIT 16 FOR UPDATE OF l SKIP LOCKED),
+            claimed AS (
+                UPDATE outbox.lane l
+                   SET lease_id = \(lease), worker = \(worker), claims = l.claims + 1,
+                       lease_until = clock_timestamp() + \(duration)
+                  FROM due WHERE l.endpoint_id = due.endpoint_id
+                RETURNING l.endpoint_id, l.claims)
+            SELECT clock_timestamp(), s.endpoint_generation,
+                   (SELECT min(greatest(l.due_at, l.held_until, l.paused_until, l.lease_until))
+                      FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
+                     WHERE l.due_at < 'infinity' AND n.disabled_at IS NULL AND n.deleted_at IS NULL
+                       AND l.endpoint_id <> ALL (\(excluded)) AND l.endpoint_id NOT IN (SELECT endpoint_id FROM claimed)),
+                   c.endpoint_id, c.claims
+              FROM outbox.setting s LEFT JOIN claimed c ON true
+            """)
+        let head = try rows.first { row throws(PostgresError) in
+            (try row[0] as Timestamp, try row[1] as Int64, try row[2] as Timestamp?)
+        } ?? (.distantPast, 0, nil)
+        let lanes = try rows.map { row throws(PostgresError) -> ClaimedLane? in
+            guard let endpoint = try row[3] as EndpointID? else { return nil }
+            return ClaimedLane(endpoint: endpoint, lease: lease, claims: try row[4])
+        }
+        return LaneClaim(now: head.0, generation: head.1, lanes: lanes.compactMap { $0 }, nextDueAt: head.2)
+    }
+
+    /// The due deliveries of a lane after the cursor, oldest first, at most 200.
+    package mutating func lanePage(of endpoint: EndpointID, after cursor: LaneCursor) throws -> [WaitingDelivery] {
+        // statement_timestamp() is stable and so can bound the index scan; clock_timestamp() cannot.
+        try query(
+            """
+            SELECT d.event_id, d.event_at, d.due_at, d.attempts, d.crashes, d.trigger, e.id IS NOT NULL, \(raw: Event.columns)
+              FROM (SELECT * FROM outbox.delivery
+                     WHERE endpoint_id = \(endpoint) AND due_at <= statement_timestamp()
+                       AND (due_at, event_id) > (\(cursor.dueAt), \(cursor.event))
+                     ORDER BY due_at, event_id LIMIT 200) d
+              LEFT JOIN outbox.event e ON e.id = d.event_id AND e.created_at = d.event_at
+             ORDER BY d.due_at, d.event_id
+            """
+        ).map { row throws(PostgresError) in
+            WaitingDelivery(
+                eventID: try row[0], eventAt: try row[1], dueAt: try row[2], attempts: try row[3], crashes: try row[4],
+                trigger: Trigger(rawValue: try row[5]) ?? .retry,
+                event: try row[6] ? try Event(row: row, from: 7) : nil)
+        }
+    }
+
+    /// Writes down, before the send, that its worker died in it: one more attempt, one more crash, due again later.
+    /// The outcome overwrites this; only a worker that really dies leaves it standing.
+    ///
+    /// Returns false, and writes nothing, when the lane is not held under this lease any more.
+    package mutating func presumeCrash(
+        _ pair: Pair, lane lease: LeaseID, dueIn delay: Duration
+    ) throws -> Bool {
+        try transaction { connection in
+            guard try connection.lockLane(pair.endpoint, lease: lease) else { return false }
+            return try connection.query(
+                """
+                UPDATE outbox.delivery
+                   SET attempts = attempts + 1, crashes = crashes + 1, due_at = clock_timestamp() + \(delay), trigger = 'retry'
+                 WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint)
+                """
+            ).affected == 1
+        }
+    }
+
+    /// Gives a lane back. Its row is locked first and its due time computed after: whoever adds a delivery does so
+    /// before the lock, and is counted, or after it, and lowers the due time. No wake-up is lost between the two.
+    package mutating func releaseLane(_ endpoint: EndpointID, lease: LeaseID) throws -> Bool {
+        try transaction { connection in
+            guard try connection.lockLane(endpoint, lease: lease) else { return false }
+            try connection.query(
+                """
+                UPDATE outbox.lane
+                   SET lease_id = NULL, worker = NULL, lease_until = '-infinity', claims = 0,
+                       due_at = coalesce((SELECT min(d.due_at) FROM outbox.delivery d WHERE d.endpoint_id = \(endpoint)), 'infinity')
+                 WHERE endpoint_id = \(endpoint) AND lease_id = \(lease)
+                """)
+            return true
+        }
+    }
+
+    private mutating func lockLane(_ endpoint: EndpointID, lease: LeaseID) throws -> Bool {
+        try query("SELECT FROM outbox.lane WHERE endpoint_id = \(endpoint) AND lease_id = \(lease) FOR UPDATE").count == 1
+    }
+}

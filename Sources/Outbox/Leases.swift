@@ -1,0 +1,49 @@
+package import Postgres
+
+/// The batches and lanes that a worker holds, each under its lease.
+package struct HeldLeases: Sendable {
+    package var batches: [BatchID: LeaseID] = [:]
+    package var lanes: [EndpointID: LeaseID] = [:]
+
+    package init() {}
+}
+
+extension Connection {
+    /// Prolongs the leases and returns those that are still ours; the missing ones were taken over.
+    package mutating func renew(_ held: HeldLeases, for duration: Duration) throws -> HeldLeases {
+        var renewed = HeldLeases()
+        let batches = held.batches.sorted { $0.key.rawValue < $1.key.rawValue }
+        if !batches.isEmpty {
+            let ids = try query(
+                """
+                UPDATE outbox.batch b SET lease_until = clock_timestamp() + \(duration)
+                  FROM unnest(\(batches.map(\.key)), \(batches.map(\.value))) AS held(id, lease_id)
+                 WHERE b.id = held.id AND b.lease_id = held.lease_id
+                RETURNING b.id
+                """
+            ).map { row throws(PostgresError) in try row[0] as BatchID }
+            for id in ids { renewed.batches[id] = held.batches[id] }
+        }
+        let lanes = held.lanes.sorted { $0.key.description < $1.key.description }
+        if !lanes.isEmpty {
+            let ids = try query(
+                """
+                UPDATE outbox.lane l SET lease_until = clock_timestamp() + \(duration)
+                  FROM unnest(\(lanes.map(\.key)), \(lanes.map(\.value))) AS held(endpoint_id, lease_id)
+                 WHERE l.endpoint_id = held.endpoint_id AND l.lease_id = held.lease_id
+                RETURNING l.endpoint_id
+                """
+            ).map { row throws(PostgresError) in try row[0] as EndpointID }
+            for id in ids { renewed.lanes[id] = held.lanes[id] }
+        }
+        return renewed
+    }
+
+    /// Gives back whatever a claim took whose answer was lost. Nothing happens when it took nothing.
+    package mutating func releaseLeases(of lease: LeaseID) throws {
+        try query(
+            "UPDATE outbox.batch SET lease_id = NULL, lease_until = '-infinity' WHERE lease_id = \(lease)")
+        try query(
+            "UPDATE outbox.lane SET lease_id = NULL, lease_until = '-infinity' WHERE lease_id = \(lease)")
+    }
+}

@@ -1,0 +1,129 @@
+import Crypto
+public import OutboxSchema
+public import Postgres
+
+/// Brings a database's schema to the version of this binary.
+public enum Migrator {
+    /// The version that this binary works with.
+    public static let expectedVersion = Migration.all.count
+
+    /// How a database's schema compares with this binary.
+    public struct Status: Sendable {
+        /// The newest applied migration; 0 when there is no schema.
+        public let version: Int
+        /// The applied migrations, oldest first.
+        public let applied: [Applied]
+        /// What this binary would still apply.
+        public let pending: [Migration]
+        /// Applied migrations whose text was changed afterwards, or that this binary does not know.
+        public let drifted: [Applied]
+
+        /// True when this binary can work with the database as it is.
+        public var isCurrent: Bool { version == Migrator.expectedVersion && drifted.isEmpty }
+    }
+
+    /// A row of `outbox.migration`.
+    public struct Applied: Sendable {
+        public let version: Int
+        public let name: String
+        public let checksum: String
+        public let appliedAt: Timestamp
+    }
+
+    /// Why the schema cannot be used or migrated.
+    public enum Refusal: Error, Sendable, CustomStringConvertible {
+        case missing
+        case older(found: Int)
+        case newer(found: Int)
+        case drifted([String])
+        case busy
+
+        public var description: String {
+            switch self {
+            case .missing: "the database has no outbox schema; run: outboxctl db migrate"
+            case .older(let found):
+                "the schema is at version \(found), this binary needs \(Migrator.expectedVersion); run: outboxctl db migrate"
+            case .newer(let found):
+                "the schema is at version \(found), this binary knows only \(Migrator.expectedVersion); install the newer outboxctl"
+            case .drifted(let names):
+                "applied migrations differ from this binary's: \(names.joined(separator: ", ")); "
+                    + "use the binary that applied them, or restore the files"
+            case .busy: "another migration is running; try again when it is done"
+            }
+        }
+    }
+
+    /// Reads how the database stands.
+    public static func status(_ connection: inout Connection) throws -> Status {
+        let exists = try connection.query("SELECT to_regclass('outbox.migration') IS NOT NULL").first { row throws(PostgresError) in
+            try row[0] as Bool
+        }
+        guard exists == true else { return Status(version: 0, applied: [], pending: Migration.all, drifted: []) }
+        let applied = try connection.query(
+            "SELECT version, name, checksum, applied_at FROM outbox.migration ORDER BY version"
+        ).map { row throws(PostgresError) in
+            Applied(version: try row[0], name: try row[1], checksum: try row[2], appliedAt: try row[3])
+        }
+        let version = applied.last?.version ?? 0
+        let drifted = applied.filter { applied in
+            applied.version <= expectedVersion && checksum(Migration.all[applied.version - 1]) != applied.checksum
+        }
+        return Status(
+            version: version, applied: applied, pending: Migration.all.filter { $0.version > version }, drifted: drifted)
+    }
+
+    /// Throws a `Refusal` unless this binary can work with the database as it is.
+    public static func check(_ connection: inout Connection) throws {
+        let status = try status(&connection)
+        if status.version == 0 { throw Refusal.missing }
+        if status.version > expectedVersion { throw Refusal.newer(found: status.version) }
+        if !status.drifted.isEmpty { throw Refusal.drifted(status.drifted.map(\.name)) }
+        if status.version < expectedVersion { throw Refusal.older(found: status.version) }
+    }
+
+    /// Applies what is missing, all in one transaction, and returns what it applied.
+    ///
+    /// Two migrators cannot race: the second waits for the first and then finds nothing to do; when it has waited for
+    /// `lockTimeout`, it throws `Refusal.busy`. A schema that is newer than this binary is refused untouched.
+    @discardableResult
+    public static func migrate(
+        _ connection: inout Connection, lockTimeout: Duration = .seconds(30)
+    ) throws -> [Migration] {
+        do {
+            return try connection.transaction { connection in
+                try connection.query("SELECT set_config('lock_timeout', \("\(lockTimeout.milliseconds)ms"), true)")
+                try connection.query("SELECT pg_advisory_xact_lock(7231, 3)", within: lockTimeout + .seconds(5))
+                let status = try status(&connection)
+                if status.version > expectedVersion { throw Refusal.newer(found: status.version) }
+                if !status.drifted.isEmpty { throw Refusal.drifted(status.drifted.map(\.name)) }
+                if status.version == 0 {
+                    try connection.script(
+                        """
+                        CREATE SCHEMA IF NOT EXISTS outbox;
+                        CREATE TABLE outbox.migration (
+                            version    int PRIMARY KEY,
+                            name       text NOT NULL,
+                            checksum   text NOT NULL,
+                            applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+                        );
+                        """)
+                }
+                for migration in status.pending {
+                    try connection.query(
+                        """
+                        INSERT INTO outbox.migration (version, name, checksum)
+                        VALUES (\(migration.version), \(migration.name), \(checksum(migration)))
+                        """)
+                    try connection.script(migration.text, within: .seconds(300))
+                }
+                return status.pending
+            }
+        } catch let error as PostgresError where error.sqlState == "55P03" {
+            throw Refusal.busy
+        }
+    }
+
+    private static func checksum(_ migration: Migration) -> String {
+        hexadecimal(SHA256.hash(data: Array(migration.text.utf8)))
+    }
+}

@@ -1,0 +1,116 @@
+package import Postgres
+
+/// Why a request was made.
+package enum Trigger: String, Sendable {
+    case first, retry, replay
+}
+
+/// One HTTP request as the attempt log keeps it.
+package struct Attempt: Sendable {
+    package var number: Int
+    package var trigger: Trigger
+    package var startedAt: Timestamp
+    package var dns: Duration?
+    package var connect: Duration?
+    package var tls: Duration?
+    package var firstByte: Duration?
+    package var total: Duration
+    package var isSuccess: Bool
+    package var status: Int?
+    package var errorClass: String?
+    package var error: String?
+    /// The beginning of the answer's body; kept for failures.
+    package var response: [UInt8]?
+    package var requestID: String?
+
+    package init(
+        number: Int, trigger: Trigger, startedAt: Timestamp, dns: Duration? = nil, connect: Duration? = nil,
+        tls: Duration? = nil, firstByte: Duration? = nil, total: Duration, isSuccess: Bool, status: Int? = nil,
+        errorClass: String? = nil, error: String? = nil, response: [UInt8]? = nil, requestID: String? = nil
+    ) {
+        self.number = number
+        self.trigger = trigger
+        self.startedAt = startedAt
+        self.dns = dns
+        self.connect = connect
+        self.tls = tls
+        self.firstByte = firstByte
+        self.total = total
+        self.isSuccess = isSuccess
+        self.status = status
+        self.errorClass = errorClass
+        self.error = error
+        self.response = response
+        self.requestID = requestID
+    }
+}
+
+/// Under which lease a pair was worked on.
+package enum Holder: Sendable, Hashable {
+    case batch(BatchID, LeaseID)
+    case lane(EndpointID, LeaseID)
+
+    package var lease: LeaseID {
+        switch self {
+        case .batch(_, let lease), .lane(_, let lease): lease
+        }
+    }
+}
+
+/// What is to become of a pair.
+package enum Resolution: Sendable {
+    /// A 2xx that satisfied the endpoint's rules.
+    case delivered
+    /// Wait in the endpoint's lane; the delay counts from the record.
+    case wait(Duration, Trigger)
+    /// Park it with the dead letters.
+    case dead(DeadReason)
+}
+
+/// Why a delivery was parked.
+package enum DeadReason: String, Sendable {
+    case exhausted, permanent, cancelled
+    case workerCrashed = "worker_crashed"
+    case renderError = "render_error"
+    case eventMissing = "event_missing"
+}
+
+/// One pair's news for the recorder: the request that was made, if one was, and what is to become of the pair.
+package struct Outcome: Sendable {
+    package var pair: Pair
+    package var eventAt: Timestamp
+    package var holder: Holder
+    /// True when somebody else may hold the lease by now, or held it before: then a success also clears what they left.
+    package var mayBeShared: Bool
+    package var attempt: Attempt?
+    /// How many attempts the pair has had, this one included.
+    package var attempts: Int
+    package var resolution: Resolution
+    /// What went wrong where no attempt says it, as when the request could not be built.
+    package var note: (errorClass: String, error: String)?
+
+    package init(
+        pair: Pair, eventAt: Timestamp, holder: Holder, mayBeShared: Bool, attempt: Attempt?, attempts: Int,
+        resolution: Resolution, note: (errorClass: String, error: String)? = nil
+    ) {
+        self.pair = pair
+        self.eventAt = eventAt
+        self.holder = holder
+        self.mayBeShared = mayBeShared
+        self.attempt = attempt
+        self.attempts = attempts
+        self.resolution = resolution
+        self.note = note
+    }
+
+    var errorClass: String? { attempt?.errorClass ?? note?.errorClass }
+    var error: String? { attempt?.error ?? note?.error }
+}
+
+/// A rest or an end that an answer asks for, for the whole endpoint.
+package enum EndpointEffect: Sendable {
+    /// Send nothing for that long (`Retry-After`).
+    case hold(Duration)
+    /// Send nothing until an operator enables it again; what waits stays.
+    case disable(reason: String)
+}

@@ -1,0 +1,294 @@
+import Crypto
+package import Postgres
+
+/// What one group commit writes.
+package struct RecordGroup: Sendable {
+    package var outcomes: [Outcome] = []
+    /// Batches whose last pair is resolved by these outcomes.
+    package var finishedBatches: [BatchID: LeaseID] = [:]
+    package var effects: [EndpointID: EndpointEffect] = [:]
+
+    package init() {}
+}
+
+/// What a group commit found: holders whose lease was gone, so that none of their state was written.
+package struct RecordReceipt: Sendable {
+    package var lost: Set<Holder> = []
+}
+
+extension Connection {
+    /// Writes the outcomes in one transaction (docs/architecture.md, "Recording").
+    ///
+    /// Attempts are always appended. Rows of `delivery` and `dead_letter` are added or moved only under a lease that is
+    /// locked first. A success deletes them whoever holds the lease. Locks are taken in one order everywhere (batches
+    /// by id, then lanes by id), so that two recorders cannot deadlock.
+    package mutating func record(_ group: RecordGroup, worker: String) throws -> RecordReceipt {
+        try transaction { connection in
+            var receipt = RecordReceipt()
+            let lost = try connection.lockHolders(of: group)
+            receipt.lost = lost
+            let owned = group.outcomes.filter { !lost.contains($0.holder) }
+
+            try connection.append(group.outcomes, worker: worker)
+            try connection.clear(group.outcomes.filter { outcome in
+                guard case .delivered = outcome.resolution else { return false }
+                if case .lane = outcome.holder { return true }
+                return outcome.mayBeShared
+            })
+            try connection.wait(owned)
+            try connection.bury(owned)
+            receipt.lost.formUnion(try connection.finish(group.finishedBatches))
+            try connection.heal(receipt.lost)
+            try connection.apply(group.effects)
+            return receipt
+        }
+    }
+
+    /// Whether a group whose commit got no answer took effect: reads back what it must have left.
+    package mutating func wasRecorded(_ group: RecordGroup) throws -> Bool {
+        if let outcome = group.outcomes.first(where: { $0.attempt != nil }), let attempt = outcome.attempt {
+            return try query(
+                """
+                SELECT FROM outbox.attempt WHERE event_id = \(outcome.pair.event) AND endpoint_id = \(outcome.pair.endpoint)
+                   AND lease_id = \(outcome.holder.lease) AND number = \(attempt.number) LIMIT 1
+                """
+            ).count > 0
+        }
+        // A pair that only moved leaves a row, and whatever removes that row leaves another.
+        if let outcome = group.outcomes.first {
+            return try resolvedPairs(of: [outcome.pair.event]).contains(outcome.pair)
+        }
+        // Deleting finished batches again is harmless.
+        return false
+    }
+
+    // MARK: Fencing
+
+    /// Locks every batch and lane whose state may change, and returns the holders whose lease is gone.
+    private mutating func lockHolders(of group: RecordGroup) throws -> Set<Holder> {
+        var lost: Set<Holder> = []
+        let moving = group.outcomes.filter { outcome in
+            if case .delivered = outcome.resolution { outcome.mayBeShared } else { true }
+        }
+        let holders = Set(moving.map(\.holder))
+        let batches = holders.compactMap { if case .batch(let id, _) = $0 { id } else { nil } }
+        if !batches.isEmpty {
+            let held = try query(
+                "SELECT id, lease_id FROM outbox.batch WHERE id = ANY (\(batches)) ORDER BY id FOR UPDATE"
+            ).map { row throws(PostgresError) -> Holder? in
+                let id: BatchID = try row[0]
+                return (try row[1] as LeaseID?).map { .batch(id, $0) }
+            }
+            lost.formUnion(holders.filter { if case .batch = $0 { !held.contains($0) } else { false } })
+        }
+        // Lanes: those that we hold, and those that get new rows.
+        let endpoints = Set(moving.map(\.pair.endpoint)).union(group.effects.keys)
+        if !endpoints.isEmpty {
+            let held = try query(
+                """
+                SELECT endpoint_id, lease_id FROM outbox.lane
+                 WHERE endpoint_id = ANY (\(Array(endpoints))) ORDER BY endpoint_id FOR UPDATE
+                """
+            ).map { row throws(PostgresError) -> Holder? in
+                let id: EndpointID = try row[0]
+                return (try row[1] as LeaseID?).map { .lane(id, $0) }
+            }
+            lost.formUnion(holders.filter { if case .lane = $0 { !held.contains($0) } else { false } })
+        }
+        return lost
+    }
+
+    // MARK: The statements, in the order of the transaction
+
+    private mutating func append(_ outcomes: [Outcome], worker: String) throws {
+        let rows = outcomes.compactMap { outcome in outcome.attempt.map { (outcome, $0) } }
+        if rows.isEmpty { return }
+        func column<Value>(_ value: (Outcome, Attempt) -> Value) -> [Value] { rows.map { value($0.0, $0.1) } }
+        func microseconds(_ value: (Attempt) -> Duration?) -> [Int32?] {
+            rows.map { value($0.1).map { Int32(clamping: $0.microseconds) } }
+        }
+        try query(
+            """
+            INSERT INTO outbox.attempt (event_id, endpoint_id, number, trigger, lease_id, worker, started_at, dns_us, connect_us,
+                                        tls_us, first_byte_us, total_us, outcome, status, error_class, error, response, request_id)
+            SELECT a.event_id, a.endpoint_id, a.number, a.trigger, a.lease_id, \(worker), a.started_at, a.dns_us, a.connect_us,
+                   a.tls_us, a.first_byte_us, a.total_us, CASE WHEN a.success THEN 'success' ELSE 'failure' END, a.status,
+                   a.error_class, a.error, a.response, a.request_id
+              FROM unnest(\(column { outcome, _ in outcome.pair.event }), \(column { outcome, _ in outcome.pair.endpoint }),
+                          \(column { Int32(clamping: $1.number) }), \(column { $1.trigger.rawValue }),
+                          \(column { outcome, _ in outcome.holder.lease }), \(column { $1.startedAt }),
+                          \(microseconds(\.dns)), \(microseconds(\.connect)), \(microseconds(\.tls)), \(microseconds(\.firstByte)),
+                          \(microseconds { $0.total }), \(column { $1.isSuccess }), \(column { $1.status.map { Int32($0) } }),
+                          \(column { $1.errorClass }), \(column { $1.error }), \(column { $1.response.map { Bytes($0) } }),
+                          \(column { $1.requestID }))
+                   AS a(event_id, endpoint_id, number, trigger, lease_id, started_at, dns_us, connect_us, tls_us, first_byte_us,
+                        total_us, success, status, error_class, error, response, request_id)
+            """)
+    }
+
+    /// Success is monotone: it removes what waits and what was parked, whoever put it there.
+    private mutating func clear(_ delivered: [Outcome]) throws {
+        if delivered.isEmpty { return }
+        let events = delivered.map(\.pair.event)
+        let endpoints = delivered.map(\.pair.endpoint)
+        try query(
+            """
+            DELETE FROM outbox.delivery d USING unnest(\(events), \(endpoints)) AS p(event_id, endpoint_id)
+             WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id
+            """)
+        try query(
+            """
+            DELETE FROM outbox.dead_letter d USING unnest(\(events), \(endpoints)) AS p(event_id, endpoint_id)
+             WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id
+            """)
+    }
+
+    private mutating func wait(_ outcomes: [Outcome]) throws {
+        var entering: [(Outcome, Duration, Trigger)] = []
+        var moving: [(Outcome, Duration, Trigger)] = []
+        for outcome in outcomes {
+            guard case .wait(let delay, let trigger) = outcome.resolution else { continue }
+            if case .batch = outcome.holder { entering.append((outcome, delay, trigger)) }
+            else { moving.append((outcome, delay, trigger)) }
+        }
+        if !entering.isEmpty {
+            // A batch that was claimed before may have been delivered by its former holder in the meantime.
+            try query(
+                """
+                INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, attempts, trigger, last_at, last_status,
+                                             last_error_class, last_error)
+                SELECT w.event_id, w.endpoint_id, w.event_at, clock_timestamp() + w.delay, w.attempts, w.trigger, w.last_at, w.status,
+                       w.error_class, w.error
+                  FROM unnest(\(entering.map(\.0.pair.event)), \(entering.map(\.0.pair.endpoint)), \(entering.map(\.0.eventAt)),
+                              \(entering.map(\.1)), \(entering.map { Int32(clamping: $0.0.attempts) }), \(entering.map(\.2.rawValue)),
+                              \(entering.map { $0.0.attempt?.startedAt }), \(entering.map { $0.0.attempt?.status.map { Int32($0) } }),
+                              \(entering.map(\.0.errorClass)), \(entering.map(\.0.error)), \(entering.map(\.0.mayBeShared)))
+                       AS w(event_id, endpoint_id, event_at, delay, attempts, trigger, last_at, status, error_class, error, shared)
+                 WHERE NOT (w.shared AND (
+                           EXISTS (SELECT FROM outbox.attempt a WHERE a.event_id = w.event_id AND a.endpoint_id = w.endpoint_id
+                                      AND a.outcome = 'success' AND a.trigger <> 'test')
+                        OR EXISTS (SELECT FROM outbox.dead_letter x WHERE x.event_id = w.event_id AND x.endpoint_id = w.endpoint_id)))
+                ON CONFLICT (event_id, endpoint_id) DO NOTHING
+                """)
+            // Whoever adds to a lane lowers its due time; the row was locked above.
+            var earliest: [EndpointID: Duration] = [:]
+            for (outcome, delay, _) in entering {
+                earliest[outcome.pair.endpoint] = min(delay, earliest[outcome.pair.endpoint] ?? delay)
+            }
+            try query(
+                """
+                UPDATE outbox.lane l SET due_at = clock_timestamp() + w.delay
+                  FROM unnest(\(Array(earliest.keys)), \(Array(earliest.values))) AS w(endpoint_id, delay)
+                 WHERE l.endpoint_id = w.endpoint_id AND l.due_at > clock_timestamp() + w.delay
+                """)
+        }
+        if !moving.isEmpty {
+            try query(
+                """
+                UPDATE outbox.delivery d
+                   SET due_at = clock_timestamp() + w.delay, attempts = w.attempts, crashes = 0, trigger = w.trigger,
+                       last_at = coalesce(w.last_at, d.last_at), last_status = w.status, last_error_class = w.error_class,
+                       last_error = w.error
+                  FROM unnest(\(moving.map(\.0.pair.event)), \(moving.map(\.0.pair.endpoint)), \(moving.map(\.1)),
+                              \(moving.map { Int32(clamping: $0.0.attempts) }), \(moving.map(\.2.rawValue)),
+                              \(moving.map { $0.0.attempt?.startedAt }), \(moving.map { $0.0.attempt?.status.map { Int32($0) } }),
+                              \(moving.map(\.0.errorClass)), \(moving.map(\.0.error)))
+                       AS w(event_id, endpoint_id, delay, attempts, trigger, last_at, status, error_class, error)
+                 WHERE d.event_id = w.event_id AND d.endpoint_id = w.endpoint_id
+                """)
+        }
+    }
+
+    /// One statement deletes the waiting row and, where it deleted one or the pair comes straight from a batch, parks it.
+    private mutating func bury(_ outcomes: [Outcome]) throws {
+        var dead: [(Outcome, DeadReason)] = []
+        for outcome in outcomes {
+            if case .dead(let reason) = outcome.resolution { dead.append((outcome, reason)) }
+        }
+        if dead.isEmpty { return }
+        try query(
+            """
+            WITH parked AS (
+                SELECT * FROM unnest(\(dead.map(\.0.pair.event)), \(dead.map(\.0.pair.endpoint)), \(dead.map(\.0.eventAt)),
+                              \(dead.map(\.1.rawValue)), \(dead.map { Int32(clamping: $0.0.attempts) }),
+                              \(dead.map { $0.0.attempt?.status.map { Int32($0) } }), \(dead.map(\.0.errorClass)), \(dead.map(\.0.error)),
+                              \(dead.map { fingerprint($0.0, $0.1) }), \(dead.map { if case .batch = $0.0.holder { true } else { false } }))
+                       AS p(event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint, from_batch)),
+            gone AS (
+                DELETE FROM outbox.delivery d USING parked p
+                 WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id AND NOT p.from_batch
+                RETURNING d.event_id, d.endpoint_id)
+            INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint)
+            SELECT p.event_id, p.endpoint_id, p.event_at, p.reason, p.attempts, p.status, p.error_class, p.error, p.fingerprint
+              FROM parked p
+             WHERE CASE WHEN p.from_batch
+                        THEN NOT EXISTS (SELECT FROM outbox.attempt a WHERE a.event_id = p.event_id AND a.endpoint_id = p.endpoint_id
+                                            AND a.outcome = 'success' AND a.trigger <> 'test')
+                             AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id)
+                        ELSE EXISTS (SELECT FROM gone g WHERE g.event_id = p.event_id AND g.endpoint_id = p.endpoint_id) END
+            ON CONFLICT (event_id, endpoint_id) DO NOTHING
+            """)
+    }
+
+    /// Deletes batches whose every pair is resolved, and returns those that were not ours to delete.
+    private mutating func finish(_ batches: [BatchID: LeaseID]) throws -> [Holder] {
+        if batches.isEmpty { return [] }
+        let deleted = try query(
+            """
+            DELETE FROM outbox.batch b USING unnest(\(Array(batches.keys)), \(Array(batches.values))) AS f(id, lease_id)
+             WHERE b.id = f.id AND b.lease_id = f.lease_id RETURNING b.id
+            """
+        ).map { row throws(PostgresError) in try row[0] as BatchID }
+        return batches.filter { !deleted.contains($0.key) }.map { .batch($0.key, $0.value) }
+    }
+
+    /// A lost lease means that somebody else may have put pairs into a lane that we had delivered. Our recorded
+    /// successes clear them; a replay that an operator asked for stays.
+    private mutating func heal(_ lost: Set<Holder>) throws {
+        if lost.isEmpty { return }
+        let leases = lost.map(\.lease)
+        try query(
+            """
+            DELETE FROM outbox.delivery d USING outbox.attempt a
+             WHERE a.lease_id = ANY (\(leases)) AND a.outcome = 'success' AND d.event_id = a.event_id
+               AND d.endpoint_id = a.endpoint_id AND d.trigger <> 'replay'
+            """)
+        try query(
+            """
+            DELETE FROM outbox.dead_letter d USING outbox.attempt a
+             WHERE a.lease_id = ANY (\(leases)) AND a.outcome = 'success' AND d.event_id = a.event_id
+               AND d.endpoint_id = a.endpoint_id
+            """)
+    }
+
+    private mutating func apply(_ effects: [EndpointID: EndpointEffect]) throws {
+        for (endpoint, effect) in effects.sorted(by: { $0.key.description < $1.key.description }) {
+            switch effect {
+            case .hold(let duration):
+                // Only a rest that is clearly longer moves the time, so that a burst of 429s is one change, not many.
+                try query(
+                    """
+                    UPDATE outbox.lane SET held_until = clock_timestamp() + \(duration)
+                     WHERE endpoint_id = \(endpoint) AND held_until < clock_timestamp() + \(duration) - interval '500 ms'
+                    """)
+            case .disable(let reason):
+                let changed = try query(
+                    """
+                    UPDATE outbox.endpoint
+                       SET disabled_at = clock_timestamp(), disabled_reason = \(reason), generation = generation + 1,
+                           updated_at = clock_timestamp()
+                     WHERE id = \(endpoint) AND disabled_at IS NULL
+                    """
+                ).affected
+                if changed > 0 { try audit("endpoint.disable", endpoint: endpoint, reason: reason) }
+            }
+        }
+    }
+
+    private func fingerprint(_ outcome: Outcome, _ reason: DeadReason) -> String {
+        // Digits differ from one failure to the next of the same kind: ports, ids, milliseconds.
+        let message = (outcome.error ?? "").filter { !$0.isNumber }
+        let text = "\(reason.rawValue)|\(outcome.errorClass ?? "")|\(outcome.attempt?.status ?? 0)|\(message)"
+        return hexadecimal(SHA256.hash(data: Array(text.utf8)).prefix(8))
+    }
+}

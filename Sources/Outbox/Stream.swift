@@ -1,0 +1,35 @@
+package import Postgres
+
+/// What a call of `cut` did.
+package enum Cut: Sendable, Equatable {
+    /// So many newly committed events are in batches now.
+    case events(Int)
+    /// Another worker is cutting at this moment.
+    case busy
+}
+
+extension Connection {
+    /// Turns newly committed events into batches, at most `budget` of them, so that a transaction with a million rows
+    /// cannot make one giant batch.
+    package mutating func cut(batchSize: Int, budget: Int) throws -> Cut {
+        let events: Int = try query("SELECT outbox.cut(\(Int32(batchSize)), \(Int32(budget)))")
+            .first { row throws(PostgresError) in try row[0] } ?? 0
+        return events < 0 ? .busy : .events(events)
+    }
+
+    /// Says that this session's worker is about to sleep, so that the next producer notifies. False when a producer has
+    /// uncommitted events, or another worker already sleeps: then poll.
+    package mutating func beginSleep() throws -> Bool {
+        try query("SELECT pg_try_advisory_lock(7231, 2)").first { row throws(PostgresError) in try row[0] } ?? false
+    }
+
+    /// Says that this session's worker is awake.
+    package mutating func endSleep() throws {
+        try query("SELECT pg_advisory_unlock(7231, 2)")
+    }
+
+    /// Removes cuts that nothing reads any more; the newest thousand stay for whoever investigates.
+    package mutating func trimCuts() throws {
+        try query("DELETE FROM outbox.cut WHERE id < (SELECT max(id) - 1000 FROM outbox.cut)")
+    }
+}
