@@ -14,6 +14,7 @@ let wrapsC: [SwiftSetting] = common + [.strictMemorySafety()]
 let withFailPoints: [SwiftSetting] = common + [.define("FAIL_POINTS", .when(configuration: .debug))]
 
 let crypto: Target.Dependency = .product(name: "Crypto", package: "swift-crypto")
+let deque: Target.Dependency = .product(name: "DequeModule", package: "swift-collections")
 let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
 let lifecycle: Target.Dependency = .product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
 let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
@@ -26,6 +27,7 @@ let package = Package(
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+        .package(url: "https://github.com/apple/swift-collections", from: "1.6.0"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
         .package(url: "https://github.com/apple/swift-crypto", from: "4.5.0"),
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
@@ -42,7 +44,7 @@ let package = Package(
         .target(
             name: "Outbox", dependencies: ["Postgres", "Transport", "OutboxSchema", crypto], swiftSettings: common),
         .target(
-            name: "Scheduler", dependencies: ["Outbox", "Postgres", "Transport", logging, lifecycle],
+            name: "Scheduler", dependencies: ["Outbox", "Postgres", "Transport", deque, logging, lifecycle],
             swiftSettings: withFailPoints),
         .target(name: "EmbeddedPostgres", dependencies: ["Postgres"], swiftSettings: common),
         .target(name: "Receiver", dependencies: ["Outbox"], swiftSettings: common),

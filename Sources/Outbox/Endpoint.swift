@@ -2,7 +2,7 @@ package import Postgres
 package import Transport
 
 /// Who gets which events, and how.
-package struct Endpoint: Sendable {
+package final class Endpoint: Sendable {
     /// How the body of a request is made from an event.
     package enum Format: String, Sendable, CaseIterable {
         /// `{"type","timestamp","data"}`, the shape that Standard Webhooks recommends.
@@ -41,6 +41,33 @@ package struct Endpoint: Sendable {
     package let heldUntil: Timestamp
     /// Why it cannot be called from here, such as a secret that no key of ours opens. Its deliveries wait meanwhile.
     package let defect: String?
+
+    package init(
+        id: EndpointID, name: String, customerID: String = "*", method: HTTPRequest.Method = .post, url: String,
+        headers: [HTTPHeader] = [], format: Format = .standard, eventType: String = "*", changeType: String = "*",
+        timeout: Duration = .seconds(15), connectTimeout: Duration = .seconds(5), retrySchedule: [Duration] = [],
+        maxInFlight: Int = 128, secrets: [SigningSecret] = [], isDisabled: Bool = false,
+        pausedUntil: Timestamp = .distantPast, heldUntil: Timestamp = .distantPast, defect: String? = nil
+    ) {
+        self.id = id
+        self.name = name
+        self.customerID = customerID
+        self.method = method
+        self.url = url
+        self.headers = headers
+        self.format = format
+        self.eventType = eventType
+        self.changeType = changeType
+        self.timeout = timeout
+        self.connectTimeout = connectTimeout
+        self.retrySchedule = retrySchedule
+        self.maxInFlight = maxInFlight
+        self.secrets = secrets
+        self.isDisabled = isDisabled
+        self.pausedUntil = pausedUntil
+        self.heldUntil = heldUntil
+        self.defect = defect
+    }
 
     /// True when the event is one of its own. Only the whole value `*` is a wildcard.
     package func wants(_ event: Event) -> Bool {
@@ -98,7 +125,7 @@ extension Connection {
             return Endpoint(
                 id: id, name: try row[1], customerID: try row[2],
                 method: HTTPRequest.Method(rawValue: try row[3]) ?? .post, url: try row[4], headers: headers,
-                format: Format(rawValue: try row[5]) ?? .standard, eventType: try row[6], changeType: try row[7],
+                format: Endpoint.Format(rawValue: try row[5]) ?? .standard, eventType: try row[6], changeType: try row[7],
                 timeout: .milliseconds(try row[8] as Int64), connectTimeout: .milliseconds(try row[9] as Int64),
                 retrySchedule: (try row[10] as [Int64]).map { .milliseconds($0) }, maxInFlight: try row[11],
                 secrets: opened, isDisabled: try row[12], pausedUntil: try row[13], heldUntil: try row[14], defect: defect)
@@ -106,5 +133,3 @@ extension Connection {
         return (generation, endpoints)
     }
 }
-
-private typealias Format = Endpoint.Format

@@ -1,7 +1,7 @@
 package import Postgres
 
 /// A committed event as the stream delivers it.
-package struct Event: Sendable {
+package final class Event: Sendable {
     package let id: EventID
     /// When it was inserted; also the key of its partition.
     package let createdAt: Timestamp

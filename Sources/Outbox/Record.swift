@@ -14,6 +14,8 @@ package struct RecordGroup: Sendable {
 /// What a group commit found: holders whose lease was gone, so that none of their state was written.
 package struct RecordReceipt: Sendable {
     package var lost: Set<Holder> = []
+
+    package init() {}
 }
 
 extension Connection {

@@ -1,0 +1,93 @@
+import Logging
+import Outbox
+import Postgres
+import ServiceLifecycle
+
+/// Turns newly committed events into batches, and sleeps when there are none.
+///
+/// Polling is the contract: everything works when no notification ever arrives. The pause between two looks grows from
+/// 1 ms while events flow to the poll interval. Before a long pause the worker says that it sleeps, looks once more, and
+/// then waits for a producer's notification; see `outbox.wake_worker`.
+final class Cutter: Service {
+    private let pool: ConnectionPool
+    /// A connection that listens; nil behind a transaction pooler.
+    private let listener: ConnectionPool?
+    private let configuration: EngineConfiguration
+    private let logger: Logger
+    private let wakeup = Wakeup()
+    private let onCut: @Sendable () -> Void
+
+    init(
+        pool: ConnectionPool, listener: ConnectionPool?, configuration: EngineConfiguration, logger: Logger,
+        onCut: @escaping @Sendable () -> Void
+    ) {
+        self.pool = pool
+        self.listener = listener
+        self.configuration = configuration
+        self.logger = logger
+        self.onCut = onCut
+    }
+
+    func run() async {
+        await withGracefulShutdownHandler {
+            var pause = Self.shortest
+            var failures = 0
+            while !wakeup.isStopped && !Task.isCancelled {
+                do {
+                    let cut = try await cut(pool)
+                    failures = 0
+                    if case .events(let count) = cut, count > 0 {
+                        onCut()
+                        pause = Self.shortest
+                        if count >= configuration.cutBudget { continue }
+                    }
+                    if pause >= Self.sleepy, let listener, try await sleep(listener) {
+                        pause = Self.shortest
+                    } else {
+                        await wakeup.wait(upTo: pause)
+                        pause = min(pause * 2, configuration.pollInterval)
+                    }
+                } catch {
+                    failures += 1
+                    if failures == 1 || failures % 60 == 0 {
+                        logger.error("cannot look for new events; trying again", metadata: ["error": "\(error)"])
+                    }
+                    await wakeup.wait(upTo: min(.milliseconds(100 * failures), .seconds(2)) * Double.random(in: 0.5...1))
+                }
+            }
+        } onGracefulShutdown: {
+            self.wakeup.stop()
+        }
+    }
+
+    private static let shortest = Duration.milliseconds(1)
+    /// Pauses from here on are worth the two statements of falling asleep.
+    private static let sleepy = Duration.milliseconds(16)
+
+    private func cut(_ pool: ConnectionPool) async throws -> Cut {
+        try await pool.run { [configuration] in
+            try $0.cut(batchSize: configuration.batchSize, budget: configuration.cutBudget)
+        }
+    }
+
+    /// Sleeps until a producer notifies; false when this worker may not, and has to poll.
+    private func sleep(_ listener: ConnectionPool) async throws -> Bool {
+        try await listener.run { [configuration, wakeup] connection in
+            guard try connection.beginSleep() else { return false }
+            // Whoever inserted before we said so has committed by now, or we could not have said so. Look once more.
+            let last = try connection.cut(batchSize: configuration.batchSize, budget: configuration.cutBudget)
+            var wasWoken = false
+            if last == .events(0) {
+                let deadline = ContinuousClock.now + configuration.pollInterval * 10
+                // In short waits, so that a stop is noticed.
+                while !wasWoken, !wakeup.isStopped, .now < deadline {
+                    wasWoken = try connection.waitForNotification(upTo: min(.milliseconds(100), configuration.pollInterval))
+                }
+            } else if case .events = last {
+                wasWoken = true
+            }
+            try connection.endSleep()
+            return wasWoken
+        }
+    }
+}

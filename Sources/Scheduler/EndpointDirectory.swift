@@ -1,0 +1,64 @@
+import Logging
+import Outbox
+import Postgres
+import Synchronization
+
+/// The endpoints as of the newest generation that this process has seen.
+final class EndpointDirectory: Sendable {
+    /// One generation of the endpoints, read only.
+    struct Snapshot: Sendable {
+        let generation: Int64
+        let byID: [EndpointID: Endpoint]
+        private let exact: [String: [Endpoint]]
+        private let wildcard: [Endpoint]
+
+        init(generation: Int64, endpoints: [Endpoint]) {
+            self.generation = generation
+            byID = Dictionary(endpoints.map { ($0.id, $0) }, uniquingKeysWith: { first, _ in first })
+            exact = Dictionary(grouping: endpoints.filter { $0.eventType != "*" }, by: \.eventType)
+            wildcard = endpoints.filter { $0.eventType == "*" }
+        }
+
+        /// Calls the body with every endpoint that gets the event.
+        func forEach(wanting event: Event, _ body: (Endpoint) -> Void) {
+            for endpoint in wildcard where endpoint.wants(event) { body(endpoint) }
+            for endpoint in exact[event.type] ?? [] where endpoint.wants(event) { body(endpoint) }
+        }
+
+        /// Endpoints that cannot be called from here.
+        var defective: [EndpointID] { byID.values.filter { $0.defect != nil }.map(\.id) }
+    }
+
+    private let pool: ConnectionPool
+    private let keyring: Keyring
+    private let logger: Logger
+    private let snapshot = Mutex(Snapshot(generation: -1, endpoints: []))
+
+    init(pool: ConnectionPool, keyring: Keyring, logger: Logger) {
+        self.pool = pool
+        self.keyring = keyring
+        self.logger = logger
+    }
+
+    /// What is known, without asking.
+    var current: Snapshot { snapshot.withLock { $0 } }
+
+    /// The endpoints of at least that generation: read again when what is known is older.
+    func refreshed(to generation: Int64) async throws -> Snapshot {
+        let known = current
+        if known.generation >= generation { return known }
+        let (found, endpoints) = try await pool.run { [keyring] in try $0.endpoints(keyring: keyring) }
+        for endpoint in endpoints {
+            if let defect = endpoint.defect, known.byID[endpoint.id]?.defect != defect {
+                logger.error(
+                    "an endpoint cannot be called from here; its deliveries wait",
+                    metadata: ["endpoint": "\(endpoint.name)", "reason": "\(defect)"])
+            }
+        }
+        let fresh = Snapshot(generation: found, endpoints: endpoints)
+        return snapshot.withLock { snapshot in
+            if fresh.generation > snapshot.generation { snapshot = fresh }
+            return snapshot
+        }
+    }
+}

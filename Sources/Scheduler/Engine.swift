@@ -1,0 +1,91 @@
+package import Logging
+package import Outbox
+import Postgres
+package import ServiceLifecycle
+import Synchronization
+import Transport
+
+/// A worker process's delivery engine: everything that runs between a commit and a recorded answer.
+///
+///     cutter ─► (batch) ─► dispatcher ─► sender ─► transport
+///                             │             │ ▲
+///                             └─► (lane) ◄──┤ └── lane runner
+///                                           └─► recorder ─► database
+///
+/// `services` are to be run by a `ServiceGroup`, which starts them in this order and stops them in reverse: claiming ends
+/// first, then what is in flight ends or is stopped, then the last outcomes are recorded, then the connections close.
+package struct Engine: Sendable {
+    package let services: [any Service]
+
+    /// Checks the schema, keeps house once and reads the endpoints: afterwards the engine is ready to run.
+    ///
+    /// Throws a `Migrator.Refusal` when the schema does not fit, and a `PostgresError` when the database does not answer.
+    package init(_ configuration: EngineConfiguration, keyring: Keyring, logger: Logger) async throws {
+        let target = configuration.database
+        let pool = ConnectionPool(target.named("outbox/\(configuration.worker)"), size: configuration.connections)
+        let instance: String
+        do {
+            instance = try await pool.run { connection in
+                try Migrator.check(&connection)
+                _ = try connection.keepHouse()
+                return try connection.instance()
+            }
+        } catch {
+            await pool.close()
+            throw error
+        }
+        let recording = ConnectionPool(target.named("outbox/\(configuration.worker)/record"), size: 1)
+        let renewing = ConnectionPool(target.named("outbox/\(configuration.worker)/renew"), size: 1)
+        let listener =
+            configuration.listens
+            ? ConnectionPool(target.named("outbox/\(configuration.worker)/listen"), size: 1, setUp: "LISTEN outbox") : nil
+        let pools = Connections(pools: [pool, recording, renewing] + (listener.map { [$0] } ?? []))
+
+        let clock = DatabaseClock()
+        let directory = EndpointDirectory(pool: pool, keyring: keyring, logger: logger)
+        do { _ = try await directory.refreshed(to: 0) } catch {
+            await pools.close()
+            throw error
+        }
+        let keeper = LeaseKeeper(pool: renewing, duration: configuration.lease, logger: logger)
+        let recorder = Recorder(pool: recording, keeper: keeper, worker: configuration.worker, logger: logger)
+        let transport = Transport(policy: configuration.policy)
+        let sender = Sender(
+            transport: transport, recorder: recorder, directory: directory, clock: clock, configuration: configuration,
+            logger: logger)
+        sender.setInstance(instance)
+        let dispatcher = Dispatcher(
+            pool: pool, directory: directory, clock: clock, keeper: keeper, recorder: recorder, sender: sender,
+            configuration: configuration, logger: logger)
+        let lanes = LaneRunner(
+            pool: pool, directory: directory, clock: clock, keeper: keeper, recorder: recorder, sender: sender,
+            configuration: configuration, logger: logger)
+        let cutter = Cutter(
+            pool: pool, listener: listener, configuration: configuration, logger: logger, onCut: { dispatcher.wake() })
+        let janitor = Janitor(pool: pool, configuration: configuration, logger: logger)
+        sender.onRoom.withLock { $0 = { dispatcher.wake() } }
+        recorder.onRecorded.withLock { onRecorded in
+            onRecorded = { hasNewWaiting in
+                dispatcher.wake()
+                if hasNewWaiting { lanes.wake() }
+            }
+        }
+        services = [pools, recorder, keeper, sender, cutter, dispatcher, lanes, janitor]
+    }
+}
+
+/// Closes the connections after everybody who uses them has stopped.
+private struct Connections: Service {
+    let pools: [ConnectionPool]
+
+    func run() async throws {
+        do { try await gracefulShutdown() } catch {
+            // Cancelled instead of stopped: the connections are closed all the same.
+        }
+        await close()
+    }
+
+    func close() async {
+        for pool in pools { await pool.close() }
+    }
+}

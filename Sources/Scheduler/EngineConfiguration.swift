@@ -1,0 +1,43 @@
+package import Postgres
+package import Transport
+
+/// How one worker process works. The defaults suit one process of a small fleet.
+package struct EngineConfiguration: Sendable {
+    /// Where the database is.
+    package var database: ConnectionTarget
+    /// This process in leases, attempts and the list of workers; unique per process.
+    package var worker: String
+    package var host: String
+    package var pid: Int
+    /// Which special addresses requests may go to.
+    package var policy: AddressPolicy
+    /// How long a batch or lane is ours without renewal. A crash stalls its work for that long; it must exceed any
+    /// endpoint's timeout plus the time to record (docs/architecture.md, "Lease arithmetic").
+    package var lease: Duration = .seconds(60)
+    /// How long a send from a batch may wait to be started before it moves into its lane.
+    package var softDeadline: Duration = .seconds(2)
+    /// The longest pause between two looks for work.
+    package var pollInterval: Duration = .seconds(1)
+    /// Events per batch: large enough that its one row costs nothing per event, small enough to be lost.
+    package var batchSize = 500
+    /// Events per cut, so that a giant transaction is cut in steps.
+    package var cutBudget = 5000
+    /// From this claim of a batch on its pairs go to their lanes, where a lethal payload is found out alone.
+    package var mostBatchClaims = 3
+    /// Requests in flight, all endpoints together.
+    package var mostInFlight = 4096
+    /// How long a graceful stop waits for requests in flight.
+    package var grace: Duration = .seconds(10)
+    /// Connections for claiming and reading, beside those for recording, lease renewal and listening.
+    package var connections = 3
+    /// Listen for producers' notifications; off behind a pooler in transaction mode.
+    package var listens = true
+
+    package init(database: ConnectionTarget, worker: String, host: String, pid: Int, policy: AddressPolicy) {
+        self.database = database
+        self.worker = worker
+        self.host = host
+        self.pid = pid
+        self.policy = policy
+    }
+}

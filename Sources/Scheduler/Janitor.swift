@@ -1,0 +1,50 @@
+import Logging
+import Outbox
+import Postgres
+import ServiceLifecycle
+
+/// Reports that this process is alive, and keeps house: partitions ahead, retention, rows past their use.
+final class Janitor: Service {
+    /// Often enough that `outbox.problems` can call 30 seconds without a report a missing worker.
+    private static let heartbeat = Duration.seconds(5)
+    private static let housekeeping = Duration.seconds(600)
+
+    private let pool: ConnectionPool
+    private let configuration: EngineConfiguration
+    private let logger: Logger
+    private let wakeup = Wakeup()
+
+    init(pool: ConnectionPool, configuration: EngineConfiguration, logger: Logger) {
+        self.pool = pool
+        self.configuration = configuration
+        self.logger = logger
+    }
+
+    func run() async {
+        await withGracefulShutdownHandler {
+            // The engine kept house once before it started.
+            var nextHousekeeping = ContinuousClock.now + Self.housekeeping
+            while !wakeup.isStopped && !Task.isCancelled {
+                do {
+                    try await pool.run { [configuration] in
+                        try $0.heartbeat(worker: configuration.worker, host: configuration.host, pid: configuration.pid)
+                    }
+                    if .now >= nextHousekeeping {
+                        let dropped = try await pool.run { try $0.keepHouse() }
+                        nextHousekeeping = .now + Self.housekeeping
+                        for name in dropped { logger.info("dropped an expired partition", metadata: ["partition": "\(name)"]) }
+                    }
+                } catch {
+                    // Others complain about a database that is away; a lock that was not had is tried again soon.
+                    logger.debug("housekeeping was put off", metadata: ["error": "\(error)"])
+                }
+                await wakeup.wait(upTo: Self.heartbeat)
+            }
+            do { try await pool.run { [configuration] in try $0.removeWorker(configuration.worker) } } catch {
+                logger.debug("the worker's row was left behind", metadata: ["error": "\(error)"])
+            }
+        } onGracefulShutdown: {
+            self.wakeup.stop()
+        }
+    }
+}

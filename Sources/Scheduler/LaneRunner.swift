@@ -1,0 +1,192 @@
+import Logging
+import Outbox
+import Postgres
+import ServiceLifecycle
+
+/// Claims lanes with due deliveries and works each one off: page by page, oldest first, until nothing is due.
+final class LaneRunner: Service {
+    private let pool: ConnectionPool
+    private let directory: EndpointDirectory
+    private let clock: DatabaseClock
+    private let keeper: LeaseKeeper
+    private let recorder: Recorder
+    private let sender: Sender
+    private let configuration: EngineConfiguration
+    private let logger: Logger
+    private let wakeup = Wakeup()
+
+    init(
+        pool: ConnectionPool, directory: EndpointDirectory, clock: DatabaseClock, keeper: LeaseKeeper,
+        recorder: Recorder, sender: Sender, configuration: EngineConfiguration, logger: Logger
+    ) {
+        self.pool = pool
+        self.directory = directory
+        self.clock = clock
+        self.keeper = keeper
+        self.recorder = recorder
+        self.sender = sender
+        self.configuration = configuration
+        self.logger = logger
+    }
+
+    /// Something may be due earlier than was known.
+    func wake() { wakeup.signal() }
+
+    func run() async {
+        await withGracefulShutdownHandler {
+            await withDiscardingTaskGroup { lanes in
+                var failures = 0
+                while !wakeup.isStopped && !Task.isCancelled {
+                    do {
+                        let claim = try await claim()
+                        failures = 0
+                        for (lane, lease) in claim.lanes { lanes.addTask { await self.work(lane, under: lease) } }
+                        let untilDue = claim.nextDueAt.map { Duration.microseconds($0.microseconds &- self.clock.now.microseconds) }
+                        let pause = max(.milliseconds(5), min(untilDue ?? configuration.pollInterval, configuration.pollInterval))
+                        if claim.lanes.isEmpty { await wakeup.wait(upTo: pause) }
+                    } catch {
+                        failures += 1
+                        if failures == 1 || failures % 60 == 0 {
+                            logger.error("cannot claim lanes; trying again", metadata: ["error": "\(error)"])
+                        }
+                        await wakeup.wait(upTo: min(.milliseconds(100 * failures), .seconds(2)) * Double.random(in: 0.5...1))
+                    }
+                }
+            }
+        } onGracefulShutdown: {
+            self.wakeup.stop()
+        }
+    }
+
+    private func claim() async throws -> (lanes: [(ClaimedLane, Lease)], nextDueAt: Timestamp?) {
+        let leaseID = LeaseID.random()
+        let asked = ContinuousClock.now
+        let excluded = keeper.lanes + directory.current.defective
+        let claim: LaneClaim
+        do {
+            claim = try await pool.run { [configuration] in
+                try $0.claimLanes(
+                    lease: leaseID, worker: configuration.worker, for: configuration.lease, excluding: excluded)
+            }
+        } catch let error as PostgresError where error.isOutcomeUnknown {
+            try await pool.run { try $0.releaseLeases(of: leaseID) }
+            throw error
+        }
+        clock.set(claim.now)
+        let lanes = claim.lanes.map { lane in
+            let lease = Lease(
+                .lane(lane.endpoint, lane.lease), claims: lane.claims, unresolved: 0,
+                trustedUntil: asked + configuration.lease)
+            keeper.keep(lease)
+            return (lane, lease)
+        }
+        // A failure here leaves the lanes to their leases' end; they were claimed for work that we now cannot do.
+        _ = try await directory.refreshed(to: claim.generation)
+        return (lanes, claim.nextDueAt)
+    }
+
+    // MARK: One lane
+
+    private func work(_ lane: ClaimedLane, under lease: Lease) async {
+        do {
+            // A lane that was not released cleanly may hold a payload that kills its worker. What was in flight then is
+            // at the head of the line; those rows go one at a time, each presumed lethal until it has an outcome.
+            var suspects = lane.claims > 1 ? directory.current.byID[lane.endpoint]?.maxInFlight ?? 1 : 0
+            var cursor = LaneCursor.start
+            while isWorkable(lane, lease) {
+                guard recorder.hasRoom else {
+                    try await Task.sleep(for: .milliseconds(50))
+                    continue
+                }
+                let page = try await pool.run { [cursor] in try $0.lanePage(of: lane.endpoint, after: cursor) }
+                if page.isEmpty {
+                    // Rows may have been added behind the cursor: look again from the start, once nothing is in flight.
+                    await lease.wait(untilUnresolvedAtMost: 0)
+                    if cursor == .start { break }
+                    cursor = .start
+                    continue
+                }
+                if let last = page.last { cursor = LaneCursor(dueAt: last.dueAt, event: last.eventID) }
+                var sends: [Send] = []
+                for delivery in page where isWorkable(lane, lease) {
+                    if let reason = endOfTheLine(delivery) {
+                        bury(delivery, reason, lane, lease)
+                    } else if suspects > 0 || delivery.crashes > 0 {
+                        suspects = max(0, suspects - 1)
+                        try await probe(delivery, lane, lease)
+                    } else if let event = delivery.event {
+                        lease.add(1)
+                        sends.append(send(event, delivery, lane, lease, isProbe: false))
+                    }
+                }
+                sender.enqueue(sends)
+                await lease.wait(untilUnresolvedAtMost: 100)
+            }
+        } catch {
+            logger.warning("a lane was left; it goes on when its lease has ended", metadata: ["endpoint": "\(lane.endpoint)", "error": "\(error)"])
+        }
+        await lease.wait(untilUnresolvedAtMost: 0)
+        await release(lane, lease)
+    }
+
+    /// How often a payload may take its worker along before it is parked.
+    private static let mostCrashes = 3
+
+    private func endOfTheLine(_ delivery: WaitingDelivery) -> DeadReason? {
+        if delivery.event == nil { return .eventMissing }
+        return delivery.crashes >= Self.mostCrashes ? .workerCrashed : nil
+    }
+
+    /// Sends one delivery while nothing else of the lane is in flight, with the crash written down beforehand.
+    private func probe(_ delivery: WaitingDelivery, _ lane: ClaimedLane, _ lease: Lease) async throws {
+        guard let event = delivery.event else { return }
+        await lease.wait(untilUnresolvedAtMost: 0)
+        let pair = Pair(event: delivery.eventID, endpoint: lane.endpoint)
+        let schedule = directory.current.byID[lane.endpoint]?.retrySchedule ?? []
+        let delay = RetryPolicy.delay(schedule, after: delivery.attempts + 1, jitter: 0.5) ?? configuration.lease
+        let isOurs = try await pool.run { try $0.presumeCrash(pair, lane: lane.lease, dueIn: delay) }
+        // False also when an operator cancelled the delivery meanwhile.
+        guard isOurs else { return }
+        lease.add(1)
+        sender.enqueue([send(event, delivery, lane, lease, isProbe: true)])
+        await lease.wait(untilUnresolvedAtMost: 0)
+    }
+
+    private func send(
+        _ event: Event, _ delivery: WaitingDelivery, _ lane: ClaimedLane, _ lease: Lease, isProbe: Bool
+    ) -> Send {
+        Send(
+            event: event, endpoint: lane.endpoint, number: delivery.attempts + 1, trigger: delivery.trigger, lease: lease,
+            startBy: nil, isProbe: isProbe)
+    }
+
+    private func bury(_ delivery: WaitingDelivery, _ reason: DeadReason, _ lane: ClaimedLane, _ lease: Lease) {
+        let error =
+            reason == .workerCrashed
+            ? "its worker died in each of the last \(delivery.crashes) sends" : "the event's row is gone"
+        let outcome = Outcome(
+            pair: Pair(event: delivery.eventID, endpoint: lane.endpoint), eventAt: delivery.eventAt, holder: lease.holder,
+            mayBeShared: lease.mayBeShared, attempt: nil, attempts: delivery.attempts, resolution: .dead(reason),
+            note: (reason.rawValue, error))
+        lease.add(1)
+        recorder.submit([Recorder.Report(outcome: outcome, lease: lease)])
+    }
+
+    private func isWorkable(_ lane: ClaimedLane, _ lease: Lease) -> Bool {
+        !wakeup.isStopped && !Task.isCancelled && lease.isTrusted(for: configuration.lease / 3)
+            && directory.current.byID[lane.endpoint]?.isOpen(at: clock.now) == true
+    }
+
+    private func release(_ lane: ClaimedLane, _ lease: Lease) async {
+        for _ in 0..<5 where !lease.isLost {
+            do {
+                _ = try await pool.run { try $0.releaseLane(lane.endpoint, lease: lane.lease) }
+                break
+            } catch {
+                do { try await Task.sleep(for: .milliseconds(200)) } catch { break }
+            }
+        }
+        keeper.forget(lease)
+        wakeup.signal()
+    }
+}

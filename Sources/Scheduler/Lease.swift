@@ -1,0 +1,83 @@
+import Outbox
+import Synchronization
+
+/// A batch or lane that this process holds: how long it may trust that, and how much of it is unresolved.
+///
+///     claimed ──► trusted ──(renewed)──► trusted ──► every pair recorded ──► deleted or released
+///                    └──(trust ran out, or the database says so)──► lost: nothing more is sent under it
+///
+/// Trust is measured on the monotonic clock from before the statement that claimed or renewed: it always ends before
+/// the database's `lease_until`.
+final class Lease: Sendable {
+    let holder: Holder
+    /// How often the batch or lane was claimed, this claim included.
+    let claims: Int
+
+    private struct State {
+        var trustedUntil: ContinuousClock.Instant
+        var isLost = false
+        var unresolved: Int
+        var waiter: (most: Int, continuation: CheckedContinuation<Void, Never>)?
+    }
+
+    private let state: Mutex<State>
+
+    init(_ holder: Holder, claims: Int, unresolved: Int, trustedUntil: ContinuousClock.Instant) {
+        self.holder = holder
+        self.claims = claims
+        state = Mutex(State(trustedUntil: trustedUntil, unresolved: unresolved))
+    }
+
+    /// True when somebody else may hold it now, or held it before.
+    var mayBeShared: Bool { claims > 1 || !isTrusted(for: .zero) }
+
+    /// True when it will certainly be ours for that long.
+    func isTrusted(for duration: Duration) -> Bool {
+        state.withLock { !$0.isLost && .now + duration <= $0.trustedUntil }
+    }
+
+    /// True once the database has said that it is not ours.
+    var isLost: Bool { state.withLock { $0.isLost } }
+
+    /// How many pairs are not recorded yet.
+    var unresolved: Int { state.withLock { $0.unresolved } }
+
+    /// The database prolonged it.
+    func trust(until instant: ContinuousClock.Instant) {
+        state.withLock { $0.trustedUntil = instant }
+    }
+
+    /// The database says that it is not ours any more.
+    func lose() {
+        state.withLock { $0.isLost = true }
+    }
+
+    /// More pairs are being worked on under it.
+    func add(_ count: Int) {
+        state.withLock { $0.unresolved += count }
+    }
+
+    /// Pairs were recorded, or given up unsent.
+    func resolve(_ count: Int) {
+        let waiter = state.withLock { state -> CheckedContinuation<Void, Never>? in
+            state.unresolved -= count
+            guard let waiter = state.waiter, state.unresolved <= waiter.most else { return nil }
+            state.waiter = nil
+            return waiter.continuation
+        }
+        waiter?.resume()
+    }
+
+    /// Waits until at most so many pairs are unresolved. Only one task waits at a time. Every pair is resolved some day:
+    /// requests end by their timeouts, and what the database cannot take is kept until it can.
+    func wait(untilUnresolvedAtMost most: Int) async {
+        await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
+            let isDone = state.withLock { state in
+                precondition(state.waiter == nil, "only one task waits for a lease")
+                if state.unresolved > most { state.waiter = (most, continuation) }
+                return state.unresolved <= most
+            }
+            if isDone { continuation.resume() }
+        }
+    }
+}

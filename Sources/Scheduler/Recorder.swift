@@ -1,0 +1,176 @@
+import Logging
+import Outbox
+import Postgres
+import ServiceLifecycle
+import Synchronization
+
+/// Writes what became of the requests. Everything that arrives while one transaction runs goes into the next one.
+///
+/// Nothing that was reported is ever dropped: a group that the database does not take is kept and tried again, and while
+/// too much is kept, no new work is claimed (`hasRoom`). A commit whose answer was lost is read back, never guessed.
+final class Recorder: Service {
+    struct Report: Sendable {
+        var outcome: Outcome
+        var lease: Lease
+        var effect: EndpointEffect?
+    }
+
+    private struct Inbox {
+        var reports: [Report] = []
+        var finished: [Lease] = []
+        /// Reported and not yet written, those of the group under way included.
+        var unrecorded = 0
+    }
+
+    /// How many outcomes one transaction writes at most, and how many may wait before claiming stops.
+    private static let largestGroup = 1000
+    private static let mostUnrecorded = 10_000
+
+    private let pool: ConnectionPool
+    private let keeper: LeaseKeeper
+    private let worker: String
+    private let logger: Logger
+    private let inbox = Mutex(Inbox())
+    private let wakeup = Wakeup()
+    /// Called after each group, for whoever waits for room or for new waiting deliveries.
+    let onRecorded: Mutex<@Sendable (_ waiting: Bool) -> Void> = Mutex { _ in }
+
+    init(pool: ConnectionPool, keeper: LeaseKeeper, worker: String, logger: Logger) {
+        self.pool = pool
+        self.keeper = keeper
+        self.worker = worker
+        self.logger = logger
+    }
+
+    /// False while outcomes pile up: claim nothing more.
+    var hasRoom: Bool { inbox.withLock { $0.unrecorded < Self.mostUnrecorded } }
+
+    /// Takes news of pairs; returns at once.
+    func submit(_ reports: [Report]) {
+        if reports.isEmpty { return }
+        inbox.withLock { inbox in
+            inbox.reports += reports
+            inbox.unrecorded += reports.count
+        }
+        wakeup.signal()
+    }
+
+    /// Takes a batch of which nothing is left to do.
+    func finish(_ lease: Lease) {
+        inbox.withLock { $0.finished.append(lease) }
+        wakeup.signal()
+    }
+
+    func run() async {
+        await withGracefulShutdownHandler {
+            while true {
+                let (reports, finished) = take()
+                if reports.isEmpty && finished.isEmpty {
+                    if wakeup.isStopped || Task.isCancelled { return }
+                    await wakeup.wait(upTo: .seconds(60))
+                } else {
+                    await record(reports, finished: finished)
+                }
+            }
+        } onGracefulShutdown: {
+            self.wakeup.stop()
+        }
+    }
+
+    private func take() -> (reports: [Report], finished: [Lease]) {
+        inbox.withLock { inbox in
+            let reports = Array(inbox.reports.prefix(Self.largestGroup))
+            inbox.reports.removeFirst(reports.count)
+            defer { inbox.finished = [] }
+            return (reports, inbox.finished)
+        }
+    }
+
+    private func record(_ reports: [Report], finished: [Lease]) async {
+        var group = RecordGroup()
+        var leases: [ObjectIdentifier: (lease: Lease, count: Int)] = [:]
+        for lease in finished { leases[ObjectIdentifier(lease)] = (lease, 0) }
+        for report in reports {
+            group.outcomes.append(report.outcome)
+            leases[ObjectIdentifier(report.lease), default: (report.lease, 0)].count += 1
+            if let effect = report.effect { group.effects[report.outcome.pair.endpoint] = effect }
+        }
+        for (lease, count) in leases.values where lease.unresolved == count {
+            if case .batch(let id, let leaseID) = lease.holder { group.finishedBatches[id] = leaseID }
+        }
+        FailPoint.reach(.recordBefore)
+        guard let receipt = await write(group) else { return giveUp(reports) }
+        FailPoint.reach(.recordAfter)
+
+        for (lease, count) in leases.values {
+            if receipt.lost.contains(lease.holder) {
+                lease.lose()
+                logger.warning("a lease was lost; its state is its new holder's to write", metadata: ["lease": "\(lease.holder)"])
+            }
+            if case .batch(let id, _) = lease.holder, group.finishedBatches[id] != nil { keeper.forget(lease) }
+            lease.resolve(count)
+        }
+        inbox.withLock { $0.unrecorded -= reports.count }
+        let waiting = group.outcomes.contains { if case .wait = $0.resolution { true } else { false } }
+        onRecorded.withLock { $0 }(waiting)
+    }
+
+    /// Writes the group however long it takes; nil only when the process must end without it.
+    private func write(_ group: RecordGroup) async -> RecordReceipt? {
+        var group = group
+        var pause = Duration.milliseconds(20)
+        var complaints = 0
+        while true {
+            do {
+                return try await pool.run { [group, worker] in try $0.record(group, worker: worker) }
+            } catch {
+                let error = error as? PostgresError
+                if complaints == 0 {
+                    logger.warning("outcomes could not be recorded; they are kept and tried again", metadata: ["error": "\(error.map(\.description) ?? "unknown")"])
+                }
+                complaints += 1
+                if error?.isOutcomeUnknown == true, await readBack(group) { return RecordReceipt() }
+                // Text that the database refuses must not keep the outcome itself from being written.
+                if let error, !error.isTransient { group = group.withoutTexts() }
+                if wakeup.isStopped, complaints > 5 { return nil }
+            }
+            do { try await Task.sleep(for: pause * Double.random(in: 0.5...1)) } catch { return nil }
+            pause = min(pause * 2, .seconds(2))
+        }
+    }
+
+    private func readBack(_ group: RecordGroup) async -> Bool {
+        for _ in 0..<20 {
+            do { return try await pool.run { [group] in try $0.wasRecorded(group) } } catch {
+                if wakeup.isStopped { return false }
+                do { try await Task.sleep(for: .milliseconds(250)) } catch { return false }
+            }
+        }
+        // Without an answer the group is written again: a repeated attempt row is better than a lost outcome.
+        return false
+    }
+
+    /// At the end of the process, with a database that takes nothing: the leases end by themselves, and the next holder
+    /// sends again what was not recorded.
+    private func giveUp(_ reports: [Report]) {
+        logger.error("stopping without recording", metadata: ["outcomes": "\(reports.count)"])
+        inbox.withLock { inbox in
+            inbox.unrecorded = 0
+            inbox.reports = []
+        }
+        for report in reports { report.lease.resolve(1) }
+    }
+}
+
+extension RecordGroup {
+    /// The same outcomes without the texts that receivers chose.
+    fileprivate func withoutTexts() -> RecordGroup {
+        var group = self
+        for index in group.outcomes.indices {
+            group.outcomes[index].attempt?.error = nil
+            group.outcomes[index].attempt?.response = nil
+            group.outcomes[index].attempt?.requestID = nil
+        }
+        return group
+    }
+}

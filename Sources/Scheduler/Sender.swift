@@ -1,0 +1,293 @@
+import DequeModule
+import Logging
+import Outbox
+import Postgres
+import ServiceLifecycle
+import Synchronization
+import Transport
+
+/// One pair that is to be sent, under a lease.
+struct Send: Sendable {
+    let event: Event
+    let endpoint: EndpointID
+    let number: Int
+    let trigger: Trigger
+    let lease: Lease
+    /// A send from a batch that has not started by then moves into the endpoint's lane, so that one slow endpoint never
+    /// keeps a batch open.
+    let startBy: ContinuousClock.Instant?
+    /// Its row says already that the worker died in this send: whatever happens instead must be written down.
+    var isProbe = false
+}
+
+/// Starts requests within the caps and turns their ends into reports for the recorder.
+///
+///     dispatcher, lane runner ─► a queue per endpoint ─► transport ─► verdict ─► recorder
+///
+/// Every endpoint has its own queue and cap; starting goes round the endpoints, so that none waits behind another's
+/// queue. Decisions are made under the lock; requests are built and reports made outside it.
+final class Sender: Service {
+    private struct Queue {
+        var pending: Deque<Send> = []
+        var inFlight = 0
+    }
+
+    private struct State {
+        var queues: [EndpointID: Queue] = [:]
+        /// Endpoints with something to start, in turn.
+        var turn: Deque<EndpointID> = []
+        var pending = 0
+        var inFlight = 0
+        var isStopping = false
+    }
+
+    /// How many sends may wait to be started before no more work is claimed.
+    private static let mostPending = 1000
+    /// A request must end this long before its lease does, so that the outcome can still be written under it.
+    private static let margin = Duration.seconds(2)
+
+    private let transport: Transport
+    private let recorder: Recorder
+    private let directory: EndpointDirectory
+    private let clock: DatabaseClock
+    private let mostInFlight: Int
+    private let grace: Duration
+    private let lease: Duration
+    private let logger: Logger
+    private let webhookPrefix = Mutex("")
+    private let state = Mutex(State())
+    private let wakeup = Wakeup()
+    /// Called when there may be room again.
+    let onRoom: Mutex<@Sendable () -> Void> = Mutex {}
+
+    init(
+        transport: Transport, recorder: Recorder, directory: EndpointDirectory, clock: DatabaseClock,
+        configuration: EngineConfiguration, logger: Logger
+    ) {
+        self.transport = transport
+        self.recorder = recorder
+        self.directory = directory
+        self.clock = clock
+        mostInFlight = configuration.mostInFlight
+        grace = configuration.grace
+        lease = configuration.lease
+        self.logger = logger
+    }
+
+    /// Sets the installation's part of every webhook-id; before the first send.
+    func setInstance(_ instance: String) {
+        webhookPrefix.withLock { $0 = "evt_\(instance)_" }
+    }
+
+    /// False while enough waits to be started: claim nothing more.
+    var hasRoom: Bool { state.withLock { $0.pending < Self.mostPending && !$0.isStopping } }
+
+    /// Queues the sends and starts what can start.
+    func enqueue(_ sends: [Send]) {
+        if sends.isEmpty { return }
+        let refused = state.withLock { state -> [Send] in
+            if state.isStopping { return sends }
+            for send in sends {
+                if state.queues[send.endpoint, default: Queue()].pending.isEmpty { state.turn.append(send.endpoint) }
+                state.queues[send.endpoint, default: Queue()].pending.append(send)
+            }
+            state.pending += sends.count
+            return []
+        }
+        putOff(refused)
+        pump()
+    }
+
+    func run() async {
+        await withGracefulShutdownHandler {
+            // The tick moves what waited too long into the lanes.
+            while !wakeup.isStopped && !Task.isCancelled {
+                await wakeup.wait(upTo: .milliseconds(100))
+                expire()
+            }
+            await drain()
+        } onGracefulShutdown: {
+            self.wakeup.stop()
+        }
+    }
+
+    // MARK: Starting
+
+    private func pump() {
+        var unsendable: [Send] = []
+        while let send = next() {
+            if !start(send) { unsendable.append(send) }
+        }
+        putOff(unsendable)
+    }
+
+    /// The next send that the caps allow, in turn by endpoint; it counts as in flight from here on.
+    private func next() -> Send? {
+        let endpoints = directory.current.byID
+        return state.withLock { state in
+            guard state.inFlight < mostInFlight else { return nil }
+            for _ in 0..<state.turn.count {
+                guard let id = state.turn.popFirst(), var queue = state.queues[id] else { continue }
+                guard queue.inFlight < endpoints[id]?.maxInFlight ?? 1, let send = queue.pending.popFirst() else {
+                    // At its cap: a finished request of this endpoint brings it back into the turn.
+                    continue
+                }
+                queue.inFlight += 1
+                state.queues[id] = queue
+                state.inFlight += 1
+                state.pending -= 1
+                if !queue.pending.isEmpty { state.turn.append(id) }
+                return send
+            }
+            return nil
+        }
+    }
+
+    /// Hands the request to the transport; false when it must not or cannot be sent now.
+    private func start(_ send: Send) -> Bool {
+        let now = clock.now
+        guard let endpoint = directory.current.byID[send.endpoint], endpoint.isOpen(at: now),
+            // A timeout longer than the lease relies on renewals; then a third of the lease must be left.
+            send.lease.isTrusted(for: min(endpoint.timeout + Self.margin, lease / 3 * 2))
+        else {
+            finished(send.endpoint)
+            return false
+        }
+        let request: HTTPRequest
+        do throws(HTTPHeader.Refusal) {
+            request = try HTTPRequest.delivery(
+                of: send.event, to: endpoint, number: send.number, webhookID: webhookPrefix.withLock { $0 } + "\(send.event.id)",
+                at: now)
+        } catch {
+            recorder.submit([report(send, attempt: nil, attempts: send.number, resolution: .dead(.renderError), note: ("render_error", error.description))])
+            finished(send.endpoint)
+            return true
+        }
+        FailPoint.reach(.sendBefore, subject: send.event.type)
+        transport.submit(request) { exchange in
+            FailPoint.reach(.sendAfter, subject: send.event.type)
+            self.complete(send, endpoint: endpoint, startedAt: now, exchange)
+        }
+        return true
+    }
+
+    /// Runs on the transport thread.
+    private func complete(_ send: Send, endpoint: Endpoint, startedAt: Timestamp, _ exchange: HTTPExchange) {
+        let verdict = RetryPolicy.judge(
+            exchange, endpoint: endpoint, number: send.number, trigger: send.trigger, now: clock.now,
+            jitter: Double.random(in: 0..<1))
+        let timing = exchange.timing
+        let attempt = Attempt(
+            number: send.number, trigger: send.trigger, startedAt: startedAt, dns: timing.dns, connect: timing.connect,
+            tls: timing.tls, firstByte: timing.firstByte, total: timing.total, isSuccess: verdict.isSuccess,
+            status: exchange.status, errorClass: verdict.errorClass, error: verdict.error.map(storable),
+            response: verdict.isSuccess || exchange.body.isEmpty ? nil : exchange.body,
+            requestID: exchange.requestID.map(storable))
+        var report = report(
+            send, attempt: verdict.isAttempt ? attempt : nil, attempts: verdict.attempts, resolution: verdict.resolution,
+            note: verdict.isAttempt ? nil : verdict.errorClass.map { ($0, verdict.error ?? $0) })
+        report.effect = verdict.effect
+        recorder.submit([report])
+        logger.log(
+            level: verdict.isSuccess ? .debug : .info, verdict.isSuccess ? "delivered" : "attempt failed",
+            metadata: [
+                "event_id": "\(send.event.id)", "endpoint": "\(endpoint.name)", "attempt": "\(send.number)",
+                "transaction_id": "\(send.event.transactionID)", "status": "\(exchange.status ?? 0)",
+                "error_class": "\(verdict.errorClass ?? "-")", "duration_ms": "\(timing.total.milliseconds)",
+            ])
+        finished(send.endpoint)
+        pump()
+        onRoom.withLock { $0 }()
+    }
+
+    private func finished(_ endpoint: EndpointID) {
+        state.withLock { state in
+            state.inFlight -= 1
+            guard var queue = state.queues[endpoint] else { return }
+            queue.inFlight -= 1
+            let isIdle = queue.inFlight == 0 && queue.pending.isEmpty
+            state.queues[endpoint] = isIdle ? nil : queue
+            if !queue.pending.isEmpty, !state.turn.contains(endpoint) { state.turn.append(endpoint) }
+        }
+    }
+
+    // MARK: Not starting
+
+    /// Moves what has waited too long, or belongs to an endpoint that is closed now, out of the queues.
+    private func expire() {
+        let now = ContinuousClock.now
+        let databaseNow = clock.now
+        let endpoints = directory.current.byID
+        let expired = state.withLock { state in
+            remove(from: &state) { send in
+                if let startBy = send.startBy, startBy <= now { return true }
+                return endpoints[send.endpoint]?.isOpen(at: databaseNow) != true
+            }
+        }
+        putOff(expired)
+        if !expired.isEmpty { onRoom.withLock { $0 }() }
+    }
+
+    private func remove(from state: inout State, where shouldGo: (Send) -> Bool) -> [Send] {
+        if state.pending == 0 { return [] }
+        var removed: [Send] = []
+        for id in Array(state.queues.keys) {
+            guard var queue = state.queues[id], queue.pending.contains(where: shouldGo) else { continue }
+            removed += queue.pending.filter(shouldGo)
+            queue.pending.removeAll(where: shouldGo)
+            state.queues[id] = queue.inFlight == 0 && queue.pending.isEmpty ? nil : queue
+            if queue.pending.isEmpty { state.turn.removeAll { $0 == id } }
+        }
+        state.pending -= removed.count
+        return removed
+    }
+
+    /// What is not sent now waits in its lane: pairs of a batch are moved there, pairs of a lane still are there.
+    private func putOff(_ sends: [Send]) {
+        var reports: [Recorder.Report] = []
+        for send in sends {
+            switch send.lease.holder {
+            case .batch:
+                reports.append(report(send, attempt: nil, attempts: 0, resolution: .wait(.zero, .first), note: nil))
+            case .lane where send.isProbe:
+                reports.append(report(send, attempt: nil, attempts: send.number - 1, resolution: .wait(.zero, send.trigger), note: nil))
+            case .lane:
+                send.lease.resolve(1)
+            }
+        }
+        recorder.submit(reports)
+    }
+
+    private func report(
+        _ send: Send, attempt: Attempt?, attempts: Int, resolution: Resolution, note: (errorClass: String, error: String)?
+    ) -> Recorder.Report {
+        Recorder.Report(
+            outcome: Outcome(
+                pair: Pair(event: send.event.id, endpoint: send.endpoint), eventAt: send.event.createdAt,
+                holder: send.lease.holder, mayBeShared: send.lease.mayBeShared, attempt: attempt, attempts: attempts,
+                resolution: resolution, note: note),
+            lease: send.lease)
+    }
+
+    // MARK: Stopping
+
+    /// Puts off what has not started, waits for what is in flight within the grace period, then stops the rest.
+    private func drain() async {
+        let pending = state.withLock { state in
+            state.isStopping = true
+            return remove(from: &state) { _ in true }
+        }
+        putOff(pending)
+        let deadline = ContinuousClock.now + grace
+        while state.withLock({ $0.inFlight }) > 0, .now < deadline, !Task.isCancelled {
+            do { try await Task.sleep(for: .milliseconds(20)) } catch { break }
+        }
+        // Stopping the transport completes what is left as cancelled, before it returns.
+        await transport.stop()
+    }
+}
+
+/// Text that PostgreSQL can hold: no NUL, bounded.
+private func storable(_ text: String) -> String {
+    String(text.unicodeScalars.filter { $0.value != 0 }.prefix(1000).map(Character.init))
+}
