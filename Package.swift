@@ -47,7 +47,7 @@ let package = Package(
             name: "Scheduler", dependencies: ["Outbox", "Postgres", "Transport", deque, logging, lifecycle],
             swiftSettings: withFailPoints),
         .target(name: "EmbeddedPostgres", dependencies: ["Postgres"], swiftSettings: common),
-        .target(name: "Receiver", dependencies: ["Outbox"], swiftSettings: common),
+        .target(name: "Receiver", dependencies: ["Threads"], swiftSettings: common),
         .executableTarget(
             name: "outboxctl",
             dependencies: [

@@ -1,0 +1,131 @@
+import Foundation
+
+/// Where a cluster lies and whose it is.
+struct Place {
+    /// The folder that the caller named, absolute.
+    let folder: String
+    /// The cluster's data directory.
+    let data: String
+    /// The folder of its unix socket.
+    let socket: String
+    /// The user that it runs as, when that is not ourselves.
+    let user: String?
+
+    init(folder: String) throws {
+        let folder = URL(fileURLWithPath: folder).standardizedFileURL.path
+        self.folder = folder
+        guard geteuid() == 0 else {
+            user = nil
+            data = folder + "/postgres"
+            socket = Self.socketFolder(beside: data, key: folder)
+            return
+        }
+        let user = getpwnam("postgres") != nil ? "postgres" : "nobody"
+        self.user = user
+        // A folder below one that only root may enter, such as /root, is out of that user's reach.
+        let home = Self.isReachable(folder) ? folder + "/postgres" : "/var/lib/outbox/\(Self.shortHash(folder))"
+        data = home
+        socket = Self.socketFolder(beside: home, key: folder)
+    }
+
+    /// A unix socket's path has at most 107 bytes; deep folders get a short one under /tmp.
+    private static func socketFolder(beside data: String, key: String) -> String {
+        let near = data + ".socket"
+        return near.utf8.count < 85 ? near : "/tmp/outbox-\(shortHash(key))"
+    }
+
+    /// Makes the folders that must exist before the cluster does.
+    func prepare() throws {
+        do {
+            try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
+            let parent = (data as NSString).deletingLastPathComponent
+            try FileManager.default.createDirectory(atPath: parent, withIntermediateDirectories: true)
+            let link = folder + "/postgres"
+            if parent != folder, !FileManager.default.fileExists(atPath: link) {
+                try FileManager.default.createSymbolicLink(atPath: link, withDestinationPath: data)
+            }
+        } catch {
+            throw EmbeddedCluster.Refusal(
+                description: "cannot write to \(folder): \(error.localizedDescription); run it in a folder of your own, or set DATABASE_URL")
+        }
+    }
+
+    /// Makes an empty folder that only the cluster's user may enter, for initdb to fill: it may not write beside it.
+    func prepareUnfinished(_ path: String) throws {
+        do {
+            if FileManager.default.fileExists(atPath: path) { try FileManager.default.removeItem(atPath: path) }
+            try FileManager.default.createDirectory(
+                atPath: path, withIntermediateDirectories: false, attributes: [.posixPermissions: 0o700])
+            if let user { try FileManager.default.setAttributes([.ownerAccountName: user], ofItemAtPath: path) }
+        } catch {
+            throw EmbeddedCluster.Refusal(description: "cannot make \(path): \(error.localizedDescription)")
+        }
+    }
+
+    /// Makes the socket's folder, which only its owner may enter: that is what keeps other users out of the cluster.
+    func prepareSocket() throws {
+        do {
+            if !FileManager.default.fileExists(atPath: socket) {
+                try FileManager.default.createDirectory(
+                    atPath: socket, withIntermediateDirectories: false, attributes: [.posixPermissions: 0o700])
+                if let user { try FileManager.default.setAttributes([.ownerAccountName: user], ofItemAtPath: socket) }
+            }
+            var status = stat()
+            let owner = user.flatMap { getpwnam($0)?.pointee.pw_uid } ?? geteuid()
+            guard lstat(socket, &status) == 0, status.st_uid == owner, status.st_mode & 0o077 == 0 else {
+                throw EmbeddedCluster.Refusal(description: "the socket folder \(socket) belongs to somebody else or is open to others; remove it")
+            }
+        } catch let error as CocoaError {
+            throw EmbeddedCluster.Refusal(description: "cannot make the socket folder \(socket): \(error.localizedDescription)")
+        }
+    }
+
+    /// Runs a program as the cluster's user.
+    @discardableResult
+    func asUser(_ program: String, _ arguments: [String]) throws -> String {
+        try Self.run(program, arguments, as: user)
+    }
+
+    @discardableResult
+    static func run(_ program: String, _ arguments: [String], as user: String?) throws -> String {
+        guard let user else { return try Program.run(program, arguments) }
+        return try Program.run("/usr/sbin/runuser", ["-u", user, "--", program] + arguments)
+    }
+
+    private static func isReachable(_ path: String) -> Bool {
+        var path = path
+        while path != "/" {
+            var status = stat()
+            if stat(path, &status) == 0, status.st_mode & 0o001 == 0 { return false }
+            path = (path as NSString).deletingLastPathComponent
+        }
+        return true
+    }
+
+    private static func shortHash(_ text: String) -> String {
+        let hash = text.utf8.reduce(UInt64(0xCBF2_9CE4_8422_2325)) { ($0 ^ UInt64($1)) &* 0x0000_0100_0000_01B3 }
+        return String(hash, radix: 36)
+    }
+}
+
+/// An advisory lock on a file (`flock`), which the kernel drops when its process ends in any way.
+final class FileLock: Sendable {
+    private let descriptor: Int32
+
+    init(_ path: String) throws {
+        descriptor = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o644)
+        guard descriptor >= 0 else {
+            throw EmbeddedCluster.Refusal(description: "cannot write \(path): \(String(cString: strerror(errno)))")
+        }
+    }
+
+    deinit { close(descriptor) }
+
+    func lock(exclusively: Bool) {
+        while flock(descriptor, exclusively ? LOCK_EX : LOCK_SH) != 0, errno == EINTR {}
+    }
+
+    func tryLockAlone() -> Bool { flock(descriptor, LOCK_EX | LOCK_NB) == 0 }
+
+    func unlock() { flock(descriptor, LOCK_UN) }
+}

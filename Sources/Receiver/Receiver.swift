@@ -1,0 +1,169 @@
+import Glibc
+import Synchronization
+import Threads
+
+/// A local HTTP/1.1 server that keeps the raw bytes of what it gets and can misbehave in every way that real receivers
+/// do: `outboxctl listen` and the tests use it. One thread per connection; loopback only; not for production.
+///
+/// An HTTP library would be in the way here: none of them lets a handler drip, lie about lengths or hang up mid-answer.
+package final class Receiver: Sendable {
+    /// A request as it came in.
+    package struct Request: Sendable {
+        package let method: String
+        /// Path and query, byte for byte.
+        package let target: String
+        /// In order, names as sent.
+        package let headers: [(name: String, value: String)]
+        package let body: [UInt8]
+        /// Head and body as they were on the wire.
+        package let raw: [UInt8]
+        /// Counts the connections from 1, to see which requests shared one.
+        package let connection: Int
+
+        /// The first header of that name, in any case.
+        package subscript(_ name: String) -> String? {
+            headers.first { $0.name.lowercased() == name.lowercased() }?.value
+        }
+    }
+
+    /// What to answer.
+    package struct Answer: Sendable {
+        package enum Manner: Sendable {
+            /// As HTTP wants it.
+            case proper
+            /// Close the connection without a byte.
+            case hangUp
+            /// Never answer.
+            case silence
+            /// The header, then one body byte per interval.
+            case drip(Duration)
+            /// The header, then nothing more.
+            case stall
+            /// The header, then bytes without end.
+            case endlessBody
+            /// Header lines without end.
+            case endlessHeader
+            /// These bytes instead of HTTP, then close.
+            case bytes([UInt8])
+        }
+
+        package var status: Int
+        package var headers: [(name: String, value: String)]
+        package var body: [UInt8]
+        package var delay: Duration
+        package var manner: Manner
+
+        package init(
+            _ status: Int = 200, headers: [(name: String, value: String)] = [], body: [UInt8] = Array("ok".utf8),
+            delay: Duration = .zero, manner: Manner = .proper
+        ) {
+            self.status = status
+            self.headers = headers
+            self.body = body
+            self.delay = delay
+            self.manner = manner
+        }
+    }
+
+    /// Why the receiver could not be started.
+    package struct Refusal: Error, CustomStringConvertible {
+        package let description: String
+    }
+
+    package let port: UInt16
+    private let listening: Int32
+    private let answer: @Sendable (Request) -> Answer
+
+    private struct State {
+        var connections: Set<Int32> = []
+        var accepted = 0
+        var isStopped = false
+    }
+
+    private let state = Mutex(State())
+
+    /// Listens on 127.0.0.1 and answers every request with what the closure returns; the closure runs on the
+    /// connection's thread and may block.
+    ///
+    /// - Parameter port: 0 for any free one.
+    package init(port: UInt16 = 0, answer: @escaping @Sendable (Request) -> Answer) throws(Refusal) {
+        let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+        var on: Int32 = 1
+        setsockopt(descriptor, SOL_SOCKET, SO_REUSEADDR, &on, socklen_t(MemoryLayout<Int32>.size))
+        var address = sockaddr_in()
+        address.sin_family = sa_family_t(AF_INET)
+        address.sin_port = port.bigEndian
+        address.sin_addr.s_addr = UInt32(0x7F00_0001).bigEndian
+        var length = socklen_t(MemoryLayout<sockaddr_in>.size)
+        let isBound = withUnsafeMutablePointer(to: &address) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { pointer in
+                bind(descriptor, pointer, length) == 0 && listen(descriptor, 1024) == 0
+                    && getsockname(descriptor, pointer, &length) == 0
+            }
+        }
+        guard isBound else {
+            let reason = String(cString: strerror(errno))
+            close(descriptor)
+            throw Refusal(description: "cannot listen on 127.0.0.1:\(port): \(reason)")
+        }
+        signal(SIGPIPE, SIG_IGN)
+        listening = descriptor
+        self.port = UInt16(bigEndian: address.sin_port)
+        self.answer = answer
+        Thread.detach { self.accept() }
+    }
+
+    /// Where it listens.
+    package var url: String { "http://127.0.0.1:\(port)" }
+
+    /// Closes the socket and every connection, as a receiver that crashed would.
+    package func stop() {
+        let connections = state.withLock { state in
+            state.isStopped = true
+            return state.connections
+        }
+        shutdown(listening, Int32(SHUT_RDWR))
+        for connection in connections { shutdown(connection, Int32(SHUT_RDWR)) }
+    }
+
+    private func accept() {
+        while true {
+            let connection = Glibc.accept(listening, nil, nil)
+            guard connection >= 0 else {
+                if state.withLock({ $0.isStopped }) || errno == EBADF || errno == EINVAL { break }
+                continue
+            }
+            let number: Int? = state.withLock { state in
+                if state.isStopped { return nil }
+                state.connections.insert(connection)
+                state.accepted += 1
+                return state.accepted
+            }
+            guard let number else { close(connection); break }
+            Thread.detach {
+                self.serve(connection, number)
+                self.state.withLock { _ = $0.connections.remove(connection) }
+                close(connection)
+            }
+        }
+        close(listening)
+    }
+
+    private func serve(_ descriptor: Int32, _ number: Int) {
+        var on: Int32 = 1
+        setsockopt(descriptor, Int32(IPPROTO_TCP), TCP_NODELAY, &on, socklen_t(MemoryLayout<Int32>.size))
+        let connection = ReceiverConnection(descriptor)
+        while let request = connection.readRequest(number) {
+            let answer = answer(request)
+            if answer.delay > .zero { pause(answer.delay) }
+            guard connection.write(answer, isStopped: { self.state.withLock { $0.isStopped } }) else { return }
+        }
+    }
+}
+
+func pause(_ duration: Duration) {
+    let (seconds, attoseconds) = duration.components
+    var time = timespec(tv_sec: Int(seconds), tv_nsec: Int(attoseconds / 1_000_000_000))
+    var left = timespec()
+    while nanosleep(&time, &left) != 0, errno == EINTR { time = left }
+}
