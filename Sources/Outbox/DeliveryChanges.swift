@@ -1,0 +1,86 @@
+package import Postgres
+
+extension Connection {
+    /// Makes a waiting delivery due now.
+    package mutating func retryDelivery(_ pair: Pair, reason: String?) throws {
+        try transaction { connection in
+            try connection.query("SELECT FROM outbox.lane WHERE endpoint_id = \(pair.endpoint) FOR UPDATE")
+            let moved = try connection.query(
+                """
+                UPDATE outbox.delivery SET due_at = clock_timestamp() WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint)
+                """
+            ).affected
+            guard moved == 1 else { throw try connection.notWaiting(pair) }
+            try connection.query(
+                "UPDATE outbox.lane SET due_at = least(due_at, clock_timestamp()) WHERE endpoint_id = \(pair.endpoint)")
+            try connection.audit("delivery.retry", object: "delivery/\(pair.event):\(pair.endpoint)", reason: reason)
+        }
+    }
+
+    /// Takes a waiting delivery out of its lane; it stays visible as cancelled. A request in flight is not recalled, and
+    /// when that one succeeds, the delivery counts as delivered.
+    package mutating func cancelDelivery(_ pair: Pair, reason: String?) throws {
+        try transaction { connection in
+            try connection.query("SELECT FROM outbox.lane WHERE endpoint_id = \(pair.endpoint) FOR UPDATE")
+            let parked = try connection.query(
+                """
+                WITH gone AS (DELETE FROM outbox.delivery WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint) RETURNING *)
+                INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint)
+                SELECT event_id, endpoint_id, event_at, 'cancelled', attempts, last_status, last_error_class, last_error, 'cancelled' FROM gone
+                """
+            ).affected
+            guard parked == 1 else { throw try connection.notWaiting(pair) }
+            try connection.audit("delivery.cancel", object: "delivery/\(pair.event):\(pair.endpoint)", reason: reason)
+        }
+    }
+
+    /// Puts dead letters back into their lanes, due now and with a whole retry schedule before them; returns how many.
+    /// The same `webhook-id` goes out again, with attempts marked as a replay.
+    ///
+    /// - Parameter pair: only this one; nil for all that the other arguments choose, in steps of a thousand.
+    package mutating func replayDeadLetters(
+        _ pair: Pair?, endpoint: EndpointID? = nil, fingerprint: String? = nil, reason: String?
+    ) throws -> Int {
+        var total = 0
+        while true {
+            let moved = try transaction { connection in
+                let chosen = try connection.query(
+                    """
+                    SELECT d.event_id, d.endpoint_id FROM outbox.dead_letter d JOIN outbox.endpoint n ON n.id = d.endpoint_id
+                     WHERE n.deleted_at IS NULL AND d.reason <> 'event_missing'
+                       AND (\(pair?.event) IS NULL OR d.event_id = \(pair?.event)) AND (\(pair?.endpoint) IS NULL OR d.endpoint_id = \(pair?.endpoint))
+                       AND (\(pair == nil) = false OR d.reason <> 'cancelled')
+                       AND (\(endpoint) IS NULL OR d.endpoint_id = \(endpoint)) AND (\(fingerprint) IS NULL OR d.fingerprint = \(fingerprint))
+                     ORDER BY d.endpoint_id, d.event_id LIMIT 1000
+                    """
+                ).map { row throws(PostgresError) in Pair(event: try row[0], endpoint: try row[1]) }
+                if chosen.isEmpty { return 0 }
+                let lanes = Array(Set(chosen.map(\.endpoint)))
+                try connection.query("SELECT FROM outbox.lane WHERE endpoint_id = ANY (\(lanes)) ORDER BY endpoint_id FOR UPDATE")
+                let moved = try connection.query(
+                    """
+                    WITH gone AS (
+                        DELETE FROM outbox.dead_letter d USING unnest(\(chosen.map(\.event)), \(chosen.map(\.endpoint))) AS p(event_id, endpoint_id)
+                         WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id RETURNING d.*)
+                    INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, last_at, last_status, last_error_class, last_error)
+                    SELECT event_id, endpoint_id, event_at, clock_timestamp(), 'replay', dead_at, status, error_class, error FROM gone
+                    ON CONFLICT DO NOTHING
+                    """
+                ).affected
+                try connection.query(
+                    "UPDATE outbox.lane SET due_at = least(due_at, clock_timestamp()) WHERE endpoint_id = ANY (\(lanes))")
+                let object = pair.map { "delivery/\($0.event):\($0.endpoint)" } ?? endpoint.map { "endpoint/\($0)" } ?? "dead"
+                try connection.audit("dead.replay", object: object, reason: reason, detail: JSONText(#"{"count":\#(moved)}"#))
+                return moved
+            }
+            total += moved
+            if pair != nil || moved == 0 { return total }
+        }
+    }
+
+    private mutating func notWaiting(_ pair: Pair) throws -> OperationRefusal {
+        let state = try delivery(pair).first("state") ?? "unknown"
+        let hint = state == "dead" ? "Put it back with: outboxctl dead replay \(pair.event) \(pair.endpoint)" : nil
+        return OperationRefusal(.conflict, "the delivery is \(state), not waiting", hint: hint)
+    }
+}

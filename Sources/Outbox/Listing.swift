@@ -1,0 +1,29 @@
+package import Postgres
+
+/// Rows for a person or a program: the same query as text columns and as one JSON object per row.
+package struct Listing: Sendable {
+    package let columns: [String]
+    package let rows: [[String?]]
+    /// One JSON object per row, whose names are the columns.
+    package let json: [String]
+
+    /// The value of a column in the first row.
+    package func first(_ column: String) -> String? {
+        guard let index = columns.firstIndex(of: column), let row = rows.first else { return nil }
+        return row[index]
+    }
+}
+
+extension Connection {
+    /// Runs a query and keeps every column as text, and every row as JSON. Times in it are RFC 3339 in UTC.
+    package mutating func listing(_ query: SQL) throws -> Listing {
+        let rows = try self.query("SELECT row_to_json(r)::text, r.* FROM (\(query)) r")
+        let columns = Array(rows.columns.dropFirst())
+        let read = try rows.map { row throws(PostgresError) -> (String, [String?]) in
+            var values: [String?] = []
+            for column in columns.indices { values.append(try row[column + 1]) }
+            return (try row[0], values)
+        }
+        return Listing(columns: columns, rows: read.map(\.1), json: read.map(\.0))
+    }
+}
