@@ -17,6 +17,7 @@ let crypto: Target.Dependency = .product(name: "Crypto", package: "swift-crypto"
 let deque: Target.Dependency = .product(name: "DequeModule", package: "swift-collections")
 let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
 let lifecycle: Target.Dependency = .product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
+let signals: Target.Dependency = .product(name: "UnixSignals", package: "swift-service-lifecycle")
 let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
 
 let package = Package(
@@ -52,7 +53,7 @@ let package = Package(
             name: "outboxctl",
             dependencies: [
                 "Outbox", "Scheduler", "Postgres", "Transport", "EmbeddedPostgres", "Receiver", "OutboxSchema",
-                arguments, logging, lifecycle,
+                arguments, logging, lifecycle, signals,
             ],
             swiftSettings: common),
         .target(

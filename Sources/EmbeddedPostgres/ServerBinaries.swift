@@ -50,30 +50,3 @@ package struct ServerBinaries: Sendable {
         return words.count > 2 ? words[2].split(whereSeparator: { !$0.isNumber }).first.map(String.init) : nil
     }
 }
-
-/// Runs a program to its end.
-enum Program {
-    struct Failure: Error {
-        let output: String
-    }
-
-    /// Returns what it printed; throws a `Failure` with what it printed when it did not succeed.
-    @discardableResult
-    static func run(_ path: String, _ arguments: [String]) throws -> String {
-        let process = Process()
-        process.executableURL = URL(fileURLWithPath: path)
-        process.arguments = arguments
-        // Another user may not be allowed to be where we are.
-        process.currentDirectoryURL = URL(fileURLWithPath: "/")
-        let output = Pipe()
-        process.standardOutput = output
-        process.standardError = output
-        process.standardInput = FileHandle.nullDevice
-        try process.run()
-        let data = output.fileHandleForReading.readDataToEndOfFile()
-        process.waitUntilExit()
-        let text = String(decoding: data, as: UTF8.self)
-        guard process.terminationStatus == 0 else { throw Failure(output: text) }
-        return text
-    }
-}

@@ -7,6 +7,12 @@ package struct Listing: Sendable {
     /// One JSON object per row, whose names are the columns.
     package let json: [String]
 
+    package init(columns: [String], rows: [[String?]], json: [String]) {
+        self.columns = columns
+        self.rows = rows
+        self.json = json
+    }
+
     /// The value of a column in the first row.
     package func first(_ column: String) -> String? {
         guard let index = columns.firstIndex(of: column), let row = rows.first else { return nil }

@@ -123,12 +123,13 @@ private final class WorkQueue: Sendable {
 
     private func next() -> Job? {
         while true {
-            signal.wait()
             let (job, isClosed) = state.withLock { state in
                 (state.jobs.isEmpty ? nil : state.jobs.removeFirst(), state.isClosed)
             }
             if let job { return job }
             if isClosed { return nil }
+            // A signal may be left over from a job that was taken without waiting; then this goes round once more.
+            signal.wait()
         }
     }
 }

@@ -1,0 +1,152 @@
+import ArgumentParser
+import Outbox
+import Postgres
+
+struct DeliveryCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "delivery", abstract: "Events on their way to endpoints.",
+        subcommands: [List.self, Get.self, Retry.self, Cancel.self])
+
+    struct List: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "List deliveries, newest event first.")
+        @OptionGroup var options: GlobalOptions
+        @OptionGroup var filter: FilterOptions
+
+        func run() async throws {
+            let listing = try await Session.run(options) { [filter] connection in
+                try connection.listDeliveries(
+                    try filter.resolve(&connection, states: ["delivered", "waiting", "paused", "dead", "cancelled"]))
+            }
+            options.format.list(
+                listing, columns: ["event_id", "endpoint", "event_type", "state", "attempts", "due_at", "last_status", "last_error_class"])
+        }
+    }
+
+    struct Get: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Show one delivery.")
+        @OptionGroup var options: GlobalOptions
+        @OptionGroup var pair: PairArguments
+
+        func run() async throws {
+            let listing = try await Session.run(options) { [pair] in try $0.delivery(try pair.resolve(&$0)) }
+            options.format.item(listing)
+        }
+    }
+
+    struct Retry: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Make a waiting delivery due now.")
+        @OptionGroup var options: GlobalOptions
+        @OptionGroup var pair: PairArguments
+        @Option(name: .long, help: "For the audit log.") var reason: String?
+
+        func run() async throws {
+            let listing = try await Session.run(options) { [pair, reason] connection in
+                let pair = try pair.resolve(&connection)
+                try connection.retryDelivery(pair, reason: reason)
+                return try connection.delivery(pair)
+            }
+            options.format.item(listing)
+        }
+    }
+
+    struct Cancel: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Take a waiting delivery out of its lane.")
+        @OptionGroup var options: GlobalOptions
+        @OptionGroup var pair: PairArguments
+        @Option(name: .long, help: "For the audit log.") var reason: String?
+
+        func run() async throws {
+            let listing = try await Session.run(options) { [pair, reason] connection in
+                let pair = try pair.resolve(&connection)
+                try connection.cancelDelivery(pair, reason: reason)
+                return try connection.delivery(pair)
+            }
+            options.format.item(listing)
+        }
+    }
+}
+
+struct AttemptCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "attempt", abstract: "Every HTTP request that was made.", subcommands: [List.self])
+
+    struct List: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "List attempts, newest first.")
+        @OptionGroup var options: GlobalOptions
+        @OptionGroup var filter: FilterOptions
+
+        func run() async throws {
+            let listing = try await Session.run(options) { [filter] connection in
+                try connection.listAttempts(try filter.resolve(&connection, states: ["success", "failure"]))
+            }
+            options.format.list(
+                listing, columns: ["event_id", "endpoint", "number", "trigger", "started_at", "outcome", "status", "error_class", "total_us"])
+        }
+    }
+}
+
+struct DeadCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "dead", abstract: "Dead letters: what could not be delivered.", subcommands: [List.self, Get.self, Replay.self])
+
+    struct List: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "List dead letters, newest first.")
+        @OptionGroup var options: GlobalOptions
+        @OptionGroup var filter: FilterOptions
+
+        func run() async throws {
+            let listing = try await Session.run(options) { [filter] connection in
+                try connection.listDeadLetters(try filter.resolve(&connection, states: []))
+            }
+            options.format.list(listing, columns: ["event_id", "endpoint", "event_type", "reason", "attempts", "status", "error_class", "fingerprint", "dead_at"])
+        }
+    }
+
+    struct Get: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Show one dead letter.")
+        @OptionGroup var options: GlobalOptions
+        @OptionGroup var pair: PairArguments
+
+        func run() async throws {
+            let listing = try await Session.run(options) { [pair] in try $0.deadLetter(try pair.resolve(&$0)) }
+            options.format.item(listing)
+        }
+    }
+
+    struct Replay: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Put dead letters back into their lanes.",
+            discussion: "One by EVENT ENDPOINT; many by --endpoint, --fingerprint or --all, which need a --reason.")
+        @OptionGroup var options: GlobalOptions
+        @Argument(help: "Event number or webhook-id, or EVENT:ENDPOINT.") var event: String?
+        @Argument(help: "Endpoint name or id.") var target: String?
+        @Option(name: .long, help: "All of this endpoint.") var endpoint: String?
+        @Option(name: .long, help: "All of this kind; see dead list.") var fingerprint: String?
+        @Flag(name: .long, help: "All.") var all = false
+        @Option(name: .long, help: "For the audit log.") var reason: String?
+
+        func validate() throws {
+            let isBulk = endpoint != nil || fingerprint != nil || all
+            if event == nil, !isBulk { throw ValidationError("name a dead letter, or choose many with --endpoint, --fingerprint or --all") }
+            if event != nil, isBulk { throw ValidationError("name one dead letter or choose many, not both") }
+            if isBulk, reason == nil { throw ValidationError("replaying many needs a --reason, for the audit log") }
+        }
+
+        func run() async throws {
+            let replayed = try await Session.run(options) { [self] connection in
+                guard let event else {
+                    let id = try endpoint.map { try connection.endpointID($0) }
+                    return try connection.replayDeadLetters(nil, endpoint: id, fingerprint: fingerprint, reason: reason)
+                }
+                var arguments = PairArguments()
+                arguments.event = event
+                arguments.endpoint = target
+                let pair = try arguments.resolve(&connection)
+                let count = try connection.replayDeadLetters(pair, reason: reason)
+                if count == 0 { _ = try connection.deadLetter(pair) }
+                return count
+            }
+            options.format.fact([("replayed", "\(replayed)")], text: "replayed \(replayed)")
+        }
+    }
+}

@@ -1,0 +1,220 @@
+import ArgumentParser
+import Foundation
+import Outbox
+import Postgres
+import Transport
+
+struct EndpointCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "endpoint", abstract: "Who gets which events, and how.",
+        subcommands: [
+            Create.self, List.self, Get.self, Update.self, Delete.self, Pause.self, Resume.self, Enable.self, Disable.self,
+        ])
+
+    /// The settings that create and update share.
+    struct ChangeOptions: ParsableArguments {
+        @Option(name: .long, help: "Only this customer's events; * for all.") var customer: String?
+        @Option(name: .long, help: "Free text.") var description: String?
+        @Option(name: .long, help: "Exact event type; * for all.") var eventType: String?
+        @Option(name: .long, help: "Exact change type, such as Create; * for all.") var changeType: String?
+        @Option(name: .long, help: "standard, citrix or raw.") var format: Endpoint.Format?
+        @Option(name: .long, help: "POST, PUT, PATCH or GET.") var method: HTTPRequest.Method?
+        @Option(name: .long, help: ArgumentHelp("A request header; may be repeated.", valueName: "K: V")) var header: [HeaderArgument] = []
+        @Option(name: .long, help: "For the whole request.") var timeout: DurationArgument?
+        @Option(name: .long, help: "For name, TCP and TLS.") var connectTimeout: DurationArgument?
+        @Option(name: .long, help: "The waits after failures, as in 5s,30s,2m; \"none\" for no retry.") var retrySchedule: String?
+        @Option(name: .long, help: "Requests in flight per worker process.") var maxInFlight: Int?
+
+        func change() throws -> EndpointChange {
+            var change = EndpointChange()
+            change.customerID = customer
+            change.description = description
+            change.eventType = eventType
+            change.changeType = changeType
+            change.format = format
+            change.method = method
+            if !header.isEmpty { change.headers = try header.map { try $0.header } }
+            change.timeout = timeout?.duration
+            change.connectTimeout = connectTimeout?.duration
+            change.maxInFlight = maxInFlight
+            if let retrySchedule {
+                let waits = retrySchedule == "none" ? [] : retrySchedule.split(separator: ",").map(String.init)
+                change.retrySchedule = try waits.map { wait in
+                    guard let wait = DurationArgument(argument: wait) else {
+                        throw OperationRefusal(.invalid, "\"\(wait)\" is not a wait", hint: "Expected a list such as 5s,30s,2m,1h")
+                    }
+                    return wait.duration
+                }
+            }
+            return change
+        }
+    }
+
+    struct Create: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Create an endpoint; its signing secret is shown once.")
+        @OptionGroup var options: GlobalOptions
+        @Argument(help: "A name, unique per customer.") var name: String
+        @Option(name: .long, help: "Where to send.") var url: String
+        @OptionGroup var changes: ChangeOptions
+        @Option(name: .long, help: "File with the signing secret (whsec_…) to use instead of a new one; - for stdin.") var secretFile: String?
+
+        func run() async throws {
+            var change = try changes.change()
+            change.name = name
+            change.url = url
+            let keyring = try Settings(options).keyring(creating: true)
+            let secret = try secretFile.map { file in
+                try SigningSecret(String(decoding: try textArgument(file == "-" ? "-" : "@" + file), as: UTF8.self))
+            } ?? .generate()
+            warnAboutAddress()
+            let created = try await Session.run(options) { [change] connection in
+                let id = try connection.createEndpoint(change, secret: secret, keyring: keyring)
+                return try connection.listEndpoints(id)
+            }
+            if options.format == .table {
+                options.format.item(created)
+                if secretFile == nil { print("\nsecret (shown once)  \(secret.revealed)") }
+            } else if let object = created.json.first {
+                print(secretFile == nil ? object.dropLast() + #","secret":\#(jsonString(secret.revealed))}"# : object)
+            }
+        }
+
+        /// The address policy is the worker's; from here it can only be guessed.
+        private func warnAboutAddress() {
+            guard let target = try? TargetURL(url), let policy = try? Settings(options).policy() else { return }
+            let isLocalName = target.host == "localhost" || target.host.hasSuffix(".localhost")
+            if isLocalName || target.address.map({ !policy.allows($0) }) == true {
+                FileHandle.standardError.write(
+                    Data("outboxctl: note: \(target.host) is a special address; workers refuse it (blocked_address) unless OUTBOX_ALLOW_NETWORKS lets it through\n".utf8))
+            }
+        }
+    }
+
+    struct List: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "List endpoints.")
+        @OptionGroup var options: GlobalOptions
+
+        func run() async throws {
+            let listing = try await Session.run(options) { try $0.listEndpoints() }
+            options.format.list(
+                listing, columns: ["name", "customer_id", "state", "method", "url", "format", "event_type", "change_type", "waiting", "dead_letters"])
+        }
+    }
+
+    struct Get: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Show one endpoint.")
+        @OptionGroup var options: GlobalOptions
+        @Argument(help: "Name or id.") var endpoint: String
+
+        func run() async throws {
+            let listing = try await Session.run(options) { [endpoint] in try $0.listEndpoints(try $0.endpointID(endpoint)) }
+            options.format.item(listing)
+        }
+    }
+
+    struct Update: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Change settings; what is not named stays.")
+        @OptionGroup var options: GlobalOptions
+        @Argument(help: "Name or id.") var endpoint: String
+        @Option(name: .long, help: "A new name.") var name: String?
+        @Option(name: .long, help: "A new URL.") var url: String?
+        @OptionGroup var changes: ChangeOptions
+
+        func run() async throws {
+            var change = try changes.change()
+            change.name = name
+            change.url = url
+            let listing = try await Session.run(options) { [change, endpoint] connection in
+                let id = try connection.endpointID(endpoint)
+                try connection.updateEndpoint(id, change)
+                return try connection.listEndpoints(id)
+            }
+            options.format.item(listing)
+        }
+    }
+
+    struct Delete: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Delete an endpoint; deliveries that wait for it are cancelled.")
+        @OptionGroup var options: GlobalOptions
+        @Argument(help: "Name or id.") var endpoint: String
+        @Flag(name: .shortAndLong, help: "Do it although deliveries wait.") var yes = false
+        @Option(name: .long, help: "For the audit log.") var reason: String?
+
+        func run() async throws {
+            try await Session.run(options) { [endpoint, yes, reason] connection in
+                let id = try connection.endpointID(endpoint)
+                let waiting = try connection.waitingCount(id)
+                if waiting > 0, !yes {
+                    throw OperationRefusal(
+                        .conflict, "\(waiting) deliveries wait for \"\(endpoint)\" and would be cancelled",
+                        hint: "Repeat with --yes to cancel them, or stop it and keep them with: outboxctl endpoint disable \(endpoint)")
+                }
+                try connection.deleteEndpoint(id, reason: reason)
+            }
+            options.format.fact([("deleted", jsonString(endpoint))], text: "deleted \(endpoint)")
+        }
+    }
+
+    struct Pause: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Let deliveries wait; nothing is lost.")
+        @OptionGroup var options: GlobalOptions
+        @Argument(help: "Name or id.") var endpoint: String
+        @Option(name: .long, help: "Resume by itself then (\(TimeArgument.forms)).") var until: TimeArgument?
+        @Option(name: .long, help: "Why; shown to everybody.") var reason: String
+
+        func run() async throws {
+            let listing = try await Session.run(options) { [endpoint, until, reason] connection in
+                let id = try connection.endpointID(endpoint)
+                try connection.pauseEndpoint(id, until: until?.timestamp, reason: reason)
+                return try connection.listEndpoints(id)
+            }
+            options.format.item(listing)
+        }
+    }
+
+    struct Resume: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "End a pause; what waits goes out.")
+        @OptionGroup var options: GlobalOptions
+        @Argument(help: "Name or id.") var endpoint: String
+
+        func run() async throws {
+            let listing = try await Session.run(options) { [endpoint] connection in
+                let id = try connection.endpointID(endpoint)
+                try connection.resumeEndpoint(id)
+                return try connection.listEndpoints(id)
+            }
+            options.format.item(listing)
+        }
+    }
+
+    struct Enable: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Route events to it again; what waits goes out.")
+        @OptionGroup var options: GlobalOptions
+        @Argument(help: "Name or id.") var endpoint: String
+
+        func run() async throws {
+            let listing = try await Session.run(options) { [endpoint] connection in
+                let id = try connection.endpointID(endpoint)
+                try connection.enableEndpoint(id)
+                return try connection.listEndpoints(id)
+            }
+            options.format.item(listing)
+        }
+    }
+
+    struct Disable: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Route no new events to it; what waits stays.")
+        @OptionGroup var options: GlobalOptions
+        @Argument(help: "Name or id.") var endpoint: String
+        @Option(name: .long, help: "Why; shown to everybody.") var reason: String?
+
+        func run() async throws {
+            let listing = try await Session.run(options) { [endpoint, reason] connection in
+                let id = try connection.endpointID(endpoint)
+                try connection.disableEndpoint(id, reason: reason)
+                return try connection.listEndpoints(id)
+            }
+            options.format.item(listing)
+        }
+    }
+}

@@ -1,0 +1,57 @@
+import ArgumentParser
+import Outbox
+import Postgres
+
+/// The filter flags that every list has.
+struct FilterOptions: ParsableArguments {
+    @Option(name: .long, help: "Endpoint name or id.") var endpoint: String?
+    @Option(name: .long, help: "Exact event type.") var eventType: String?
+    @Option(name: .long, help: "Exact change type.") var changeType: String?
+    @Option(name: .long, help: "Customer.") var customer: String?
+    @Option(name: .long, help: "TransactionId.") var transactionId: UniqueIDArgument?
+    @Option(name: .long, help: "Event number or webhook-id.") var eventId: String?
+    @Option(name: .long, help: "State or outcome.") var state: String?
+    @Option(name: .long, parsing: .unconditional, help: "From then on (\(TimeArgument.forms)).") var since: TimeArgument?
+    @Option(name: .long, parsing: .unconditional, help: "Before then (\(TimeArgument.forms)).") var until: TimeArgument?
+    @Option(name: .long, help: "At most so many rows, 1 to 100000.") var limit = 100
+
+    func validate() throws {
+        guard (1...100_000).contains(limit) else { throw ValidationError("--limit must be 1 to 100000") }
+        if let since, let until, since.timestamp >= until.timestamp { throw ValidationError("--since must be before --until") }
+    }
+
+    /// The filter, with names looked up.
+    func resolve(_ connection: inout Connection, states: [String]) throws -> ListFilter {
+        var filter = ListFilter()
+        filter.endpoint = try endpoint.map { try connection.endpointID($0) }
+        filter.eventType = eventType
+        filter.changeType = changeType
+        filter.customerID = customer
+        filter.transactionID = transactionId?.id
+        filter.eventID = try eventId.map { try connection.eventID($0) }
+        if let state {
+            guard states.contains(state) else {
+                throw OperationRefusal(.invalid, "\"\(state)\" is not a state", hint: "Expected one of: \(states.joined(separator: ", "))")
+            }
+            filter.state = state
+        }
+        filter.since = since?.timestamp
+        filter.until = until?.timestamp
+        filter.limit = limit
+        return filter
+    }
+}
+
+/// A delivery on the command line: `EVENT ENDPOINT`, or the id that lists show, `EVENT:ENDPOINT`.
+struct PairArguments: ParsableArguments {
+    @Argument(help: "Event number or webhook-id; or the delivery's id, EVENT:ENDPOINT.") var event: String
+    @Argument(help: "Endpoint name or id.") var endpoint: String?
+
+    func resolve(_ connection: inout Connection) throws -> Pair {
+        let parts = event.split(separator: ":", maxSplits: 1).map(String.init)
+        guard let name = endpoint ?? (parts.count == 2 ? parts[1] : nil), let first = parts.first else {
+            throw OperationRefusal(.invalid, "a delivery is an event and an endpoint", hint: "Write it as: 42 billing, or 42:billing")
+        }
+        return Pair(event: try connection.eventID(first), endpoint: try connection.endpointID(name))
+    }
+}

@@ -1,0 +1,46 @@
+import ArgumentParser
+import Foundation
+import Outbox
+
+/// The command line. Words, flags and exit codes are described in docs/cli.md.
+@main
+struct OutboxCtl: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "outboxctl",
+        abstract: "Transactional outbox and webhook delivery on PostgreSQL.",
+        version: outboxVersion,
+        subcommands: [
+            Run.self, Status.self, Doctor.self, DatabaseCommand.self, EndpointCommand.self, EventCommand.self,
+            DeliveryCommand.self, AttemptCommand.self, DeadCommand.self, Listen.self, TriggerCommand.self, Config.self,
+        ])
+
+    static func main() async {
+        // A receiver or a reader that goes away must not end the process without a word.
+        signal(SIGPIPE, SIG_IGN)
+        let arguments = Array(CommandLine.arguments.dropFirst())
+        do {
+            var command = try parseAsRoot(arguments)
+            if var command = command as? any AsyncParsableCommand { try await command.run() } else { try command.run() }
+        } catch {
+            if let failure = Failure(error) { failure.report(asJSON: Output.isJSON(arguments)) }
+            if let suggestion = suggestion(for: arguments) { FileHandle.standardError.write(Data((suggestion + "\n").utf8)) }
+            exit(withError: error)
+        }
+    }
+
+    /// The parser says that a subcommand is unknown, but not which was meant.
+    private static func suggestion(for arguments: [String]) -> String? {
+        var command: any ParsableCommand.Type = OutboxCtl.self
+        for word in arguments.prefix(2) {
+            let children = command.configuration.subcommands
+            if children.isEmpty || word.hasPrefix("-") { return nil }
+            if let child = children.first(where: { $0._commandName == word }) {
+                command = child
+                continue
+            }
+            let close = children.map { ($0._commandName, editDistance($0._commandName, word)) }.filter { $0.1 <= 2 }.min { $0.1 < $1.1 }
+            return close.map { "outboxctl: unknown command \"\(word)\". Did you mean \"\($0.0)\"?" }
+        }
+        return nil
+    }
+}

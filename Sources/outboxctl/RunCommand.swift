@@ -1,0 +1,125 @@
+import ArgumentParser
+import EmbeddedPostgres
+import Foundation
+import Logging
+import Outbox
+import Postgres
+import Scheduler
+import ServiceLifecycle
+import UnixSignals
+
+/// `outboxctl run`: the daemon.
+struct Run: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Deliver events until SIGTERM.",
+        discussion: """
+            Prints one line when it is ready, logs to stderr, and exits 0 after SIGTERM or SIGINT: it stops claiming, lets \
+            requests in flight end within the grace period, records, and leaves. A second signal ends it at once.
+            """)
+
+    @OptionGroup var options: GlobalOptions
+
+    @Option(name: .long, help: "How long a claimed batch or lane is held without renewal; more than any timeout.")
+    var lease: DurationArgument?
+
+    @Option(name: .long, help: "How long a stop waits for requests in flight.")
+    var grace: DurationArgument?
+
+    @Flag(name: .long, help: "Bring the schema up to date first.")
+    var migrate = false
+
+    func run() async throws {
+        let settings = try Settings(options)
+        let logger = try LineLogHandler.logger(settings)
+        let policy = try settings.policy()
+        let host = ProcessInfo.processInfo.hostName
+        let pid = ProcessInfo.processInfo.processIdentifier
+        raiseDescriptorLimit()
+
+        let sessions: [Session]
+        if let several = settings["databases"], settings["database_url"] == nil {
+            let urls = several.split { $0 == "\n" || $0 == "," }.map { $0.trimmingCharacters(in: .whitespaces) }.filter { !$0.isEmpty }
+            guard !urls.isEmpty else { throw SettingRefusal(description: "OUTBOX_DATABASES names no database") }
+            sessions = try urls.map { Session(target: try ConnectionTarget($0), cluster: nil) }
+        } else {
+            sessions = [try await Session.open(settings)]
+        }
+        let keyring = try settings.keyring(creating: sessions.contains { $0.cluster != nil })
+
+        var services: [any Service] = []
+        var workers: [String] = []
+        do {
+            for (index, session) in sessions.enumerated() {
+                if migrate { try await applyMigrations(session) }
+                let worker = "\(host)/\(pid)" + (sessions.count > 1 ? "/\(index + 1)" : "")
+                var configuration = EngineConfiguration(
+                    database: session.target, worker: worker, host: host, pid: Int(pid), policy: policy)
+                configuration.lease = try lease?.duration ?? settings.duration("lease")
+                configuration.grace = try grace?.duration ?? settings.duration("grace")
+                configuration.pollInterval = try settings.duration("poll_interval")
+                configuration.listens = settings["listen_notifications"] != "false"
+                guard let inFlight = settings["max_in_flight"].flatMap({ Int($0) }), (1...100_000).contains(inFlight) else {
+                    throw SettingRefusal(description: "OUTBOX_MAX_IN_FLIGHT must be a number from 1 to 100000")
+                }
+                configuration.mostInFlight = inFlight
+                guard configuration.lease >= .seconds(1) else { throw SettingRefusal(description: "the lease must be at least 1s") }
+                services += try await Engine(configuration, keyring: keyring, logger: logger).services
+                workers.append(worker)
+            }
+        } catch {
+            for session in sessions { try session.cluster?.leave() }
+            throw error
+        }
+
+        let group = ServiceGroup(
+            configuration: ServiceGroupConfiguration(
+                services: services.map { .init(service: $0, successTerminationBehavior: .ignore, failureTerminationBehavior: .gracefullyShutdownGroup) },
+                gracefulShutdownSignals: [.sigterm, .sigint], logger: quiet(logger)))
+        // The group takes the first signal as a request; the second one ends the process at once.
+        let impatience = Task {
+            var count = 0
+            for await signal in await UnixSignalsSequence(trapping: .sigterm, .sigint) {
+                count += 1
+                if count == 2 { _exit(signal == .sigint ? 130 : 143) }
+            }
+        }
+        print(
+            "outbox: ready worker=\(workers.joined(separator: ",")) schema=\(Migrator.expectedVersion) version=\(outboxVersion) "
+                + (sessions[0].cluster == nil ? "database=configured" : "database=embedded"))
+        fflush(nil)
+        let result: Result<Void, any Error>
+        do {
+            try await group.run()
+            result = .success(())
+        } catch { result = .failure(error) }
+        impatience.cancel()
+        for session in sessions { try session.cluster?.leave() }
+        try result.get()
+        logger.info("stopped")
+    }
+
+    private func applyMigrations(_ session: Session) async throws {
+        let pool = ConnectionPool(session.target, size: 1)
+        do { try await pool.run { _ = try Migrator.migrate(&$0) } } catch {
+            await pool.close()
+            throw error
+        }
+        await pool.close()
+    }
+
+    /// The group's own messages about each service are noise at info.
+    private func quiet(_ logger: Logger) -> Logger {
+        var logger = logger
+        logger.logLevel = max(logger.logLevel, .warning)
+        return logger
+    }
+
+    /// Every request in flight is a descriptor, and the usual soft limit of 1024 is a default, not a wish.
+    private func raiseDescriptorLimit() {
+        var limit = rlimit()
+        guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
+        limit.rlim_cur = min(limit.rlim_max, 65_536)
+        // Refused: then fewer requests run at a time, and running out is handled where it happens.
+        _ = setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+    }
+}

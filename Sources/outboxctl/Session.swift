@@ -1,0 +1,59 @@
+import EmbeddedPostgres
+import Foundation
+import Outbox
+import Postgres
+
+/// A database for the length of one command: the configured one, or the embedded cluster.
+struct Session: Sendable {
+    /// Where the embedded cluster lives when no database is configured.
+    static let embeddedFolder = ".outbox"
+
+    let target: ConnectionTarget
+    let cluster: EmbeddedCluster?
+
+    /// Opens the configured database; without one, joins or starts the embedded cluster and migrates it.
+    static func open(_ settings: Settings, as name: String = "outboxctl") async throws -> Session {
+        if settings["databases"] != nil, settings["database_url"] == nil {
+            throw SettingRefusal(description: "OUTBOX_DATABASES names several databases; choose one with --database-url")
+        }
+        if let url = settings["database_url"] {
+            return Session(target: try ConnectionTarget(url, name: name), cluster: nil)
+        }
+        var environment = settings.environment
+        if let folder = settings["postgres_bin"] { environment["OUTBOX_POSTGRES_BIN"] = folder }
+        let cluster = try await EmbeddedCluster(folder: embeddedFolder, environment: environment)
+        let session = Session(target: try ConnectionTarget(cluster.connectionString, name: name), cluster: cluster)
+        do {
+            let pool = ConnectionPool(session.target, size: 1)
+            do { try await pool.run { _ = try Migrator.migrate(&$0) } } catch {
+                await pool.close()
+                throw error
+            }
+            await pool.close()
+            return session
+        } catch {
+            try cluster.leave()
+            throw error
+        }
+    }
+
+    /// Runs the closure on one connection and closes everything afterwards.
+    static func run<Value: Sendable>(
+        _ options: GlobalOptions, checkingSchema: Bool = true,
+        _ body: @escaping @Sendable (inout Connection) throws -> Value
+    ) async throws -> Value {
+        let session = try await open(try Settings(options))
+        let pool = ConnectionPool(session.target, size: 1)
+        let result: Result<Value, any Error>
+        do {
+            let value = try await pool.run { connection in
+                if checkingSchema { try Migrator.check(&connection) }
+                return try body(&connection)
+            }
+            result = .success(value)
+        } catch { result = .failure(error) }
+        await pool.close()
+        try session.cluster?.leave()
+        return try result.get()
+    }
+}

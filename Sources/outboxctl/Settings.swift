@@ -1,0 +1,177 @@
+import ArgumentParser
+import EmbeddedPostgres
+import Foundation
+import Outbox
+import Postgres
+import Transport
+
+/// A setting that cannot be used: its name, what is wrong, what would be right. Never its value.
+struct SettingRefusal: Error, CustomStringConvertible {
+    let description: String
+}
+
+/// Flags that every command has.
+struct GlobalOptions: ParsableArguments {
+    @Option(name: .long, help: ArgumentHelp("Connection string or URI of the database; see also DATABASE_URL and PG*.", valueName: "url"))
+    var databaseUrl: String?
+
+    @Flag(name: .long, help: "Accept a --database-url with a password, which other users of this machine can see.")
+    var allowInsecureDsn = false
+
+    @Option(name: .long, help: ArgumentHelp("Configuration file; ./outbox.json when it exists.", valueName: "file"))
+    var config: String?
+
+    @Option(name: .shortAndLong, help: "table, json or jsonl.")
+    var output: Output = .table
+
+    @Flag(name: .long, help: "The same as -o json.")
+    var json = false
+
+    var format: Output { json ? .json : output }
+}
+
+/// Every setting with its value and where that came from: flag over environment over file over default.
+struct Settings {
+    enum Origin: String { case flag, environment, file, `default` }
+
+    struct Value {
+        let key: String
+        let value: String?
+        let origin: Origin
+        let isSecret: Bool
+    }
+
+    /// The keys of the configuration file; each is `OUTBOX_` and the upper-case key in the environment.
+    static let keys: [(key: String, fallback: String?, isSecret: Bool)] = [
+        ("database_url", nil, true), ("databases", nil, true), ("secret_key_file", ".outbox/secret.key", false),
+        ("allow_networks", nil, false), ("log_level", "info", false), ("log_format", "text", false), ("lease", "60s", false),
+        ("grace", "10s", false), ("poll_interval", "1s", false), ("listen_notifications", "true", false),
+        ("max_in_flight", "4096", false), ("postgres_bin", nil, false),
+    ]
+
+    let values: [Value]
+    let environment: [String: String]
+
+    init(_ options: GlobalOptions) throws {
+        let environment = ProcessInfo.processInfo.environment
+        self.environment = environment
+        let file = try Self.readFile(options.config)
+        var values: [Value] = []
+        for (key, fallback, isSecret) in Self.keys {
+            let name = "OUTBOX_" + key.uppercased()
+            if key == "database_url", let flag = options.databaseUrl {
+                values.append(Value(key: key, value: flag, origin: .flag, isSecret: isSecret))
+            } else if let value = try Self.fromEnvironment(name, environment) {
+                values.append(Value(key: key, value: value, origin: .environment, isSecret: isSecret))
+            } else if key == "database_url", let value = environment["DATABASE_URL"], !value.isEmpty {
+                values.append(Value(key: key, value: value, origin: .environment, isSecret: isSecret))
+            } else if key == "database_url", Self.libpqVariables.contains(where: { environment[$0] != nil }) {
+                // libpq reads them itself.
+                values.append(Value(key: key, value: "", origin: .environment, isSecret: isSecret))
+            } else if let value = file[key] {
+                values.append(Value(key: key, value: value, origin: .file, isSecret: isSecret))
+            } else {
+                values.append(Value(key: key, value: fallback, origin: .default, isSecret: isSecret))
+            }
+        }
+        self.values = values
+        if let flag = options.databaseUrl, !options.allowInsecureDsn, Self.hasPassword(flag) {
+            throw SettingRefusal(
+                description: "--database-url contains a password, which every user of this machine can see; "
+                    + "use DATABASE_URL, PGPASSFILE or PGSERVICE, or add --allow-insecure-dsn")
+        }
+    }
+
+    subscript(_ key: String) -> String? { values.first { $0.key == key }?.value }
+
+    private static let libpqVariables = ["PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE"]
+
+    private static func hasPassword(_ text: String) -> Bool {
+        if text.contains("password=") { return true }
+        guard let scheme = text.range(of: "://"), let at = text[scheme.upperBound...].firstIndex(of: "@") else { return false }
+        return text[scheme.upperBound..<at].contains(":")
+    }
+
+    /// `NAME`, or the contents of the file that `NAME_FILE` names, as container platforms hand out secrets.
+    private static func fromEnvironment(_ name: String, _ environment: [String: String]) throws -> String? {
+        if let value = environment[name], !value.isEmpty { return value }
+        guard !name.hasSuffix("_FILE"), let path = environment[name + "_FILE"] else { return nil }
+        guard let text = try? String(contentsOfFile: path, encoding: .utf8) else {
+            throw SettingRefusal(description: "\(name)_FILE names \(path), which cannot be read")
+        }
+        return text.trimmingCharacters(in: .whitespacesAndNewlines)
+    }
+
+    private static func readFile(_ named: String?) throws -> [String: String] {
+        let path = named ?? "outbox.json"
+        guard named != nil || FileManager.default.fileExists(atPath: path) else { return [:] }
+        guard let data = FileManager.default.contents(atPath: path) else {
+            throw SettingRefusal(description: "the configuration file \(path) cannot be read")
+        }
+        guard let object = try? JSONDecoder().decode([String: String].self, from: data) else {
+            throw SettingRefusal(description: "the configuration file \(path) is not a JSON object whose values are strings")
+        }
+        let known = keys.map(\.key)
+        for key in object.keys where !known.contains(key) {
+            let close = known.min { editDistance($0, key) < editDistance($1, key) } ?? ""
+            throw SettingRefusal(description: "the configuration file \(path) has an unknown key \"\(printable(key))\"; did you mean \"\(close)\"?")
+        }
+        return object
+    }
+
+    // MARK: Settings as values
+
+    func duration(_ key: String) throws -> Duration {
+        guard let text = self[key], let value = DurationArgument(argument: text) else {
+            throw SettingRefusal(description: "\(key) is not a duration; expected 500ms, 60s, 5m or 1h")
+        }
+        return value.duration
+    }
+
+    func policy() throws -> AddressPolicy {
+        let texts = (self["allow_networks"] ?? "").split { $0 == "," || $0.isWhitespace }.map(String.init)
+        return AddressPolicy(
+            allowing: try texts.map { text in
+                guard let network = Network(text) else {
+                    throw SettingRefusal(description: "OUTBOX_ALLOW_NETWORKS: \"\(printable(text))\" is not a network; expected 10.0.0.0/8 or fd00::/8")
+                }
+                return network
+            })
+    }
+
+    /// The keys that endpoint secrets are sealed with. The default file is made when it is first needed; one that was
+    /// named must exist.
+    func keyring(creating: Bool) throws -> Keyring {
+        guard let setting = values.first(where: { $0.key == "secret_key_file" }), let path = setting.value else { return .empty }
+        if setting.origin == .default, !FileManager.default.fileExists(atPath: path) {
+            guard creating else { return .empty }
+            try makeKeyFile(path)
+        }
+        var status = stat()
+        guard stat(path, &status) == 0, let data = FileManager.default.contents(atPath: path) else {
+            throw SettingRefusal(
+                description: "the key file \(path) cannot be read; make one with: (umask 077; openssl rand -base64 32 > \(path))")
+        }
+        guard status.st_mode & 0o077 == 0 else {
+            throw SettingRefusal(description: "the key file \(path) is open to other users; run: chmod 600 \(path)")
+        }
+        do { return try Keyring(text: String(decoding: data, as: UTF8.self)) } catch {
+            throw SettingRefusal(description: "the key file \(path) cannot be used: \(error)")
+        }
+    }
+
+    private func makeKeyFile(_ path: String) throws {
+        let folder = (path as NSString).deletingLastPathComponent
+        do {
+            if !folder.isEmpty { try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true) }
+        } catch { throw EmbeddedCluster.Refusal(description: "cannot write to \(folder): \(error.localizedDescription)") }
+        let descriptor = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+        // Somebody else made it in this very moment: theirs is as good.
+        if descriptor < 0, errno == EEXIST { return }
+        guard descriptor >= 0 else { throw EmbeddedCluster.Refusal(description: "cannot write \(path): \(String(cString: strerror(errno)))") }
+        let file = FileHandle(fileDescriptor: descriptor, closeOnDealloc: true)
+        try file.write(contentsOf: Data(Keyring.newKeyLine().utf8))
+        FileHandle.standardError.write(
+            Data("outboxctl: made \(path), the key that endpoint secrets are sealed with; back it up and keep it private\n".utf8))
+    }
+}

@@ -1,0 +1,61 @@
+import ArgumentParser
+import Outbox
+import Postgres
+
+struct Status: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "How the installation stands, on one screen.")
+    @OptionGroup var options: GlobalOptions
+
+    func run() async throws {
+        let (status, problems, endpoints) = try await Session.run(options) { connection in
+            (try connection.status(), try connection.problems(), try connection.listEndpoints())
+        }
+        options.format.item(status)
+        guard options.format == .table else { return }
+        if !endpoints.rows.isEmpty {
+            print("")
+            options.format.list(endpoints, columns: ["name", "state", "waiting", "dead_letters", "url"])
+        }
+        if !problems.rows.isEmpty {
+            print("")
+            options.format.list(problems)
+        }
+    }
+}
+
+struct Doctor: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "What is wrong, and what to do about it; exit 1 when something is.")
+    @OptionGroup var options: GlobalOptions
+
+    func run() async throws {
+        let problems = try await Session.run(options) { try $0.problems() }
+        if problems.rows.isEmpty, options.format == .table { return print("no problems found") }
+        options.format.list(problems)
+        if !problems.rows.isEmpty { throw Answer(message: "\(problems.rows.count) problems found") }
+    }
+}
+
+struct Config: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Show every setting, its value and where that comes from.")
+    @OptionGroup var options: GlobalOptions
+
+    func run() async throws {
+        let settings = try Settings(options)
+        let listing = Listing(
+            columns: ["key", "value", "origin"],
+            rows: settings.values.map { [$0.key, shown($0), $0.origin.rawValue] },
+            json: settings.values.map { value in
+                "{\"key\":\(jsonString(value.key)),\"value\":\(shown(value).map(jsonString) ?? "null"),\"origin\":\(jsonString(value.origin.rawValue))}"
+            })
+        options.format.list(listing)
+        _ = try settings.policy()
+        for key in ["lease", "grace", "poll_interval"] { _ = try settings.duration(key) }
+        _ = try LineLogHandler.logger(settings)
+    }
+
+    private func shown(_ value: Settings.Value) -> String? {
+        guard let text = value.value else { return value.key == "database_url" ? "(embedded PostgreSQL in ./.outbox)" : nil }
+        if !value.isSecret { return text }
+        return text.isEmpty ? "(from PG* variables)" : "***"
+    }
+}
