@@ -1,0 +1,453 @@
+column attempt.event_id bigint not null
+column attempt.endpoint_id uuid not null
+column attempt.number integer not null
+column attempt.trigger text not null
+column attempt.lease_id uuid not null
+column attempt.worker text not null
+column attempt.started_at timestamp with time zone not null
+column attempt.dns_us integer
+column attempt.connect_us integer
+column attempt.tls_us integer
+column attempt.first_byte_us integer
+column attempt.total_us integer not null
+column attempt.outcome text not null
+column attempt.status integer
+column attempt.error_class text
+column attempt.error text
+column attempt.response bytea
+column attempt.request_id text
+column attempts.event_id bigint
+column attempts.webhook_id text
+column attempts.endpoint_id uuid
+column attempts.endpoint text
+column attempts.number integer
+column attempts.trigger text
+column attempts.started_at timestamp with time zone
+column attempts.outcome text
+column attempts.status integer
+column attempts.error_class text
+column attempts.error text
+column attempts.dns_us integer
+column attempts.connect_us integer
+column attempts.tls_us integer
+column attempts.first_byte_us integer
+column attempts.total_us integer
+column attempts.request_id text
+column attempts.worker text
+column attempts.lease_id uuid
+column audit.id bigint not null
+column audit.at timestamp with time zone not null default clock_timestamp()
+column audit.actor text not null default SESSION_USER
+column audit.action text not null
+column audit.object text not null
+column audit.reason text
+column audit.detail jsonb not null default '{}'::jsonb
+column backlog.stage text
+column backlog.endpoint_id uuid
+column backlog.endpoint text
+column backlog.waiting bigint
+column backlog.oldest_at timestamp with time zone
+column batch.id bigint not null
+column batch.ids int8multirange not null
+column batch.size integer not null
+column batch.first_at timestamp with time zone not null
+column batch.last_at timestamp with time zone not null
+column batch.claims integer not null default 0
+column batch.lease_id uuid
+column batch.worker text
+column batch.lease_until timestamp with time zone not null default '-infinity'::timestamp with time zone
+column cut.id bigint not null
+column cut.done pg_snapshot not null
+column cut.target pg_snapshot
+column cut.at_tx xid8
+column cut.at_id bigint
+column cut.late xid8[]
+column dead_letter.event_id bigint not null
+column dead_letter.endpoint_id uuid not null
+column dead_letter.event_at timestamp with time zone not null
+column dead_letter.reason text not null
+column dead_letter.attempts integer not null
+column dead_letter.status integer
+column dead_letter.error_class text
+column dead_letter.error text
+column dead_letter.fingerprint text not null
+column dead_letter.dead_at timestamp with time zone not null default clock_timestamp()
+column dead_letters.id text
+column dead_letters.event_id bigint
+column dead_letters.webhook_id text
+column dead_letters.endpoint_id uuid
+column dead_letters.endpoint text
+column dead_letters.customer_id text
+column dead_letters.event_type text
+column dead_letters.change_type text
+column dead_letters.transaction_id uuid
+column dead_letters.reason text
+column dead_letters.attempts integer
+column dead_letters.status integer
+column dead_letters.error_class text
+column dead_letters.error text
+column dead_letters.fingerprint text
+column dead_letters.dead_at timestamp with time zone
+column dedup.customer_id text not null
+column dedup.key text not null
+column dedup.event_id bigint not null
+column dedup.created_at timestamp with time zone not null default clock_timestamp()
+column deliveries.id text
+column deliveries.event_id bigint
+column deliveries.webhook_id text
+column deliveries.endpoint_id uuid
+column deliveries.endpoint text
+column deliveries.customer_id text
+column deliveries.event_type text
+column deliveries.change_type text
+column deliveries.transaction_id uuid
+column deliveries.state text
+column deliveries.attempts integer
+column deliveries.trigger text
+column deliveries.due_at timestamp with time zone
+column deliveries.last_at timestamp with time zone
+column deliveries.last_status integer
+column deliveries.last_error_class text
+column deliveries.last_error text
+column deliveries.reason text
+column deliveries.created_at timestamp with time zone
+column delivery.event_id bigint not null
+column delivery.endpoint_id uuid not null
+column delivery.event_at timestamp with time zone not null
+column delivery.due_at timestamp with time zone not null
+column delivery.attempts integer not null default 0
+column delivery.crashes integer not null default 0
+column delivery.trigger text not null
+column delivery.last_at timestamp with time zone
+column delivery.last_status integer
+column delivery.last_error_class text
+column delivery.last_error text
+column endpoint.id uuid not null default gen_random_uuid()
+column endpoint.name text not null
+column endpoint.customer_id text not null default '*'::text
+column endpoint.description text
+column endpoint.method text not null default 'POST'::text
+column endpoint.url text not null
+column endpoint.headers jsonb not null default '[]'::jsonb
+column endpoint.format text not null default 'standard'::text
+column endpoint.event_type text not null default '*'::text
+column endpoint.change_type text not null default '*'::text
+column endpoint.timeout interval not null default '00:00:15'::interval
+column endpoint.connect_timeout interval not null default '00:00:05'::interval
+column endpoint.retry_schedule interval[] not null default '{00:00:05,00:00:30,00:02:00,00:10:00,00:30:00,01:00:00,03:00:00,06:00:00,12:00:00,24:00:00,24:00:00}'::interval[]
+column endpoint.max_in_flight integer not null default 128
+column endpoint.disabled_at timestamp with time zone
+column endpoint.disabled_reason text
+column endpoint.deleted_at timestamp with time zone
+column endpoint.generation bigint not null default 1
+column endpoint.created_at timestamp with time zone not null default clock_timestamp()
+column endpoint.updated_at timestamp with time zone not null default clock_timestamp()
+column endpoint_health.endpoint_id uuid
+column endpoint_health.endpoint text
+column endpoint_health.customer_id text
+column endpoint_health.state text
+column endpoint_health.state_reason text
+column endpoint_health.paused_until timestamp with time zone
+column endpoint_health.held_until timestamp with time zone
+column endpoint_health.waiting bigint
+column endpoint_health.oldest_at timestamp with time zone
+column endpoint_health.dead_letters bigint
+column endpoint_health.attempts_5m bigint
+column endpoint_health.successes_5m bigint
+column endpoint_health.last_success_at timestamp with time zone
+column endpoint_health.last_failure_at timestamp with time zone
+column event.id bigint not null
+column event.tx xid8 not null default pg_current_xact_id()
+column event.created_at timestamp with time zone not null default clock_timestamp()
+column event.customer_id text not null default 'default'::text
+column event.type text not null
+column event.change_type text not null default 'Create'::text
+column event.transaction_id uuid not null default current_transaction_id()
+column event.identity text default current_identity()
+column event.before json
+column event.after json
+column event.occurred_at timestamp with time zone
+column event.ordering_key text
+column event.deliver_at timestamp with time zone
+column event.headers jsonb not null default '{}'::jsonb
+column lane.endpoint_id uuid not null
+column lane.due_at timestamp with time zone not null default 'infinity'::timestamp with time zone
+column lane.held_until timestamp with time zone not null default '-infinity'::timestamp with time zone
+column lane.paused_until timestamp with time zone not null default '-infinity'::timestamp with time zone
+column lane.pause_reason text
+column lane.paused_by text
+column lane.claims integer not null default 0
+column lane.lease_id uuid
+column lane.worker text
+column lane.lease_until timestamp with time zone not null default '-infinity'::timestamp with time zone
+column migration.version integer not null
+column migration.name text not null
+column migration.checksum text not null
+column migration.applied_at timestamp with time zone not null default clock_timestamp()
+column partitions.parent name
+column partitions.oid oid
+column partitions.name name
+column partitions.lower timestamp with time zone
+column partitions.upper timestamp with time zone
+column problems.problem text
+column problems.detail text
+column problems.fix text
+column replay.id uuid not null default gen_random_uuid()
+column replay.filter jsonb not null
+column replay.state text not null default 'running'::text
+column replay.rate double precision
+column replay.reason text not null
+column replay.created_by text not null default SESSION_USER
+column replay.created_at timestamp with time zone not null default clock_timestamp()
+column replay.position jsonb not null default '{}'::jsonb
+column replay.total bigint not null default 0
+column replay.processed bigint not null default 0
+column secret.id uuid not null default gen_random_uuid()
+column secret.endpoint_id uuid not null
+column secret.key_id text not null
+column secret.sealed bytea not null
+column secret.created_at timestamp with time zone not null default clock_timestamp()
+column secret.expires_at timestamp with time zone not null default 'infinity'::timestamp with time zone
+column setting.singleton boolean not null default true
+column setting.instance text not null default "left"(replace((gen_random_uuid())::text, '-'::text, ''::text), 8)
+column setting.endpoint_generation bigint not null default 0
+column setting.partition_unit text not null default 'day'::text
+column setting.event_retention interval not null default '30 days'::interval
+column setting.attempt_retention interval not null default '30 days'::interval
+column stat.minute timestamp with time zone not null
+column stat.worker text not null
+column stat.endpoint_id uuid not null
+column stat.successes bigint not null
+column stat.failures bigint not null
+column stat.dead bigint not null
+column stat.latency_buckets bigint[] not null
+column token.id uuid not null default gen_random_uuid()
+column token.name text not null
+column token.hash bytea not null
+column token.scopes text[] not null
+column token.customer_id text
+column token.created_by text not null default SESSION_USER
+column token.created_at timestamp with time zone not null default clock_timestamp()
+column token.expires_at timestamp with time zone not null default 'infinity'::timestamp with time zone
+column token.revoked_at timestamp with time zone
+column transactions.transaction_id uuid
+column transactions.first_at timestamp with time zone
+column transactions.last_at timestamp with time zone
+column transactions.events bigint
+column transactions.customers text[]
+column transactions.event_types text[]
+column transactions.identities text[]
+column worker.id text not null
+column worker.version text not null
+column worker.host text not null
+column worker.pid integer not null
+column worker.started_at timestamp with time zone not null default clock_timestamp()
+column worker.heartbeat_at timestamp with time zone not null default clock_timestamp()
+constraint attempt attempt_outcome_check CHECK ((outcome = ANY (ARRAY['success'::text, 'failure'::text])))
+constraint attempt attempt_trigger_check CHECK ((trigger = ANY (ARRAY['first'::text, 'retry'::text, 'replay'::text, 'test'::text])))
+constraint audit audit_pkey PRIMARY KEY (id)
+constraint batch batch_pkey PRIMARY KEY (id)
+constraint cut cut_pkey PRIMARY KEY (id)
+constraint dead_letter dead_letter_pkey PRIMARY KEY (event_id, endpoint_id)
+constraint dead_letter dead_letter_reason_check CHECK ((reason = ANY (ARRAY['exhausted'::text, 'permanent'::text, 'worker_crashed'::text, 'render_error'::text, 'event_missing'::text, 'cancelled'::text])))
+constraint dedup dedup_pkey PRIMARY KEY (customer_id, key)
+constraint delivery delivery_pkey PRIMARY KEY (event_id, endpoint_id)
+constraint delivery delivery_trigger_check CHECK ((trigger = ANY (ARRAY['first'::text, 'retry'::text, 'replay'::text])))
+constraint endpoint endpoint_connect_timeout_check CHECK (((connect_timeout >= '00:00:00.1'::interval) AND (connect_timeout <= '00:01:00'::interval)))
+constraint endpoint endpoint_format_check CHECK ((format = ANY (ARRAY['standard'::text, 'citrix'::text, 'raw'::text])))
+constraint endpoint endpoint_headers_check CHECK ((jsonb_typeof(headers) = 'array'::text))
+constraint endpoint endpoint_max_in_flight_check CHECK (((max_in_flight >= 1) AND (max_in_flight <= 10000)))
+constraint endpoint endpoint_method_check CHECK ((method = ANY (ARRAY['POST'::text, 'PUT'::text, 'PATCH'::text, 'GET'::text])))
+constraint endpoint endpoint_name_check CHECK (((length(name) >= 1) AND (length(name) <= 128)))
+constraint endpoint endpoint_pkey PRIMARY KEY (id)
+constraint endpoint endpoint_timeout_check CHECK (((timeout >= '00:00:00.1'::interval) AND (timeout <= '00:05:00'::interval)))
+constraint event body_is_within_the_limit CHECK ((((COALESCE(octet_length((before)::text), 0) + COALESCE(octet_length((after)::text), 0)) <= 1048576) OR refuse_body(((COALESCE(octet_length((before)::text), 0) + COALESCE(octet_length((after)::text), 0)))::bigint, (1048576)::bigint)))
+constraint event change_type_is_short_text CHECK (((length(change_type) >= 1) AND (length(change_type) <= 256)))
+constraint event customer_id_is_short_text CHECK (((length(customer_id) >= 1) AND (length(customer_id) <= 256)))
+constraint event deliver_at_is_a_date CHECK (((deliver_at >= '0001-01-01 00:00:00+00'::timestamp with time zone) AND (deliver_at <= '9999-12-31 00:00:00+00'::timestamp with time zone)))
+constraint event headers_is_an_object CHECK ((jsonb_typeof(headers) = 'object'::text))
+constraint event occurred_at_is_a_date CHECK (((occurred_at >= '0001-01-01 00:00:00+00'::timestamp with time zone) AND (occurred_at <= '9999-12-31 00:00:00+00'::timestamp with time zone)))
+constraint event ordering_key_is_short_text CHECK ((length(ordering_key) <= 256))
+constraint event type_is_short_text CHECK (((length(type) >= 1) AND (length(type) <= 256)))
+constraint lane lane_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES endpoint(id)
+constraint lane lane_pkey PRIMARY KEY (endpoint_id)
+constraint migration migration_pkey PRIMARY KEY (version)
+constraint replay replay_pkey PRIMARY KEY (id)
+constraint replay replay_state_check CHECK ((state = ANY (ARRAY['running'::text, 'paused'::text, 'done'::text, 'cancelled'::text])))
+constraint secret secret_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES endpoint(id)
+constraint secret secret_pkey PRIMARY KEY (id)
+constraint setting setting_attempt_retention_check CHECK ((attempt_retention >= '01:00:00'::interval))
+constraint setting setting_event_retention_check CHECK ((event_retention >= '01:00:00'::interval))
+constraint setting setting_partition_unit_check CHECK ((partition_unit = ANY (ARRAY['hour'::text, 'day'::text])))
+constraint setting setting_pkey PRIMARY KEY (singleton)
+constraint setting setting_singleton_check CHECK (singleton)
+constraint token token_hash_key UNIQUE (hash)
+constraint token token_pkey PRIMARY KEY (id)
+constraint worker worker_pkey PRIMARY KEY (id)
+CREATE INDEX attempt_endpoint_id_started_at_idx ON ONLY outbox.attempt USING btree (endpoint_id, started_at)
+CREATE INDEX attempt_event_id_idx ON ONLY outbox.attempt USING btree (event_id)
+CREATE INDEX audit_object_at_idx ON outbox.audit USING btree (object, at)
+CREATE UNIQUE INDEX audit_pkey ON outbox.audit USING btree (id)
+CREATE UNIQUE INDEX batch_pkey ON outbox.batch USING btree (id)
+CREATE UNIQUE INDEX cut_pkey ON outbox.cut USING btree (id)
+CREATE INDEX dead_letter_endpoint_id_dead_at_idx ON outbox.dead_letter USING btree (endpoint_id, dead_at)
+CREATE INDEX dead_letter_fingerprint_idx ON outbox.dead_letter USING btree (fingerprint)
+CREATE UNIQUE INDEX dead_letter_pkey ON outbox.dead_letter USING btree (event_id, endpoint_id)
+CREATE INDEX dedup_created_at_idx ON outbox.dedup USING btree (created_at)
+CREATE UNIQUE INDEX dedup_pkey ON outbox.dedup USING btree (customer_id, key)
+CREATE INDEX delivery_endpoint_id_due_at_event_id_idx ON outbox.delivery USING btree (endpoint_id, due_at, event_id)
+CREATE UNIQUE INDEX delivery_pkey ON outbox.delivery USING btree (event_id, endpoint_id)
+CREATE UNIQUE INDEX endpoint_name_is_unique ON outbox.endpoint USING btree (customer_id, name) WHERE (deleted_at IS NULL)
+CREATE UNIQUE INDEX endpoint_pkey ON outbox.endpoint USING btree (id)
+CREATE INDEX event_id_idx ON ONLY outbox.event USING btree (id)
+CREATE INDEX event_transaction_id_idx ON ONLY outbox.event USING btree (transaction_id)
+CREATE INDEX event_tx_id_idx ON ONLY outbox.event USING btree (tx, id)
+CREATE UNIQUE INDEX lane_pkey ON outbox.lane USING btree (endpoint_id)
+CREATE UNIQUE INDEX migration_pkey ON outbox.migration USING btree (version)
+CREATE UNIQUE INDEX replay_pkey ON outbox.replay USING btree (id)
+CREATE INDEX secret_endpoint_id_idx ON outbox.secret USING btree (endpoint_id)
+CREATE UNIQUE INDEX secret_pkey ON outbox.secret USING btree (id)
+CREATE UNIQUE INDEX setting_pkey ON outbox.setting USING btree (singleton)
+CREATE INDEX stat_minute_idx ON outbox.stat USING btree (minute)
+CREATE UNIQUE INDEX token_hash_key ON outbox.token USING btree (hash)
+CREATE UNIQUE INDEX token_pkey ON outbox.token USING btree (id)
+CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
+function begin_operation(uuid,text) returns uuid fd103b3a64594dea259c62b04ac169e6
+function current_identity() returns text aaf02ef950f9c6400092af3493f30785
+function current_transaction_id() returns uuid 2942e247fddc5b578b876d8f4a7f224a
+function cut(integer,integer) returns integer 11fe4994dc737d03f4c72fea717e4e21
+function drop_expired_partition() returns text security definer 0e32d8946608c019ab9bd728a8cca12d
+function emit() returns trigger security definer f0ac42c2fec5054101c5fd676d090002
+function endpoint_changed() returns trigger security definer e5c728ffd00d66086617e58ebfaa2fae
+function is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean ecccadc8bf80d0adb161635e5afdf985
+function make_partitions() returns integer security definer 7d8d7c179ae46586fd382495ce7f9408
+function partition_bounds(timestamp with time zone) returns record 17ac21df5470acd9440a253201df343f
+function publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 65b8e057d7674359e8253da7152441c2
+function refuse_body(bigint,bigint) returns boolean 87c6546fd343e3d6a002fdc925ab2b4c
+function set_body_limit(bigint) returns void fb8c1c7c26618f79c04a42690f5fe644
+function transaction_uuid(timestamp with time zone,xid8) returns uuid 01fce8c967fd58feeacfc4bed5afc886
+function wake_worker() returns trigger 28e0b22f0251890831b9fcc0d90bf7a4
+function webhook_id(bigint) returns text security definer 98f8afa6e4a8178b372393f8c571809c
+view attempts abc08b6224bdec80cb4db373815e1514
+view backlog 15645c496003312b6aa30d7aa90f2fd9
+view dead_letters 04c1b60487271f8a3c2328342da79249
+view deliveries de5a72aa3dda86324d8d3bf9bd7714fc
+view endpoint_health 331c4071b57438b4ac2e7b3aca89dc07
+view partitions ec6e00fa80f2d7ed7b10d260479cf98f
+view problems 1ed9b3298dda056bde7b9de27cccd2e5
+view transactions 03a7c07ba5a780c28acad0163fcb6f8a
+CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION endpoint_changed()
+CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT EXECUTE FUNCTION wake_worker()
+CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_until ON outbox.lane FOR EACH ROW WHEN (((old.held_until IS DISTINCT FROM new.held_until) OR (old.paused_until IS DISTINCT FROM new.paused_until))) EXECUTE FUNCTION endpoint_changed()
+CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.secret FOR EACH ROW EXECUTE FUNCTION endpoint_changed()
+grant select on attempt to outbox_operator
+grant select on attempts to outbox_operator
+grant insert on audit to outbox_operator
+grant select on audit to outbox_operator
+grant select on backlog to outbox_operator
+grant select on batch to outbox_operator
+grant delete on dead_letter to outbox_operator
+grant insert on dead_letter to outbox_operator
+grant select on dead_letter to outbox_operator
+grant update on dead_letter to outbox_operator
+grant select on dead_letters to outbox_operator
+grant select on deliveries to outbox_operator
+grant delete on delivery to outbox_operator
+grant insert on delivery to outbox_operator
+grant select on delivery to outbox_operator
+grant update on delivery to outbox_operator
+grant insert on endpoint to outbox_operator
+grant select on endpoint to outbox_operator
+grant update on endpoint to outbox_operator
+grant select on endpoint_health to outbox_operator
+grant select on event to outbox_operator
+grant insert on lane to outbox_operator
+grant select on lane to outbox_operator
+grant update on lane to outbox_operator
+grant select on migration to outbox_operator
+grant select on problems to outbox_operator
+grant delete on secret to outbox_operator
+grant insert on secret to outbox_operator
+grant select on secret to outbox_operator
+grant update on secret to outbox_operator
+grant select on setting to outbox_operator
+grant select on transactions to outbox_operator
+grant select on worker to outbox_operator
+grant select on attempts to outbox_reader
+grant select on backlog to outbox_reader
+grant select on dead_letters to outbox_reader
+grant select on deliveries to outbox_reader
+grant select on endpoint_health to outbox_reader
+grant select on problems to outbox_reader
+grant select on transactions to outbox_reader
+grant insert on attempt to outbox_worker
+grant select on attempt to outbox_worker
+grant select on attempt_default to outbox_worker
+grant select on attempts to outbox_worker
+grant insert on audit to outbox_worker
+grant select on audit to outbox_worker
+grant select on backlog to outbox_worker
+grant delete on batch to outbox_worker
+grant insert on batch to outbox_worker
+grant select on batch to outbox_worker
+grant update on batch to outbox_worker
+grant delete on cut to outbox_worker
+grant insert on cut to outbox_worker
+grant select on cut to outbox_worker
+grant delete on dead_letter to outbox_worker
+grant insert on dead_letter to outbox_worker
+grant select on dead_letter to outbox_worker
+grant update on dead_letter to outbox_worker
+grant select on dead_letters to outbox_worker
+grant delete on dedup to outbox_worker
+grant select on dedup to outbox_worker
+grant select on deliveries to outbox_worker
+grant delete on delivery to outbox_worker
+grant insert on delivery to outbox_worker
+grant select on delivery to outbox_worker
+grant update on delivery to outbox_worker
+grant select on endpoint to outbox_worker
+grant select on endpoint_health to outbox_worker
+grant select on event to outbox_worker
+grant select on event_default to outbox_worker
+grant select on lane to outbox_worker
+grant update on lane to outbox_worker
+grant select on migration to outbox_worker
+grant select on partitions to outbox_worker
+grant select on problems to outbox_worker
+grant select on replay to outbox_worker
+grant delete on secret to outbox_worker
+grant select on secret to outbox_worker
+grant select on setting to outbox_worker
+grant insert on stat to outbox_worker
+grant select on stat to outbox_worker
+grant select on transactions to outbox_worker
+grant delete on worker to outbox_worker
+grant insert on worker to outbox_worker
+grant select on worker to outbox_worker
+grant update on worker to outbox_worker
+grant execute on begin_operation to outbox_operator
+grant execute on current_identity to outbox_operator
+grant execute on current_transaction_id to outbox_operator
+grant execute on emit to outbox_operator
+grant execute on publish to outbox_operator
+grant execute on refuse_body to outbox_operator
+grant execute on set_body_limit to outbox_operator
+grant execute on transaction_uuid to outbox_operator
+grant execute on wake_worker to outbox_operator
+grant execute on webhook_id to outbox_operator
+grant execute on begin_operation to outbox_producer
+grant execute on current_identity to outbox_producer
+grant execute on current_transaction_id to outbox_producer
+grant execute on emit to outbox_producer
+grant execute on publish to outbox_producer
+grant execute on refuse_body to outbox_producer
+grant execute on transaction_uuid to outbox_producer
+grant execute on wake_worker to outbox_producer
+grant execute on webhook_id to outbox_reader
+grant execute on cut to outbox_worker
+grant execute on drop_expired_partition to outbox_worker
+grant execute on is_needed to outbox_worker
+grant execute on make_partitions to outbox_worker
+grant execute on partition_bounds to outbox_worker
+grant execute on webhook_id to outbox_worker

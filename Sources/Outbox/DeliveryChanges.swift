@@ -1,13 +1,14 @@
 package import Postgres
 
 extension Connection {
-    /// Makes a waiting delivery due now.
+    /// Makes a waiting delivery due now. One that is due already keeps its time: it may be in flight, and a later time
+    /// would put it in front of its lane's reader a second time.
     package mutating func retryDelivery(_ pair: Pair, reason: String?) throws {
         try transaction { connection in
             try connection.query("SELECT FROM outbox.lane WHERE endpoint_id = \(pair.endpoint) FOR UPDATE")
             let moved = try connection.query(
                 """
-                UPDATE outbox.delivery SET due_at = clock_timestamp() WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint)
+                UPDATE outbox.delivery SET due_at = least(due_at, clock_timestamp()) WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint)
                 """
             ).affected
             guard moved == 1 else { throw try connection.notWaiting(pair) }
@@ -60,8 +61,10 @@ extension Connection {
                 let moved = try connection.query(
                     """
                     WITH gone AS (
-                        DELETE FROM outbox.dead_letter d USING unnest(\(chosen.map(\.event)), \(chosen.map(\.endpoint))) AS p(event_id, endpoint_id)
-                         WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id RETURNING d.*)
+                        DELETE FROM outbox.dead_letter d
+                         USING unnest(\(chosen.map(\.event)), \(chosen.map(\.endpoint))) AS p(event_id, endpoint_id), outbox.endpoint n
+                         WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id AND n.id = d.endpoint_id AND n.deleted_at IS NULL
+                        RETURNING d.*)
                     INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, last_at, last_status, last_error_class, last_error)
                     SELECT event_id, endpoint_id, event_at, clock_timestamp(), 'replay', dead_at, status, error_class, error FROM gone
                     ON CONFLICT DO NOTHING

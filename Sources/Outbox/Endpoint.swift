@@ -69,6 +69,20 @@ package final class Endpoint: Sendable {
         self.defect = defect
     }
 
+    /// The same endpoint, closed because an answer just said so; the database says it to everybody else.
+    package func closed(by effect: EndpointEffect, at now: Timestamp) -> Endpoint {
+        let (disabled, held) =
+            switch effect {
+            case .disable: (true, heldUntil)
+            case .hold(let rest): (isDisabled, max(heldUntil, now + rest))
+            }
+        return Endpoint(
+            id: id, name: name, customerID: customerID, method: method, url: url, headers: headers, format: format,
+            eventType: eventType, changeType: changeType, timeout: timeout, connectTimeout: connectTimeout,
+            retrySchedule: retrySchedule, maxInFlight: maxInFlight, secrets: secrets, isDisabled: disabled,
+            pausedUntil: pausedUntil, heldUntil: held, defect: defect)
+    }
+
     /// True when the event is one of its own. Only the whole value `*` is a wildcard.
     package func wants(_ event: Event) -> Bool {
         !isDisabled && (customerID == "*" || customerID == event.customerID)
@@ -102,8 +116,8 @@ extension Connection {
                    (extract(epoch FROM n.timeout) * 1000)::bigint, (extract(epoch FROM n.connect_timeout) * 1000)::bigint,
                    ARRAY(SELECT (extract(epoch FROM wait) * 1000)::bigint FROM unnest(n.retry_schedule) WITH ORDINALITY w(wait, place) ORDER BY place),
                    n.max_in_flight, n.disabled_at IS NOT NULL, l.paused_until, l.held_until,
-                   ARRAY(SELECT h ->> 'name' FROM jsonb_array_elements(n.headers) WITH ORDINALITY x(h, place) ORDER BY place),
-                   ARRAY(SELECT h ->> 'value' FROM jsonb_array_elements(n.headers) WITH ORDINALITY x(h, place) ORDER BY place)
+                   ARRAY(SELECT coalesce(h ->> 'name', '') FROM jsonb_array_elements(n.headers) WITH ORDINALITY x(h, place) ORDER BY place),
+                   ARRAY(SELECT coalesce(h ->> 'value', '') FROM jsonb_array_elements(n.headers) WITH ORDINALITY x(h, place) ORDER BY place)
               FROM outbox.endpoint n JOIN outbox.lane l ON l.endpoint_id = n.id
              WHERE n.deleted_at IS NULL
              ORDER BY n.name, n.id

@@ -245,7 +245,7 @@ extension Connection {
         try listing(
             """
             SELECT n.id, n.name, n.customer_id, h.state, h.state_reason, h.paused_until, n.method,
-                   regexp_replace(n.url, '([?&][^=&]*)=[^&]*', '\\1=***', 'g') AS url, n.format, n.event_type, n.change_type,
+                   regexp_replace(regexp_replace(n.url, '([?&][^=&]*)=[^&]*', '\\1=***', 'g'), '([?&])[^=&]+(?=&|$)', '\\1***', 'g') AS url, n.format, n.event_type, n.change_type,
                    n.description, extract(epoch FROM n.timeout)::float8 AS timeout_seconds,
                    extract(epoch FROM n.connect_timeout)::float8 AS connect_timeout_seconds,
                    ARRAY(SELECT extract(epoch FROM wait)::float8 FROM unnest(n.retry_schedule) WITH ORDINALITY w(wait, place) ORDER BY place)

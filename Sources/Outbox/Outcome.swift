@@ -88,6 +88,8 @@ package struct Outcome: Sendable {
     package var resolution: Resolution
     /// What went wrong where no attempt says it, as when the request could not be built.
     package var note: (errorClass: String, error: String)?
+    /// How many crashes in a row the row in the lane says afterwards: none, after any real outcome.
+    package var crashes = 0
 
     package init(
         pair: Pair, eventAt: Timestamp, holder: Holder, mayBeShared: Bool, attempt: Attempt?, attempts: Int,
@@ -105,6 +107,17 @@ package struct Outcome: Sendable {
 
     var errorClass: String? { attempt?.errorClass ?? note?.errorClass }
     var error: String? { attempt?.error ?? note?.error }
+}
+
+extension EndpointEffect {
+    /// Both: an end outweighs a rest, and the longer rest the shorter.
+    package func merged(with other: EndpointEffect) -> EndpointEffect {
+        switch (self, other) {
+        case (.disable, _): self
+        case (_, .disable): other
+        case (.hold(let one), .hold(let two)): .hold(max(one, two))
+        }
+    }
 }
 
 /// A rest or an end that an answer asks for, for the whole endpoint.

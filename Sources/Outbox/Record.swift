@@ -7,6 +7,8 @@ package struct RecordGroup: Sendable {
     /// Batches whose last pair is resolved by these outcomes.
     package var finishedBatches: [BatchID: LeaseID] = [:]
     package var effects: [EndpointID: EndpointEffect] = [:]
+    /// The events of every batch that has outcomes here, to put right what was written under a lost lease.
+    package var events: [LeaseID: [EventID]] = [:]
 
     package init() {}
 }
@@ -29,7 +31,14 @@ extension Connection {
             var receipt = RecordReceipt()
             let lost = try connection.lockHolders(of: group)
             receipt.lost = lost
-            let owned = group.outcomes.filter { !lost.contains($0.holder) }
+            let deleted = try connection.deletedEndpoints(of: group)
+            let owned = group.outcomes.filter { !lost.contains($0.holder) }.map { outcome in
+                // Nothing waits for an endpoint that was deleted while the request was in flight.
+                guard case .wait = outcome.resolution, deleted.contains(outcome.pair.endpoint) else { return outcome }
+                var outcome = outcome
+                outcome.resolution = .dead(.cancelled)
+                return outcome
+            }
 
             try connection.append(group.outcomes, worker: worker)
             try connection.clear(group.outcomes.filter { outcome in
@@ -40,7 +49,7 @@ extension Connection {
             try connection.wait(owned)
             try connection.bury(owned)
             receipt.lost.formUnion(try connection.finish(group.finishedBatches))
-            try connection.heal(receipt.lost)
+            try connection.heal(receipt.lost, events: group.events)
             try connection.apply(group.effects)
             return receipt
         }
@@ -100,6 +109,15 @@ extension Connection {
         return lost
     }
 
+    /// Read after the lanes are locked: whoever deletes an endpoint locks its lane first.
+    private mutating func deletedEndpoints(of group: RecordGroup) throws -> Set<EndpointID> {
+        let endpoints = Set(group.outcomes.compactMap { if case .wait = $0.resolution { $0.pair.endpoint } else { nil } })
+        if endpoints.isEmpty { return [] }
+        let deleted = try query("SELECT id FROM outbox.endpoint WHERE id = ANY (\(Array(endpoints))) AND deleted_at IS NOT NULL")
+            .map { row throws(PostgresError) in try row[0] as EndpointID }
+        return Set(deleted)
+    }
+
     // MARK: The statements, in the order of the transaction
 
     private mutating func append(_ outcomes: [Outcome], worker: String) throws {
@@ -154,6 +172,17 @@ extension Connection {
             else { moving.append((outcome, delay, trigger)) }
         }
         if !entering.isEmpty {
+            // Whoever adds to a lane lowers its due time first, so that it is never later than a row's; it is locked.
+            var earliest: [EndpointID: Duration] = [:]
+            for (outcome, delay, _) in entering {
+                earliest[outcome.pair.endpoint] = min(delay, earliest[outcome.pair.endpoint] ?? delay)
+            }
+            try query(
+                """
+                UPDATE outbox.lane l SET due_at = clock_timestamp() + w.delay
+                  FROM unnest(\(Array(earliest.keys)), \(Array(earliest.values))) AS w(endpoint_id, delay)
+                 WHERE l.endpoint_id = w.endpoint_id AND l.due_at > clock_timestamp() + w.delay
+                """)
             // A batch that was claimed before may have been delivered by its former holder in the meantime.
             try query(
                 """
@@ -172,30 +201,19 @@ extension Connection {
                         OR EXISTS (SELECT FROM outbox.dead_letter x WHERE x.event_id = w.event_id AND x.endpoint_id = w.endpoint_id)))
                 ON CONFLICT (event_id, endpoint_id) DO NOTHING
                 """)
-            // Whoever adds to a lane lowers its due time; the row was locked above.
-            var earliest: [EndpointID: Duration] = [:]
-            for (outcome, delay, _) in entering {
-                earliest[outcome.pair.endpoint] = min(delay, earliest[outcome.pair.endpoint] ?? delay)
-            }
-            try query(
-                """
-                UPDATE outbox.lane l SET due_at = clock_timestamp() + w.delay
-                  FROM unnest(\(Array(earliest.keys)), \(Array(earliest.values))) AS w(endpoint_id, delay)
-                 WHERE l.endpoint_id = w.endpoint_id AND l.due_at > clock_timestamp() + w.delay
-                """)
         }
         if !moving.isEmpty {
             try query(
                 """
                 UPDATE outbox.delivery d
-                   SET due_at = clock_timestamp() + w.delay, attempts = w.attempts, crashes = 0, trigger = w.trigger,
+                   SET due_at = clock_timestamp() + w.delay, attempts = w.attempts, crashes = w.crashes, trigger = w.trigger,
                        last_at = coalesce(w.last_at, d.last_at), last_status = w.status, last_error_class = w.error_class,
                        last_error = w.error
                   FROM unnest(\(moving.map(\.0.pair.event)), \(moving.map(\.0.pair.endpoint)), \(moving.map(\.1)),
                               \(moving.map { Int32(clamping: $0.0.attempts) }), \(moving.map(\.2.rawValue)),
                               \(moving.map { $0.0.attempt?.startedAt }), \(moving.map { $0.0.attempt?.status.map { Int32($0) } }),
-                              \(moving.map(\.0.errorClass)), \(moving.map(\.0.error)))
-                       AS w(event_id, endpoint_id, delay, attempts, trigger, last_at, status, error_class, error)
+                              \(moving.map(\.0.errorClass)), \(moving.map(\.0.error)), \(moving.map { Int32(clamping: $0.0.crashes) }))
+                       AS w(event_id, endpoint_id, delay, attempts, trigger, last_at, status, error_class, error, crashes)
                  WHERE d.event_id = w.event_id AND d.endpoint_id = w.endpoint_id
                 """)
         }
@@ -244,23 +262,24 @@ extension Connection {
         return batches.filter { !deleted.contains($0.key) }.map { .batch($0.key, $0.value) }
     }
 
-    /// A lost lease means that somebody else may have put pairs into a lane that we had delivered. Our recorded
-    /// successes clear them; a replay that an operator asked for stays.
-    private mutating func heal(_ lost: Set<Holder>) throws {
-        if lost.isEmpty { return }
-        let leases = lost.map(\.lease)
-        try query(
-            """
-            DELETE FROM outbox.delivery d USING outbox.attempt a
-             WHERE a.lease_id = ANY (\(leases)) AND a.outcome = 'success' AND d.event_id = a.event_id
-               AND d.endpoint_id = a.endpoint_id AND d.trigger <> 'replay'
-            """)
-        try query(
-            """
-            DELETE FROM outbox.dead_letter d USING outbox.attempt a
-             WHERE a.lease_id = ANY (\(leases)) AND a.outcome = 'success' AND d.event_id = a.event_id
-               AND d.endpoint_id = a.endpoint_id
-            """)
+    /// A lost lease on a batch means that its new holder may have moved pairs into a lane that we had delivered. Our
+    /// recorded successes clear them; a replay that an operator asked for stays. Successes of a lane clear as they come.
+    private mutating func heal(_ lost: Set<Holder>, events: [LeaseID: [EventID]]) throws {
+        for holder in lost {
+            guard case .batch(_, let lease) = holder, let events = events[lease] else { continue }
+            try query(
+                """
+                DELETE FROM outbox.delivery d USING outbox.attempt a
+                 WHERE a.event_id = ANY (\(events)) AND a.lease_id = \(lease) AND a.outcome = 'success'
+                   AND d.event_id = a.event_id AND d.endpoint_id = a.endpoint_id AND d.trigger <> 'replay'
+                """)
+            try query(
+                """
+                DELETE FROM outbox.dead_letter d USING outbox.attempt a
+                 WHERE a.event_id = ANY (\(events)) AND a.lease_id = \(lease) AND a.outcome = 'success'
+                   AND d.event_id = a.event_id AND d.endpoint_id = a.endpoint_id
+                """)
+        }
     }
 
     private mutating func apply(_ effects: [EndpointID: EndpointEffect]) throws {

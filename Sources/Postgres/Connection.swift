@@ -67,8 +67,9 @@ public struct Connection: ~Copyable {
             return try send(sql, prepared: name, deadline: deadline)
         } catch {
             // A pooler or DISCARD ALL took the statement away: prepare it anew, once, where nothing is at stake.
-            guard error.sqlState == "26000", !isInTransaction else { throw error }
+            guard error.sqlState == "26000" else { throw error }
             prepared[sql.text] = nil
+            if isInTransaction { throw error }
             let name = try prepare(sql, deadline: deadline)
             return try send(sql, prepared: name, deadline: deadline)
         }
@@ -76,9 +77,13 @@ public struct Connection: ~Copyable {
 
     /// Runs a script of several statements without parameters, as one implicit transaction.
     public mutating func script(_ text: String, within limit: Duration = defaultDeadline) throws(PostgresError) {
+        try script(text, within: limit, mayCancel: true)
+    }
+
+    private mutating func script(_ text: String, within limit: Duration, mayCancel: Bool) throws(PostgresError) {
         let deadline = ContinuousClock.now + limit
         try check(unsafe PQsendQuery(handle, text))
-        _ = try collect(deadline: deadline, step: .statement)
+        _ = try collect(deadline: deadline, step: .statement, mayCancel: mayCancel)
     }
 
     /// Runs the body inside a transaction: commits when it returns, rolls back and rethrows when it throws.
@@ -117,10 +122,16 @@ public struct Connection: ~Copyable {
         }
     }
 
+    /// Gives the connection up: the next work gets a new one.
+    public mutating func abandon() {
+        isBroken = true
+    }
+
     // MARK: The conversation
 
     private mutating func step(_ step: PostgresError.Step, _ text: String) throws(PostgresError) {
-        do throws(PostgresError) { try script(text) } catch {
+        // A COMMIT is never cancelled: waiting for a standby, it would then count as done without having reached it.
+        do throws(PostgresError) { try script(text, within: Self.defaultDeadline, mayCancel: step != .commit) } catch {
             var error = error
             error.step = step
             throw error
@@ -154,26 +165,27 @@ public struct Connection: ~Copyable {
 
     /// Sends what is pending and reads results until the server is ready again; keeps the last one.
     private mutating func collect(
-        deadline: ContinuousClock.Instant, step: PostgresError.Step
+        deadline: ContinuousClock.Instant, step: PostgresError.Step, mayCancel: Bool = true
     ) throws(PostgresError) -> Rows {
         var last: OpaquePointer?
         var failure: PostgresError?
         var deadline = deadline
         var isCancelled = false
         while true {
-            let unsent = unsafe PQflush(handle)
-            if unsent < 0 { throw unsafe lost(clearing: unsafe last) }
             if unsafe PQisBusy(handle) == 1 {
+                let unsent = unsafe PQflush(handle)
+                if unsent < 0 { throw unsafe lost(clearing: last) }
                 guard let isReady = try? poll(for: unsent == 1 ? POLLIN | POLLOUT : POLLIN, until: deadline) else {
                     throw unsafe lost(clearing: unsafe last)
                 }
                 if !isReady {
                     // Past the deadline: ask the server to stop, then give it a moment to say how it ended.
-                    if isCancelled || !requestCancel() { throw unsafe lost(clearing: unsafe last) }
+                    if isCancelled || !mayCancel || !requestCancel() { throw unsafe lost(clearing: unsafe last) }
                     isCancelled = true
                     deadline = .now + .seconds(2)
-                } else if unsafe PQconsumeInput(handle) == 0 {
-                    throw unsafe lost(clearing: unsafe last)
+                } else if unsafe PQconsumeInput(handle) == 0, unsafe PQisBusy(handle) == 1 {
+                    // The end of the connection; a last word of the server would have been read before it.
+                    throw unsafe lost(clearing: last)
                 }
                 continue
             }

@@ -72,8 +72,11 @@ final class Cutter: Service {
 
     /// Sleeps until a producer notifies; false when this worker may not, and has to poll.
     private func sleep(_ listener: ConnectionPool) async throws -> Bool {
-        try await listener.run { [configuration, wakeup] connection in
+        try await listener.run { [configuration, wakeup, onCut] connection in
             guard try connection.beginSleep() else { return false }
+            // Awake again, whatever happens: with the lock left behind, every producer would notify for ever. When even
+            // this fails, the connection is lost, and the lock with it.
+            defer { do { try connection.endSleep() } catch { connection.abandon() } }
             // Whoever inserted before we said so has committed by now, or we could not have said so. Look once more.
             let last = try connection.cut(batchSize: configuration.batchSize, budget: configuration.cutBudget)
             var wasWoken = false
@@ -84,9 +87,9 @@ final class Cutter: Service {
                     wasWoken = try connection.waitForNotification(upTo: min(.milliseconds(100), configuration.pollInterval))
                 }
             } else if case .events = last {
+                onCut()
                 wasWoken = true
             }
-            try connection.endSleep()
             return wasWoken
         }
     }

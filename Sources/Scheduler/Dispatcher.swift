@@ -81,10 +81,17 @@ final class Dispatcher: Service {
             throw error
         }
         clock.set(claim.now)
-        let endpoints = try await directory.refreshed(to: claim.generation)
-        guard let batch = claim.batch else { return false }
+        guard let batch = claim.batch else {
+            _ = try await directory.refreshed(to: claim.generation)
+            return false
+        }
         FailPoint.reach(.claimAfter)
+        if batch.events.count < batch.size {
+            logger.critical(
+                "events of a batch are gone from the event table", metadata: ["batch": "\(batch.id)", "missing": "\(batch.size - batch.events.count)"])
+        }
         do {
+            let endpoints = try await directory.refreshed(to: claim.generation)
             try await dispatch(batch, to: endpoints, claimedAt: asked)
         } catch {
             // Nothing of it was dispatched: let another have it, or us again.
@@ -109,7 +116,7 @@ final class Dispatcher: Service {
             }
         }
         let lease = Lease(
-            .batch(batch.id, batch.lease), claims: batch.claims, unresolved: pairs.count,
+            .batch(batch.id, batch.lease), claims: batch.claims, events: batch.events.map(\.id), unresolved: pairs.count,
             trustedUntil: claimedAt + configuration.lease)
         if pairs.isEmpty { return recorder.finish(lease) }
         keeper.keep(lease)

@@ -43,6 +43,16 @@ final class EndpointDirectory: Sendable {
     /// What is known, without asking.
     var current: Snapshot { snapshot.withLock { $0 } }
 
+    /// Closes an endpoint here and now, because an answer asked for it; the database tells the others, and us again.
+    func close(_ id: EndpointID, by effect: EndpointEffect, at now: Timestamp) {
+        snapshot.withLock { snapshot in
+            guard let endpoint = snapshot.byID[id] else { return }
+            var endpoints = snapshot.byID
+            endpoints[id] = endpoint.closed(by: effect, at: now)
+            snapshot = Snapshot(generation: snapshot.generation, endpoints: Array(endpoints.values))
+        }
+    }
+
     /// The endpoints of at least that generation: read again when what is known is older.
     func refreshed(to generation: Int64) async throws -> Snapshot {
         let known = current

@@ -70,7 +70,8 @@ package struct Engine: Sendable {
                 if hasNewWaiting { lanes.wake() }
             }
         }
-        services = [pools, recorder, keeper, sender, cutter, dispatcher, lanes, janitor]
+        // Lanes stop after the sender has let go of their requests, and before the last outcomes are recorded.
+        services = [pools, recorder, keeper, lanes, sender, cutter, dispatcher, janitor]
     }
 }
 

@@ -30,8 +30,9 @@ final class Janitor: Service {
                         try $0.heartbeat(worker: configuration.worker, host: configuration.host, pid: configuration.pid)
                     }
                     if .now >= nextHousekeeping {
-                        let dropped = try await pool.run { try $0.keepHouse() }
+                        // Set before, so that a failure is not repeated with every heartbeat.
                         nextHousekeeping = .now + Self.housekeeping
+                        let dropped = try await pool.run { try $0.keepHouse() }
                         for name in dropped { logger.info("dropped an expired partition", metadata: ["partition": "\(name)"]) }
                     }
                 } catch {

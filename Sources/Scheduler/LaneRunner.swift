@@ -29,6 +29,9 @@ final class LaneRunner: Service {
         self.logger = logger
     }
 
+    /// How many lanes one process works on at a time; each has up to a page of deliveries in memory.
+    private static let mostLanes = 256
+
     /// Something may be due earlier than was known.
     func wake() { wakeup.signal() }
 
@@ -37,6 +40,11 @@ final class LaneRunner: Service {
             await withDiscardingTaskGroup { lanes in
                 var failures = 0
                 while !wakeup.isStopped && !Task.isCancelled {
+                    // A bounded number of lanes at a time, and none while the process stops.
+                    guard !sender.isStopping, keeper.lanes.count < Self.mostLanes else {
+                        await wakeup.wait(upTo: .milliseconds(100))
+                        continue
+                    }
                     do {
                         let claim = try await claim()
                         failures = 0
@@ -73,6 +81,11 @@ final class LaneRunner: Service {
             throw error
         }
         clock.set(claim.now)
+        do { _ = try await directory.refreshed(to: claim.generation) } catch {
+            // Nothing can be sent without knowing the endpoints: let the lanes go again.
+            try await pool.run { try $0.releaseLeases(of: leaseID) }
+            throw error
+        }
         let lanes = claim.lanes.map { lane in
             let lease = Lease(
                 .lane(lane.endpoint, lane.lease), claims: lane.claims, unresolved: 0,
@@ -80,8 +93,6 @@ final class LaneRunner: Service {
             keeper.keep(lease)
             return (lane, lease)
         }
-        // A failure here leaves the lanes to their leases' end; they were claimed for work that we now cannot do.
-        _ = try await directory.refreshed(to: claim.generation)
         return (lanes, claim.nextDueAt)
     }
 
@@ -113,13 +124,15 @@ final class LaneRunner: Service {
                         bury(delivery, reason, lane, lease)
                     } else if suspects > 0 || delivery.crashes > 0 {
                         suspects = max(0, suspects - 1)
+                        // A probe goes alone: what was collected before it must be through first.
+                        enqueue(sends, lease)
+                        sends = []
                         try await probe(delivery, lane, lease)
                     } else if let event = delivery.event {
-                        lease.add(1)
-                        sends.append(send(event, delivery, lane, lease, isProbe: false))
+                        sends.append(send(event, delivery, lane, lease, crashesBefore: nil))
                     }
                 }
-                sender.enqueue(sends)
+                enqueue(sends, lease)
                 await lease.wait(untilUnresolvedAtMost: 100)
             }
         } catch {
@@ -147,17 +160,16 @@ final class LaneRunner: Service {
         let isOurs = try await pool.run { try $0.presumeCrash(pair, lane: lane.lease, dueIn: delay) }
         // False also when an operator cancelled the delivery meanwhile.
         guard isOurs else { return }
-        lease.add(1)
-        sender.enqueue([send(event, delivery, lane, lease, isProbe: true)])
+        enqueue([send(event, delivery, lane, lease, crashesBefore: delivery.crashes)], lease)
         await lease.wait(untilUnresolvedAtMost: 0)
     }
 
     private func send(
-        _ event: Event, _ delivery: WaitingDelivery, _ lane: ClaimedLane, _ lease: Lease, isProbe: Bool
+        _ event: Event, _ delivery: WaitingDelivery, _ lane: ClaimedLane, _ lease: Lease, crashesBefore: Int?
     ) -> Send {
         Send(
             event: event, endpoint: lane.endpoint, number: delivery.attempts + 1, trigger: delivery.trigger, lease: lease,
-            startBy: nil, isProbe: isProbe)
+            startBy: nil, crashesBefore: crashesBefore)
     }
 
     private func bury(_ delivery: WaitingDelivery, _ reason: DeadReason, _ lane: ClaimedLane, _ lease: Lease) {
@@ -173,8 +185,12 @@ final class LaneRunner: Service {
     }
 
     private func isWorkable(_ lane: ClaimedLane, _ lease: Lease) -> Bool {
-        !wakeup.isStopped && !Task.isCancelled && lease.isTrusted(for: configuration.lease / 3)
-            && directory.current.byID[lane.endpoint]?.isOpen(at: clock.now) == true
+        !wakeup.isStopped && !Task.isCancelled && !sender.isStopping && sender.mayStart(lane.endpoint, under: lease)
+    }
+
+    private func enqueue(_ sends: [Send], _ lease: Lease) {
+        lease.add(sends.count)
+        sender.enqueue(sends)
     }
 
     private func release(_ lane: ClaimedLane, _ lease: Lease) async {

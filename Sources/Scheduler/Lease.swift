@@ -12,6 +12,8 @@ final class Lease: Sendable {
     let holder: Holder
     /// How often the batch or lane was claimed, this claim included.
     let claims: Int
+    /// The events of a batch; none for a lane.
+    let events: [EventID]
 
     private struct State {
         var trustedUntil: ContinuousClock.Instant
@@ -22,9 +24,12 @@ final class Lease: Sendable {
 
     private let state: Mutex<State>
 
-    init(_ holder: Holder, claims: Int, unresolved: Int, trustedUntil: ContinuousClock.Instant) {
+    init(
+        _ holder: Holder, claims: Int, events: [EventID] = [], unresolved: Int, trustedUntil: ContinuousClock.Instant
+    ) {
         self.holder = holder
         self.claims = claims
+        self.events = events
         state = Mutex(State(trustedUntil: trustedUntil, unresolved: unresolved))
     }
 

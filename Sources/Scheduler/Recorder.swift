@@ -20,6 +20,8 @@ final class Recorder: Service {
         var finished: [Lease] = []
         /// Reported and not yet written, those of the group under way included.
         var unrecorded = 0
+        /// When a database that takes nothing is waited for no longer.
+        var giveUpAt: ContinuousClock.Instant?
     }
 
     /// How many outcomes one transaction writes at most, and how many may wait before claiming stops.
@@ -53,6 +55,11 @@ final class Recorder: Service {
             inbox.unrecorded += reports.count
         }
         wakeup.signal()
+    }
+
+    /// From now on everybody only waits for the last outcomes: a database that takes nothing is given up after that time.
+    func beginEnd(within limit: Duration) {
+        inbox.withLock { $0.giveUpAt = .now + limit }
     }
 
     /// Takes a batch of which nothing is left to do.
@@ -93,11 +100,15 @@ final class Recorder: Service {
         for report in reports {
             group.outcomes.append(report.outcome)
             leases[ObjectIdentifier(report.lease), default: (report.lease, 0)].count += 1
-            if let effect = report.effect { group.effects[report.outcome.pair.endpoint] = effect }
+            if let effect = report.effect {
+                let endpoint = report.outcome.pair.endpoint
+                group.effects[endpoint] = group.effects[endpoint].map { $0.merged(with: effect) } ?? effect
+            }
         }
         for (lease, count) in leases.values where lease.unresolved == count {
             if case .batch(let id, let leaseID) = lease.holder { group.finishedBatches[id] = leaseID }
         }
+        for (lease, _) in leases.values where !lease.events.isEmpty { group.events[lease.holder.lease] = lease.events }
         FailPoint.reach(.recordBefore)
         guard let receipt = await write(group) else { return giveUp(reports) }
         FailPoint.reach(.recordAfter)
@@ -132,9 +143,10 @@ final class Recorder: Service {
                 if error?.isOutcomeUnknown == true, await readBack(group) { return RecordReceipt() }
                 // Text that the database refuses must not keep the outcome itself from being written.
                 if let error, !error.isTransient { group = group.withoutTexts() }
-                if wakeup.isStopped, complaints > 5 { return nil }
+                if let end = inbox.withLock({ $0.giveUpAt }), end <= .now { return nil }
             }
-            do { try await Task.sleep(for: pause * Double.random(in: 0.5...1)) } catch { return nil }
+            // A cancelled process still gets its few tries: the sleep then returns at once.
+            try? await Task.sleep(for: pause * Double.random(in: 0.5...1))
             pause = min(pause * 2, .seconds(2))
         }
     }
@@ -142,8 +154,8 @@ final class Recorder: Service {
     private func readBack(_ group: RecordGroup) async -> Bool {
         for _ in 0..<20 {
             do { return try await pool.run { [group] in try $0.wasRecorded(group) } } catch {
-                if wakeup.isStopped { return false }
-                do { try await Task.sleep(for: .milliseconds(250)) } catch { return false }
+                if let end = inbox.withLock({ $0.giveUpAt }), end <= .now { return false }
+                try? await Task.sleep(for: .milliseconds(250))
             }
         }
         // Without an answer the group is written again: a repeated attempt row is better than a lost outcome.
@@ -154,11 +166,14 @@ final class Recorder: Service {
     /// sends again what was not recorded.
     private func giveUp(_ reports: [Report]) {
         logger.error("stopping without recording", metadata: ["outcomes": "\(reports.count)"])
-        inbox.withLock { inbox in
-            inbox.unrecorded = 0
-            inbox.reports = []
+        let rest = inbox.withLock { inbox in
+            defer {
+                inbox.unrecorded = 0
+                inbox.reports = []
+            }
+            return inbox.reports
         }
-        for report in reports { report.lease.resolve(1) }
+        for report in reports + rest { report.lease.resolve(1) }
     }
 }
 

@@ -16,8 +16,11 @@ struct Send: Sendable {
     /// A send from a batch that has not started by then moves into the endpoint's lane, so that one slow endpoint never
     /// keeps a batch open.
     let startBy: ContinuousClock.Instant?
-    /// Its row says already that the worker died in this send: whatever happens instead must be written down.
-    var isProbe = false
+    /// Set when its row says already that the worker died in this send: whatever happens instead must be written down.
+    /// So many crashes the row had before.
+    var crashesBefore: Int?
+
+    fileprivate var isFromBatch: Bool { if case .batch = lease.holder { true } else { false } }
 }
 
 /// Starts requests within the caps and turns their ends into reports for the recorder.
@@ -37,7 +40,10 @@ final class Sender: Service {
         /// Endpoints with something to start, in turn.
         var turn: Deque<EndpointID> = []
         var pending = 0
+        /// Of those, the ones from batches: only they are bounded here, lanes bound themselves.
+        var pendingFromBatches = 0
         var inFlight = 0
+        var inFlightFromLanes = 0
         var isStopping = false
     }
 
@@ -80,7 +86,18 @@ final class Sender: Service {
     }
 
     /// False while enough waits to be started: claim nothing more.
-    var hasRoom: Bool { state.withLock { $0.pending < Self.mostPending && !$0.isStopping } }
+    var hasRoom: Bool { state.withLock { $0.pendingFromBatches < Self.mostPending && !$0.isStopping } }
+
+    /// True once nothing more is started.
+    var isStopping: Bool { state.withLock { $0.isStopping } }
+
+    /// True when a request to the endpoint may be started under the lease: both are open, and the request will have
+    /// ended before the lease may end. A timeout longer than the lease relies on renewals; then a good part of the lease
+    /// must be left.
+    func mayStart(_ id: EndpointID, under held: Lease) -> Bool {
+        guard let endpoint = directory.current.byID[id], endpoint.isOpen(at: clock.now) else { return false }
+        return held.isTrusted(for: min(endpoint.timeout + Self.margin, lease / 3))
+    }
 
     /// Queues the sends and starts what can start.
     func enqueue(_ sends: [Send]) {
@@ -92,6 +109,7 @@ final class Sender: Service {
                 state.queues[send.endpoint, default: Queue()].pending.append(send)
             }
             state.pending += sends.count
+            state.pendingFromBatches += sends.count { $0.isFromBatch }
             return []
         }
         putOff(refused)
@@ -128,14 +146,21 @@ final class Sender: Service {
             guard state.inFlight < mostInFlight else { return nil }
             for _ in 0..<state.turn.count {
                 guard let id = state.turn.popFirst(), var queue = state.queues[id] else { continue }
-                guard queue.inFlight < endpoints[id]?.maxInFlight ?? 1, let send = queue.pending.popFirst() else {
+                guard queue.inFlight < endpoints[id]?.maxInFlight ?? 1, let first = queue.pending.first else {
                     // At its cap: a finished request of this endpoint brings it back into the turn.
                     continue
                 }
+                // Lanes are where the slow endpoints are: a quarter of what may be in flight is not theirs to take.
+                if !first.isFromBatch, state.inFlightFromLanes >= mostInFlight / 4 * 3 {
+                    state.turn.append(id)
+                    continue
+                }
+                let send = queue.pending.removeFirst()
                 queue.inFlight += 1
                 state.queues[id] = queue
                 state.inFlight += 1
                 state.pending -= 1
+                if send.isFromBatch { state.pendingFromBatches -= 1 } else { state.inFlightFromLanes += 1 }
                 if !queue.pending.isEmpty { state.turn.append(id) }
                 return send
             }
@@ -146,11 +171,8 @@ final class Sender: Service {
     /// Hands the request to the transport; false when it must not or cannot be sent now.
     private func start(_ send: Send) -> Bool {
         let now = clock.now
-        guard let endpoint = directory.current.byID[send.endpoint], endpoint.isOpen(at: now),
-            // A timeout longer than the lease relies on renewals; then a third of the lease must be left.
-            send.lease.isTrusted(for: min(endpoint.timeout + Self.margin, lease / 3 * 2))
-        else {
-            finished(send.endpoint)
+        guard let endpoint = directory.current.byID[send.endpoint], mayStart(send.endpoint, under: send.lease) else {
+            finished(send)
             return false
         }
         let request: HTTPRequest
@@ -160,7 +182,7 @@ final class Sender: Service {
                 at: now)
         } catch {
             recorder.submit([report(send, attempt: nil, attempts: send.number, resolution: .dead(.renderError), note: ("render_error", error.description))])
-            finished(send.endpoint)
+            finished(send)
             return true
         }
         FailPoint.reach(.sendBefore, subject: send.event.type)
@@ -187,6 +209,7 @@ final class Sender: Service {
             send, attempt: verdict.isAttempt ? attempt : nil, attempts: verdict.attempts, resolution: verdict.resolution,
             note: verdict.isAttempt ? nil : verdict.errorClass.map { ($0, verdict.error ?? $0) })
         report.effect = verdict.effect
+        if let effect = verdict.effect { directory.close(send.endpoint, by: effect, at: clock.now) }
         recorder.submit([report])
         logger.log(
             level: verdict.isSuccess ? .debug : .info, verdict.isSuccess ? "delivered" : "attempt failed",
@@ -195,14 +218,16 @@ final class Sender: Service {
                 "transaction_id": "\(send.event.transactionID)", "status": "\(exchange.status ?? 0)",
                 "error_class": "\(verdict.errorClass ?? "-")", "duration_ms": "\(timing.total.milliseconds)",
             ])
-        finished(send.endpoint)
+        finished(send)
         pump()
         onRoom.withLock { $0 }()
     }
 
-    private func finished(_ endpoint: EndpointID) {
+    private func finished(_ send: Send) {
+        let endpoint = send.endpoint
         state.withLock { state in
             state.inFlight -= 1
+            if !send.isFromBatch { state.inFlightFromLanes -= 1 }
             guard var queue = state.queues[endpoint] else { return }
             queue.inFlight -= 1
             let isIdle = queue.inFlight == 0 && queue.pending.isEmpty
@@ -239,6 +264,7 @@ final class Sender: Service {
             if queue.pending.isEmpty { state.turn.removeAll { $0 == id } }
         }
         state.pending -= removed.count
+        state.pendingFromBatches -= removed.count { $0.isFromBatch }
         return removed
     }
 
@@ -249,10 +275,15 @@ final class Sender: Service {
             switch send.lease.holder {
             case .batch:
                 reports.append(report(send, attempt: nil, attempts: 0, resolution: .wait(.zero, .first), note: nil))
-            case .lane where send.isProbe:
-                reports.append(report(send, attempt: nil, attempts: send.number - 1, resolution: .wait(.zero, send.trigger), note: nil))
             case .lane:
-                send.lease.resolve(1)
+                // Still in its lane; only a crash that was presumed has to be taken back.
+                guard let crashes = send.crashesBefore else {
+                    send.lease.resolve(1)
+                    continue
+                }
+                var report = report(send, attempt: nil, attempts: send.number - 1, resolution: .wait(.zero, send.trigger), note: nil)
+                report.outcome.crashes = crashes
+                reports.append(report)
             }
         }
         recorder.submit(reports)
@@ -284,6 +315,7 @@ final class Sender: Service {
         }
         // Stopping the transport completes what is left as cancelled, before it returns.
         await transport.stop()
+        recorder.beginEnd(within: max(grace, .seconds(2)))
     }
 }
 

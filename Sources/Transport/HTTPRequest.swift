@@ -80,6 +80,14 @@ package struct HTTPExchange: Sendable {
 
     init() {}
 
+    /// What a test says came of a request.
+    package init(status: Int? = nil, failure: Failure? = nil, retryAfter: String? = nil, mayHaveBeenSent: Bool = false) {
+        self.status = status
+        self.failure = failure
+        self.retryAfter = retryAfter
+        self.mayHaveBeenSent = mayHaveBeenSent
+    }
+
     /// An exchange that failed before it began.
     static func unsent(_ failure: Failure, _ message: String) -> HTTPExchange {
         var exchange = HTTPExchange()

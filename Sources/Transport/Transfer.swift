@@ -136,10 +136,14 @@ final class Transfer {
 
     /// Ends a transfer that was taken out of the multi handle before it was done.
     func abandon() {
-        exchange.failure = .cancelled
-        exchange.message = "stopped by this service before an answer came"
         exchange.mayHaveBeenSent = sends > 0
         measure()
+        if isHeaderComplete, (100...599).contains(currentStatus) {
+            exchange.status = currentStatus
+        } else {
+            exchange.failure = .cancelled
+            exchange.message = "stopped by this service before an answer came"
+        }
         let exchange = exchange
         let completion = completion
         self.completion = nil
@@ -240,7 +244,8 @@ final class Transfer {
             .tls
         case CURLE_GOT_NOTHING, CURLE_SEND_ERROR, CURLE_RECV_ERROR, CURLE_PARTIAL_FILE: .connectionLost
         case CURLE_OUT_OF_MEMORY: .localResources
-        case CURLE_URL_MALFORMAT, CURLE_UNSUPPORTED_PROTOCOL, CURLE_BAD_FUNCTION_ARGUMENT: .invalidRequest
+        // The last of them also means that what came back was not HTTP.
+        case CURLE_URL_MALFORMAT, CURLE_BAD_FUNCTION_ARGUMENT, CURLE_UNSUPPORTED_PROTOCOL: sends == 0 ? .invalidRequest : .protocolError
         default: .protocolError
         }
     }

@@ -6,9 +6,13 @@
 -- visits the transactions that were open then one by one, so that its cost follows the new events and never the age of
 -- the oldest transaction.
 CREATE FUNCTION outbox.cut(batch_size int, budget int) RETURNS int
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+-- With a sort the planner reads and orders everything that is left of a giant transaction at every step.
+SET enable_sort = off SET jit = off AS $$
 DECLARE
     k    outbox.cut;
+    from_tx xid8;
+    from_id bigint;
     last record;
 BEGIN
     IF NOT pg_try_advisory_xact_lock(7231, 1) THEN RETURN -1; END IF;
@@ -24,14 +28,18 @@ BEGIN
         k.at_tx := '0';
         k.at_id := 0;
     END IF;
+    -- One row comparison bounds the scan of the new transactions. Beside it, `tx >= …` would be no help: the index scan
+    -- starts at one of the two conditions, and it is not the better one.
+    from_tx := greatest(k.at_tx, pg_snapshot_xmax(k.done));
+    from_id := CASE WHEN k.at_tx >= pg_snapshot_xmax(k.done) THEN k.at_id ELSE 0 END;
     WITH candidate AS MATERIALIZED (
         SELECT * FROM (
             (SELECT tx, id, created_at FROM outbox.event
               WHERE tx = ANY (k.late) AND (tx, id) > (k.at_tx, k.at_id) ORDER BY tx, id LIMIT budget)
             UNION ALL
             (SELECT tx, id, created_at FROM outbox.event
-              WHERE tx >= pg_snapshot_xmax(k.done) AND tx < pg_snapshot_xmax(k.target)
-                AND (tx, id) > (k.at_tx, k.at_id) AND pg_visible_in_snapshot(tx, k.target) ORDER BY tx, id LIMIT budget)) u
+              WHERE (tx, id) > (from_tx, from_id) AND tx < pg_snapshot_xmax(k.target)
+                AND pg_visible_in_snapshot(tx, k.target) ORDER BY tx, id LIMIT budget)) u
         ORDER BY tx, id LIMIT budget),
     numbered AS (SELECT *, (row_number() OVER (ORDER BY id) - 1) / batch_size AS part FROM candidate),
     made AS (

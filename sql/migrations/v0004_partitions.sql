@@ -8,26 +8,32 @@ LANGUAGE sql STABLE SET timezone = 'UTC' AS $$
       FROM outbox.setting s
 $$;
 
--- Makes the partitions of now and of the next three units of both logs; returns how many were missing.
+-- Makes the partitions of now and of the next three units of both logs; returns how many it made. A partition is made
+-- beside its parent and then attached, which does not stop producers; a lock that is not had at once is left for the
+-- next time.
 CREATE FUNCTION outbox.make_partitions() RETURNS int
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '2s' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '100ms' AS $$
 DECLARE
     parent text;
     b      record;
+    child  text;
     unit   interval := (SELECT ('1 ' || partition_unit)::interval FROM outbox.setting);
     made   int := 0;
 BEGIN
     FOREACH parent IN ARRAY ARRAY['event', 'attempt'] LOOP
         FOR b IN SELECT p.* FROM generate_series(0, 3) n, LATERAL outbox.partition_bounds(clock_timestamp() + n * unit) p LOOP
-            CONTINUE WHEN to_regclass(format('outbox.%I', parent || '_' || b.suffix)) IS NOT NULL;
+            child := parent || '_' || b.suffix;
+            CONTINUE WHEN to_regclass(format('outbox.%I', child)) IS NOT NULL;
             BEGIN
-                EXECUTE format('CREATE TABLE outbox.%I PARTITION OF outbox.%I FOR VALUES FROM (%L) TO (%L)',
-                               parent || '_' || b.suffix, parent, b.lower, b.upper);
+                EXECUTE format('CREATE TABLE outbox.%I (LIKE outbox.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', child, parent);
+                EXECUTE format('ALTER TABLE outbox.%I ATTACH PARTITION outbox.%I FOR VALUES FROM (%L) TO (%L)',
+                               parent, child, b.lower, b.upper);
                 made := made + 1;
             EXCEPTION
-                -- A change of the unit overlaps what exists; rows of that time already sit in the DEFAULT partition:
-                -- both keep working as they are, and outbox.problems tells.
-                WHEN invalid_object_definition OR check_violation OR duplicate_table THEN NULL;
+                -- A change of the unit overlaps what exists; rows of that time already sit in the DEFAULT partition;
+                -- another worker is making it; a reader holds the DEFAULT partition. All of them keep working as they
+                -- are, and outbox.problems tells when the DEFAULT partition is used.
+                WHEN invalid_object_definition OR check_violation OR duplicate_table OR lock_not_available OR unique_violation THEN NULL;
             END;
         END LOOP;
     END LOOP;
@@ -43,7 +49,27 @@ SELECT parent.relname AS parent, child.oid AS oid, child.relname AS name,
   JOIN pg_class parent ON parent.oid = i.inhparent
  WHERE parent.oid IN ('outbox.event'::regclass, 'outbox.attempt'::regclass);
 
--- Drops one partition that is past its retention and of which nothing is outstanding; returns its name, or NULL when
+-- True when something still needs the events of a partition: batches, deliveries and dead letters of that time, or, in
+-- the partition itself, events that are not in a batch yet.
+CREATE FUNCTION outbox.is_needed(parent name, partition oid, lower timestamptz, upper timestamptz) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    k     outbox.cut;
+    found boolean;
+BEGIN
+    IF EXISTS (SELECT FROM outbox.batch b WHERE b.first_at < is_needed.upper) THEN RETURN true; END IF;
+    IF is_needed.parent <> 'event' THEN RETURN false; END IF;
+    IF EXISTS (SELECT FROM outbox.delivery d WHERE d.event_at >= is_needed.lower AND d.event_at < is_needed.upper)
+    OR EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_at >= is_needed.lower AND d.event_at < is_needed.upper) THEN
+        RETURN true;
+    END IF;
+    SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE NOT pg_visible_in_snapshot(tx, $1))', partition::regclass)
+       INTO found USING k.done;
+    RETURN found;
+END $$;
+
+-- Drops one partition that is past its retention and of which nothing is needed any more; returns its name, or NULL when
 -- there is none. One a call, so that no lock is held for long; a lock that is not had within a second is not waited for.
 CREATE FUNCTION outbox.drop_expired_partition() RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '1s' AS $$
@@ -53,31 +79,16 @@ BEGIN
     FOR p IN SELECT x.* FROM outbox.partitions x, outbox.setting s
               WHERE x.upper < clock_timestamp() - CASE x.parent WHEN 'event' THEN s.event_retention ELSE s.attempt_retention END
               ORDER BY x.upper LOOP
-        -- Work that may still need the rows: batches, deliveries and dead letters of events of that time.
-        CONTINUE WHEN EXISTS (SELECT FROM outbox.batch b WHERE b.first_at < p.upper);
-        IF p.parent = 'event' THEN
-            CONTINUE WHEN EXISTS (SELECT FROM outbox.delivery d WHERE d.event_at >= p.lower AND d.event_at < p.upper)
-                       OR EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_at >= p.lower AND d.event_at < p.upper);
-        END IF;
-        EXECUTE format('LOCK TABLE outbox.%I IN ACCESS EXCLUSIVE MODE', p.name);
-        IF p.parent = 'event' THEN
-            -- Nobody inserts into it any more; is everything that it holds in a batch (and, see above, out of it again)?
-            IF outbox.has_uncut_events(p.oid) THEN CONTINUE; END IF;
-        END IF;
-        EXECUTE format('DROP TABLE outbox.%I', p.name);
-        RETURN p.name;
+        CONTINUE WHEN outbox.is_needed(p.parent, p.oid, p.lower, p.upper);
+        BEGIN
+            EXECUTE format('LOCK TABLE outbox.%I IN ACCESS EXCLUSIVE MODE', p.name);
+            -- Asked again under the lock: a cut that we waited for may just have made a batch of what is in here.
+            CONTINUE WHEN outbox.is_needed(p.parent, p.oid, p.lower, p.upper);
+            EXECUTE format('DROP TABLE outbox.%I', p.name);
+            RETURN p.name;
+        EXCEPTION
+            WHEN lock_not_available THEN RETURN NULL;
+        END;
     END LOOP;
     RETURN NULL;
-END $$;
-
-CREATE FUNCTION outbox.has_uncut_events(partition oid) RETURNS boolean
-LANGUAGE plpgsql AS $$
-DECLARE
-    k     outbox.cut;
-    found boolean;
-BEGIN
-    SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
-    EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE tx >= pg_snapshot_xmin($1) AND NOT pg_visible_in_snapshot(tx, $1))',
-                   partition::regclass) INTO found USING k.done;
-    RETURN found;
 END $$;

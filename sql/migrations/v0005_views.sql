@@ -8,11 +8,12 @@ BEGIN
     RETURN NULL;
 END $$;
 CREATE TRIGGER endpoint_changed AFTER INSERT OR UPDATE OR DELETE ON outbox.endpoint
-    FOR EACH STATEMENT EXECUTE FUNCTION outbox.endpoint_changed();
+    FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed();
 CREATE TRIGGER endpoint_changed AFTER INSERT OR UPDATE OR DELETE ON outbox.secret
-    FOR EACH STATEMENT EXECUTE FUNCTION outbox.endpoint_changed();
-CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_until ON outbox.lane
-    FOR EACH STATEMENT EXECUTE FUNCTION outbox.endpoint_changed();
+    FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed();
+CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_until ON outbox.lane FOR EACH ROW
+    WHEN (OLD.held_until IS DISTINCT FROM NEW.held_until OR OLD.paused_until IS DISTINCT FROM NEW.paused_until)
+    EXECUTE FUNCTION outbox.endpoint_changed();
 
 CREATE FUNCTION outbox.webhook_id(event_id bigint) RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -1,0 +1,155 @@
+import Outbox
+import Postgres
+import TestSupport
+import Testing
+
+/// I1 and I2: every committed event is in exactly one batch, and none of a rolled-back transaction.
+@Suite struct CutTests {
+    /// How often each committed event is in a batch, as `event:count`, without those that are in exactly one.
+    private func wrong(_ database: TestDatabase) async throws -> [String?] {
+        try await database.column(
+            """
+            SELECT coalesce(e.id, b.id)::text || ':' || count(b.id)
+              FROM outbox.event e
+              FULL JOIN (SELECT generate_series(lower(r), upper(r) - 1) AS id FROM outbox.batch, unnest(ids) r) b ON b.id = e.id
+             GROUP BY e.id, b.id HAVING count(b.id) <> 1 OR e.id IS NULL
+            """)
+    }
+
+    private func cutAll(_ database: TestDatabase) async throws {
+        while try await database.pool.run({ try $0.cut(batchSize: 500, budget: 5000) }) != .events(0) {}
+    }
+
+    @Test func `concurrent, late, aborted, savepoint and giant transactions: every event in exactly one batch`() async throws {
+        let database = try await TestCluster.database()
+        let isProducing = Flag(true)
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            // Three cutters at once, racing with the producers.
+            for _ in 0..<3 {
+                let pool = try database.newPool()
+                group.addTask {
+                    while isProducing.isSet { _ = try await pool.run { try $0.cut(batchSize: 50, budget: 200) } }
+                    await pool.close()
+                }
+            }
+            try await withThrowingTaskGroup(of: Void.self) { producers in
+                for producer in 0..<8 {
+                    let pool = try database.newPool()
+                    producers.addTask {
+                        for round in 0..<60 {
+                            let hold = Double((producer * 7 + round * 3) % 30) / 1000
+                            let script =
+                                switch (producer + round) % 5 {
+                                case 0: "BEGIN; INSERT INTO outbox.event (type) VALUES ('open'), ('open'); SELECT pg_sleep(\(hold)); COMMIT"
+                                case 1: "BEGIN; INSERT INTO outbox.event (type) VALUES ('aborted'); SELECT pg_sleep(\(hold)); ROLLBACK"
+                                case 2:
+                                    """
+                                    BEGIN; INSERT INTO outbox.event (type) VALUES ('kept'); SAVEPOINT s; INSERT INTO outbox.event (type) VALUES ('undone');
+                                    ROLLBACK TO s; INSERT INTO outbox.event (type) VALUES ('kept'); COMMIT
+                                    """
+                                case 3: "SELECT outbox.publish('plain')"
+                                default: "INSERT INTO outbox.event (type) SELECT 'many' FROM generate_series(1, 40)"
+                                }
+                            try await pool.run { try $0.script(script) }
+                        }
+                        await pool.close()
+                    }
+                }
+                let giant = try database.newPool()
+                producers.addTask {
+                    try await giant.run {
+                        try $0.script("BEGIN; INSERT INTO outbox.event (type) SELECT 'giant' FROM generate_series(1, 12000); SELECT pg_sleep(0.5); COMMIT", within: .seconds(60))
+                    }
+                    await giant.close()
+                }
+                try await producers.waitForAll()
+            }
+            isProducing.isSet = false
+            try await group.waitForAll()
+        }
+        try await cutAll(database)
+        #expect(try await wrong(database) == [])
+        #expect(try await database.number("SELECT count(*) FROM outbox.event") > 15_000)
+        #expect(try await database.number("SELECT count(*) FROM outbox.event WHERE type IN ('aborted', 'undone')") == 0)
+        #expect(try await database.number("SELECT max(size) FROM outbox.batch") <= 500)
+    }
+
+    @Test func `a transaction that commits late is cut late, and holds up nobody else`() async throws {
+        let database = try await TestCluster.database()
+        let late = try database.newPool()
+        try await late.run { try $0.script("BEGIN; INSERT INTO outbox.event (type) VALUES ('late')") }
+        try await database.publish(3, type: "early")
+        #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(3))
+        try await database.publish(2, type: "later")
+        #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(2))
+        try await late.run { try $0.script("COMMIT") }
+        #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(1))
+        #expect(try await wrong(database) == [])
+        await late.close()
+    }
+
+    @Test func `a giant transaction is cut in steps`() async throws {
+        let database = try await TestCluster.database()
+        try await database.publish(1200)
+        var steps: [Cut] = []
+        for _ in 0..<4 { steps.append(try await database.pool.run { try $0.cut(batchSize: 100, budget: 500) }) }
+        #expect(steps == [.events(500), .events(500), .events(200), .events(0)])
+        #expect(try await wrong(database) == [])
+    }
+
+    @Test func `only one worker cuts at a time, and nobody waits for it`() async throws {
+        let database = try await TestCluster.database()
+        try await database.publish()
+        let other = try database.newPool()
+        try await other.run { try $0.script("BEGIN; SELECT pg_advisory_xact_lock(7231, 1)") }
+        #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .busy)
+        try await other.run { try $0.script("ROLLBACK") }
+        #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(1))
+        await other.close()
+    }
+
+    @Test func `a cut that is rolled back is cut again, whole`() async throws {
+        let database = try await TestCluster.database()
+        try await database.publish(7)
+        try await database.script("BEGIN; SELECT outbox.cut(500, 5000); ROLLBACK")
+        try await cutAll(database)
+        #expect(try await wrong(database) == [])
+    }
+
+    @Test func `a stream position from the future is refused with the way out`() async throws {
+        let database = try await TestCluster.database()
+        try await database.script("INSERT INTO outbox.cut (done) VALUES ('900000000:900000000:')")
+        let error = await #expect(throws: PostgresError.self) {
+            try await database.pool.run { _ = try $0.cut(batchSize: 500, budget: 5000) }
+        }
+        #expect(error?.sqlState == "OB010")
+        #expect(error?.hint?.contains("rebase") == true)
+    }
+
+    @Test func `an idle stream is not written to`() async throws {
+        let database = try await TestCluster.database()
+        try await database.publish()
+        try await cutAll(database)
+        let before = try await database.number("SELECT max(id) FROM outbox.cut")
+        for _ in 0..<5 { #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(0)) }
+        #expect(try await database.number("SELECT max(id) FROM outbox.cut") == before)
+    }
+
+    @Test func `a worker cannot fall asleep over an uncommitted event, and a sleeping one is woken by the commit`() async throws {
+        let database = try await TestCluster.database()
+        let worker = try database.newPool(setUp: "LISTEN outbox")
+        let producer = try database.newPool()
+        try await producer.run { try $0.script("BEGIN; INSERT INTO outbox.event (type) VALUES ('a')") }
+        #expect(try await worker.run { try $0.beginSleep() } == false)
+        try await producer.run { try $0.script("COMMIT") }
+        #expect(try await worker.run { try $0.beginSleep() } == true)
+        try await producer.run { try $0.script("INSERT INTO outbox.event (type) VALUES ('b')") }
+        #expect(try await worker.run { try $0.waitForNotification(upTo: .seconds(30)) })
+        try await worker.run { try $0.endSleep() }
+        // Awake again: producers do not notify, so that their commits are not serialised.
+        try await producer.run { try $0.script("INSERT INTO outbox.event (type) VALUES ('c')") }
+        #expect(try await worker.run { try $0.waitForNotification(upTo: .milliseconds(50)) } == false)
+        await worker.close()
+        await producer.close()
+    }
+}

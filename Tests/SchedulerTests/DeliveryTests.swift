@@ -1,0 +1,306 @@
+import Foundation
+import Outbox
+import Postgres
+import Receiver
+@testable import Scheduler
+import TestSupport
+import Testing
+import Transport
+
+/// The main job on a real database and real sockets, in this process.
+@Suite struct DeliveryTests {
+    @Test func `a committed event arrives signed at every endpoint that matches, and a rolled-back one nowhere`() async throws {
+        let database = try await TestCluster.database()
+        let (one, two, other) = (try Ledger(), try Ledger(), try Ledger())
+        let secret = try await database.endpoint("one", url: one.url + "/hook?x=1").secret
+        try await database.endpoint("two", url: two.url) { $0.format = .citrix }
+        try await database.endpoint("other", url: other.url) { $0.eventType = "elsewhere" }
+        try await TestWorker.run(database) {
+            let ids = try await database.publish(3, after: #"{"a": 1}"#)
+            try await database.script("BEGIN; SELECT outbox.publish('test'); ROLLBACK")
+            #expect(try await eventually { try await database.deliveries("delivered") == 6 })
+            #expect(one.eventIDs.sorted() == ids)
+            #expect(two.eventIDs.sorted() == ids)
+        }
+        #expect(other.all.isEmpty)
+        for request in one.all {
+            #expect(request.target == "/hook?x=1")
+            let id = try #require(request["webhook-id"])
+            let time = try #require(request["webhook-timestamp"].flatMap { Int64($0) })
+            #expect(secret.verifies(try #require(request["webhook-signature"]), id: id, timestamp: time, body: request.body))
+            #expect(abs(time - Int64(Date().timeIntervalSince1970)) < 60)
+        }
+        // I6: as many attempt rows as requests; and nothing is left.
+        #expect(try await database.number("SELECT count(*) FROM outbox.attempt") == 6)
+        #expect(try await database.isDrained())
+        #expect(try await database.column("SELECT problem FROM outbox.problems") == [])
+        for ledger in [one, two, other] { ledger.receiver.stop() }
+    }
+
+    @Test func `a failure is tried again with the same webhook-id until it succeeds`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger { _, before in Receiver.Answer(before < 2 ? 500 : 200) }
+        try await database.endpoint("flaky", url: ledger.url)
+        try await TestWorker.run(database) {
+            try await database.publish()
+            #expect(try await eventually { try await database.deliveries("delivered") == 1 })
+        }
+        #expect(Set(ledger.all.map { $0["webhook-id"] }).count == 1)
+        #expect(ledger.all.map { $0["Outbox-Attempt"] } == ["1/3", "2/3", "3/3"])
+        let rows = try await database.column("SELECT concat_ws(' ', number, trigger, outcome, status, error_class) FROM outbox.attempt ORDER BY number")
+        #expect(rows == ["1 first failure 500 http_5xx", "2 retry failure 500 http_5xx", "3 retry success 200"])
+        #expect(try await database.column("SELECT encode(response, 'escape') FROM outbox.attempt ORDER BY number") == ["ok", "ok", nil])
+        ledger.receiver.stop()
+    }
+
+    @Test func `an exhausted delivery is parked, and a replay delivers it with the same webhook-id`() async throws {
+        let database = try await TestCluster.database()
+        let isHealthy = Flag(false)
+        let ledger = try Ledger { _, _ in Receiver.Answer(isHealthy.isSet ? 200 : 503) }
+        try await database.endpoint("down", url: ledger.url)
+        try await TestWorker.run(database) {
+            try await database.publish(2)
+            #expect(try await eventually { try await database.deliveries("dead") == 2 })
+            #expect(try await database.column("SELECT DISTINCT concat_ws(' ', reason, attempts, status, error_class) FROM outbox.dead_letter") == ["exhausted 3 503 http_5xx"])
+            #expect(try await database.column("SELECT DISTINCT fingerprint FROM outbox.dead_letter").count == 1)
+            #expect(try await database.isDrained())
+            isHealthy.isSet = true
+            #expect(try await database.pool.run { try $0.replayDeadLetters(nil, reason: "test") } == 2)
+            #expect(try await eventually { try await database.deliveries("delivered") == 2 })
+        }
+        #expect(ledger.counts.values.allSatisfy { $0 == 4 })
+        #expect(Set(ledger.all.compactMap { $0["webhook-id"] }).count == 2)
+        #expect(try await database.number("SELECT count(*) FROM outbox.attempt WHERE trigger = 'replay'") == 2)
+        #expect(try await database.number("SELECT count(*) FROM outbox.audit WHERE action = 'dead.replay'") == 1)
+        ledger.receiver.stop()
+    }
+
+    @Test func `a hanging endpoint delays nobody else`() async throws {
+        let database = try await TestCluster.database()
+        let hanging = try Ledger { _, _ in Receiver.Answer(manner: .silence) }
+        let healthy = try Ledger()
+        try await database.endpoint("hanging", url: hanging.url, retries: [.seconds(60)]) { change in
+            change.maxInFlight = 2
+            change.timeout = .seconds(4)
+        }
+        try await database.endpoint("healthy", url: healthy.url)
+        try await TestWorker.run(database, configure: { $0.softDeadline = .milliseconds(300) }) {
+            try await database.publish(300)
+            #expect(await eventually { healthy.all.count == 300 })
+            // The healthy endpoint is through while the other's requests still hang.
+            #expect(hanging.all.count <= 2)
+            // What could not start in time waits in the lane, and the batch does not stay open for it.
+            #expect(try await eventually { try await database.number("SELECT count(*) FROM outbox.delivery") >= 298 })
+            #expect(try await eventually { try await database.number("SELECT count(*) FROM outbox.batch") == 0 })
+        }
+        #expect(healthy.counts.values.allSatisfy { $0 == 1 })
+        for ledger in [hanging, healthy] { ledger.receiver.stop() }
+    }
+
+    @Test func `a paused endpoint loses nothing and gets everything when it resumes`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        let id = try await database.endpoint("paused", url: ledger.url).id
+        try await database.pool.run { try $0.pauseEndpoint(id, until: nil, reason: "maintenance") }
+        try await TestWorker.run(database) {
+            let ids = try await database.publish(600)
+            #expect(try await eventually { try await database.deliveries("paused") == 600 })
+            #expect(ledger.all.isEmpty)
+            try await database.pool.run { try $0.resumeEndpoint(id) }
+            #expect(try await eventually { try await database.deliveries("delivered") == 600 })
+            #expect(ledger.counts == Dictionary(uniqueKeysWithValues: ids.map { ($0, 1) }))
+        }
+        ledger.receiver.stop()
+    }
+
+    @Test func `a disabled endpoint gets no new events, keeps what waits, and goes on when enabled`() async throws {
+        let database = try await TestCluster.database()
+        let isGone = Flag(true)
+        let ledger = try Ledger { _, _ in Receiver.Answer(isGone.isSet ? 410 : 200) }
+        let id = try await database.endpoint("gone", url: ledger.url).id
+        try await TestWorker.run(database) {
+            try await database.publish()
+            #expect(try await eventually { try await database.number("SELECT count(*) FROM outbox.endpoint WHERE disabled_reason LIKE 'gone%'") == 1 })
+            #expect(try await database.deliveries("paused") == 1)
+            try await database.publish()
+            #expect(try await eventually { try await database.number("SELECT coalesce(sum(waiting), 0)::bigint FROM outbox.backlog WHERE stage <> 'lane'") == 0 })
+            #expect(ledger.all.count == 1)
+            isGone.isSet = false
+            try await database.pool.run { try $0.enableEndpoint(id) }
+            #expect(try await eventually { try await database.deliveries("delivered") == 1 })
+        }
+        #expect(ledger.all.count == 2)
+        #expect(try await database.number("SELECT count(*) FROM outbox.audit WHERE action = 'endpoint.disable'") == 1)
+        ledger.receiver.stop()
+    }
+
+    @Test func `Retry-After rests the whole endpoint, and the others do not notice`() async throws {
+        let database = try await TestCluster.database()
+        let resting = try Ledger { _, before in before == 0 ? Receiver.Answer(429, headers: [("Retry-After", "3600")]) : Receiver.Answer() }
+        let other = try Ledger()
+        try await database.endpoint("resting", url: resting.url)
+        try await database.endpoint("other", url: other.url)
+        try await TestWorker.run(database) {
+            try await database.publish()
+            #expect(try await eventually { try await database.number("SELECT count(*) FROM outbox.lane WHERE held_until > now() + interval '50 min'") == 1 })
+            try await database.publish(20)
+            #expect(await eventually { other.all.count == 21 })
+            #expect(try await eventually { try await database.deliveries("waiting") == 21 })
+            #expect(resting.all.count == 1)
+        }
+        for ledger in [resting, other] { ledger.receiver.stop() }
+    }
+
+    @Test func `an event for later waits in the lane and leaves when it is time`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        try await database.endpoint("later", url: ledger.url)
+        try await TestWorker.run(database) {
+            try await database.script("SELECT outbox.publish('test', deliver_at => now() + interval '1 hour'), outbox.publish('test', deliver_at => now() + interval '700 ms')")
+            #expect(try await eventually { try await database.deliveries("waiting") == 2 })
+            #expect(try await eventually { try await database.deliveries("delivered") == 1 })
+            #expect(try await database.deliveries("waiting") == 1)
+        }
+        let isOnTime = try await database.column("SELECT (a.started_at >= e.deliver_at)::text FROM outbox.attempt a JOIN outbox.event e ON e.id = a.event_id")
+        #expect(isOnTime == ["true"])
+        ledger.receiver.stop()
+    }
+
+    @Test func `413 is parked at once, a redirect is not followed, a forbidden address is not called`() async throws {
+        let database = try await TestCluster.database()
+        let canary = try Ledger()
+        let large = try Ledger { _, _ in Receiver.Answer(413) }
+        let moved = try Ledger { _, _ in Receiver.Answer(307, headers: [("Location", canary.url)]) }
+        try await database.endpoint("large", url: large.url)
+        try await database.endpoint("moved", url: moved.url, retries: [])
+        try await database.endpoint("forbidden", url: "http://169.254.169.254/latest/meta-data/", retries: [])
+        try await TestWorker.run(database) {
+            try await database.publish()
+            #expect(try await eventually { try await database.deliveries("dead") == 3 })
+        }
+        let dead = try await database.column("SELECT concat_ws(' ', endpoint, reason, attempts, status, error_class) FROM outbox.dead_letters ORDER BY endpoint")
+        #expect(dead == ["forbidden exhausted 1 blocked_address", "large permanent 1 413 http_4xx", "moved exhausted 1 307 redirect"])
+        #expect(canary.all.isEmpty)
+        for ledger in [canary, large, moved] { ledger.receiver.stop() }
+    }
+
+    @Test func `two workers share the work and send nothing twice`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(2)) }
+        try await database.endpoint("shared", url: ledger.url)
+        let ids = try await database.publish(4000)
+        let first = try await TestWorker(database, name: "first")
+        let second = try await TestWorker(database, name: "second")
+        #expect(try await eventually { try await database.isDrained() })
+        try await first.stop()
+        try await second.stop()
+        #expect(ledger.counts == Dictionary(uniqueKeysWithValues: ids.map { ($0, 1) }))
+        #expect(try await database.number("SELECT count(DISTINCT worker) FROM outbox.attempt") == 2)
+        ledger.receiver.stop()
+    }
+
+    @Test func `a graceful stop lets requests end, and hands over what had not started`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(400)) }
+        try await database.endpoint("slow", url: ledger.url) { $0.maxInFlight = 4 }
+        let ids = try await database.publish(12)
+        let worker = try await TestWorker(database)
+        #expect(await eventually { ledger.all.count == 4 })
+        try await worker.stop()
+        // I7: nothing that was in flight at the stop is sent again.
+        #expect(try await database.number("SELECT count(*) FROM outbox.attempt WHERE outcome = 'success'") == ledger.all.count)
+        #expect(try await database.number("SELECT count(*) FROM outbox.batch") == 0)
+        #expect(try await database.number("SELECT count(*) FROM outbox.worker") == 0)
+        #expect(try await database.number("SELECT count(*) FROM outbox.lane WHERE lease_id IS NOT NULL") == 0)
+        try await TestWorker.run(database) {
+            let isThrough = try await eventually { try await database.deliveries("delivered") == 12 }
+            #expect(isThrough)
+        }
+        #expect(ledger.counts == Dictionary(uniqueKeysWithValues: ids.map { ($0, 1) }))
+        ledger.receiver.stop()
+    }
+
+    @Test func `requests that outlast the grace period are stopped, recorded and sent again later`() async throws {
+        let database = try await TestCluster.database()
+        let isHealthy = Flag(false)
+        let ledger = try Ledger { _, _ in isHealthy.isSet ? Receiver.Answer() : Receiver.Answer(manner: .silence) }
+        try await database.endpoint("stuck", url: ledger.url) { $0.timeout = .seconds(4) }
+        var configuration = try TestWorker.configuration(database)
+        configuration.grace = .milliseconds(100)
+        let worker = try await TestWorker(configuration)
+        try await database.publish()
+        #expect(await eventually { ledger.all.count == 1 })
+        try await worker.stop()
+        #expect(try await database.column("SELECT error_class FROM outbox.attempt") == ["cancelled"])
+        isHealthy.isSet = true
+        try await TestWorker.run(database) {
+            let isThrough = try await eventually { try await database.deliveries("delivered") == 1 }
+            #expect(isThrough)
+        }
+        ledger.receiver.stop()
+    }
+
+    @Test func `an endpoint whose secret cannot be opened waits, and the others do not`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        let foreign = try Keyring(text: Keyring.newKeyLine())
+        var change = EndpointChange()
+        change.name = "foreign"
+        change.url = ledger.url
+        try await database.pool.run { [change] in _ = try $0.createEndpoint(change, secret: .generate(), keyring: foreign) }
+        try await database.endpoint("own", url: ledger.url)
+        try await TestWorker.run(database) {
+            try await database.publish(5)
+            #expect(try await eventually { try await database.deliveries("delivered") == 5 })
+            #expect(try await eventually { try await database.deliveries("waiting") == 5 })
+        }
+        #expect(ledger.all.allSatisfy { $0["webhook-signature"] != nil })
+        ledger.receiver.stop()
+    }
+
+    @Test func `a header that an event spoils is a dead letter, not a crash and not a request`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        try await database.endpoint("e", url: ledger.url)
+        try await TestWorker.run(database) {
+            try await database.script(#"SELECT outbox.publish('test', headers => '{"traceparent": "a\r\nX-Evil: 1"}')"#)
+            #expect(try await eventually { try await database.deliveries("dead") == 1 })
+        }
+        #expect(try await database.column("SELECT reason FROM outbox.dead_letter") == ["render_error"])
+        #expect(ledger.all.isEmpty)
+        ledger.receiver.stop()
+    }
+
+    @Test func `a sleeping worker is woken by a commit, and works by polling when it does not listen`() async throws {
+        for listens in [true, false] {
+            let database = try await TestCluster.database()
+            let ledger = try Ledger()
+            try await database.endpoint("e", url: ledger.url)
+            try await TestWorker.run(database, configure: { $0.listens = listens }) {
+                if listens {
+                    // Asleep means that it holds the lock exclusively.
+                    #expect(try await eventually {
+                        try await database.number("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 7231 AND objid = 2 AND mode = 'ExclusiveLock' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") == 1
+                    })
+                }
+                try await database.publish()
+                #expect(await eventually { ledger.all.count == 1 })
+            }
+            ledger.receiver.stop()
+        }
+    }
+
+    @Test func `everything works as the role outbox_worker`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger { _, before in Receiver.Answer(before == 0 ? 500 : before == 1 ? 410 : 200) }
+        try await database.endpoint("e", url: ledger.url)
+        var configuration = try TestWorker.configuration(database)
+        configuration.database = try ConnectionTarget(database.connectionString + " options='-c role=outbox_worker'")
+        let worker = try await TestWorker(configuration)
+        try await database.publish()
+        #expect(try await eventually { try await database.number("SELECT count(*) FROM outbox.endpoint WHERE disabled_at IS NOT NULL") == 1 })
+        try await worker.stop()
+        #expect(ledger.all.count == 2)
+        ledger.receiver.stop()
+    }
+}

@@ -1,0 +1,130 @@
+import EmbeddedPostgres
+import Foundation
+import Outbox
+package import Postgres
+import Synchronization
+
+/// One PostgreSQL server for all tests of a process, and a fresh database for each test, cloned from a migrated template.
+package enum TestCluster {
+    /// Starts the server when the first test needs it. It is stopped, and its folder removed, when the process ends.
+    private static let started = Task { () throws -> EmbeddedCluster in
+        let folder = FileManager.default.temporaryDirectory.path + "/outbox-tests-\(ProcessInfo.processInfo.processIdentifier)"
+        // Durability is what the product relies on, not what these tests measure; the kill tests bring their own server.
+        let cluster = try await EmbeddedCluster(folder: folder, settings: ["fsync = off", "max_connections = 400", "log_min_messages = error"])
+        Leftover.folder.withLock { $0 = (folder, cluster) }
+        atexit {
+            guard let (folder, cluster) = Leftover.folder.withLock({ $0 }) else { return }
+            try? cluster.leave()
+            try? FileManager.default.removeItem(atPath: folder)
+        }
+        let pool = ConnectionPool(try ConnectionTarget(cluster.connectionString), size: 1)
+        try await pool.run { connection in
+            try connection.script("CREATE DATABASE template_outbox", within: .seconds(60))
+        }
+        await pool.close()
+        let template = ConnectionPool(try ConnectionTarget(cluster.connectionString + " dbname=template_outbox"), size: 1)
+        try await template.run { _ = try Migrator.migrate(&$0) }
+        await template.close()
+        return cluster
+    }
+
+    private static let numbers = Atomic(0)
+    /// CREATE DATABASE wants its template to itself.
+    private static let making = AsyncLock()
+
+    /// The connection string of the server's maintenance database.
+    package static func server() async throws -> String { try await started.value.connectionString }
+
+    /// A new database.
+    ///
+    /// - Parameter migrated: with the schema, or empty.
+    package static func database(migrated: Bool = true) async throws -> TestDatabase {
+        let server = try await server()
+        let name = "test_\(numbers.add(1, ordering: .relaxed).newValue)"
+        try await making.withLock {
+            let pool = ConnectionPool(try ConnectionTarget(server), size: 1)
+            do {
+                try await pool.run { try $0.script("CREATE DATABASE \(name)\(migrated ? " TEMPLATE template_outbox" : "")", within: .seconds(60)) }
+                await pool.close()
+            } catch {
+                await pool.close()
+                throw error
+            }
+        }
+        let database = TestDatabase(connectionString: server + " dbname=\(name)")
+        // Clones would share the template's instance; real installations do not.
+        if migrated {
+            try await database.pool.run {
+                try $0.script("UPDATE outbox.setting SET instance = left(replace(gen_random_uuid()::text, '-', ''), 8)")
+            }
+        }
+        return database
+    }
+}
+
+private enum Leftover {
+    static let folder = Mutex<(String, EmbeddedCluster)?>(nil)
+}
+
+/// Lets one task at a time through, in order.
+private actor AsyncLock {
+    private var isHeld = false
+    private var waiters: [CheckedContinuation<Void, Never>] = []
+
+    func withLock(_ body: @Sendable () async throws -> Void) async throws {
+        if isHeld { await withCheckedContinuation { waiters.append($0) } }
+        isHeld = true
+        defer {
+            if waiters.isEmpty { isHeld = false } else { waiters.removeFirst().resume() }
+        }
+        try await body()
+    }
+}
+
+/// A database of one test.
+package final class TestDatabase: Sendable {
+    package let connectionString: String
+    package let pool: ConnectionPool
+
+    package init(connectionString: String) {
+        self.connectionString = connectionString
+        guard let target = try? ConnectionTarget(connectionString) else { preconditionFailure("our own string is valid") }
+        pool = ConnectionPool(target, size: 2)
+    }
+
+    package var target: ConnectionTarget {
+        get throws { try ConnectionTarget(connectionString) }
+    }
+
+    /// A pool of connections of one's own.
+    package func newPool(size: Int = 1, setUp: String = "") throws -> ConnectionPool {
+        ConnectionPool(try target, size: size, setUp: setUp)
+    }
+
+    /// Runs a statement and returns its first column as text.
+    package func column(_ sql: SQL) async throws -> [String?] {
+        try await pool.query(sql) { row throws(PostgresError) in try row[0] }
+    }
+
+    /// Runs a statement and returns the first number of its first row.
+    package func number(_ sql: SQL) async throws -> Int {
+        try await pool.query(sql) { row throws(PostgresError) in try row[0] as Int }.first ?? 0
+    }
+
+    /// Runs a script.
+    package func script(_ text: String) async throws {
+        try await pool.run { try $0.script(text, within: .seconds(120)) }
+    }
+}
+
+/// Waits until the condition holds; false when it does not within the limit, which is there to end a broken test.
+package func eventually(
+    within limit: Duration = .seconds(60), _ condition: @Sendable () async throws -> Bool
+) async rethrows -> Bool {
+    let deadline = ContinuousClock.now + limit
+    while .now < deadline {
+        if try await condition() { return true }
+        do { try await Task.sleep(for: .milliseconds(20)) } catch { return false }
+    }
+    return try await condition()
+}

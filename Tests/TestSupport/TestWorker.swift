@@ -1,0 +1,105 @@
+import Logging
+package import Outbox
+import Postgres
+package import Scheduler
+import ServiceLifecycle
+import Synchronization
+import Transport
+
+/// A worker inside the test process, with short times.
+package final class TestWorker: Sendable {
+    private let group: ServiceGroup
+    private let task: Task<Void, any Error>
+
+    /// One key for all tests.
+    package static let keyring: Keyring = {
+        guard let keyring = try? Keyring(text: Keyring.newKeyLine()) else { preconditionFailure("a new key line is valid") }
+        return keyring
+    }()
+
+    package static func configuration(_ database: TestDatabase, name: String = "test") throws -> EngineConfiguration {
+        var configuration = EngineConfiguration(
+            database: try database.target, worker: name, host: "test", pid: 1,
+            policy: AddressPolicy(allowing: ["127.0.0.0/8"].compactMap(Network.init)))
+        configuration.lease = .seconds(6)
+        configuration.pollInterval = .milliseconds(100)
+        configuration.grace = .seconds(3)
+        return configuration
+    }
+
+    package init(_ configuration: EngineConfiguration) async throws {
+        var logger = Logger(label: "test")
+        logger.logLevel = .critical
+        let engine = try await Engine(configuration, keyring: Self.keyring, logger: logger)
+        let group = ServiceGroup(
+            configuration: ServiceGroupConfiguration(
+                services: engine.services.map { .init(service: $0, successTerminationBehavior: .ignore) }, logger: logger))
+        self.group = group
+        task = Task { try await group.run() }
+    }
+
+    package convenience init(_ database: TestDatabase, name: String = "test") async throws {
+        try await self.init(Self.configuration(database, name: name))
+    }
+
+    /// Stops gracefully and waits until everything has ended.
+    package func stop() async throws {
+        await group.triggerGracefulShutdown()
+        try await task.value
+    }
+
+    /// Runs the body beside a worker and stops the worker afterwards, however the body ends.
+    package static func run<Value>(
+        _ database: TestDatabase, configure: (inout EngineConfiguration) -> Void = { _ in },
+        _ body: () async throws -> Value
+    ) async throws -> Value {
+        var configuration = try configuration(database)
+        configure(&configuration)
+        let worker = try await TestWorker(configuration)
+        do {
+            let value = try await body()
+            try await worker.stop()
+            return value
+        } catch {
+            try await worker.stop()
+            throw error
+        }
+    }
+}
+
+extension TestDatabase {
+    /// Creates an endpoint with a new secret.
+    @discardableResult
+    package func endpoint(
+        _ name: String, url: String, retries: [Duration] = [.milliseconds(50), .milliseconds(100)],
+        change: (inout EndpointChange) -> Void = { _ in }
+    ) async throws -> (id: EndpointID, secret: SigningSecret) {
+        var wish = EndpointChange()
+        wish.name = name
+        wish.url = url
+        wish.retrySchedule = retries
+        wish.timeout = .seconds(2)
+        change(&wish)
+        let secret = SigningSecret.generate()
+        let id = try await pool.run { [wish] in try $0.createEndpoint(wish, secret: secret, keyring: TestWorker.keyring) }
+        return (id, secret)
+    }
+
+    /// Publishes so many events of a type in one transaction and returns their numbers.
+    @discardableResult
+    package func publish(_ count: Int = 1, type: String = "test", after: String = #"{"n":1}"#) async throws -> [Int64] {
+        try await pool.query(
+            "SELECT outbox.publish(\(type), \(JSONText(after))) FROM generate_series(1, \(count))", within: .seconds(60)
+        ) { row throws(PostgresError) in try row[0] }
+    }
+
+    /// How many deliveries are in a state.
+    package func deliveries(_ state: String) async throws -> Int {
+        try await number("SELECT count(*) FROM outbox.deliveries WHERE state = \(state)")
+    }
+
+    /// True when nothing waits anywhere.
+    package func isDrained() async throws -> Bool {
+        try await number("SELECT coalesce(sum(waiting), 0)::bigint FROM outbox.backlog") == 0
+    }
+}

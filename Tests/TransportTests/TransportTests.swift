@@ -1,0 +1,219 @@
+import Receiver
+import TestSupport
+import Testing
+import Transport
+
+/// Real libcurl against a real socket.
+@Suite struct TransportTests {
+    private let local = AddressPolicy(allowing: ["127.0.0.0/8"].compactMap(Network.init))
+
+    private func exchange(
+        _ answer: Receiver.Answer, method: HTTPRequest.Method = .post, headers: [HTTPHeader] = [], body: String = "{}",
+        timeout: Duration = .seconds(5)
+    ) async throws -> (HTTPExchange, [Receiver.Request]) {
+        let ledger = try Ledger { _, _ in answer }
+        let transport = Transport(policy: local)
+        let exchange = await transport.send(
+            HTTPRequest(method: method, url: ledger.url + "/a%20b?q=1&q=%2F", headers: headers, body: Array(body.utf8), timeout: timeout))
+        await transport.stop()
+        ledger.receiver.stop()
+        return (exchange, ledger.all)
+    }
+
+    @Test(arguments: HTTPRequest.Method.allCases)
+    func `a request arrives as it was given`(method: HTTPRequest.Method) async throws {
+        let headers = [try HTTPHeader(name: "X-One", value: "1"), try HTTPHeader(name: "X-One", value: "2"), try HTTPHeader(name: "X-Empty", value: "")]
+        let (exchange, requests) = try await exchange(Receiver.Answer(201, headers: [("X-Request-Id", "r-1")]), method: method, headers: headers, body: "hello")
+        #expect(exchange.status == 201)
+        #expect(exchange.failure == nil)
+        #expect(exchange.requestID == "r-1")
+        #expect(exchange.body == Array("ok".utf8))
+        #expect(exchange.timing.total > .zero)
+        let request = try #require(requests.first)
+        #expect(requests.count == 1)
+        #expect(request.method == method.rawValue)
+        #expect(request.target == "/a%20b?q=1&q=%2F")
+        #expect(request.headers.filter { $0.name == "X-One" }.map(\.value) == ["1", "2"])
+        #expect(request["X-Empty"]?.isEmpty == true)
+        #expect(request["Expect"] == nil)
+        #expect(request["Accept-Encoding"] == nil)
+        #expect(request.body == (method == .get ? [] : Array("hello".utf8)))
+    }
+
+    @Test(arguments: [100, 199, 200, 202, 204, 299, 301, 302, 304, 307, 308, 400, 404, 410, 429, 500, 503, 599])
+    func `the status is reported and no redirect is followed`(status: Int) async throws {
+        let canary = try Ledger()
+        let (exchange, requests) = try await exchange(
+            Receiver.Answer(status, headers: [("Location", canary.url)]), timeout: .seconds(1))
+        // A final 1xx is no answer: the client goes on waiting for one.
+        #expect(exchange.status == (status < 200 ? nil : status))
+        #expect(requests.count == 1)
+        #expect(canary.all.isEmpty)
+        canary.receiver.stop()
+    }
+
+    @Test func `a large body is read only so far, and its 2xx counts`() async throws {
+        let (exchange, _) = try await exchange(Receiver.Answer(200, manner: .endlessBody))
+        #expect(exchange.status == 200)
+        #expect(exchange.body.count == 16 * 1024)
+    }
+
+    @Test func `a body of moderate size is cut but the connection is kept`() async throws {
+        let ledger = try Ledger { _, _ in Receiver.Answer(200, body: [UInt8](repeating: 1, count: 100_000)) }
+        let transport = Transport(policy: local)
+        for _ in 0..<2 {
+            let exchange = await transport.send(HTTPRequest(url: ledger.url))
+            #expect(exchange.status == 200)
+            #expect(exchange.body.count == 16 * 1024)
+        }
+        #expect(Set(ledger.all.map(\.connection)) == [1])
+        await transport.stop()
+        ledger.receiver.stop()
+    }
+
+    @Test func `a 2xx whose body stalls counts when the time is up`() async throws {
+        let (exchange, _) = try await exchange(Receiver.Answer(200, manner: .stall), timeout: .milliseconds(300))
+        #expect(exchange.status == 200)
+        #expect(exchange.failure == nil)
+    }
+
+    @Test func `a dripping 503 is a 503`() async throws {
+        let answer = Receiver.Answer(503, body: Array(repeating: 65, count: 1000), manner: .drip(.milliseconds(50)))
+        let (exchange, _) = try await exchange(answer, timeout: .milliseconds(300))
+        #expect(exchange.status == 503)
+    }
+
+    @Test(arguments: [
+        (Receiver.Answer(manner: .silence), HTTPExchange.Failure.timeout), (Receiver.Answer(manner: .hangUp), .connectionLost),
+        (Receiver.Answer(manner: .bytes(Array("SSH-2.0-x\r\n".utf8))), .protocolError),
+    ])
+    func `no answer has a class of its own`(answer: Receiver.Answer, failure: HTTPExchange.Failure) async throws {
+        let (exchange, requests) = try await exchange(answer, timeout: .milliseconds(500))
+        #expect(exchange.status == nil)
+        #expect(exchange.failure == failure)
+        #expect(exchange.mayHaveBeenSent)
+        #expect(requests.count == 1)
+    }
+
+    @Test func `a flood of headers ends the exchange`() async throws {
+        let (exchange, _) = try await exchange(Receiver.Answer(200, manner: .endlessHeader))
+        #expect(exchange.status == nil)
+        #expect(exchange.failure != nil)
+    }
+
+    @Test func `a reused connection that dies is reported, and the request is not sent again in silence`() async throws {
+        // Every second request on a connection is read and then hung up on: libcurl would send it again by itself.
+        let ledger = try Ledger { request, before in before % 2 == 0 ? Receiver.Answer() : Receiver.Answer(manner: .hangUp) }
+        let transport = Transport(policy: local)
+        var outcomes: [String] = []
+        for _ in 0..<6 {
+            let exchange = await transport.send(HTTPRequest(url: ledger.url, body: Array("x".utf8)))
+            outcomes.append(exchange.status.map(String.init) ?? exchange.failure?.rawValue ?? "-")
+        }
+        #expect(outcomes == ["200", "connection_lost", "200", "connection_lost", "200", "connection_lost"])
+        #expect(ledger.all.count == 6)
+        await transport.stop()
+        ledger.receiver.stop()
+    }
+
+    @Test func `a forbidden address gets no connection`() async throws {
+        let ledger = try Ledger()
+        let transport = Transport(policy: AddressPolicy())
+        for host in ["127.0.0.1", "localhost", "127.1", "0x7f000001", "[::ffff:127.0.0.1]", "0.0.0.0"] {
+            let exchange = await transport.send(HTTPRequest(url: "http://\(host):\(ledger.receiver.port)/"))
+            #expect(exchange.failure == .blockedAddress, "\(host)")
+            #expect(!exchange.mayHaveBeenSent)
+        }
+        #expect(ledger.all.isEmpty)
+        await transport.stop()
+        ledger.receiver.stop()
+    }
+
+    @Test func `nobody listening and no such name are told apart`() async throws {
+        let ledger = try Ledger()
+        let port = ledger.receiver.port
+        ledger.receiver.stop()
+        let transport = Transport(policy: local)
+        #expect(await transport.send(HTTPRequest(url: "http://127.0.0.1:\(port)/")).failure == .connect)
+        #expect(await transport.send(HTTPRequest(url: "http://no-such-host.invalid/")).failure == .dns)
+        #expect(await transport.send(HTTPRequest(url: "ftp://127.0.0.1/")).failure == .invalidRequest)
+        await transport.stop()
+    }
+
+    @Test func `plain HTTP on a TLS port is a TLS failure`() async throws {
+        let ledger = try Ledger { _, _ in Receiver.Answer() }
+        let transport = Transport(policy: local)
+        let url = ledger.url.replacing("http://", with: "https://")
+        let exchange = await transport.send(HTTPRequest(url: url, timeout: .seconds(2)))
+        #expect(exchange.status == nil)
+        #expect(!exchange.mayHaveBeenSent)
+        await transport.stop()
+        ledger.receiver.stop()
+    }
+
+    @Test func `a cancelled request ends at once and says so`() async throws {
+        let arrived = Flag(false)
+        let ledger = try Ledger { _, _ in
+            arrived.isSet = true
+            return Receiver.Answer(manner: .silence)
+        }
+        let transport = Transport(policy: local)
+        let request = HTTPRequest(url: ledger.url, timeout: .seconds(60))
+        let task = Task { await transport.send(request) }
+        #expect(await eventually { arrived.isSet })
+        task.cancel()
+        let exchange = await task.value
+        #expect(exchange.failure == .cancelled)
+        #expect(exchange.mayHaveBeenSent)
+        await transport.stop()
+        ledger.receiver.stop()
+    }
+
+    @Test func `a task that is cancelled already sends nothing`() async throws {
+        let ledger = try Ledger()
+        let transport = Transport(policy: local)
+        let url = ledger.url
+        let exchange = await Task {
+            withUnsafeCurrentTask { $0?.cancel() }
+            return await transport.send(HTTPRequest(url: url))
+        }.value
+        #expect(exchange.failure == .cancelled)
+        #expect(!exchange.mayHaveBeenSent)
+        // A later request on the same transport proves that the first was not merely late.
+        _ = await transport.send(HTTPRequest(url: url, body: Array("second".utf8)))
+        #expect(ledger.all.count == 1)
+        await transport.stop()
+        ledger.receiver.stop()
+    }
+
+    @Test func `stopping ends what is in flight and refuses what comes later`() async throws {
+        let ledger = try Ledger { _, _ in Receiver.Answer(manner: .silence) }
+        let transport = Transport(policy: local)
+        let url = ledger.url
+        async let first = transport.send(HTTPRequest(url: url, timeout: .seconds(60)))
+        #expect(await eventually { ledger.all.count == 1 })
+        await transport.stop()
+        #expect(await first.failure == .cancelled)
+        #expect(await transport.send(HTTPRequest(url: url)).failure == .cancelled)
+        ledger.receiver.stop()
+    }
+
+    @Test func `many requests run at a time`() async throws {
+        let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(50)) }
+        let transport = Transport(policy: local)
+        let url = ledger.url
+        let outcomes = await withTaskGroup(of: String.self) { group in
+            for _ in 0..<200 {
+                group.addTask {
+                    let exchange = await transport.send(HTTPRequest(url: url))
+                    return exchange.status.map(String.init) ?? "\(exchange.failure?.rawValue ?? "-") \(exchange.message ?? "-")"
+                }
+            }
+            return await group.reduce(into: []) { $0.append($1) }
+        }
+        #expect(outcomes.count == 200)
+        #expect(Set(outcomes) == ["200"])
+        await transport.stop()
+        ledger.receiver.stop()
+    }
+}
