@@ -58,7 +58,9 @@ let package = Package(
             swiftSettings: common),
         .target(
             name: "TestSupport",
-            dependencies: ["Postgres", "Outbox", "Scheduler", "EmbeddedPostgres", "Receiver", "Transport", lifecycle, logging],
+            dependencies: [
+                "Postgres", "Outbox", "Scheduler", "EmbeddedPostgres", "Receiver", "Transport", "Threads", lifecycle, logging,
+            ],
             path: "Tests/TestSupport", swiftSettings: common),
         .testTarget(name: "PostgresTests", dependencies: ["Postgres", "TestSupport"], swiftSettings: common),
         .testTarget(name: "TransportTests", dependencies: ["Transport", "Receiver", "TestSupport"], swiftSettings: common),
@@ -69,7 +71,7 @@ let package = Package(
             name: "SchedulerTests", dependencies: ["Scheduler", "Outbox", "Postgres", "Transport", "Receiver", "TestSupport"],
             swiftSettings: withFailPoints),
         .testTarget(
-            name: "CommandTests", dependencies: ["outboxctl", "EmbeddedPostgres", "Outbox", "Postgres", "Receiver", "TestSupport"],
+            name: "CommandTests", dependencies: ["outboxctl", "EmbeddedPostgres", "Outbox", "Postgres", "Receiver", "Scheduler", "TestSupport"],
             swiftSettings: common),
     ]
 )

@@ -12,8 +12,9 @@ package final class TestWorker: Sendable {
     private let task: Task<Void, any Error>
 
     /// One key for all tests.
+    package static let keyLine = Keyring.newKeyLine()
     package static let keyring: Keyring = {
-        guard let keyring = try? Keyring(text: Keyring.newKeyLine()) else { preconditionFailure("a new key line is valid") }
+        guard let keyring = try? Keyring(text: keyLine) else { preconditionFailure("a new key line is valid") }
         return keyring
     }()
 

@@ -1,0 +1,236 @@
+import EmbeddedPostgres
+import Foundation
+import Outbox
+import Postgres
+import Receiver
+import Scheduler
+import TestSupport
+import Testing
+
+/// Worker processes that are killed, stopped and cut off; the total-queue checker says what became of every event.
+@Suite struct CrashTests {
+    /// Nothing lost, nothing unexpected; returns the duplicates.
+    private func check(_ published: [Int64], _ ledger: Ledger, _ database: TestDatabase) async throws -> Int {
+        let counts = ledger.counts
+        let lost = Set(published).subtracting(counts.keys)
+        let unexpected = Set(counts.keys).subtracting(published)
+        #expect(lost.isEmpty, "lost")
+        #expect(unexpected.isEmpty, "unexpected")
+        #expect(try await database.deliveries("delivered") == published.count)
+        #expect(try await database.isDrained())
+        #expect(try await database.column("SELECT problem || detail FROM outbox.problems WHERE problem <> 'no_worker'") == [])
+        return counts.values.reduce(0) { $0 + $1 - 1 }
+    }
+
+    /// (fail point, how many duplicates it may cause): at most what was in flight or unrecorded, none where nothing was.
+    @Test(arguments: [
+        ("claim.before=kill", 0), ("claim.after=kill", 0), ("send.before=kill", 0), ("send.before@20=kill", 19), ("send.after=kill", 40),
+        ("send.after@20=kill", 40), ("record.before=kill", 40), ("record.after=kill", 40), ("record.after@2=kill", 40),
+    ])
+    func `a worker killed between claim and record loses nothing`(failPoint: String, mostDuplicates: Int) async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        try await database.endpoint("e", url: ledger.url)
+        let key = try Daemon.keyFile()
+        let published = try await database.publish(40)
+        let first = try await Daemon.start(database.connectionString, keyFile: key, failPoint: failPoint)
+        #expect(await first.wait() == .signal(SIGKILL))
+        let before = ledger.all.count
+        let second = try await Daemon.start(database.connectionString, keyFile: key)
+        #expect(await second.waitUntilReady())
+        #expect(try await eventually { try await database.isDrained() })
+        second.signal(SIGTERM)
+        #expect(await second.wait() == .exit(0))
+        let duplicates = try await check(published, ledger, database)
+        #expect(duplicates <= min(mostDuplicates, before))
+        // I6: a request without an attempt row is one that the killed process had made.
+        let attempts = try await database.number("SELECT count(*) FROM outbox.attempt")
+        #expect(attempts == ledger.all.count - duplicates)
+        ledger.receiver.stop()
+    }
+
+    @Test func `kill -9 in the middle of 10,000 events loses none`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 64 }
+        let key = try Daemon.keyFile()
+        let published = try await database.publish(10_000)
+        var kills = 0
+        for target in [1000, 3000, 6000] {
+            let worker = try await Daemon.start(database.connectionString, keyFile: key)
+            #expect(await eventually { ledger.all.count >= target })
+            worker.signal(SIGKILL)
+            #expect(await worker.wait() == .signal(SIGKILL))
+            kills += 1
+        }
+        let last = try await Daemon.start(database.connectionString, keyFile: key)
+        #expect(try await eventually(within: .seconds(120)) { try await database.isDrained() })
+        last.signal(SIGTERM)
+        #expect(await last.wait() == .exit(0))
+        let duplicates = try await check(published, ledger, database)
+        // I7: what was in flight at each kill, or answered and not recorded yet (one group commit).
+        #expect(duplicates <= kills * (64 + 1000))
+        ledger.receiver.stop()
+    }
+
+    @Test func `a stopped worker that wakes after its lease writes no state, and its attempts are kept`() async throws {
+        let database = try await TestCluster.database()
+        // What the first worker gets is a failure; whoever takes over is answered 200.
+        let isTakenOver = Flag(false)
+        let ledger = try Ledger { _, _ in Receiver.Answer(isTakenOver.isSet ? 200 : 500) }
+        try await database.endpoint("e", url: ledger.url, retries: [.seconds(3600)])
+        let key = try Daemon.keyFile()
+        let published = try await database.publish(10)
+        let sleeper = try await Daemon.start(database.connectionString, keyFile: key, failPoint: "record.before=stop")
+        #expect(await eventually { sleeper.isStopped })
+        isTakenOver.isSet = true
+        let other = try await Daemon.start(database.connectionString, keyFile: key)
+        #expect(try await eventually { try await database.deliveries("delivered") == 10 })
+        sleeper.signal(SIGCONT)
+        #expect(try await eventually { try await database.number("SELECT count(*) FROM outbox.attempt WHERE outcome = 'failure'") > 0 })
+        for worker in [sleeper, other] {
+            worker.signal(SIGTERM)
+            #expect(await worker.wait() == .exit(0))
+        }
+        // The failures are in the log, and moved nothing: no delivery waits an hour for a retry.
+        #expect(try await check(published, ledger, database) == ledger.all.count - 10)
+        #expect(try await database.number("SELECT count(*) FROM outbox.delivery") == 0)
+        #expect(try await database.number("SELECT count(DISTINCT worker) FROM outbox.attempt") == 2)
+        // I4: every request has its attempt. (A connection that timed out over the stop has one without a request.)
+        #expect(try await database.number("SELECT count(*) FROM outbox.attempt") >= ledger.all.count)
+        ledger.receiver.stop()
+    }
+
+    @Test func `a late success of a worker that lost its lease clears what its successor left waiting`() async throws {
+        let database = try await TestCluster.database()
+        let isTakenOver = Flag(false)
+        let ledger = try Ledger { _, _ in Receiver.Answer(isTakenOver.isSet ? 500 : 200) }
+        try await database.endpoint("e", url: ledger.url, retries: [.seconds(3600), .seconds(3600), .seconds(3600)])
+        let key = try Daemon.keyFile()
+        let published = try await database.publish(10)
+        let sleeper = try await Daemon.start(database.connectionString, keyFile: key, failPoint: "record.before=stop")
+        #expect(await eventually { sleeper.isStopped && ledger.all.count >= 10 })
+        isTakenOver.isSet = true
+        let other = try await Daemon.start(database.connectionString, keyFile: key)
+        #expect(try await eventually { try await database.deliveries("waiting") == 10 })
+        sleeper.signal(SIGCONT)
+        // I5: a recorded 2xx resolves the delivery, whoever recorded it.
+        #expect(try await eventually { try await database.deliveries("delivered") == 10 })
+        for worker in [sleeper, other] {
+            worker.signal(SIGTERM)
+            #expect(await worker.wait() == .exit(0))
+        }
+        #expect(try await check(published, ledger, database) == ledger.all.count - 10)
+        ledger.receiver.stop()
+    }
+
+    @Test func `a payload that kills its worker ends as a dead letter and takes nobody along`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        try await database.endpoint("e", url: ledger.url, retries: [.milliseconds(100), .milliseconds(100), .milliseconds(100), .milliseconds(100), .milliseconds(100)])
+        let key = try Daemon.keyFile()
+        let before = try await database.publish(5)
+        let poison = try await database.publish(1, type: "poison")
+        let after = try await database.publish(5)
+        var deaths = 0
+        while try await database.deliveries("dead") == 0, deaths < 12 {
+            let worker = try await Daemon.start(database.connectionString, keyFile: key, failPoint: "send.before/poison=kill", lease: "1s")
+            let isDone = try await eventually {
+                if try await database.deliveries("dead") == 1 { return true }
+                return kill(worker.pid, 0) != 0
+            }
+            #expect(isDone)
+            worker.signal(SIGTERM)
+            if await worker.wait() == .signal(SIGKILL) { deaths += 1 }
+        }
+        #expect(try await database.column("SELECT event_id || ' ' || reason FROM outbox.dead_letter") == ["\(poison[0]) worker_crashed"])
+        #expect(Set(ledger.eventIDs) == Set(before + after))
+        #expect(try await database.deliveries("delivered") == 10)
+        #expect(try await database.isDrained())
+        ledger.receiver.stop()
+    }
+
+    @Test func `SIGTERM with slow requests in flight lets them end, records and exits 0`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(600)) }
+        try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 8 }
+        let key = try Daemon.keyFile()
+        let published = try await database.publish(8)
+        let worker = try await Daemon.start(database.connectionString, keyFile: key)
+        #expect(await eventually { ledger.all.count == 8 })
+        worker.signal(SIGTERM)
+        #expect(await worker.wait() == .exit(0))
+        #expect(try await check(published, ledger, database) == 0)
+        ledger.receiver.stop()
+    }
+
+    @Test func `a second SIGTERM ends the process at once`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger { _, _ in Receiver.Answer(manner: .silence) }
+        try await database.endpoint("e", url: ledger.url)
+        try await database.publish()
+        let worker = try await Daemon.start(database.connectionString, keyFile: try Daemon.keyFile(), grace: "1h")
+        #expect(await eventually { ledger.all.count == 1 })
+        worker.signal(SIGTERM)
+        #expect(try await eventually { try await database.number("SELECT count(*) FROM outbox.worker") == 0 })
+        worker.signal(SIGTERM)
+        #expect(await worker.wait() == .exit(143))
+        ledger.receiver.stop()
+    }
+
+    @Test func `PostgreSQL killed and restarted under load: every committed event arrives`() async throws {
+        let folder = FileManager.default.temporaryDirectory.path + "/outbox-crash-\(UUID().uuidString)"
+        let cluster = try await EmbeddedCluster(folder: folder)
+        let database = TestDatabase(connectionString: cluster.connectionString)
+        try await database.pool.run { _ = try Migrator.migrate(&$0) }
+        let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(2)) }
+        try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 16 }
+        let worker = try await Daemon.start(cluster.connectionString, keyFile: try Daemon.keyFile())
+        #expect(await worker.waitUntilReady())
+        var published: [Int64] = []
+        for round in 1...3 {
+            for _ in 0..<5 { published += try await database.publish(100) }
+            let enough = published.count - 400
+            #expect(await eventually { ledger.all.count >= enough })
+            let pid = try #require(cluster.serverPID)
+            kill(pid, SIGKILL)
+            #expect(await eventually { kill(pid, 0) != 0 })
+            // Joining again starts the server that is gone; recovery brings back every acknowledged commit.
+            let joined = try await EmbeddedCluster(folder: folder)
+            try joined.leave()
+            #expect(await eventually { (try? await database.number("SELECT 1")) == 1 }, "round \(round)")
+        }
+        #expect(try await eventually { try await database.isDrained() })
+        worker.signal(SIGTERM)
+        #expect(await worker.wait() == .exit(0))
+        let duplicates = try await check(published, ledger, database)
+        #expect(duplicates <= 3 * (16 + 1000))
+        await database.pool.close()
+        try cluster.leave()
+        try FileManager.default.removeItem(atPath: folder)
+        ledger.receiver.stop()
+    }
+
+    @Test(arguments: [[CuttingProxy.Cut.beforeCommit], [.afterCommit], [.beforeCommit, .afterCommit, .afterCommit]])
+    func `a connection cut around COMMIT: outcomes are recorded once, requests are sent once`(plan: [CuttingProxy.Cut]) async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger { _, before in Receiver.Answer(before % 5 == 0 ? 500 : 200) }
+        try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 4 }
+        let socket = try #require(database.connectionString.split(separator: "'").dropFirst().first)
+        let name = try #require(database.connectionString.split(separator: "=").last)
+        let proxy = try #require(CuttingProxy(socketPath: "\(socket)/.s.PGSQL.5432", plan: plan))
+        var configuration = try TestWorker.configuration(database)
+        configuration.database = try ConnectionTarget("host=127.0.0.1 port=\(proxy.port) user=outbox dbname=\(name) sslmode=disable gssencmode=disable")
+        let worker = try await TestWorker(configuration)
+        let published = try await database.publish(60)
+        #expect(try await eventually { try await database.isDrained() })
+        try await worker.stop()
+        #expect(proxy.cutCount == plan.count)
+        // No request was repeated for the cut's sake: every request has exactly one attempt row.
+        #expect(try await database.number("SELECT count(*) FROM outbox.attempt") == ledger.all.count)
+        #expect(try await database.number("SELECT count(*) FROM (SELECT FROM outbox.attempt GROUP BY event_id, number HAVING count(*) > 1) x") == 0)
+        #expect(try await database.number("SELECT count(DISTINCT event_id) FROM outbox.attempt WHERE outcome = 'success'") == published.count)
+        proxy.stop()
+        ledger.receiver.stop()
+    }
+}
