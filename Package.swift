@@ -59,19 +59,25 @@ let package = Package(
         .target(
             name: "TestSupport",
             dependencies: [
-                "Postgres", "Outbox", "Scheduler", "EmbeddedPostgres", "Receiver", "Transport", "Threads", lifecycle, logging,
+                "Postgres", "Outbox", "Scheduler", "EmbeddedPostgres", "Receiver", "Transport", "Threads", lifecycle,
+                logging,
             ],
             path: "Tests/TestSupport", swiftSettings: common),
         .testTarget(name: "PostgresTests", dependencies: ["Postgres", "TestSupport"], swiftSettings: common),
-        .testTarget(name: "TransportTests", dependencies: ["Transport", "Receiver", "TestSupport"], swiftSettings: common),
+        .testTarget(
+            name: "TransportTests", dependencies: ["Transport", "Receiver", "TestSupport"], swiftSettings: common),
         .testTarget(
             name: "OutboxTests", dependencies: ["Outbox", "OutboxSchema", "Postgres", "TestSupport", crypto],
             swiftSettings: common),
         .testTarget(
-            name: "SchedulerTests", dependencies: ["Scheduler", "Outbox", "Postgres", "Transport", "Receiver", "TestSupport"],
+            name: "SchedulerTests",
+            dependencies: ["Scheduler", "Outbox", "Postgres", "Transport", "Receiver", "TestSupport"],
             swiftSettings: withFailPoints),
         .testTarget(
-            name: "CommandTests", dependencies: ["outboxctl", "EmbeddedPostgres", "Outbox", "Postgres", "Receiver", "Scheduler", "TestSupport"],
+            name: "CommandTests",
+            dependencies: [
+                "outboxctl", "EmbeddedPostgres", "Outbox", "Postgres", "Receiver", "Scheduler", "TestSupport",
+            ],
             swiftSettings: common),
     ]
 )

@@ -28,7 +28,9 @@ package final class EmbeddedCluster: Sendable {
     /// Starts the cluster in the folder, or joins those who use it already; makes it first where there is none.
     ///
     /// - Parameter settings: lines for `postgresql.conf` of a cluster that is made now.
-    package init(folder: String, settings: [String] = [], environment: [String: String] = ProcessInfo.processInfo.environment) async throws {
+    package init(
+        folder: String, settings: [String] = [], environment: [String: String] = ProcessInfo.processInfo.environment
+    ) async throws {
         let place = try Place(folder: folder)
         try place.prepare()
         let starting = try FileLock(place.folder + "/start.lock")
@@ -64,7 +66,9 @@ package final class EmbeddedCluster: Sendable {
 
     /// The server's process id, while it runs.
     package var serverPID: Int32? {
-        (try? String(contentsOfFile: data + "/postmaster.pid", encoding: .utf8))?.split(separator: "\n").first.flatMap { Int32($0) }
+        (try? String(contentsOfFile: data + "/postmaster.pid", encoding: .utf8))?.split(separator: "\n").first.flatMap {
+            Int32($0)
+        }
     }
 
     // MARK: Steps
@@ -76,23 +80,31 @@ package final class EmbeddedCluster: Sendable {
         do {
             try place.asUser(
                 binaries.path("initdb"),
-                ["-D", unfinished, "-U", "outbox", "-A", "trust", "-E", "UTF8", "--locale=C", "-k", "--no-instructions"])
+                [
+                    "-D", unfinished, "-U", "outbox", "-A", "trust", "-E", "UTF8", "--locale=C", "-k",
+                    "--no-instructions",
+                ])
         } catch let failure as Program.Failure {
             throw Refusal(description: "initdb failed in \(place.data): \(failure.output.suffix(500))")
         }
-        let lines = [
-            "listen_addresses = ''", "unix_socket_directories = '\(place.socket)'", "unix_socket_permissions = 0700",
-            "max_connections = 200", "log_timezone = 'UTC'", "timezone = 'UTC'",
-        ] + settings
+        let lines =
+            [
+                "listen_addresses = ''", "unix_socket_directories = '\(place.socket)'",
+                "unix_socket_permissions = 0700",
+                "max_connections = 200", "log_timezone = 'UTC'", "timezone = 'UTC'",
+            ] + settings
         let file = unfinished + "/postgresql.auto.conf"
         do {
-            guard let handle = FileHandle(forWritingAtPath: file) else { throw Refusal(description: "cannot write \(file)") }
+            guard let handle = FileHandle(forWritingAtPath: file) else {
+                throw Refusal(description: "cannot write \(file)")
+            }
             try handle.seekToEnd()
             try handle.write(contentsOf: Data((lines.joined(separator: "\n") + "\n").utf8))
             try handle.close()
             try FileManager.default.moveItem(atPath: unfinished, toPath: place.data)
         } catch let error as CocoaError {
-            throw Refusal(description: "cannot set up the embedded PostgreSQL in \(place.data): \(error.localizedDescription)")
+            throw Refusal(
+                description: "cannot set up the embedded PostgreSQL in \(place.data): \(error.localizedDescription)")
         }
     }
 
@@ -102,14 +114,19 @@ package final class EmbeddedCluster: Sendable {
 
     private func start(_ place: Place) throws {
         try place.prepareSocket()
-        do { try pgctl(["start", "-w", "-t", "60", "-l", data + "/server.log"], "could not start the embedded PostgreSQL") } catch {
+        do {
+            try pgctl(
+                ["start", "-w", "-t", "60", "-l", data + "/server.log"], "could not start the embedded PostgreSQL")
+        } catch {
             let log = (try? String(contentsOfFile: data + "/server.log", encoding: .utf8)) ?? ""
             throw Refusal(description: "the embedded PostgreSQL in \(data) did not start: \(log.suffix(600))")
         }
     }
 
     private func pgctl(_ arguments: [String], _ complaint: String) throws {
-        do { try Place.run(binaries.path("pg_ctl"), ["-D", data] + arguments, as: user) } catch let failure as Program.Failure {
+        do { try Place.run(binaries.path("pg_ctl"), ["-D", data] + arguments, as: user) } catch let failure
+            as Program.Failure
+        {
             throw Refusal(description: "\(complaint): \(failure.output.suffix(500))")
         }
     }

@@ -46,7 +46,9 @@ struct Place {
             }
         } catch {
             throw EmbeddedCluster.Refusal(
-                description: "cannot write to \(folder): \(error.localizedDescription); run it in a folder of your own, or set DATABASE_URL")
+                description:
+                    "cannot write to \(folder): \(error.localizedDescription); run it in a folder of your own, or set DATABASE_URL"
+            )
         }
     }
 
@@ -73,10 +75,12 @@ struct Place {
             var status = stat()
             let owner = user.flatMap { getpwnam($0)?.pointee.pw_uid } ?? geteuid()
             guard lstat(socket, &status) == 0, status.st_uid == owner, status.st_mode & 0o077 == 0 else {
-                throw EmbeddedCluster.Refusal(description: "the socket folder \(socket) belongs to somebody else or is open to others; remove it")
+                throw EmbeddedCluster.Refusal(
+                    description: "the socket folder \(socket) belongs to somebody else or is open to others; remove it")
             }
         } catch let error as CocoaError {
-            throw EmbeddedCluster.Refusal(description: "cannot make the socket folder \(socket): \(error.localizedDescription)")
+            throw EmbeddedCluster.Refusal(
+                description: "cannot make the socket folder \(socket): \(error.localizedDescription)")
         }
     }
 

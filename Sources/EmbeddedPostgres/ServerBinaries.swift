@@ -16,15 +16,20 @@ package struct ServerBinaries: Sendable {
     package static func find(version wanted: String? = nil, environment: [String: String]) throws -> ServerBinaries {
         let candidates = folders(environment)
         for folder in candidates {
-            guard ["initdb", "pg_ctl", "postgres"].allSatisfy({ FileManager.default.isExecutableFile(atPath: folder + "/" + $0) }),
+            guard
+                ["initdb", "pg_ctl", "postgres"].allSatisfy({
+                    FileManager.default.isExecutableFile(atPath: folder + "/" + $0)
+                }),
                 let version = majorVersion(folder)
             else { continue }
             if wanted == nil || wanted == version { return ServerBinaries(folder: folder, version: version) }
         }
         let package = wanted.map { "postgresql-\($0)" } ?? "postgresql"
         throw EmbeddedCluster.Refusal(
-            description: "the PostgreSQL \(wanted.map { $0 + " " } ?? "")server programs (initdb, pg_ctl, postgres) were not found; "
-                + "install the package \(package) (apt-get install \(package)), or set DATABASE_URL to use a server of your own")
+            description:
+                "the PostgreSQL \(wanted.map { $0 + " " } ?? "")server programs (initdb, pg_ctl, postgres) were not found; "
+                + "install the package \(package) (apt-get install \(package)), or set DATABASE_URL to use a server of your own"
+        )
     }
 
     private static func folders(_ environment: [String: String]) -> [String] {
@@ -33,7 +38,9 @@ package struct ServerBinaries: Sendable {
         var folders: [String] = []
         if let config = path.map({ $0 + "/pg_config" }).first(where: FileManager.default.isExecutableFile),
             let output = try? Program.run(config, ["--bindir"])
-        { folders.append(output.trimmingCharacters(in: .whitespacesAndNewlines)) }
+        {
+            folders.append(output.trimmingCharacters(in: .whitespacesAndNewlines))
+        }
         folders += path
         // Debian keeps every major version in a folder of its own; the newest first.
         let debian = "/usr/lib/postgresql"

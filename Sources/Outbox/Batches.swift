@@ -59,9 +59,13 @@ extension Connection {
                          WHERE e.id >= lower(range) AND e.id < upper(range)
                            AND e.created_at >= c.first_at AND e.created_at <= c.last_at) x) e ON true
             """)
-        let (now, generation, id, claims, size) = try rows.first { row throws(PostgresError) in
-            (try row[0] as Timestamp, try row[1] as Int64, try row[2] as BatchID?, try row[3] as Int?, try row[4] as Int?)
-        } ?? (.distantPast, 0, nil, nil, nil)
+        let (now, generation, id, claims, size) =
+            try rows.first { row throws(PostgresError) in
+                (
+                    try row[0] as Timestamp, try row[1] as Int64, try row[2] as BatchID?, try row[3] as Int?,
+                    try row[4] as Int?
+                )
+            } ?? (.distantPast, 0, nil, nil, nil)
         guard let id, let claims, let size else { return BatchClaim(now: now, generation: generation, batch: nil) }
         let events = try rows.map { row throws(PostgresError) in
             try row[5] as EventID? == nil ? nil : try Event(row: row, from: 5)
@@ -73,7 +77,9 @@ extension Connection {
 
     /// The lowest batch that may still be open; the next one to be made when none is.
     package mutating func batchFloor() throws -> BatchID {
-        try query("SELECT coalesce((SELECT min(id) FROM outbox.batch), 0)").first { row throws(PostgresError) in try row[0] }
+        try query("SELECT coalesce((SELECT min(id) FROM outbox.batch), 0)").first { row throws(PostgresError) in
+            try row[0]
+        }
             ?? BatchID(rawValue: 0)
     }
 

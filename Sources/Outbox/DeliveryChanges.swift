@@ -57,7 +57,8 @@ extension Connection {
                 ).map { row throws(PostgresError) in Pair(event: try row[0], endpoint: try row[1]) }
                 if chosen.isEmpty { return 0 }
                 let lanes = Array(Set(chosen.map(\.endpoint)))
-                try connection.query("SELECT FROM outbox.lane WHERE endpoint_id = ANY (\(lanes)) ORDER BY endpoint_id FOR UPDATE")
+                try connection.query(
+                    "SELECT FROM outbox.lane WHERE endpoint_id = ANY (\(lanes)) ORDER BY endpoint_id FOR UPDATE")
                 let moved = try connection.query(
                     """
                     WITH gone AS (
@@ -71,9 +72,12 @@ extension Connection {
                     """
                 ).affected
                 try connection.query(
-                    "UPDATE outbox.lane SET due_at = least(due_at, clock_timestamp()) WHERE endpoint_id = ANY (\(lanes))")
-                let object = pair.map { "delivery/\($0.event):\($0.endpoint)" } ?? endpoint.map { "endpoint/\($0)" } ?? "dead"
-                try connection.audit("dead.replay", object: object, reason: reason, detail: JSONText(#"{"count":\#(moved)}"#))
+                    "UPDATE outbox.lane SET due_at = least(due_at, clock_timestamp()) WHERE endpoint_id = ANY (\(lanes))"
+                )
+                let object =
+                    pair.map { "delivery/\($0.event):\($0.endpoint)" } ?? endpoint.map { "endpoint/\($0)" } ?? "dead"
+                try connection.audit(
+                    "dead.replay", object: object, reason: reason, detail: JSONText(#"{"count":\#(moved)}"#))
                 return moved
             }
             total += moved

@@ -25,9 +25,12 @@ extension HTTPRequest {
             headers.append(try HTTPHeader(own: "webhook-signature", value: signatures.joined(separator: " ")))
         }
         headers.append(try HTTPHeader(own: "Outbox-Transaction-Id", value: event.transactionID.description))
-        headers.append(try HTTPHeader(own: "Outbox-Attempt", value: "\(number)/\(max(number, endpoint.retrySchedule.count + 1))"))
+        headers.append(
+            try HTTPHeader(own: "Outbox-Attempt", value: "\(number)/\(max(number, endpoint.retrySchedule.count + 1))"))
         headers.append(try HTTPHeader(own: "User-Agent", value: "outbox/\(outboxVersion)"))
-        if let traceparent = event.traceparent { headers.append(try HTTPHeader(own: "traceparent", value: traceparent)) }
+        if let traceparent = event.traceparent {
+            headers.append(try HTTPHeader(own: "traceparent", value: traceparent))
+        }
         if endpoint.method != .get, !endpoint.headers.contains(where: { $0.name.lowercased() == "content-type" }) {
             headers.append(try HTTPHeader(own: "Content-Type", value: "application/json"))
         }

@@ -100,7 +100,8 @@ extension Connection {
     package mutating func endpoints(keyring: Keyring) throws -> (generation: Int64, endpoints: [Endpoint]) {
         // The generation is read first: a change between the two statements is then read again, never missed.
         let generation: Int64 =
-            try query("SELECT endpoint_generation FROM outbox.setting").first { row throws(PostgresError) in try row[0] } ?? 0
+            try query("SELECT endpoint_generation FROM outbox.setting").first { row throws(PostgresError) in try row[0]
+            } ?? 0
         let sealed = try query(
             """
             SELECT endpoint_id, key_id, sealed FROM outbox.secret
@@ -134,15 +135,19 @@ extension Connection {
             }
             var headers: [HTTPHeader] = []
             for (name, value) in zip(try row[15] as [String], try row[16] as [String]) {
-                do { headers.append(try HTTPHeader(name: name, value: value)) } catch { defect = String(describing: error) }
+                do { headers.append(try HTTPHeader(name: name, value: value)) } catch {
+                    defect = String(describing: error)
+                }
             }
             return Endpoint(
                 id: id, name: try row[1], customerID: try row[2],
                 method: HTTPRequest.Method(rawValue: try row[3]) ?? .post, url: try row[4], headers: headers,
-                format: Endpoint.Format(rawValue: try row[5]) ?? .standard, eventType: try row[6], changeType: try row[7],
+                format: Endpoint.Format(rawValue: try row[5]) ?? .standard, eventType: try row[6],
+                changeType: try row[7],
                 timeout: .milliseconds(try row[8] as Int64), connectTimeout: .milliseconds(try row[9] as Int64),
                 retrySchedule: (try row[10] as [Int64]).map { .milliseconds($0) }, maxInFlight: try row[11],
-                secrets: opened, isDisabled: try row[12], pausedUntil: try row[13], heldUntil: try row[14], defect: defect)
+                secrets: opened, isDisabled: try row[12], pausedUntil: try row[13], heldUntil: try row[14],
+                defect: defect)
         }
         return (generation, endpoints)
     }

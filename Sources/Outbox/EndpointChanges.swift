@@ -31,11 +31,15 @@ package struct EndpointChange: Sendable {
         }
         if let url {
             do { _ = try TargetURL(url) } catch {
-                throw OperationRefusal(.invalid, "the URL \(error)", hint: "Expected something like https://example.com/hook")
+                throw OperationRefusal(
+                    .invalid, "the URL \(error)", hint: "Expected something like https://example.com/hook")
             }
         }
-        if let retrySchedule, retrySchedule.count > 100 || retrySchedule.contains(where: { $0 < .zero || $0 > .seconds(30 * 86_400) }) {
-            throw OperationRefusal(.invalid, "the retry schedule has more than 100 waits, or one that is negative or over 30 days")
+        if let retrySchedule,
+            retrySchedule.count > 100 || retrySchedule.contains(where: { $0 < .zero || $0 > .seconds(30 * 86_400) })
+        {
+            throw OperationRefusal(
+                .invalid, "the retry schedule has more than 100 waits, or one that is negative or over 30 days")
         }
         if let timeout, timeout < .milliseconds(100) || timeout > .seconds(300) {
             throw OperationRefusal(.invalid, "the timeout must be 100 ms to 5 min")
@@ -47,7 +51,9 @@ package struct EndpointChange: Sendable {
             throw OperationRefusal(.invalid, "the cap on requests in flight must be 1 to 10000")
         }
         for (value, what) in [(eventType, "event type"), (changeType, "change type"), (customerID, "customer")] {
-            if let value, !(1...256).contains(value.count) { throw OperationRefusal(.invalid, "the \(what) must have 1 to 256 characters") }
+            if let value, !(1...256).contains(value.count) {
+                throw OperationRefusal(.invalid, "the \(what) must have 1 to 256 characters")
+            }
         }
     }
 
@@ -98,7 +104,8 @@ extension Connection {
             try connection.query("INSERT INTO outbox.lane (endpoint_id) VALUES (\(id))")
             let sealed = try keyring.seal(secret, for: id)
             try connection.query(
-                "INSERT INTO outbox.secret (endpoint_id, key_id, sealed) VALUES (\(id), \(sealed.keyID), \(Bytes(sealed.bytes)))")
+                "INSERT INTO outbox.secret (endpoint_id, key_id, sealed) VALUES (\(id), \(sealed.keyID), \(Bytes(sealed.bytes)))"
+            )
             try connection.audit("endpoint.create", endpoint: id)
             return id
         }
@@ -193,7 +200,9 @@ extension Connection {
 
     /// How many deliveries wait for the endpoint.
     package mutating func waitingCount(_ id: EndpointID) throws -> Int {
-        try query("SELECT count(*) FROM outbox.delivery WHERE endpoint_id = \(id)").first { row throws(PostgresError) in try row[0] } ?? 0
+        try query("SELECT count(*) FROM outbox.delivery WHERE endpoint_id = \(id)").first { row throws(PostgresError) in
+            try row[0]
+        } ?? 0
     }
 
     /// Deletes an endpoint. What waits for it is cancelled, and stays visible as such; so does its history.

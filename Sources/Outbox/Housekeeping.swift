@@ -21,14 +21,17 @@ extension Connection {
     package mutating func keepHouse() throws -> [String] {
         try query("SELECT outbox.make_partitions()")
         var dropped: [String] = []
-        while let name = try query("SELECT outbox.drop_expired_partition()").first({ row throws(PostgresError) in try row[0] as String? }),
+        while let name = try query("SELECT outbox.drop_expired_partition()").first({ row throws(PostgresError) in
+            try row[0] as String?
+        }),
             let name
         { dropped.append(name) }
         try trimCuts()
         try query("DELETE FROM outbox.worker WHERE heartbeat_at < clock_timestamp() - interval '1 day'")
         try query("DELETE FROM outbox.secret WHERE expires_at < clock_timestamp() - interval '1 day'")
         try query(
-            "DELETE FROM outbox.dedup WHERE created_at < clock_timestamp() - (SELECT event_retention FROM outbox.setting)")
+            "DELETE FROM outbox.dedup WHERE created_at < clock_timestamp() - (SELECT event_retention FROM outbox.setting)"
+        )
         return dropped
     }
 

@@ -1,3 +1,6 @@
+// swift-format-ignore-file: AllPublicDeclarationsHaveDocumentation
+
+// The conformances below say nothing that the protocol's own documentation does not.
 public import Postgres
 
 /// An event's number. Numbers are given out in order of insertion, not of commit: never read the stream by them.

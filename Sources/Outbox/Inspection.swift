@@ -74,7 +74,9 @@ extension Connection {
         guard !found.rows.isEmpty else {
             throw OperationRefusal(
                 .notFound, "there is no delivery of event \(pair.event) to that endpoint",
-                hint: "It may not be dispatched yet, or the endpoint does not match. See: outboxctl delivery list --event-id \(pair.event)")
+                hint:
+                    "It may not be dispatched yet, or the endpoint does not match. See: outboxctl delivery list --event-id \(pair.event)"
+            )
         }
         return found
     }
@@ -111,22 +113,27 @@ extension Connection {
     /// One dead letter by the columns of `outbox.dead_letters`.
     package mutating func deadLetter(_ pair: Pair) throws -> Listing {
         let found = try listing(
-            "SELECT d.* FROM outbox.dead_letters d WHERE d.event_id = \(pair.event) AND d.endpoint_id = \(pair.endpoint)")
+            "SELECT d.* FROM outbox.dead_letters d WHERE d.event_id = \(pair.event) AND d.endpoint_id = \(pair.endpoint)"
+        )
         guard !found.rows.isEmpty else {
             throw OperationRefusal(
-                .notFound, "event \(pair.event) is not among that endpoint's dead letters", hint: "See: outboxctl dead list")
+                .notFound, "event \(pair.event) is not among that endpoint's dead letters",
+                hint: "See: outboxctl dead list")
         }
         return found
     }
 
     /// Everything that one operation caused, as one JSON document: events, their deliveries, each one's attempts.
-    package mutating func trace(_ transaction: UniqueID) throws -> (json: String, events: Listing, deliveries: Listing, attempts: Listing) {
+    package mutating func trace(_ transaction: UniqueID) throws -> (
+        json: String, events: Listing, deliveries: Listing, attempts: Listing
+    ) {
         var filter = ListFilter()
         filter.transactionID = transaction
         filter.limit = 10_000
         let events = try listEvents(filter)
         guard !events.rows.isEmpty else {
-            throw OperationRefusal(.notFound, "no event has TransactionId \(transaction)", hint: "See: outboxctl event list")
+            throw OperationRefusal(
+                .notFound, "no event has TransactionId \(transaction)", hint: "See: outboxctl event list")
         }
         let deliveries = try listDeliveries(filter)
         let attempts = try listing(
@@ -176,7 +183,9 @@ extension Connection {
         if let number = Int64(text), number > 0 { return EventID(rawValue: number) }
         let parts = text.split(separator: "_", omittingEmptySubsequences: false)
         guard parts.count == 3, parts[0] == "evt", let number = Int64(parts[2]), number > 0 else {
-            throw OperationRefusal(.invalid, "\"\(text.prefix(64))\" is not an event id", hint: "Expected a number such as 42, or evt_<instance>_42")
+            throw OperationRefusal(
+                .invalid, "\"\(text.prefix(64))\" is not an event id",
+                hint: "Expected a number such as 42, or evt_<instance>_42")
         }
         guard try instance() == String(parts[1]) else {
             throw OperationRefusal(.notFound, "event \(text.prefix(64)) belongs to another installation")

@@ -27,7 +27,9 @@ package struct Keyring: Sendable {
             }
             keys.append((Self.identifier(of: bytes), SymmetricKey(data: bytes)))
         }
-        guard !keys.isEmpty else { throw Refusal(description: "it holds no key: expected a line with 32 bytes in base64") }
+        guard !keys.isEmpty else {
+            throw Refusal(description: "it holds no key: expected a line with 32 bytes in base64")
+        }
         self.keys = keys
     }
 
@@ -56,7 +58,8 @@ package struct Keyring: Sendable {
     /// Opens what `seal` made.
     func open(_ bytes: [UInt8], keyID: String, for endpoint: EndpointID) throws(Refusal) -> SigningSecret {
         guard let key = keys.first(where: { $0.id == keyID })?.key else {
-            throw Refusal(description: "its secret is sealed with key \(keyID), which OUTBOX_SECRET_KEY_FILE does not hold")
+            throw Refusal(
+                description: "its secret is sealed with key \(keyID), which OUTBOX_SECRET_KEY_FILE does not hold")
         }
         guard let box = try? AES.GCM.SealedBox(combined: bytes),
             let opened = try? AES.GCM.open(box, using: key, authenticating: context(endpoint)),

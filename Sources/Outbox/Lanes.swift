@@ -71,9 +71,10 @@ extension Connection {
                    c.endpoint_id, c.claims
               FROM outbox.setting s LEFT JOIN claimed c ON true
             """)
-        let head = try rows.first { row throws(PostgresError) in
-            (try row[0] as Timestamp, try row[1] as Int64, try row[2] as Timestamp?)
-        } ?? (.distantPast, 0, nil)
+        let head =
+            try rows.first { row throws(PostgresError) in
+                (try row[0] as Timestamp, try row[1] as Int64, try row[2] as Timestamp?)
+            } ?? (.distantPast, 0, nil)
         let lanes = try rows.map { row throws(PostgresError) -> ClaimedLane? in
             guard let endpoint = try row[3] as EndpointID? else { return nil }
             return ClaimedLane(endpoint: endpoint, lease: lease, claims: try row[4])
@@ -138,6 +139,7 @@ extension Connection {
     }
 
     private mutating func lockLane(_ endpoint: EndpointID, lease: LeaseID) throws -> Bool {
-        try query("SELECT FROM outbox.lane WHERE endpoint_id = \(endpoint) AND lease_id = \(lease) FOR UPDATE").count == 1
+        try query("SELECT FROM outbox.lane WHERE endpoint_id = \(endpoint) AND lease_id = \(lease) FOR UPDATE").count
+            == 1
     }
 }

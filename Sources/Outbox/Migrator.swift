@@ -1,44 +1,44 @@
 import Crypto
-public import OutboxSchema
-public import Postgres
+package import OutboxSchema
+package import Postgres
 
 /// Brings a database's schema to the version of this binary.
-public enum Migrator {
+package enum Migrator {
     /// The version that this binary works with.
-    public static let expectedVersion = Migration.all.count
+    package static let expectedVersion = Migration.all.count
 
     /// How a database's schema compares with this binary.
-    public struct Status: Sendable {
+    package struct Status: Sendable {
         /// The newest applied migration; 0 when there is no schema.
-        public let version: Int
+        package let version: Int
         /// The applied migrations, oldest first.
-        public let applied: [Applied]
+        package let applied: [Applied]
         /// What this binary would still apply.
-        public let pending: [Migration]
+        package let pending: [Migration]
         /// Applied migrations whose text was changed afterwards, or that this binary does not know.
-        public let drifted: [Applied]
+        package let drifted: [Applied]
 
         /// True when this binary can work with the database as it is.
-        public var isCurrent: Bool { version == Migrator.expectedVersion && drifted.isEmpty }
+        package var isCurrent: Bool { version == Migrator.expectedVersion && drifted.isEmpty }
     }
 
     /// A row of `outbox.migration`.
-    public struct Applied: Sendable {
-        public let version: Int
-        public let name: String
-        public let checksum: String
-        public let appliedAt: Timestamp
+    package struct Applied: Sendable {
+        package let version: Int
+        package let name: String
+        package let checksum: String
+        package let appliedAt: Timestamp
     }
 
     /// Why the schema cannot be used or migrated.
-    public enum Refusal: Error, Sendable, CustomStringConvertible {
+    package enum Refusal: Error, Sendable, CustomStringConvertible {
         case missing
         case older(found: Int)
         case newer(found: Int)
         case drifted([String])
         case busy
 
-        public var description: String {
+        package var description: String {
             switch self {
             case .missing: "the database has no outbox schema; run: outboxctl db migrate"
             case .older(let found):
@@ -54,8 +54,9 @@ public enum Migrator {
     }
 
     /// Reads how the database stands.
-    public static func status(_ connection: inout Connection) throws -> Status {
-        let exists = try connection.query("SELECT to_regclass('outbox.migration') IS NOT NULL").first { row throws(PostgresError) in
+    package static func status(_ connection: inout Connection) throws -> Status {
+        let exists = try connection.query("SELECT to_regclass('outbox.migration') IS NOT NULL").first {
+            row throws(PostgresError) in
             try row[0] as Bool
         }
         guard exists == true else { return Status(version: 0, applied: [], pending: Migration.all, drifted: []) }
@@ -69,11 +70,12 @@ public enum Migrator {
             applied.version <= expectedVersion && checksum(Migration.all[applied.version - 1]) != applied.checksum
         }
         return Status(
-            version: version, applied: applied, pending: Migration.all.filter { $0.version > version }, drifted: drifted)
+            version: version, applied: applied, pending: Migration.all.filter { $0.version > version }, drifted: drifted
+        )
     }
 
     /// Throws a `Refusal` unless this binary can work with the database as it is.
-    public static func check(_ connection: inout Connection) throws {
+    package static func check(_ connection: inout Connection) throws {
         let status = try status(&connection)
         if status.version == 0 { throw Refusal.missing }
         if status.version > expectedVersion { throw Refusal.newer(found: status.version) }
@@ -86,7 +88,7 @@ public enum Migrator {
     /// Two migrators cannot race: the second waits for the first and then finds nothing to do; when it has waited for
     /// `lockTimeout`, it throws `Refusal.busy`. A schema that is newer than this binary is refused untouched.
     @discardableResult
-    public static func migrate(
+    package static func migrate(
         _ connection: inout Connection, lockTimeout: Duration = .seconds(30)
     ) throws -> [Migration] {
         do {

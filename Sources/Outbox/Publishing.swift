@@ -58,6 +58,8 @@ extension Connection {
     public mutating func beginOperation(
         transactionID: UniqueID? = nil, identity: String? = nil
     ) throws(PostgresError) -> UniqueID? {
-        try query("SELECT outbox.begin_operation(\(transactionID), \(identity))").first { row throws(PostgresError) in try row[0] }
+        try query("SELECT outbox.begin_operation(\(transactionID), \(identity))").first { row throws(PostgresError) in
+            try row[0]
+        }
     }
 }

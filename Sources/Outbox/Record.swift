@@ -41,11 +41,12 @@ extension Connection {
             }
 
             try connection.append(group.outcomes, worker: worker)
-            try connection.clear(group.outcomes.filter { outcome in
-                guard case .delivered = outcome.resolution else { return false }
-                if case .lane = outcome.holder { return true }
-                return outcome.mayBeShared
-            })
+            try connection.clear(
+                group.outcomes.filter { outcome in
+                    guard case .delivered = outcome.resolution else { return false }
+                    if case .lane = outcome.holder { return true }
+                    return outcome.mayBeShared
+                })
             try connection.wait(owned)
             try connection.bury(owned)
             receipt.lost.formUnion(try connection.finish(group.finishedBatches))
@@ -111,10 +112,13 @@ extension Connection {
 
     /// Read after the lanes are locked: whoever deletes an endpoint locks its lane first.
     private mutating func deletedEndpoints(of group: RecordGroup) throws -> Set<EndpointID> {
-        let endpoints = Set(group.outcomes.compactMap { if case .wait = $0.resolution { $0.pair.endpoint } else { nil } })
+        let endpoints = Set(
+            group.outcomes.compactMap { if case .wait = $0.resolution { $0.pair.endpoint } else { nil } })
         if endpoints.isEmpty { return [] }
-        let deleted = try query("SELECT id FROM outbox.endpoint WHERE id = ANY (\(Array(endpoints))) AND deleted_at IS NOT NULL")
-            .map { row throws(PostgresError) in try row[0] as EndpointID }
+        let deleted = try query(
+            "SELECT id FROM outbox.endpoint WHERE id = ANY (\(Array(endpoints))) AND deleted_at IS NOT NULL"
+        )
+        .map { row throws(PostgresError) in try row[0] as EndpointID }
         return Set(deleted)
     }
 
@@ -168,8 +172,11 @@ extension Connection {
         var moving: [(Outcome, Duration, Trigger)] = []
         for outcome in outcomes {
             guard case .wait(let delay, let trigger) = outcome.resolution else { continue }
-            if case .batch = outcome.holder { entering.append((outcome, delay, trigger)) }
-            else { moving.append((outcome, delay, trigger)) }
+            if case .batch = outcome.holder {
+                entering.append((outcome, delay, trigger))
+            } else {
+                moving.append((outcome, delay, trigger))
+            }
         }
         if !entering.isEmpty {
             // Whoever adds to a lane lowers its due time first, so that it is never later than a row's; it is locked.

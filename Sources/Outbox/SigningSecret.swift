@@ -7,6 +7,7 @@ public struct SigningSecret: Sendable {
 
     /// Why a text is no secret. It never repeats the text.
     public struct Refusal: Error, Sendable, CustomStringConvertible {
+        /// What is wrong, without the text itself.
         public let description: String
     }
 
@@ -55,7 +56,9 @@ public struct SigningSecret: Sendable {
         var content = Array("\(id).\(timestamp).".utf8)
         content += body
         return signatures.split(separator: " ").contains { signature in
-            guard signature.hasPrefix("v1,"), let code = Data(base64Encoded: String(signature.dropFirst(3))) else { return false }
+            guard signature.hasPrefix("v1,"), let code = Data(base64Encoded: String(signature.dropFirst(3))) else {
+                return false
+            }
             return HMAC<SHA256>.isValidAuthenticationCode(code, authenticating: content, using: key)
         }
     }

@@ -12,7 +12,8 @@ extension Connection {
     /// Turns newly committed events into batches, at most `budget` of them, so that a transaction with a million rows
     /// cannot make one giant batch.
     package mutating func cut(batchSize: Int, budget: Int) throws -> Cut {
-        let events: Int = try query("SELECT outbox.cut(\(Int32(batchSize)), \(Int32(budget)))")
+        let events: Int =
+            try query("SELECT outbox.cut(\(Int32(batchSize)), \(Int32(budget)))")
             .first { row throws(PostgresError) in try row[0] } ?? 0
         return events < 0 ? .busy : .events(events)
     }

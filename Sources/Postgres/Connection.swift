@@ -250,7 +250,8 @@ public struct Connection: ~Copyable {
     }
 
     /// Waits for the socket; false when the deadline passed first.
-    private mutating func poll(for events: Int32, until deadline: ContinuousClock.Instant) throws(PostgresError) -> Bool {
+    private mutating func poll(for events: Int32, until deadline: ContinuousClock.Instant) throws(PostgresError) -> Bool
+    {
         while true {
             let left = (deadline - .now).milliseconds
             var descriptor = pollfd(fd: unsafe PQsocket(handle), events: Int16(events), revents: 0)
@@ -300,7 +301,8 @@ private struct CStringArray {
         unsafe storage.withUnsafeBytes { bytes in
             let base = bytes.baseAddress
             var pointers = unsafe offsets.map { offset in
-                unsafe offset.flatMap { offset in unsafe base?.advanced(by: offset).assumingMemoryBound(to: CChar.self) }
+                unsafe offset.flatMap { offset in unsafe base?.advanced(by: offset).assumingMemoryBound(to: CChar.self)
+                }
             }
             unsafe pointers.append(nil)
             return unsafe pointers.withUnsafeBufferPointer { buffer in

@@ -21,7 +21,9 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
         case connect, begin, statement, commit, rollback, decode
     }
 
+    /// What kind of failure it was.
     public let kind: Kind
+    /// The step that failed.
     public internal(set) var step: Step
     /// The five characters of the server's error code, for `kind` server and for refused connections.
     public let sqlState: String?
@@ -45,6 +47,7 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
         self.detail = detail
     }
 
+    /// What failed, safe to show anyone.
     public var description: String {
         guard let sqlState else { return message }
         // Class 22 quotes the value that it could not read; everything after the first colon may be data.
@@ -52,6 +55,7 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
         return "\(safe) (SQLSTATE \(sqlState))"
     }
 
+    /// Everything that is known, values that the server quoted included: for a debugger, not for a log.
     public var debugDescription: String {
         "PostgresError(\(kind), \(step.rawValue), \(sqlState ?? "-"), \(message), \(detail ?? "-"))"
     }

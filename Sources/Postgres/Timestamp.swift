@@ -15,6 +15,7 @@ public struct Timestamp: Hashable, Comparable, Sendable, CustomStringConvertible
     /// Earlier than every other timestamp (`-infinity`).
     public static let distantPast = Timestamp(microseconds: .min)
 
+    /// True when the left one is earlier.
     public static func < (left: Timestamp, right: Timestamp) -> Bool { left.microseconds < right.microseconds }
 
     /// The timestamp so much later; the infinities stay where they are.

@@ -42,6 +42,7 @@ public struct UniqueID: Hashable, Sendable, CustomStringConvertible {
         self.init(high: words[0], low: words[1])
     }
 
+    /// The canonical form, in lower case.
     public var description: String {
         var text: [UInt8] = []
         text.reserveCapacity(36)

@@ -34,7 +34,8 @@ final class ReceiverConnection {
         let raw = Array(buffer[..<(headLength + length)])
         buffer.removeFirst(headLength + length)
         return Receiver.Request(
-            method: String(start[0]), target: String(start[1]), headers: headers, body: Array(raw[headLength...]), raw: raw,
+            method: String(start[0]), target: String(start[1]), headers: headers, body: Array(raw[headLength...]),
+            raw: raw,
             connection: number)
     }
 

@@ -52,7 +52,8 @@ final class Cutter: Service {
                     if failures == 1 || failures % 60 == 0 {
                         logger.error("cannot look for new events; trying again", metadata: ["error": "\(error)"])
                     }
-                    await wakeup.wait(upTo: min(.milliseconds(100 * failures), .seconds(2)) * Double.random(in: 0.5...1))
+                    await wakeup.wait(
+                        upTo: min(.milliseconds(100 * failures), .seconds(2)) * Double.random(in: 0.5...1))
                 }
             }
         } onGracefulShutdown: {
@@ -84,7 +85,8 @@ final class Cutter: Service {
                 let deadline = ContinuousClock.now + configuration.pollInterval * 10
                 // In short waits, so that a stop is noticed.
                 while !wasWoken, !wakeup.isStopped, .now < deadline {
-                    wasWoken = try connection.waitForNotification(upTo: min(.milliseconds(100), configuration.pollInterval))
+                    wasWoken = try connection.waitForNotification(
+                        upTo: min(.milliseconds(100), configuration.pollInterval))
                 }
             } else if case .events = last {
                 onCut()

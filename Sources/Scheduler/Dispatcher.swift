@@ -55,7 +55,8 @@ final class Dispatcher: Service {
                     if failures == 1 || failures % 60 == 0 {
                         logger.error("cannot claim events; trying again", metadata: ["error": "\(error)"])
                     }
-                    await wakeup.wait(upTo: min(.milliseconds(100 * failures), .seconds(2)) * Double.random(in: 0.5...1))
+                    await wakeup.wait(
+                        upTo: min(.milliseconds(100 * failures), .seconds(2)) * Double.random(in: 0.5...1))
                 }
             }
         } onGracefulShutdown: {
@@ -88,7 +89,8 @@ final class Dispatcher: Service {
         FailPoint.reach(.claimAfter)
         if batch.events.count < batch.size {
             logger.critical(
-                "events of a batch are gone from the event table", metadata: ["batch": "\(batch.id)", "missing": "\(batch.size - batch.events.count)"])
+                "events of a batch are gone from the event table",
+                metadata: ["batch": "\(batch.id)", "missing": "\(batch.size - batch.events.count)"])
         }
         do {
             let endpoints = try await directory.refreshed(to: claim.generation)
@@ -116,7 +118,8 @@ final class Dispatcher: Service {
             }
         }
         let lease = Lease(
-            .batch(batch.id, batch.lease), claims: batch.claims, events: batch.events.map(\.id), unresolved: pairs.count,
+            .batch(batch.id, batch.lease), claims: batch.claims, events: batch.events.map(\.id),
+            unresolved: pairs.count,
             trustedUntil: claimedAt + configuration.lease)
         if pairs.isEmpty { return recorder.finish(lease) }
         keeper.keep(lease)
@@ -131,7 +134,8 @@ final class Dispatcher: Service {
             if isDangerous || rest > .zero || !endpoint.isOpen(at: now) {
                 let outcome = Outcome(
                     pair: Pair(event: event.id, endpoint: endpoint.id), eventAt: event.createdAt, holder: lease.holder,
-                    mayBeShared: lease.mayBeShared, attempt: nil, attempts: 0, resolution: .wait(max(rest, .zero), .first))
+                    mayBeShared: lease.mayBeShared, attempt: nil, attempts: 0,
+                    resolution: .wait(max(rest, .zero), .first))
                 waiting.append(Recorder.Report(outcome: outcome, lease: lease))
             } else {
                 sends.append(

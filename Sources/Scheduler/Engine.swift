@@ -38,7 +38,8 @@ package struct Engine: Sendable {
         let renewing = ConnectionPool(target.named("outbox/\(configuration.worker)/renew"), size: 1)
         let listener =
             configuration.listens
-            ? ConnectionPool(target.named("outbox/\(configuration.worker)/listen"), size: 1, setUp: "LISTEN outbox") : nil
+            ? ConnectionPool(target.named("outbox/\(configuration.worker)/listen"), size: 1, setUp: "LISTEN outbox")
+            : nil
         let pools = Connections(pools: [pool, recording, renewing] + (listener.map { [$0] } ?? []))
 
         let clock = DatabaseClock()

@@ -1,5 +1,5 @@
 #if FAIL_POINTS
-import Glibc
+    import Glibc
 #endif
 
 /// Places at which a test can kill or stop the process, to prove what is left behind there. Debug builds only.
@@ -23,44 +23,44 @@ enum FailPoint: String {
     /// Does what the environment asks for at this place; nothing in a release build.
     static func reach(_ point: FailPoint, subject: @autoclosure () -> String = "") {
         #if FAIL_POINTS
-        guard !wanted.isEmpty else { return }
-        for wish in wanted where wish.point == point.rawValue {
-            if let wanted = wish.subject, wanted != subject() { continue }
-            if wish.count.decrement() == 0 { kill(getpid(), wish.signal) }
-        }
+            guard !wanted.isEmpty else { return }
+            for wish in wanted where wish.point == point.rawValue {
+                if let wanted = wish.subject, wanted != subject() { continue }
+                if wish.count.decrement() == 0 { kill(getpid(), wish.signal) }
+            }
         #endif
     }
 
     #if FAIL_POINTS
-    private struct Wish: Sendable {
-        let point: String
-        let subject: String?
-        let count: Countdown
-        let signal: Int32
-    }
-
-    private static let wanted: [Wish] = {
-        guard let text = getenv("OUTBOX_FAIL_POINT").map({ String(cString: $0) }) else { return [] }
-        return text.split(separator: ",").compactMap { wish in
-            let parts = wish.split(separator: "=").map(String.init)
-            guard parts.count == 2 else { return nil }
-            let counted = parts[0].split(separator: "@").map(String.init)
-            let named = counted[0].split(separator: "/", maxSplits: 1).map(String.init)
-            return Wish(
-                point: named[0], subject: named.count > 1 ? named[1] : nil,
-                count: Countdown(counted.count > 1 ? Int(counted[1]) ?? 1 : 1),
-                signal: parts[1] == "stop" ? SIGSTOP : SIGKILL)
+        private struct Wish: Sendable {
+            let point: String
+            let subject: String?
+            let count: Countdown
+            let signal: Int32
         }
-    }()
+
+        private static let wanted: [Wish] = {
+            guard let text = getenv("OUTBOX_FAIL_POINT").map({ String(cString: $0) }) else { return [] }
+            return text.split(separator: ",").compactMap { wish in
+                let parts = wish.split(separator: "=").map(String.init)
+                guard parts.count == 2 else { return nil }
+                let counted = parts[0].split(separator: "@").map(String.init)
+                let named = counted[0].split(separator: "/", maxSplits: 1).map(String.init)
+                return Wish(
+                    point: named[0], subject: named.count > 1 ? named[1] : nil,
+                    count: Countdown(counted.count > 1 ? Int(counted[1]) ?? 1 : 1),
+                    signal: parts[1] == "stop" ? SIGSTOP : SIGKILL)
+            }
+        }()
     #endif
 }
 
 #if FAIL_POINTS
-import Synchronization
+    import Synchronization
 
-private final class Countdown: Sendable {
-    private let left: Atomic<Int>
-    init(_ count: Int) { left = Atomic(count) }
-    func decrement() -> Int { left.subtract(1, ordering: .relaxed).newValue }
-}
+    private final class Countdown: Sendable {
+        private let left: Atomic<Int>
+        init(_ count: Int) { left = Atomic(count) }
+        func decrement() -> Int { left.subtract(1, ordering: .relaxed).newValue }
+    }
 #endif

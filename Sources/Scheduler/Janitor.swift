@@ -33,7 +33,9 @@ final class Janitor: Service {
                         // Set before, so that a failure is not repeated with every heartbeat.
                         nextHousekeeping = .now + Self.housekeeping
                         let dropped = try await pool.run { try $0.keepHouse() }
-                        for name in dropped { logger.info("dropped an expired partition", metadata: ["partition": "\(name)"]) }
+                        for name in dropped {
+                            logger.info("dropped an expired partition", metadata: ["partition": "\(name)"])
+                        }
                     }
                 } catch {
                     // Others complain about a database that is away; a lock that was not had is tried again soon.

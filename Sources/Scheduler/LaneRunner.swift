@@ -49,15 +49,19 @@ final class LaneRunner: Service {
                         let claim = try await claim()
                         failures = 0
                         for (lane, lease) in claim.lanes { lanes.addTask { await self.work(lane, under: lease) } }
-                        let untilDue = claim.nextDueAt.map { Duration.microseconds($0.microseconds &- self.clock.now.microseconds) }
-                        let pause = max(.milliseconds(5), min(untilDue ?? configuration.pollInterval, configuration.pollInterval))
+                        let untilDue = claim.nextDueAt.map {
+                            Duration.microseconds($0.microseconds &- self.clock.now.microseconds)
+                        }
+                        let pause = max(
+                            .milliseconds(5), min(untilDue ?? configuration.pollInterval, configuration.pollInterval))
                         if claim.lanes.isEmpty { await wakeup.wait(upTo: pause) }
                     } catch {
                         failures += 1
                         if failures == 1 || failures % 60 == 0 {
                             logger.error("cannot claim lanes; trying again", metadata: ["error": "\(error)"])
                         }
-                        await wakeup.wait(upTo: min(.milliseconds(100 * failures), .seconds(2)) * Double.random(in: 0.5...1))
+                        await wakeup.wait(
+                            upTo: min(.milliseconds(100 * failures), .seconds(2)) * Double.random(in: 0.5...1))
                     }
                 }
             }
@@ -136,7 +140,9 @@ final class LaneRunner: Service {
                 await lease.wait(untilUnresolvedAtMost: 100)
             }
         } catch {
-            logger.warning("a lane was left; it goes on when its lease has ended", metadata: ["endpoint": "\(lane.endpoint)", "error": "\(error)"])
+            logger.warning(
+                "a lane was left; it goes on when its lease has ended",
+                metadata: ["endpoint": "\(lane.endpoint)", "error": "\(error)"])
         }
         await lease.wait(untilUnresolvedAtMost: 0)
         await release(lane, lease)
@@ -168,7 +174,8 @@ final class LaneRunner: Service {
         _ event: Event, _ delivery: WaitingDelivery, _ lane: ClaimedLane, _ lease: Lease, crashesBefore: Int?
     ) -> Send {
         Send(
-            event: event, endpoint: lane.endpoint, number: delivery.attempts + 1, trigger: delivery.trigger, lease: lease,
+            event: event, endpoint: lane.endpoint, number: delivery.attempts + 1, trigger: delivery.trigger,
+            lease: lease,
             startBy: nil, crashesBefore: crashesBefore)
     }
 
@@ -177,7 +184,8 @@ final class LaneRunner: Service {
             reason == .workerCrashed
             ? "its worker died in each of the last \(delivery.crashes) sends" : "the event's row is gone"
         let outcome = Outcome(
-            pair: Pair(event: delivery.eventID, endpoint: lane.endpoint), eventAt: delivery.eventAt, holder: lease.holder,
+            pair: Pair(event: delivery.eventID, endpoint: lane.endpoint), eventAt: delivery.eventAt,
+            holder: lease.holder,
             mayBeShared: lease.mayBeShared, attempt: nil, attempts: delivery.attempts, resolution: .dead(reason),
             note: (reason.rawValue, error))
         lease.add(1)

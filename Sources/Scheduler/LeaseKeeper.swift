@@ -74,7 +74,9 @@ final class LeaseKeeper: Service {
                 }
             }
         } catch {
-            logger.warning("leases could not be renewed; nothing is sent once they may have ended", metadata: ["error": "\(error)"])
+            logger.warning(
+                "leases could not be renewed; nothing is sent once they may have ended", metadata: ["error": "\(error)"]
+            )
         }
     }
 }

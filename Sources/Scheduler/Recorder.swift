@@ -116,7 +116,8 @@ final class Recorder: Service {
         for (lease, count) in leases.values {
             if receipt.lost.contains(lease.holder) {
                 lease.lose()
-                logger.warning("a lease was lost; its state is its new holder's to write", metadata: ["lease": "\(lease.holder)"])
+                logger.warning(
+                    "a lease was lost; its state is its new holder's to write", metadata: ["lease": "\(lease.holder)"])
             }
             if case .batch(let id, _) = lease.holder, group.finishedBatches[id] != nil { keeper.forget(lease) }
             lease.resolve(count)
@@ -137,7 +138,9 @@ final class Recorder: Service {
             } catch {
                 let error = error as? PostgresError
                 if complaints == 0 {
-                    logger.warning("outcomes could not be recorded; they are kept and tried again", metadata: ["error": "\(error.map(\.description) ?? "unknown")"])
+                    logger.warning(
+                        "outcomes could not be recorded; they are kept and tried again",
+                        metadata: ["error": "\(error.map(\.description) ?? "unknown")"])
                 }
                 complaints += 1
                 if error?.isOutcomeUnknown == true, await readBack(group) { return RecordReceipt() }

@@ -31,10 +31,12 @@ enum RetryAfter {
             return time(year: digits(words[3], 4), month: words[2], day: digits(words[1], 2), clock: words[4])
         }
         // Sunday, 06-Nov-94 08:49:37 GMT; two digits mean the nearest such year, not more than 50 ahead
-        if words.count == 4, words[3] == "GMT", words[0].hasSuffix(","), longDays.contains(String(words[0].dropLast())) {
+        if words.count == 4, words[3] == "GMT", words[0].hasSuffix(","), longDays.contains(String(words[0].dropLast()))
+        {
             let parts = words[1].split(separator: "-").map(String.init)
             guard parts.count == 3, let year = digits(parts[2], 2) else { return nil }
-            return time(year: year < 70 ? 2000 + year : 1900 + year, month: parts[1], day: digits(parts[0], 2), clock: words[2])
+            return time(
+                year: year < 70 ? 2000 + year : 1900 + year, month: parts[1], day: digits(parts[0], 2), clock: words[2])
         }
         // Sun Nov  6 08:49:37 1994
         if words.count == 5, days.contains(words[0]) {

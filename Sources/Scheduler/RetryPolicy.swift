@@ -66,7 +66,9 @@ enum RetryPolicy {
             verdict.effect = .disable(reason: "gone: the receiver answered 410")
             verdict.resolution = .wait(.zero, .retry)
         case 429, 503:
-            guard let wish = exchange.retryAfter.flatMap({ RetryAfter.parse($0, now: now) }), wish > .zero else { break }
+            guard let wish = exchange.retryAfter.flatMap({ RetryAfter.parse($0, now: now) }), wish > .zero else {
+                break
+            }
             verdict.effect = .hold(wish)
             verdict.resolution = retry(endpoint, number, atLeast: wish, jitter)
         case _ where permanent.contains(status):

@@ -178,10 +178,15 @@ final class Sender: Service {
         let request: HTTPRequest
         do throws(HTTPHeader.Refusal) {
             request = try HTTPRequest.delivery(
-                of: send.event, to: endpoint, number: send.number, webhookID: webhookPrefix.withLock { $0 } + "\(send.event.id)",
+                of: send.event, to: endpoint, number: send.number,
+                webhookID: webhookPrefix.withLock { $0 } + "\(send.event.id)",
                 at: now)
         } catch {
-            recorder.submit([report(send, attempt: nil, attempts: send.number, resolution: .dead(.renderError), note: ("render_error", error.description))])
+            recorder.submit([
+                report(
+                    send, attempt: nil, attempts: send.number, resolution: .dead(.renderError),
+                    note: ("render_error", error.description))
+            ])
             finished(send)
             return true
         }
@@ -206,7 +211,8 @@ final class Sender: Service {
             response: verdict.isSuccess || exchange.body.isEmpty ? nil : exchange.body,
             requestID: exchange.requestID.map(storable))
         var report = report(
-            send, attempt: verdict.isAttempt ? attempt : nil, attempts: verdict.attempts, resolution: verdict.resolution,
+            send, attempt: verdict.isAttempt ? attempt : nil, attempts: verdict.attempts,
+            resolution: verdict.resolution,
             note: verdict.isAttempt ? nil : verdict.errorClass.map { ($0, verdict.error ?? $0) })
         report.effect = verdict.effect
         if let effect = verdict.effect { directory.close(send.endpoint, by: effect, at: clock.now) }
@@ -281,7 +287,8 @@ final class Sender: Service {
                     send.lease.resolve(1)
                     continue
                 }
-                var report = report(send, attempt: nil, attempts: send.number - 1, resolution: .wait(.zero, send.trigger), note: nil)
+                var report = report(
+                    send, attempt: nil, attempts: send.number - 1, resolution: .wait(.zero, send.trigger), note: nil)
                 report.outcome.crashes = crashes
                 reports.append(report)
             }
@@ -290,7 +297,8 @@ final class Sender: Service {
     }
 
     private func report(
-        _ send: Send, attempt: Attempt?, attempts: Int, resolution: Resolution, note: (errorClass: String, error: String)?
+        _ send: Send, attempt: Attempt?, attempts: Int, resolution: Resolution,
+        note: (errorClass: String, error: String)?
     ) -> Recorder.Report {
         Recorder.Report(
             outcome: Outcome(

@@ -19,7 +19,8 @@ package struct HTTPHeader: Sendable, Hashable {
     package init(name: String, value: String) throws(Refusal) {
         guard !name.isEmpty, name.utf8.count <= Self.longestName, name.utf8.allSatisfy(isTokenByte) else {
             let shown = name.unicodeScalars.prefix(40).map { $0.escaped(asASCII: true) }.joined()
-            throw Refusal(description: "header name \"\(shown)\" is not an HTTP token (letters, digits and !#$%&'*+-.^_`|~)")
+            throw Refusal(
+                description: "header name \"\(shown)\" is not an HTTP token (letters, digits and !#$%&'*+-.^_`|~)")
         }
         let lower = name.lowercased()
         if Self.refusedNames.contains(lower) || Self.refusedPrefixes.contains(where: lower.hasPrefix) {
@@ -36,7 +37,9 @@ package struct HTTPHeader: Sendable, Hashable {
         guard value.utf8.allSatisfy({ $0 == 0x09 || ($0 >= 0x20 && $0 != 0x7F) }) else {
             throw Refusal(description: "header \(name) contains a control character")
         }
-        if let first = value.utf8.first, let last = value.utf8.last, [first, last].contains(where: { $0 == 0x20 || $0 == 0x09 }) {
+        if let first = value.utf8.first, let last = value.utf8.last,
+            [first, last].contains(where: { $0 == 0x20 || $0 == 0x09 })
+        {
             throw Refusal(description: "header \(name) begins or ends with white space")
         }
         self.name = name
@@ -57,7 +60,8 @@ package struct HTTPHeader: Sendable, Hashable {
 
 private func isTokenByte(_ byte: UInt8) -> Bool {
     switch byte {
-    case UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "A")...UInt8(ascii: "Z"), UInt8(ascii: "0")...UInt8(ascii: "9"):
+    case UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "A")...UInt8(ascii: "Z"),
+        UInt8(ascii: "0")...UInt8(ascii: "9"):
         true
     default: "!#$%&'*+-.^_`|~".utf8.contains(byte)
     }

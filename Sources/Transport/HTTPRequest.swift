@@ -81,7 +81,8 @@ package struct HTTPExchange: Sendable {
     init() {}
 
     /// What a test says came of a request.
-    package init(status: Int? = nil, failure: Failure? = nil, retryAfter: String? = nil, mayHaveBeenSent: Bool = false) {
+    package init(status: Int? = nil, failure: Failure? = nil, retryAfter: String? = nil, mayHaveBeenSent: Bool = false)
+    {
         self.status = status
         self.failure = failure
         self.retryAfter = retryAfter

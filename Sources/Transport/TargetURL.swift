@@ -18,9 +18,14 @@ package struct TargetURL: Sendable {
 
     /// Checks the URL without resolving its host.
     package init(_ text: String) throws(Refusal) {
-        guard text.utf8.count <= Self.longest else { throw Refusal(description: "is longer than \(Self.longest) bytes") }
+        guard text.utf8.count <= Self.longest else {
+            throw Refusal(description: "is longer than \(Self.longest) bytes")
+        }
         guard text.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) else {
-            throw Refusal(description: "contains white space, a control character or a non-ASCII character; write the host as an A-label (xn--…) and percent-encode the rest")
+            throw Refusal(
+                description:
+                    "contains white space, a control character or a non-ASCII character; write the host as an A-label (xn--…) and percent-encode the rest"
+            )
         }
         let lower = text.lowercased()
         guard lower.hasPrefix("http://") || lower.hasPrefix("https://") else {
@@ -28,7 +33,9 @@ package struct TargetURL: Sendable {
         }
         guard !text.contains("\\") else { throw Refusal(description: "contains a backslash") }
         guard !text.contains("#") else { throw Refusal(description: "has a fragment (#…), which is never sent") }
-        guard lower.drop(while: { $0 != "/" }).dropFirst(2).first != "/" else { throw Refusal(description: "has no host") }
+        guard lower.drop(while: { $0 != "/" }).dropFirst(2).first != "/" else {
+            throw Refusal(description: "has no host")
+        }
 
         guard let handle = unsafe curl_url() else { throw Refusal(description: "cannot be parsed: out of memory") }
         defer { unsafe curl_url_cleanup(handle) }
@@ -41,7 +48,9 @@ package struct TargetURL: Sendable {
         }
         func part(_ part: CURLUPart, _ flags: Int32 = 0) -> String? {
             var value: UnsafeMutablePointer<CChar>?
-            guard unsafe curl_url_get(handle, part, &value, UInt32(flags)) == CURLUE_OK, let value = unsafe value else { return nil }
+            guard unsafe curl_url_get(handle, part, &value, UInt32(flags)) == CURLUE_OK, let value = unsafe value else {
+                return nil
+            }
             defer { unsafe curl_free(value) }
             return unsafe String(cString: value)
         }

@@ -186,8 +186,11 @@ final class Transfer {
         guard name == "retry-after" || Self.requestIDNames.contains(name) else { return }
         let text = unsafe String(decoding: value.prefix(200), as: UTF8.self).filter { !$0.isNewline }
         let trimmed = String(text.drop { $0 == " " || $0 == "\t" })
-        if name == "retry-after" { exchange.retryAfter = exchange.retryAfter ?? trimmed }
-        else { exchange.requestID = exchange.requestID ?? trimmed }
+        if name == "retry-after" {
+            exchange.retryAfter = exchange.retryAfter ?? trimmed
+        } else {
+            exchange.requestID = exchange.requestID ?? trimmed
+        }
     }
 
     private func openSocket(_ address: UnsafeMutablePointer<curl_sockaddr>) -> curl_socket_t {
@@ -199,8 +202,11 @@ final class Transfer {
             wasBlocked = true
             return -1
         }
-        let descriptor = unsafe socket(family, address.pointee.socktype | Int32(SOCK_CLOEXEC.rawValue), address.pointee.protocol)
-        if descriptor < 0 { lacksDescriptors = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM }
+        let descriptor = unsafe socket(
+            family, address.pointee.socktype | Int32(SOCK_CLOEXEC.rawValue), address.pointee.protocol)
+        if descriptor < 0 {
+            lacksDescriptors = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM
+        }
         return descriptor
     }
 
@@ -225,7 +231,8 @@ final class Transfer {
         exchange.message = text
         exchange.failure = failure(result)
         if exchange.failure == .blockedAddress {
-            exchange.message = "the host's address is private, local or otherwise special; OUTBOX_ALLOW_NETWORKS lets networks through"
+            exchange.message =
+                "the host's address is private, local or otherwise special; OUTBOX_ALLOW_NETWORKS lets networks through"
         } else if sends > 1 {
             exchange.message = "the receiver closed the connection without an answer"
         }
@@ -245,7 +252,8 @@ final class Transfer {
         case CURLE_GOT_NOTHING, CURLE_SEND_ERROR, CURLE_RECV_ERROR, CURLE_PARTIAL_FILE: .connectionLost
         case CURLE_OUT_OF_MEMORY: .localResources
         // The last of them also means that what came back was not HTTP.
-        case CURLE_URL_MALFORMAT, CURLE_BAD_FUNCTION_ARGUMENT, CURLE_UNSUPPORTED_PROTOCOL: sends == 0 ? .invalidRequest : .protocolError
+        case CURLE_URL_MALFORMAT, CURLE_BAD_FUNCTION_ARGUMENT, CURLE_UNSUPPORTED_PROTOCOL:
+            sends == 0 ? .invalidRequest : .protocolError
         default: .protocolError
         }
     }
@@ -256,7 +264,9 @@ final class Transfer {
             unsafe curl_get_offset(handle, info, &microseconds)
             return Int64(microseconds)
         }
-        let (dns, connect, tls) = (time(CURLINFO_NAMELOOKUP_TIME_T), time(CURLINFO_CONNECT_TIME_T), time(CURLINFO_APPCONNECT_TIME_T))
+        let (dns, connect, tls) = (
+            time(CURLINFO_NAMELOOKUP_TIME_T), time(CURLINFO_CONNECT_TIME_T), time(CURLINFO_APPCONNECT_TIME_T)
+        )
         let (sent, first) = (time(CURLINFO_PRETRANSFER_TIME_T), time(CURLINFO_STARTTRANSFER_TIME_T))
         exchange.timing.total = .microseconds(time(CURLINFO_TOTAL_TIME_T))
         if dns > 0 { exchange.timing.dns = .microseconds(dns) }

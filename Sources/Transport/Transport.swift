@@ -90,10 +90,12 @@ package final class Transport: Sendable {
     package func stop() async {
         inbox.withLock { $0.isClosed = true }
         wakeUp()
-        guard let thread = thread.withLock({ thread in
-            defer { thread = nil }
-            return thread
-        }) else { return }
+        guard
+            let thread = thread.withLock({ thread in
+                defer { thread = nil }
+                return thread
+            })
+        else { return }
         await withCheckedContinuation { continuation in
             Thread.detach {
                 thread.join()
@@ -118,7 +120,9 @@ package final class Transport: Sendable {
 
             var remaining: Int32 = 0
             while let message = unsafe curl_multi_info_read(multi, &remaining) {
-                guard unsafe message.pointee.msg == CURLMSG_DONE, let handle = unsafe message.pointee.easy_handle else { continue }
+                guard unsafe message.pointee.msg == CURLMSG_DONE, let handle = unsafe message.pointee.easy_handle else {
+                    continue
+                }
                 let result = unsafe curl_message_result(message)
                 guard let transfer = unsafe transfer(of: handle) else { continue }
                 unsafe curl_multi_remove_handle(multi, handle)

@@ -40,21 +40,25 @@ struct DatabaseCommand: AsyncParsableCommand {
         func run() async throws {
             let status = try await Session.run(options, checkingSchema: false) { try Migrator.status(&$0) }
             if status.version > Migrator.expectedVersion { throw Migrator.Refusal.newer(found: status.version) }
-            var text = status.pending.isEmpty ? "nothing to do: the schema is at version \(status.version)" : "would apply, in one transaction:"
+            var text =
+                status.pending.isEmpty
+                ? "nothing to do: the schema is at version \(status.version)" : "would apply, in one transaction:"
             for migration in status.pending {
                 text += "\n  \(migration.version)  \(migration.name)"
                 if showSql { text += "\n\(migration.text)" }
             }
             let pending = status.pending.map { "{\"version\":\($0.version),\"name\":\(jsonString($0.name))}" }
             options.format.fact(
-                [("schema_version", "\(status.version)"), ("pending", "[\(pending.joined(separator: ","))]")], text: text)
+                [("schema_version", "\(status.version)"), ("pending", "[\(pending.joined(separator: ","))]")],
+                text: text)
         }
     }
 
     struct Migrate: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "Bring the schema up to date, in one transaction.")
         @OptionGroup var options: GlobalOptions
-        @Option(name: .long, help: "How long to wait for locks and for another migration; 30s.") var lockTimeout: DurationArgument?
+        @Option(name: .long, help: "How long to wait for locks and for another migration; 30s.") var lockTimeout:
+            DurationArgument?
         @Flag(name: .shortAndLong, help: "Only say what would be applied.") var dryRun = false
 
         func run() async throws {
@@ -65,7 +69,9 @@ struct DatabaseCommand: AsyncParsableCommand {
             }
             let limit = lockTimeout?.duration ?? .seconds(30)
             // The embedded cluster migrates when it is opened; then there is nothing left to do here.
-            let applied = try await Session.run(options, checkingSchema: false) { try Migrator.migrate(&$0, lockTimeout: limit) }
+            let applied = try await Session.run(options, checkingSchema: false) {
+                try Migrator.migrate(&$0, lockTimeout: limit)
+            }
             let text =
                 applied.isEmpty
                 ? "nothing to do: the schema is at version \(Migrator.expectedVersion)"
@@ -79,7 +85,8 @@ struct DatabaseCommand: AsyncParsableCommand {
     }
 
     struct Validate: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "Exit 0 when the schema fits this binary, 1 when not.")
+        static let configuration = CommandConfiguration(
+            abstract: "Exit 0 when the schema fits this binary, 1 when not.")
         @OptionGroup var options: GlobalOptions
 
         func run() async throws {
@@ -95,12 +102,14 @@ struct DatabaseCommand: AsyncParsableCommand {
     }
 
     struct SQLCommand: ParsableCommand {
-        static let configuration = CommandConfiguration(commandName: "sql", abstract: "Print the migrations for another tool.")
+        static let configuration = CommandConfiguration(
+            commandName: "sql", abstract: "Print the migrations for another tool.")
         @Option(name: .long, help: "Only this migration.") var version: Int?
 
         func validate() throws {
             if let version, !(1...Migrator.expectedVersion).contains(version) {
-                throw ValidationError("there is no version \(version); this binary has 1 to \(Migrator.expectedVersion)")
+                throw ValidationError(
+                    "there is no version \(version); this binary has 1 to \(Migrator.expectedVersion)")
             }
         }
 

@@ -18,7 +18,11 @@ struct DeliveryCommand: AsyncParsableCommand {
                     try filter.resolve(&connection, states: ["delivered", "waiting", "paused", "dead", "cancelled"]))
             }
             options.format.list(
-                listing, columns: ["event_id", "endpoint", "event_type", "state", "attempts", "due_at", "last_status", "last_error_class"])
+                listing,
+                columns: [
+                    "event_id", "endpoint", "event_type", "state", "attempts", "due_at", "last_status",
+                    "last_error_class",
+                ])
         }
     }
 
@@ -80,14 +84,19 @@ struct AttemptCommand: AsyncParsableCommand {
                 try connection.listAttempts(try filter.resolve(&connection, states: ["success", "failure"]))
             }
             options.format.list(
-                listing, columns: ["event_id", "endpoint", "number", "trigger", "started_at", "outcome", "status", "error_class", "total_us"])
+                listing,
+                columns: [
+                    "event_id", "endpoint", "number", "trigger", "started_at", "outcome", "status", "error_class",
+                    "total_us",
+                ])
         }
     }
 }
 
 struct DeadCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "dead", abstract: "Dead letters: what could not be delivered.", subcommands: [List.self, Get.self, Replay.self])
+        commandName: "dead", abstract: "Dead letters: what could not be delivered.",
+        subcommands: [List.self, Get.self, Replay.self])
 
     struct List: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "List dead letters, newest first.")
@@ -98,7 +107,12 @@ struct DeadCommand: AsyncParsableCommand {
             let listing = try await Session.run(options) { [filter] connection in
                 try connection.listDeadLetters(try filter.resolve(&connection, states: []))
             }
-            options.format.list(listing, columns: ["event_id", "endpoint", "event_type", "reason", "attempts", "status", "error_class", "fingerprint", "dead_at"])
+            options.format.list(
+                listing,
+                columns: [
+                    "event_id", "endpoint", "event_type", "reason", "attempts", "status", "error_class", "fingerprint",
+                    "dead_at",
+                ])
         }
     }
 
@@ -127,7 +141,9 @@ struct DeadCommand: AsyncParsableCommand {
 
         func validate() throws {
             let isBulk = endpoint != nil || fingerprint != nil || all
-            if event == nil, !isBulk { throw ValidationError("name a dead letter, or choose many with --endpoint, --fingerprint or --all") }
+            if event == nil, !isBulk {
+                throw ValidationError("name a dead letter, or choose many with --endpoint, --fingerprint or --all")
+            }
             if event != nil, isBulk { throw ValidationError("name one dead letter or choose many, not both") }
             if isBulk, reason == nil { throw ValidationError("replaying many needs a --reason, for the audit log") }
         }

@@ -8,7 +8,8 @@ struct EndpointCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "endpoint", abstract: "Who gets which events, and how.",
         subcommands: [
-            Create.self, List.self, Get.self, Update.self, Delete.self, Pause.self, Resume.self, Enable.self, Disable.self,
+            Create.self, List.self, Get.self, Update.self, Delete.self, Pause.self, Resume.self, Enable.self,
+            Disable.self,
         ])
 
     /// The settings that create and update share.
@@ -19,10 +20,12 @@ struct EndpointCommand: AsyncParsableCommand {
         @Option(name: .long, help: "Exact change type, such as Create; * for all.") var changeType: String?
         @Option(name: .long, help: "standard, citrix or raw.") var format: Endpoint.Format?
         @Option(name: .long, help: "POST, PUT, PATCH or GET.") var method: HTTPRequest.Method?
-        @Option(name: .long, help: ArgumentHelp("A request header; may be repeated.", valueName: "K: V")) var header: [HeaderArgument] = []
+        @Option(name: .long, help: ArgumentHelp("A request header; may be repeated.", valueName: "K: V")) var header:
+            [HeaderArgument] = []
         @Option(name: .long, help: "For the whole request.") var timeout: DurationArgument?
         @Option(name: .long, help: "For name, TCP and TLS.") var connectTimeout: DurationArgument?
-        @Option(name: .long, help: "The waits after failures, as in 5s,30s,2m; \"none\" for no retry.") var retrySchedule: String?
+        @Option(name: .long, help: "The waits after failures, as in 5s,30s,2m; \"none\" for no retry.")
+        var retrySchedule: String?
         @Option(name: .long, help: "Requests in flight per worker process.") var maxInFlight: Int?
 
         func change() throws -> EndpointChange {
@@ -41,7 +44,8 @@ struct EndpointCommand: AsyncParsableCommand {
                 let waits = retrySchedule == "none" ? [] : retrySchedule.split(separator: ",").map(String.init)
                 change.retrySchedule = try waits.map { wait in
                     guard let wait = DurationArgument(argument: wait) else {
-                        throw OperationRefusal(.invalid, "\"\(wait)\" is not a wait", hint: "Expected a list such as 5s,30s,2m,1h")
+                        throw OperationRefusal(
+                            .invalid, "\"\(wait)\" is not a wait", hint: "Expected a list such as 5s,30s,2m,1h")
                     }
                     return wait.duration
                 }
@@ -51,21 +55,24 @@ struct EndpointCommand: AsyncParsableCommand {
     }
 
     struct Create: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "Create an endpoint; its signing secret is shown once.")
+        static let configuration = CommandConfiguration(
+            abstract: "Create an endpoint; its signing secret is shown once.")
         @OptionGroup var options: GlobalOptions
         @Argument(help: "A name, unique per customer.") var name: String
         @Option(name: .long, help: "Where to send.") var url: String
         @OptionGroup var changes: ChangeOptions
-        @Option(name: .long, help: "File with the signing secret (whsec_…) to use instead of a new one; - for stdin.") var secretFile: String?
+        @Option(name: .long, help: "File with the signing secret (whsec_…) to use instead of a new one; - for stdin.")
+        var secretFile: String?
 
         func run() async throws {
             var change = try changes.change()
             change.name = name
             change.url = url
             let keyring = try Settings(options).keyring(creating: true)
-            let secret = try secretFile.map { file in
-                try SigningSecret(String(decoding: try textArgument(file == "-" ? "-" : "@" + file), as: UTF8.self))
-            } ?? .generate()
+            let secret =
+                try secretFile.map { file in
+                    try SigningSecret(String(decoding: try textArgument(file == "-" ? "-" : "@" + file), as: UTF8.self))
+                } ?? .generate()
             warnAboutAddress()
             let created = try await Session.run(options) { [change] connection in
                 let id = try connection.createEndpoint(change, secret: secret, keyring: keyring)
@@ -85,7 +92,9 @@ struct EndpointCommand: AsyncParsableCommand {
             let isLocalName = target.host == "localhost" || target.host.hasSuffix(".localhost")
             if isLocalName || target.address.map({ !policy.allows($0) }) == true {
                 FileHandle.standardError.write(
-                    Data("outboxctl: note: \(target.host) is a special address; workers refuse it (blocked_address) unless OUTBOX_ALLOW_NETWORKS lets it through\n".utf8))
+                    Data(
+                        "outboxctl: note: \(target.host) is a special address; workers refuse it (blocked_address) unless OUTBOX_ALLOW_NETWORKS lets it through\n"
+                            .utf8))
             }
         }
     }
@@ -97,7 +106,11 @@ struct EndpointCommand: AsyncParsableCommand {
         func run() async throws {
             let listing = try await Session.run(options) { try $0.listEndpoints() }
             options.format.list(
-                listing, columns: ["name", "customer_id", "state", "method", "url", "format", "event_type", "change_type", "waiting", "dead_letters"])
+                listing,
+                columns: [
+                    "name", "customer_id", "state", "method", "url", "format", "event_type", "change_type", "waiting",
+                    "dead_letters",
+                ])
         }
     }
 
@@ -107,7 +120,9 @@ struct EndpointCommand: AsyncParsableCommand {
         @Argument(help: "Name or id.") var endpoint: String
 
         func run() async throws {
-            let listing = try await Session.run(options) { [endpoint] in try $0.listEndpoints(try $0.endpointID(endpoint)) }
+            let listing = try await Session.run(options) { [endpoint] in
+                try $0.listEndpoints(try $0.endpointID(endpoint))
+            }
             options.format.item(listing)
         }
     }
@@ -134,7 +149,8 @@ struct EndpointCommand: AsyncParsableCommand {
     }
 
     struct Delete: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "Delete an endpoint; deliveries that wait for it are cancelled.")
+        static let configuration = CommandConfiguration(
+            abstract: "Delete an endpoint; deliveries that wait for it are cancelled.")
         @OptionGroup var options: GlobalOptions
         @Argument(help: "Name or id.") var endpoint: String
         @Flag(name: .shortAndLong, help: "Do it although deliveries wait.") var yes = false
@@ -147,7 +163,9 @@ struct EndpointCommand: AsyncParsableCommand {
                 if waiting > 0, !yes {
                     throw OperationRefusal(
                         .conflict, "\(waiting) deliveries wait for \"\(endpoint)\" and would be cancelled",
-                        hint: "Repeat with --yes to cancel them, or stop it and keep them with: outboxctl endpoint disable \(endpoint)")
+                        hint:
+                            "Repeat with --yes to cancel them, or stop it and keep them with: outboxctl endpoint disable \(endpoint)"
+                    )
                 }
                 try connection.deleteEndpoint(id, reason: reason)
             }

@@ -14,12 +14,19 @@ struct EventCommand: AsyncParsableCommand {
         @Option(name: .long, help: "What happened, as in order.created.") var type: String
         @Option(name: .long, help: "Create, Update, Delete, Login, or a word of your own.") var changeType = "Create"
         @Option(name: .long, help: "Whose event it is.") var customer = "default"
-        @Option(name: .long, help: ArgumentHelp("The object after the change: JSON, @file, or - for stdin.", valueName: "json")) var after: String?
-        @Option(name: .long, help: ArgumentHelp("The object before the change: JSON, @file, or - for stdin.", valueName: "json")) var before: String?
+        @Option(
+            name: .long,
+            help: ArgumentHelp("The object after the change: JSON, @file, or - for stdin.", valueName: "json"))
+        var after: String?
+        @Option(
+            name: .long,
+            help: ArgumentHelp("The object before the change: JSON, @file, or - for stdin.", valueName: "json"))
+        var before: String?
         @Option(name: .long, help: "The operation that it belongs to.") var transactionId: UniqueIDArgument?
         @Option(name: .long, help: "Who caused it.") var identity: String?
         @Option(name: .long, help: "Publish only once per key.") var dedupKey: String?
-        @Option(name: .long, parsing: .unconditional, help: "Not to be delivered earlier (\(TimeArgument.forms)).") var deliverAt: TimeArgument?
+        @Option(name: .long, parsing: .unconditional, help: "Not to be delivered earlier (\(TimeArgument.forms)).")
+        var deliverAt: TimeArgument?
 
         func run() async throws {
             var event = NewEvent(type: type, after: try after.map { JSONText(try textArgument($0)) })
@@ -47,7 +54,9 @@ struct EventCommand: AsyncParsableCommand {
             let listing = try await Session.run(options) { [filter] connection in
                 try connection.listEvents(try filter.resolve(&connection, states: []))
             }
-            options.format.list(listing, columns: ["id", "created_at", "customer_id", "type", "change_type", "transaction_id", "identity"])
+            options.format.list(
+                listing,
+                columns: ["id", "created_at", "customer_id", "type", "change_type", "transaction_id", "identity"])
         }
     }
 
@@ -72,7 +81,9 @@ struct EventCommand: AsyncParsableCommand {
             guard options.format == .table else { return print(trace.json) }
             print("transaction \(transaction.id)")
             for event in records(trace.events) {
-                print("└─ event \(event("id"))  \(event("type")) \(event("change_type"))  customer \(event("customer_id"))  \(event("created_at"))")
+                print(
+                    "└─ event \(event("id"))  \(event("type")) \(event("change_type"))  customer \(event("customer_id"))  \(event("created_at"))"
+                )
                 let deliveries = records(trace.deliveries).filter { $0("event_id") == event("id") }
                 if deliveries.isEmpty { print("   └─ not dispatched yet, or no endpoint wants it") }
                 for delivery in deliveries {
@@ -80,7 +91,9 @@ struct EventCommand: AsyncParsableCommand {
                     for attempt in records(trace.attempts)
                     where attempt("event_id") == event("id") && attempt("endpoint_id") == delivery("endpoint_id") {
                         let verdict = attempt("outcome") == "success" ? "ok" : "failed (\(attempt("error_class")))"
-                        print("      └─ attempt \(attempt("number"))  \(attempt("started_at"))  \(attempt("status"))  \(verdict)  \(attempt("total_us")) us")
+                        print(
+                            "      └─ attempt \(attempt("number"))  \(attempt("started_at"))  \(attempt("status"))  \(verdict)  \(attempt("total_us")) us"
+                        )
                     }
                 }
             }

@@ -35,13 +35,17 @@ struct Failure {
                 }
             self.init(exit, error.kind.rawValue, error.message, error.hint)
         case let error as Migrator.Refusal:
-            if case .busy = error { self.init(.conflict, "migration_running", error.description) }
-            else { self.init(.configuration, "schema_version_mismatch", error.description) }
+            if case .busy = error {
+                self.init(.conflict, "migration_running", error.description)
+            } else {
+                self.init(.configuration, "schema_version_mismatch", error.description)
+            }
         case let error as PostgresError: self.init(postgres: error)
         case let error as EmbeddedCluster.Refusal:
             let isWriting = error.description.hasPrefix("cannot write") || error.description.hasPrefix("cannot make")
             self.init(isWriting ? .notPermitted : .unreachable, "embedded_postgres", error.description)
-        case let error as Receiver.Refusal: self.init(.unreachable, "port_unavailable", error.description, "Choose another with --port")
+        case let error as Receiver.Refusal:
+            self.init(.unreachable, "port_unavailable", error.description, "Choose another with --port")
         case let error as HTTPHeader.Refusal: self.init(.usage, "header_invalid", error.description)
         case let error as SigningSecret.Refusal: self.init(.usage, "secret_invalid", error.description)
         case let error as Keyring.Refusal: self.init(.configuration, "secret_key", error.description)
@@ -64,17 +68,25 @@ struct Failure {
         switch error.kind {
         case .configuration: self.init(.configuration, "configuration", text)
         case .unreachable where text.contains("authentication failed") || text.contains("no password supplied"):
-            self.init(.notPermitted, "not_permitted", text, "Check the user and password in DATABASE_URL, PGPASSFILE or PGSERVICE")
+            self.init(
+                .notPermitted, "not_permitted", text,
+                "Check the user and password in DATABASE_URL, PGPASSFILE or PGSERVICE")
         case .unreachable where text.contains("does not exist"):
-            self.init(.unreachable, "database_unavailable", text, "Create the database or role, or correct DATABASE_URL")
+            self.init(
+                .unreachable, "database_unavailable", text, "Create the database or role, or correct DATABASE_URL")
         case .unreachable, .connectionLost, .deadline:
             self.init(.unreachable, "database_unavailable", text, "Is the server running, and is DATABASE_URL right?")
         case .value: self.init(.usage, "invalid_value", text)
         case .server:
             switch error.sqlState ?? "" {
-            case "42501": self.init(.notPermitted, "not_permitted", text, "Grant the role outbox_operator, or use another user")
-            case "3F000", "42P01": self.init(.configuration, "schema_version_mismatch", "the database has no outbox schema", "Run: outboxctl db migrate")
-            case let state where state.hasPrefix("22"), let state where state.hasPrefix("23"), let state where state.hasPrefix("OB00"):
+            case "42501":
+                self.init(.notPermitted, "not_permitted", text, "Grant the role outbox_operator, or use another user")
+            case "3F000", "42P01":
+                self.init(
+                    .configuration, "schema_version_mismatch", "the database has no outbox schema",
+                    "Run: outboxctl db migrate")
+            case let state where state.hasPrefix("22"), let state where state.hasPrefix("23"),
+                let state where state.hasPrefix("OB00"):
                 self.init(.usage, "invalid_value", text, error.hint)
             default: self.init(.no, "database_error", text, error.hint)
             }
@@ -86,7 +98,8 @@ struct Failure {
         let text: String
         if asJSON {
             let fields = [("code", code), ("message", message)] + (hint.map { [("hint", $0)] } ?? [])
-            text = #"{"error":{"# + fields.map { "\(jsonString($0.0)):\(jsonString($0.1))" }.joined(separator: ",") + "}}"
+            text =
+                #"{"error":{"# + fields.map { "\(jsonString($0.0)):\(jsonString($0.1))" }.joined(separator: ",") + "}}"
         } else {
             text = "outboxctl: \(printable(message))" + (hint.map { ". \(printable($0))" } ?? "")
         }

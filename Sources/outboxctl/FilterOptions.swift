@@ -11,13 +11,16 @@ struct FilterOptions: ParsableArguments {
     @Option(name: .long, help: "TransactionId.") var transactionId: UniqueIDArgument?
     @Option(name: .long, help: "Event number or webhook-id.") var eventId: String?
     @Option(name: .long, help: "State or outcome.") var state: String?
-    @Option(name: .long, parsing: .unconditional, help: "From then on (\(TimeArgument.forms)).") var since: TimeArgument?
+    @Option(name: .long, parsing: .unconditional, help: "From then on (\(TimeArgument.forms)).") var since:
+        TimeArgument?
     @Option(name: .long, parsing: .unconditional, help: "Before then (\(TimeArgument.forms)).") var until: TimeArgument?
     @Option(name: .long, help: "At most so many rows, 1 to 100000.") var limit = 100
 
     func validate() throws {
         guard (1...100_000).contains(limit) else { throw ValidationError("--limit must be 1 to 100000") }
-        if let since, let until, since.timestamp >= until.timestamp { throw ValidationError("--since must be before --until") }
+        if let since, let until, since.timestamp >= until.timestamp {
+            throw ValidationError("--since must be before --until")
+        }
     }
 
     /// The filter, with names looked up.
@@ -31,7 +34,8 @@ struct FilterOptions: ParsableArguments {
         filter.eventID = try eventId.map { try connection.eventID($0) }
         if let state {
             guard states.contains(state) else {
-                throw OperationRefusal(.invalid, "\"\(state)\" is not a state", hint: "Expected one of: \(states.joined(separator: ", "))")
+                throw OperationRefusal(
+                    .invalid, "\"\(state)\" is not a state", hint: "Expected one of: \(states.joined(separator: ", "))")
             }
             filter.state = state
         }
@@ -50,7 +54,8 @@ struct PairArguments: ParsableArguments {
     func resolve(_ connection: inout Connection) throws -> Pair {
         let parts = event.split(separator: ":", maxSplits: 1).map(String.init)
         guard let name = endpoint ?? (parts.count == 2 ? parts[1] : nil), let first = parts.first else {
-            throw OperationRefusal(.invalid, "a delivery is an event and an endpoint", hint: "Write it as: 42 billing, or 42:billing")
+            throw OperationRefusal(
+                .invalid, "a delivery is an event and an endpoint", hint: "Write it as: 42 billing, or 42:billing")
         }
         return Pair(event: try connection.eventID(first), endpoint: try connection.endpointID(name))
     }

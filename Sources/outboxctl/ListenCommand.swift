@@ -13,7 +13,9 @@ struct Listen: AsyncParsableCommand {
     @Option(name: .long, help: "Answer this share of the requests, 0 to 1, with a failure.") var failRate = 0.0
     @Option(name: .long, help: "Wait before answering.") var latency: DurationArgument?
     @Option(name: .long, help: "Answer with this status; with --fail-rate, the failures do.") var status: Int?
-    @Option(name: .long, help: ArgumentHelp("Verify signatures with the secret in this file.", valueName: "secret-file")) var verify: String?
+    @Option(
+        name: .long, help: ArgumentHelp("Verify signatures with the secret in this file.", valueName: "secret-file"))
+    var verify: String?
     @Option(name: .shortAndLong, help: "table or jsonl.") var output: Output = .table
 
     func validate() throws {
@@ -44,7 +46,8 @@ struct Listen: AsyncParsableCommand {
 
     private func judge(_ request: Receiver.Request, _ secret: SigningSecret) -> String {
         guard let id = request["webhook-id"], let time = request["webhook-timestamp"].flatMap({ Int64($0) }),
-            let signatures = request["webhook-signature"], secret.verifies(signatures, id: id, timestamp: time, body: request.body)
+            let signatures = request["webhook-signature"],
+            secret.verifies(signatures, id: id, timestamp: time, body: request.body)
         else { return "bad signature" }
         // The tolerance of the Standard Webhooks libraries, both ways.
         return abs(Int64(Date().timeIntervalSince1970) - time) <= 300 ? "verified" : "too old"
@@ -55,7 +58,8 @@ struct Listen: AsyncParsableCommand {
         guard output == .table else {
             let fields = [
                 ("number", "\(number)"), ("method", jsonString(request.method)), ("target", jsonString(request.target)),
-                ("webhook_id", jsonString(request["webhook-id"] ?? "")), ("attempt", jsonString(request["outbox-attempt"] ?? "")),
+                ("webhook_id", jsonString(request["webhook-id"] ?? "")),
+                ("attempt", jsonString(request["outbox-attempt"] ?? "")),
                 ("transaction_id", jsonString(request["outbox-transaction-id"] ?? "")), ("status", "\(status)"),
                 ("verified", verdict.map { "\($0 == "verified")" } ?? "null"), ("body", jsonString(body)),
             ]

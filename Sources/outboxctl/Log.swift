@@ -31,7 +31,8 @@ struct LineLogHandler: LogHandler {
     /// The logger that the settings ask for.
     static func logger(_ settings: Settings) throws -> Logger {
         guard let level = Logger.Level(rawValue: settings["log_level"] ?? "info") else {
-            throw SettingRefusal(description: "OUTBOX_LOG_LEVEL must be trace, debug, info, notice, warning, error or critical")
+            throw SettingRefusal(
+                description: "OUTBOX_LOG_LEVEL must be trace, debug, info, notice, warning, error or critical")
         }
         guard let format = settings["log_format"], ["text", "json"].contains(format) else {
             throw SettingRefusal(description: "OUTBOX_LOG_FORMAT must be text or json")

@@ -23,7 +23,9 @@ struct OutboxCtl: AsyncParsableCommand {
             if var command = command as? any AsyncParsableCommand { try await command.run() } else { try command.run() }
         } catch {
             if let failure = Failure(error) { failure.report(asJSON: Output.isJSON(arguments)) }
-            if let suggestion = suggestion(for: arguments) { FileHandle.standardError.write(Data((suggestion + "\n").utf8)) }
+            if let suggestion = suggestion(for: arguments) {
+                FileHandle.standardError.write(Data((suggestion + "\n").utf8))
+            }
             exit(withError: error)
         }
     }
@@ -38,7 +40,8 @@ struct OutboxCtl: AsyncParsableCommand {
                 command = child
                 continue
             }
-            let close = children.map { ($0._commandName, editDistance($0._commandName, word)) }.filter { $0.1 <= 2 }.min { $0.1 < $1.1 }
+            let close = children.map { ($0._commandName, editDistance($0._commandName, word)) }.filter { $0.1 <= 2 }.min
+            { $0.1 < $1.1 }
             return close.map { "outboxctl: unknown command \"\(word)\". Did you mean \"\($0.0)\"?" }
         }
         return nil

@@ -15,7 +15,9 @@ enum Output: String, ExpressibleByArgument, CaseIterable {
     static func isJSON(_ arguments: [String]) -> Bool {
         arguments.contains("--json") || arguments.contains("-ojson") || arguments.contains("-ojsonl")
             || arguments.contains("--output=json")
-            || zip(arguments, arguments.dropFirst()).contains { ($0 == "-o" || $0 == "--output") && $1.hasPrefix("json") }
+            || zip(arguments, arguments.dropFirst()).contains {
+                ($0 == "-o" || $0 == "--output") && $1.hasPrefix("json")
+            }
     }
 
     /// Prints a list.
@@ -40,14 +42,17 @@ enum Output: String, ExpressibleByArgument, CaseIterable {
 
     /// Prints one small fact: fields in order.
     func fact(_ fields: [(name: String, json: String)], text: String) {
-        if self == .table { print(text) } else {
+        if self == .table {
+            print(text)
+        } else {
             print("{" + fields.map { "\(jsonString($0.name)):\($0.json)" }.joined(separator: ",") + "}")
         }
     }
 
     private func table(_ listing: Listing, columns: [String]) {
         let places = columns.compactMap { listing.columns.firstIndex(of: $0) }
-        let cells = [places.map { listing.columns[$0].uppercased() }]
+        let cells =
+            [places.map { listing.columns[$0].uppercased() }]
             + listing.rows.map { row in places.map { place in row[place].map { shortened(printable($0)) } ?? "-" } }
         let widths = places.indices.map { column in cells.map { $0[column].count }.max() ?? 0 }
         for row in cells {
@@ -65,7 +70,9 @@ enum Output: String, ExpressibleByArgument, CaseIterable {
 func printable(_ text: String) -> String {
     var result = ""
     for scalar in text.unicodeScalars {
-        let isMark = (0x200E...0x200F).contains(scalar.value) || (0x202A...0x202E).contains(scalar.value) || (0x2066...0x2069).contains(scalar.value)
+        let isMark =
+            (0x200E...0x200F).contains(scalar.value) || (0x202A...0x202E).contains(scalar.value)
+            || (0x2066...0x2069).contains(scalar.value)
         if scalar.value < 0x20 || (0x7F...0x9F).contains(scalar.value) || isMark {
             result += scalar == "\n" ? "\\n" : "\\x" + String(scalar.value, radix: 16)
         } else {

@@ -38,7 +38,8 @@ struct Run: AsyncParsableCommand {
 
         let sessions: [Session]
         if let several = settings["databases"], settings["database_url"] == nil {
-            let urls = several.split { $0 == "\n" || $0 == "," }.map { $0.trimmingCharacters(in: .whitespaces) }.filter { !$0.isEmpty }
+            let urls = several.split { $0 == "\n" || $0 == "," }.map { $0.trimmingCharacters(in: .whitespaces) }.filter
+            { !$0.isEmpty }
             guard !urls.isEmpty else { throw SettingRefusal(description: "OUTBOX_DATABASES names no database") }
             sessions = try urls.map { Session(target: try ConnectionTarget($0), cluster: nil) }
         } else {
@@ -58,11 +59,14 @@ struct Run: AsyncParsableCommand {
                 configuration.grace = try grace?.duration ?? settings.duration("grace")
                 configuration.pollInterval = try settings.duration("poll_interval")
                 configuration.listens = settings["listen_notifications"] != "false"
-                guard let inFlight = settings["max_in_flight"].flatMap({ Int($0) }), (1...100_000).contains(inFlight) else {
+                guard let inFlight = settings["max_in_flight"].flatMap({ Int($0) }), (1...100_000).contains(inFlight)
+                else {
                     throw SettingRefusal(description: "OUTBOX_MAX_IN_FLIGHT must be a number from 1 to 100000")
                 }
                 configuration.mostInFlight = inFlight
-                guard configuration.lease >= .seconds(1) else { throw SettingRefusal(description: "the lease must be at least 1s") }
+                guard configuration.lease >= .seconds(1) else {
+                    throw SettingRefusal(description: "the lease must be at least 1s")
+                }
                 services += try await Engine(configuration, keyring: keyring, logger: logger).services
                 workers.append(worker)
             }
@@ -73,7 +77,11 @@ struct Run: AsyncParsableCommand {
 
         let group = ServiceGroup(
             configuration: ServiceGroupConfiguration(
-                services: services.map { .init(service: $0, successTerminationBehavior: .ignore, failureTerminationBehavior: .gracefullyShutdownGroup) },
+                services: services.map {
+                    .init(
+                        service: $0, successTerminationBehavior: .ignore,
+                        failureTerminationBehavior: .gracefullyShutdownGroup)
+                },
                 gracefulShutdownSignals: [.sigterm, .sigint], logger: quiet(logger)))
         // The group takes the first signal as a request; the second one ends the process at once.
         let impatience = Task {

@@ -14,7 +14,8 @@ struct Session: Sendable {
     /// Opens the configured database; without one, joins or starts the embedded cluster and migrates it.
     static func open(_ settings: Settings, as name: String = "outboxctl") async throws -> Session {
         if settings["databases"] != nil, settings["database_url"] == nil {
-            throw SettingRefusal(description: "OUTBOX_DATABASES names several databases; choose one with --database-url")
+            throw SettingRefusal(
+                description: "OUTBOX_DATABASES names several databases; choose one with --database-url")
         }
         if let url = settings["database_url"] {
             return Session(target: try ConnectionTarget(url, name: name), cluster: nil)

@@ -12,7 +12,10 @@ struct SettingRefusal: Error, CustomStringConvertible {
 
 /// Flags that every command has.
 struct GlobalOptions: ParsableArguments {
-    @Option(name: .long, help: ArgumentHelp("Connection string or URI of the database; see also DATABASE_URL and PG*.", valueName: "url"))
+    @Option(
+        name: .long,
+        help: ArgumentHelp("Connection string or URI of the database; see also DATABASE_URL and PG*.", valueName: "url")
+    )
     var databaseUrl: String?
 
     @Flag(name: .long, help: "Accept a --database-url with a password, which other users of this machine can see.")
@@ -44,7 +47,8 @@ struct Settings {
     /// The keys of the configuration file; each is `OUTBOX_` and the upper-case key in the environment.
     static let keys: [(key: String, fallback: String?, isSecret: Bool)] = [
         ("database_url", nil, true), ("databases", nil, true), ("secret_key_file", ".outbox/secret.key", false),
-        ("allow_networks", nil, false), ("log_level", "info", false), ("log_format", "text", false), ("lease", "60s", false),
+        ("allow_networks", nil, false), ("log_level", "info", false), ("log_format", "text", false),
+        ("lease", "60s", false),
         ("grace", "10s", false), ("poll_interval", "1s", false), ("listen_notifications", "true", false),
         ("max_in_flight", "4096", false), ("postgres_bin", nil, false),
     ]
@@ -88,7 +92,9 @@ struct Settings {
 
     private static func hasPassword(_ text: String) -> Bool {
         if text.contains("password=") { return true }
-        guard let scheme = text.range(of: "://"), let at = text[scheme.upperBound...].firstIndex(of: "@") else { return false }
+        guard let scheme = text.range(of: "://"), let at = text[scheme.upperBound...].firstIndex(of: "@") else {
+            return false
+        }
         return text[scheme.upperBound..<at].contains(":")
     }
 
@@ -109,12 +115,16 @@ struct Settings {
             throw SettingRefusal(description: "the configuration file \(path) cannot be read")
         }
         guard let object = try? JSONDecoder().decode([String: String].self, from: data) else {
-            throw SettingRefusal(description: "the configuration file \(path) is not a JSON object whose values are strings")
+            throw SettingRefusal(
+                description: "the configuration file \(path) is not a JSON object whose values are strings")
         }
         let known = keys.map(\.key)
         for key in object.keys where !known.contains(key) {
             let close = known.min { editDistance($0, key) < editDistance($1, key) } ?? ""
-            throw SettingRefusal(description: "the configuration file \(path) has an unknown key \"\(printable(key))\"; did you mean \"\(close)\"?")
+            throw SettingRefusal(
+                description:
+                    "the configuration file \(path) has an unknown key \"\(printable(key))\"; did you mean \"\(close)\"?"
+            )
         }
         return object
     }
@@ -133,7 +143,10 @@ struct Settings {
         return AddressPolicy(
             allowing: try texts.map { text in
                 guard let network = Network(text) else {
-                    throw SettingRefusal(description: "OUTBOX_ALLOW_NETWORKS: \"\(printable(text))\" is not a network; expected 10.0.0.0/8 or fd00::/8")
+                    throw SettingRefusal(
+                        description:
+                            "OUTBOX_ALLOW_NETWORKS: \"\(printable(text))\" is not a network; expected 10.0.0.0/8 or fd00::/8"
+                    )
                 }
                 return network
             })
@@ -142,7 +155,9 @@ struct Settings {
     /// The keys that endpoint secrets are sealed with. The default file is made when it is first needed; one that was
     /// named must exist.
     func keyring(creating: Bool) throws -> Keyring {
-        guard let setting = values.first(where: { $0.key == "secret_key_file" }), let path = setting.value else { return .empty }
+        guard let setting = values.first(where: { $0.key == "secret_key_file" }), let path = setting.value else {
+            return .empty
+        }
         if setting.origin == .default, !FileManager.default.fileExists(atPath: path) {
             guard creating else { return .empty }
             try makeKeyFile(path)
@@ -150,7 +165,9 @@ struct Settings {
         var status = stat()
         guard stat(path, &status) == 0, let data = FileManager.default.contents(atPath: path) else {
             throw SettingRefusal(
-                description: "the key file \(path) cannot be read; make one with: (umask 077; openssl rand -base64 32 > \(path))")
+                description:
+                    "the key file \(path) cannot be read; make one with: (umask 077; openssl rand -base64 32 > \(path))"
+            )
         }
         guard status.st_mode & 0o077 == 0 else {
             throw SettingRefusal(description: "the key file \(path) is open to other users; run: chmod 600 \(path)")
@@ -163,15 +180,23 @@ struct Settings {
     private func makeKeyFile(_ path: String) throws {
         let folder = (path as NSString).deletingLastPathComponent
         do {
-            if !folder.isEmpty { try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true) }
-        } catch { throw EmbeddedCluster.Refusal(description: "cannot write to \(folder): \(error.localizedDescription)") }
+            if !folder.isEmpty {
+                try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
+            }
+        } catch {
+            throw EmbeddedCluster.Refusal(description: "cannot write to \(folder): \(error.localizedDescription)")
+        }
         let descriptor = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         // Somebody else made it in this very moment: theirs is as good.
         if descriptor < 0, errno == EEXIST { return }
-        guard descriptor >= 0 else { throw EmbeddedCluster.Refusal(description: "cannot write \(path): \(String(cString: strerror(errno)))") }
+        guard descriptor >= 0 else {
+            throw EmbeddedCluster.Refusal(description: "cannot write \(path): \(String(cString: strerror(errno)))")
+        }
         let file = FileHandle(fileDescriptor: descriptor, closeOnDealloc: true)
         try file.write(contentsOf: Data(Keyring.newKeyLine().utf8))
         FileHandle.standardError.write(
-            Data("outboxctl: made \(path), the key that endpoint secrets are sealed with; back it up and keep it private\n".utf8))
+            Data(
+                "outboxctl: made \(path), the key that endpoint secrets are sealed with; back it up and keep it private\n"
+                    .utf8))
     }
 }

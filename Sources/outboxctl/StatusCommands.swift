@@ -24,7 +24,8 @@ struct Status: AsyncParsableCommand {
 }
 
 struct Doctor: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "What is wrong, and what to do about it; exit 1 when something is.")
+    static let configuration = CommandConfiguration(
+        abstract: "What is wrong, and what to do about it; exit 1 when something is.")
     @OptionGroup var options: GlobalOptions
 
     func run() async throws {
@@ -36,7 +37,8 @@ struct Doctor: AsyncParsableCommand {
 }
 
 struct Config: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Show every setting, its value and where that comes from.")
+    static let configuration = CommandConfiguration(
+        abstract: "Show every setting, its value and where that comes from.")
     @OptionGroup var options: GlobalOptions
 
     func run() async throws {
@@ -54,7 +56,9 @@ struct Config: AsyncParsableCommand {
     }
 
     private func shown(_ value: Settings.Value) -> String? {
-        guard let text = value.value else { return value.key == "database_url" ? "(embedded PostgreSQL in ./.outbox)" : nil }
+        guard let text = value.value else {
+            return value.key == "database_url" ? "(embedded PostgreSQL in ./.outbox)" : nil
+        }
         if !value.isSecret { return text }
         return text.isEmpty ? "(from PG* variables)" : "***"
     }

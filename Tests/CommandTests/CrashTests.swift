@@ -18,13 +18,16 @@ import Testing
         #expect(unexpected.isEmpty, "unexpected")
         #expect(try await database.deliveries("delivered") == published.count)
         #expect(try await database.isDrained())
-        #expect(try await database.column("SELECT problem || detail FROM outbox.problems WHERE problem <> 'no_worker'") == [])
+        #expect(
+            try await database.column("SELECT problem || detail FROM outbox.problems WHERE problem <> 'no_worker'")
+                == [])
         return counts.values.reduce(0) { $0 + $1 - 1 }
     }
 
     /// (fail point, how many duplicates it may cause): at most what was in flight or unrecorded, none where nothing was.
     @Test(arguments: [
-        ("claim.before=kill", 0), ("claim.after=kill", 0), ("send.before=kill", 0), ("send.before@20=kill", 19), ("send.after=kill", 40),
+        ("claim.before=kill", 0), ("claim.after=kill", 0), ("send.before=kill", 0), ("send.before@20=kill", 19),
+        ("send.after=kill", 40),
         ("send.after@20=kill", 40), ("record.before=kill", 40), ("record.after=kill", 40), ("record.after@2=kill", 40),
     ])
     func `a worker killed between claim and record loses nothing`(failPoint: String, mostDuplicates: Int) async throws {
@@ -87,7 +90,10 @@ import Testing
         let other = try await Daemon.start(database.connectionString, keyFile: key)
         #expect(try await eventually { try await database.deliveries("delivered") == 10 })
         sleeper.signal(SIGCONT)
-        #expect(try await eventually { try await database.number("SELECT count(*) FROM outbox.attempt WHERE outcome = 'failure'") > 0 })
+        #expect(
+            try await eventually {
+                try await database.number("SELECT count(*) FROM outbox.attempt WHERE outcome = 'failure'") > 0
+            })
         for worker in [sleeper, other] {
             worker.signal(SIGTERM)
             #expect(await worker.wait() == .exit(0))
@@ -105,7 +111,10 @@ import Testing
         let database = try await TestCluster.database()
         let isTakenOver = Flag(false)
         let ledger = try Ledger { _, _ in Receiver.Answer(isTakenOver.isSet ? 500 : 200) }
-        try await database.endpoint("e", url: ledger.url, retries: [.seconds(3600), .seconds(3600), .seconds(3600)])
+        try await database.endpoint("e", url: ledger.url, retries: [.seconds(3600), .seconds(3600), .seconds(3600)]) {
+            // What was answered before the stop must not time out over it.
+            $0.timeout = .seconds(60)
+        }
         let key = try Daemon.keyFile()
         let published = try await database.publish(10)
         let sleeper = try await Daemon.start(database.connectionString, keyFile: key, failPoint: "record.before=stop")
@@ -127,14 +136,19 @@ import Testing
     @Test func `a payload that kills its worker ends as a dead letter and takes nobody along`() async throws {
         let database = try await TestCluster.database()
         let ledger = try Ledger()
-        try await database.endpoint("e", url: ledger.url, retries: [.milliseconds(100), .milliseconds(100), .milliseconds(100), .milliseconds(100), .milliseconds(100)])
+        try await database.endpoint(
+            "e", url: ledger.url,
+            retries: [
+                .milliseconds(100), .milliseconds(100), .milliseconds(100), .milliseconds(100), .milliseconds(100),
+            ])
         let key = try Daemon.keyFile()
         let before = try await database.publish(5)
         let poison = try await database.publish(1, type: "poison")
         let after = try await database.publish(5)
         var deaths = 0
         while try await database.deliveries("dead") == 0, deaths < 12 {
-            let worker = try await Daemon.start(database.connectionString, keyFile: key, failPoint: "send.before/poison=kill", lease: "1s")
+            let worker = try await Daemon.start(
+                database.connectionString, keyFile: key, failPoint: "send.before/poison=kill", lease: "1s")
             let isDone = try await eventually {
                 if try await database.deliveries("dead") == 1 { return true }
                 return kill(worker.pid, 0) != 0
@@ -143,7 +157,10 @@ import Testing
             worker.signal(SIGTERM)
             if await worker.wait() == .signal(SIGKILL) { deaths += 1 }
         }
-        #expect(try await database.column("SELECT event_id || ' ' || reason FROM outbox.dead_letter") == ["\(poison[0]) worker_crashed"])
+        #expect(
+            try await database.column("SELECT event_id || ' ' || reason FROM outbox.dead_letter") == [
+                "\(poison[0]) worker_crashed"
+            ])
         #expect(Set(ledger.eventIDs) == Set(before + after))
         #expect(try await database.deliveries("delivered") == 10)
         #expect(try await database.isDrained())
@@ -212,7 +229,9 @@ import Testing
     }
 
     @Test(arguments: [[CuttingProxy.Cut.beforeCommit], [.afterCommit], [.beforeCommit, .afterCommit, .afterCommit]])
-    func `a connection cut around COMMIT: outcomes are recorded once, requests are sent once`(plan: [CuttingProxy.Cut]) async throws {
+    func `a connection cut around COMMIT: outcomes are recorded once, requests are sent once`(plan: [CuttingProxy.Cut])
+        async throws
+    {
         let database = try await TestCluster.database()
         let ledger = try Ledger { _, before in Receiver.Answer(before % 5 == 0 ? 500 : 200) }
         try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 4 }
@@ -220,7 +239,8 @@ import Testing
         let name = try #require(database.connectionString.split(separator: "=").last)
         let proxy = try #require(CuttingProxy(socketPath: "\(socket)/.s.PGSQL.5432", plan: plan))
         var configuration = try TestWorker.configuration(database)
-        configuration.database = try ConnectionTarget("host=127.0.0.1 port=\(proxy.port) user=outbox dbname=\(name) sslmode=disable gssencmode=disable")
+        configuration.database = try ConnectionTarget(
+            "host=127.0.0.1 port=\(proxy.port) user=outbox dbname=\(name) sslmode=disable gssencmode=disable")
         let worker = try await TestWorker(configuration)
         let published = try await database.publish(60)
         #expect(try await eventually { try await database.isDrained() })
@@ -228,8 +248,13 @@ import Testing
         #expect(proxy.cutCount == plan.count)
         // No request was repeated for the cut's sake: every request has exactly one attempt row.
         #expect(try await database.number("SELECT count(*) FROM outbox.attempt") == ledger.all.count)
-        #expect(try await database.number("SELECT count(*) FROM (SELECT FROM outbox.attempt GROUP BY event_id, number HAVING count(*) > 1) x") == 0)
-        #expect(try await database.number("SELECT count(DISTINCT event_id) FROM outbox.attempt WHERE outcome = 'success'") == published.count)
+        #expect(
+            try await database.number(
+                "SELECT count(*) FROM (SELECT FROM outbox.attempt GROUP BY event_id, number HAVING count(*) > 1) x")
+                == 0)
+        #expect(
+            try await database.number("SELECT count(DISTINCT event_id) FROM outbox.attempt WHERE outcome = 'success'")
+                == published.count)
         proxy.stop()
         ledger.receiver.stop()
     }

@@ -14,10 +14,14 @@ import Testing
     }
 
     private func serverPID(_ folder: String) -> Int32? {
-        (try? String(contentsOfFile: folder + "/.outbox/postgres/postmaster.pid", encoding: .utf8))?.split(separator: "\n").first.flatMap { Int32($0) }
+        (try? String(contentsOfFile: folder + "/.outbox/postgres/postmaster.pid", encoding: .utf8))?.split(
+            separator: "\n"
+        ).first.flatMap { Int32($0) }
     }
 
-    @Test func `run starts it, others find it, data survives a restart and kill -9, and the last one stops it`() async throws {
+    @Test func `run starts it, others find it, data survives a restart and kill -9, and the last one stops it`()
+        async throws
+    {
         let folder = try folder()
         let ledger = try Ledger()
         let environment = ["OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8", "OUTBOX_LEASE": "2s"]
@@ -31,6 +35,10 @@ import Testing
         _ = try await outboxctl("endpoint", "create", "e", "--url", ledger.url)
         _ = try await outboxctl("event", "publish", "--type", "a", "--after", "{}")
         #expect(await eventually { ledger.all.count == 1 })
+        let isRecorded = try await eventually {
+            try await outboxctl("delivery", "list", "-o", "jsonl").contains("delivered")
+        }
+        #expect(isRecorded)
         let pid = try #require(serverPID(folder))
 
         // The worker and the server are both killed; what was committed is still there.
@@ -57,7 +65,8 @@ import Testing
 
     @Test func `missing server programs get a sentence that names the package`() async throws {
         let folder = try folder()
-        let (end, _, errors) = try await ChildProcess.run(["status"], in: folder, environment: ["OUTBOX_POSTGRES_BIN": "/no/such/folder"])
+        let (end, _, errors) = try await ChildProcess.run(
+            ["status"], in: folder, environment: ["OUTBOX_POSTGRES_BIN": "/no/such/folder"])
         #expect(end == .exit(69))
         #expect(errors.contains("apt-get install postgresql"))
         #expect(errors.contains("DATABASE_URL"))
@@ -77,7 +86,8 @@ import Testing
     @Test func `only its owner may enter the socket's folder`() async throws {
         let folder = try folder() + "/cluster"
         let cluster = try await EmbeddedCluster(folder: folder, settings: ["fsync = off"])
-        let mode = try FileManager.default.attributesOfItem(atPath: folder + "/postgres.socket")[.posixPermissions] as? Int
+        let mode =
+            try FileManager.default.attributesOfItem(atPath: folder + "/postgres.socket")[.posixPermissions] as? Int
         #expect(mode == 0o700)
         try cluster.leave()
         try FileManager.default.removeItem(atPath: folder)

@@ -20,7 +20,9 @@ import Testing
         while try await database.pool.run({ try $0.cut(batchSize: 500, budget: 5000) }) != .events(0) {}
     }
 
-    @Test func `concurrent, late, aborted, savepoint and giant transactions: every event in exactly one batch`() async throws {
+    @Test func `concurrent, late, aborted, savepoint and giant transactions: every event in exactly one batch`()
+        async throws
+    {
         let database = try await TestCluster.database()
         let isProducing = Flag(true)
         try await withThrowingTaskGroup(of: Void.self) { group in
@@ -40,8 +42,10 @@ import Testing
                             let hold = Double((producer * 7 + round * 3) % 30) / 1000
                             let script =
                                 switch (producer + round) % 5 {
-                                case 0: "BEGIN; INSERT INTO outbox.event (type) VALUES ('open'), ('open'); SELECT pg_sleep(\(hold)); COMMIT"
-                                case 1: "BEGIN; INSERT INTO outbox.event (type) VALUES ('aborted'); SELECT pg_sleep(\(hold)); ROLLBACK"
+                                case 0:
+                                    "BEGIN; INSERT INTO outbox.event (type) VALUES ('open'), ('open'); SELECT pg_sleep(\(hold)); COMMIT"
+                                case 1:
+                                    "BEGIN; INSERT INTO outbox.event (type) VALUES ('aborted'); SELECT pg_sleep(\(hold)); ROLLBACK"
                                 case 2:
                                     """
                                     BEGIN; INSERT INTO outbox.event (type) VALUES ('kept'); SAVEPOINT s; INSERT INTO outbox.event (type) VALUES ('undone');
@@ -58,7 +62,9 @@ import Testing
                 let giant = try database.newPool()
                 producers.addTask {
                     try await giant.run {
-                        try $0.script("BEGIN; INSERT INTO outbox.event (type) SELECT 'giant' FROM generate_series(1, 12000); SELECT pg_sleep(0.5); COMMIT", within: .seconds(60))
+                        try $0.script(
+                            "BEGIN; INSERT INTO outbox.event (type) SELECT 'giant' FROM generate_series(1, 12000); SELECT pg_sleep(0.5); COMMIT",
+                            within: .seconds(60))
                     }
                     await giant.close()
                 }
@@ -131,11 +137,15 @@ import Testing
         try await database.publish()
         try await cutAll(database)
         let before = try await database.number("SELECT max(id) FROM outbox.cut")
-        for _ in 0..<5 { #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(0)) }
+        for _ in 0..<5 {
+            #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(0))
+        }
         #expect(try await database.number("SELECT max(id) FROM outbox.cut") == before)
     }
 
-    @Test func `a worker cannot fall asleep over an uncommitted event, and a sleeping one is woken by the commit`() async throws {
+    @Test func `a worker cannot fall asleep over an uncommitted event, and a sleeping one is woken by the commit`()
+        async throws
+    {
         let database = try await TestCluster.database()
         let worker = try database.newPool(setUp: "LISTEN outbox")
         let producer = try database.newPool()

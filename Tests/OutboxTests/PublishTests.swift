@@ -21,10 +21,13 @@ import Testing
         #expect(Set(ids).count == 2)
         #expect(Set(ids.prefix(3)).count == 1)
         // Version 7, variant 1 (RFC 9562).
-        #expect(ids.allSatisfy { id in id?.dropFirst(14).first == "7" && "89ab".contains(id?.dropFirst(19).first ?? "-") })
+        #expect(
+            ids.allSatisfy { id in id?.dropFirst(14).first == "7" && "89ab".contains(id?.dropFirst(19).first ?? "-") })
     }
 
-    @Test func `begin_operation sets the TransactionId and the identity of the rest of the transaction only`() async throws {
+    @Test func `begin_operation sets the TransactionId and the identity of the rest of the transaction only`()
+        async throws
+    {
         let database = try await TestCluster.database()
         let id = try #require(UniqueID("9cc8c8d0-3d24-46f4-b63c-8c5d092b7205"))
         try await database.pool.run { connection in
@@ -64,9 +67,12 @@ import Testing
             return try connection.publish(event)
         }
         async let other = second.run { [event] in try $0.publish(event) }
-        #expect(try await eventually {
-            try await database.number("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") == 1
-        })
+        #expect(
+            try await eventually {
+                try await database.number(
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                ) == 1
+            })
         try await first.run { try $0.script("COMMIT") }
         #expect(try await other == id)
         #expect(try await database.number("SELECT count(*) FROM outbox.event") == 1)
@@ -92,22 +98,28 @@ import Testing
             INSERT INTO orders VALUES (1, 'acme', 5); UPDATE orders SET total = 6; DELETE FROM orders; INSERT INTO plain VALUES (9)
             """)
         let rows = try await database.column(
-            "SELECT concat_ws(' ', type, change_type, customer_id, before ->> 'total', after ->> 'total') FROM outbox.event ORDER BY id")
-        #expect(rows == ["order Create acme 5", "order Update acme 5 6", "order Delete acme 6", "plain Create default"])
+            "SELECT concat_ws(' ', type, change_type, customer_id, before ->> 'total', after ->> 'total') FROM outbox.event ORDER BY id"
+        )
+        #expect(
+            rows == ["order Create acme 5", "order Update acme 5 6", "order Delete acme 6", "plain Create default"])
     }
 
     @Test func `COPY works`() async throws {
         let database = try await TestCluster.database()
-        try await database.script("COPY outbox.event (type, after) FROM PROGRAM 'echo \"a|{}\"; echo \"b|{}\"' WITH (DELIMITER '|')")
+        try await database.script(
+            "COPY outbox.event (type, after) FROM PROGRAM 'echo \"a|{}\"; echo \"b|{}\"' WITH (DELIMITER '|')")
         #expect(try await database.number("SELECT count(*) FROM outbox.event") == 2)
     }
 
     @Test(arguments: [
-        ("SELECT outbox.publish('a', '{')", "22P02"), ("SELECT outbox.publish('')", "OB002"), ("SELECT outbox.publish(NULL)", "OB002"),
+        ("SELECT outbox.publish('a', '{')", "22P02"), ("SELECT outbox.publish('')", "OB002"),
+        ("SELECT outbox.publish(NULL)", "OB002"),
         ("SELECT outbox.publish('a', ('\"' || repeat('x', 1048576) || '\"')::json)", "OB001"),
         ("INSERT INTO outbox.event (type, after) VALUES ('a', ('\"' || repeat('x', 1048576) || '\"')::json)", "OB001"),
-        ("INSERT INTO outbox.event (type) VALUES ('')", "23514"), ("INSERT INTO outbox.event (type, occurred_at) VALUES ('a', 'infinity')", "23514"),
-        ("INSERT INTO outbox.event (type, headers) VALUES ('a', '[]')", "23514"), ("INSERT INTO outbox.event (type, transaction_id) VALUES ('a', 'x')", "22P02"),
+        ("INSERT INTO outbox.event (type) VALUES ('')", "23514"),
+        ("INSERT INTO outbox.event (type, occurred_at) VALUES ('a', 'infinity')", "23514"),
+        ("INSERT INTO outbox.event (type, headers) VALUES ('a', '[]')", "23514"),
+        ("INSERT INTO outbox.event (type, transaction_id) VALUES ('a', 'x')", "22P02"),
     ])
     func `what cannot be an event fails the producer's statement`(statement: String, sqlState: String) async throws {
         let database = try await TestCluster.database()
@@ -136,13 +148,19 @@ import Testing
             }
         }
         try await asProducer("SELECT outbox.publish('a', '{}')")
-        try await asProducer("SELECT outbox.begin_operation(identity => 'x'); INSERT INTO outbox.event (type, after, ordering_key) VALUES ('a', '{}', 'k')")
+        try await asProducer(
+            "SELECT outbox.begin_operation(identity => 'x'); INSERT INTO outbox.event (type, after, ordering_key) VALUES ('a', '{}', 'k')"
+        )
         try await asProducer("SELECT outbox.publish('a', dedup_key => 'k')")
         let denied = [
-            "SELECT id FROM outbox.event", "INSERT INTO outbox.event (id, type) OVERRIDING SYSTEM VALUE VALUES (1, 'a')",
-            "INSERT INTO outbox.event (tx, type) VALUES ('1', 'a')", "INSERT INTO outbox.event (created_at, type) VALUES (now(), 'a')",
-            "UPDATE outbox.event SET type = 'x'", "DELETE FROM outbox.event", "SELECT * FROM outbox.endpoint", "SELECT * FROM outbox.deliveries",
-            "SELECT * FROM outbox.secret", "INSERT INTO outbox.delivery DEFAULT VALUES", "SELECT outbox.cut(1, 1)", "SELECT outbox.set_body_limit(1)",
+            "SELECT id FROM outbox.event",
+            "INSERT INTO outbox.event (id, type) OVERRIDING SYSTEM VALUE VALUES (1, 'a')",
+            "INSERT INTO outbox.event (tx, type) VALUES ('1', 'a')",
+            "INSERT INTO outbox.event (created_at, type) VALUES (now(), 'a')",
+            "UPDATE outbox.event SET type = 'x'", "DELETE FROM outbox.event", "SELECT * FROM outbox.endpoint",
+            "SELECT * FROM outbox.deliveries",
+            "SELECT * FROM outbox.secret", "INSERT INTO outbox.delivery DEFAULT VALUES", "SELECT outbox.cut(1, 1)",
+            "SELECT outbox.set_body_limit(1)",
             "SELECT outbox.make_partitions()", "SELECT * FROM outbox.dedup",
         ]
         for statement in denied {

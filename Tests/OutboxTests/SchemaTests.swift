@@ -66,48 +66,55 @@ import Testing
         let database = try await TestCluster.database()
         // Everything that a reviewer must see when it changes: tables, columns, defaults, constraints, indexes, functions,
         // views, triggers and grants. The partitions of the day are left out.
-        let dump = try await database.column(
-            """
-            SELECT line FROM (
-                SELECT 1 AS part, c.relname || '.' || lpad(a.attnum::text, 2, '0') AS place,
-                       format('column %s.%s %s%s%s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod),
-                              CASE WHEN a.attnotnull THEN ' not null' ELSE '' END,
-                              coalesce(' default ' || pg_get_expr(d.adbin, d.adrelid), '')) AS line
-                  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-                  LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
-                 WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
-                UNION ALL
-                SELECT 2, c.relname || k.conname, format('constraint %s %s %s', c.relname, k.conname, pg_get_constraintdef(k.oid))
-                  FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid
-                 WHERE c.relnamespace = 'outbox'::regnamespace AND NOT c.relispartition
-                UNION ALL
-                SELECT 3, indexname, indexdef FROM pg_indexes i JOIN pg_class c ON c.oid = format('outbox.%I', tablename)::regclass
-                 WHERE schemaname = 'outbox' AND NOT c.relispartition
-                UNION ALL
-                SELECT 4, p.oid::regprocedure::text, format('function %s returns %s%s %s', p.oid::regprocedure, pg_get_function_result(p.oid),
-                       CASE WHEN p.prosecdef THEN ' security definer' ELSE '' END, md5(p.prosrc))
-                  FROM pg_proc p WHERE p.pronamespace = 'outbox'::regnamespace
-                UNION ALL
-                SELECT 5, c.relname, format('view %s %s', c.relname, md5(pg_get_viewdef(c.oid)))
-                  FROM pg_class c WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'v'
-                UNION ALL
-                SELECT 6, c.relname || t.tgname, pg_get_triggerdef(t.oid)
-                  FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-                 WHERE c.relnamespace = 'outbox'::regnamespace AND NOT c.relispartition AND NOT t.tgisinternal
-                UNION ALL
-                SELECT 7, grantee || table_name || privilege_type, format('grant %s on %s to %s', lower(privilege_type), table_name, grantee)
-                  FROM information_schema.role_table_grants WHERE table_schema = 'outbox' AND grantee LIKE 'outbox\\_%'
-                UNION ALL
-                SELECT 8, grantee || routine_name || specific_name, format('grant execute on %s to %s', routine_name, grantee)
-                  FROM information_schema.role_routine_grants WHERE routine_schema = 'outbox' AND grantee LIKE 'outbox\\_%') x
-             ORDER BY part, place COLLATE "C", line COLLATE "C"
-            """
-        ).compactMap { $0 }.joined(separator: "\n") + "\n"
+        let dump =
+            try await database.column(
+                """
+                SELECT line FROM (
+                    SELECT 1 AS part, c.relname || '.' || lpad(a.attnum::text, 2, '0') AS place,
+                           format('column %s.%s %s%s%s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod),
+                                  CASE WHEN a.attnotnull THEN ' not null' ELSE '' END,
+                                  coalesce(' default ' || pg_get_expr(d.adbin, d.adrelid), '')) AS line
+                      FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                      LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+                     WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
+                    UNION ALL
+                    SELECT 2, c.relname || k.conname, format('constraint %s %s %s', c.relname, k.conname, pg_get_constraintdef(k.oid))
+                      FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid
+                     WHERE c.relnamespace = 'outbox'::regnamespace AND NOT c.relispartition
+                    UNION ALL
+                    SELECT 3, indexname, indexdef FROM pg_indexes i JOIN pg_class c ON c.oid = format('outbox.%I', tablename)::regclass
+                     WHERE schemaname = 'outbox' AND NOT c.relispartition
+                    UNION ALL
+                    SELECT 4, p.oid::regprocedure::text, format('function %s returns %s%s %s', p.oid::regprocedure, pg_get_function_result(p.oid),
+                           CASE WHEN p.prosecdef THEN ' security definer' ELSE '' END, md5(p.prosrc))
+                      FROM pg_proc p WHERE p.pronamespace = 'outbox'::regnamespace
+                    UNION ALL
+                    SELECT 5, c.relname, format('view %s %s', c.relname, md5(pg_get_viewdef(c.oid)))
+                      FROM pg_class c WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'v'
+                    UNION ALL
+                    SELECT 6, c.relname || t.tgname, pg_get_triggerdef(t.oid)
+                      FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+                     WHERE c.relnamespace = 'outbox'::regnamespace AND NOT c.relispartition AND NOT t.tgisinternal
+                    UNION ALL
+                    SELECT 7, grantee || table_name || privilege_type, format('grant %s on %s to %s', lower(privilege_type), table_name, grantee)
+                      FROM information_schema.role_table_grants WHERE table_schema = 'outbox' AND grantee LIKE 'outbox\\_%'
+                    UNION ALL
+                    SELECT 8, grantee || routine_name || specific_name, format('grant execute on %s to %s', routine_name, grantee)
+                      FROM information_schema.role_routine_grants WHERE routine_schema = 'outbox' AND grantee LIKE 'outbox\\_%') x
+                 ORDER BY part, place COLLATE "C", line COLLATE "C"
+                """
+            ).compactMap { $0 }.joined(separator: "\n") + "\n"
         let path = root + "/sql/schema.sql"
-        if ProcessInfo.processInfo.environment["OUTBOX_UPDATE_SCHEMA"] != nil { try dump.write(toFile: path, atomically: true, encoding: .utf8) }
-        #expect(try String(contentsOfFile: path, encoding: .utf8) == dump, "run OUTBOX_UPDATE_SCHEMA=1 swift test --filter SchemaTests, and look at the difference")
+        if ProcessInfo.processInfo.environment["OUTBOX_UPDATE_SCHEMA"] != nil {
+            try dump.write(toFile: path, atomically: true, encoding: .utf8)
+        }
+        #expect(
+            try String(contentsOfFile: path, encoding: .utf8) == dump,
+            "run OUTBOX_UPDATE_SCHEMA=1 swift test --filter SchemaTests, and look at the difference")
     }
 
     /// The repository's folder.
-    private var root: String { URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../..").standardized.path }
+    private var root: String {
+        URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../..").standardized.path
+    }
 }

@@ -6,12 +6,26 @@ import Transport
 
 @Suite struct SignatureTests {
     @Test(arguments: [
-        ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, #"{"test": 2432232314}"#, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="),
-        ("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "msg_27UH4WbU6Z5A5EzD8u03UvzRbpk", 1_649_367_553, #"{"email":"test@example.com","username":"test_user"}"#, "v1,tZ1I4/hDygAJgO5TYxiSd6Sd0kDW6hPenDe+bTa3Kkw="),
-        ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, "", "v1,v48jdbgvh29KJz2Qc+ghw8G6vG3nAKnujWBg8oM/62A="),
-        ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, #"{"n":"héllo ☃"}"#, "v1,2OcXCYBK+K412Wc9cpt4nwngILtn7Fkhg4NR1aLqOEQ="),
+        (
+            "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330,
+            #"{"test": 2432232314}"#, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+        ),
+        (
+            "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "msg_27UH4WbU6Z5A5EzD8u03UvzRbpk", 1_649_367_553,
+            #"{"email":"test@example.com","username":"test_user"}"#, "v1,tZ1I4/hDygAJgO5TYxiSd6Sd0kDW6hPenDe+bTa3Kkw="
+        ),
+        (
+            "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, "",
+            "v1,v48jdbgvh29KJz2Qc+ghw8G6vG3nAKnujWBg8oM/62A="
+        ),
+        (
+            "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330,
+            #"{"n":"héllo ☃"}"#, "v1,2OcXCYBK+K412Wc9cpt4nwngILtn7Fkhg4NR1aLqOEQ="
+        ),
     ])
-    func `the vectors of Standard Webhooks come out`(secret: String, id: String, timestamp: Int64, body: String, signature: String) throws {
+    func `the vectors of Standard Webhooks come out`(
+        secret: String, id: String, timestamp: Int64, body: String, signature: String
+    ) throws {
         let secret = try SigningSecret(secret)
         let body = Array(body.utf8)
         #expect(secret.signature(id: id, timestamp: timestamp, body: body) == signature)
@@ -33,7 +47,8 @@ import Transport
 
     @Test(arguments: [
         "", "whsec_", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_canary!", "whsec_Y2FuYXJ5", "whsec_a b",
-        "whsec_" + Data(repeating: 7, count: 23).base64EncodedString(), "whsec_" + Data(repeating: 7, count: 65).base64EncodedString(),
+        "whsec_" + Data(repeating: 7, count: 23).base64EncodedString(),
+        "whsec_" + Data(repeating: 7, count: 65).base64EncodedString(),
     ])
     func `what is no secret is refused without being repeated`(text: String) {
         let refusal = #expect(throws: SigningSecret.Refusal.self) { try SigningSecret(text) }
@@ -48,27 +63,40 @@ import Transport
 }
 
 @Suite struct RequestTests {
-    private func event(before: String? = nil, after: String? = nil, identity: String? = "tom.kludy@citrix.com", type: String = "Notifications") throws -> Event {
+    private func event(
+        before: String? = nil, after: String? = nil, identity: String? = "tom.kludy@citrix.com",
+        type: String = "Notifications"
+    ) throws -> Event {
         Event(
-            id: EventID(rawValue: 7), createdAt: Timestamp(microseconds: 0), customerID: "acme", type: type, changeType: "Create",
+            id: EventID(rawValue: 7), createdAt: Timestamp(microseconds: 0), customerID: "acme", type: type,
+            changeType: "Create",
             transactionID: try #require(UniqueID("9cc8c8d0-3d24-46f4-b63c-8c5d092b7205")), identity: identity,
             before: before.map { Array($0.utf8) }, after: after.map { Array($0.utf8) },
-            occurredAt: Timestamp(microseconds: 1_524_582_949_493_999), traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+            occurredAt: Timestamp(microseconds: 1_524_582_949_493_999),
+            traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     }
 
-    private func request(_ event: Event, _ format: Endpoint.Format, method: HTTPRequest.Method = .post, headers: [HTTPHeader] = [], secrets: [SigningSecret] = []) throws -> HTTPRequest {
+    private func request(
+        _ event: Event, _ format: Endpoint.Format, method: HTTPRequest.Method = .post, headers: [HTTPHeader] = [],
+        secrets: [SigningSecret] = []
+    ) throws -> HTTPRequest {
         let endpoint = Endpoint(
-            id: EndpointID(rawValue: .random()), name: "e", method: method, url: "https://example.com/", headers: headers, format: format,
+            id: EndpointID(rawValue: .random()), name: "e", method: method, url: "https://example.com/",
+            headers: headers, format: format,
             retrySchedule: [.seconds(5), .seconds(30)], secrets: secrets)
-        return try HTTPRequest.delivery(of: event, to: endpoint, number: 2, webhookID: "evt_abc_7", at: Timestamp(microseconds: 1_700_000_000_900_000))
+        return try HTTPRequest.delivery(
+            of: event, to: endpoint, number: 2, webhookID: "evt_abc_7",
+            at: Timestamp(microseconds: 1_700_000_000_900_000))
     }
 
     @Test func `the citrix format has the eight members in order, and the producer's bytes inside strings`() throws {
-        let after = "{\"PublishNotificationId\":\"2518777178829331203_YB2Y1\",\"CreatedDate\":\"2018-04-24T15:15:17.0668796Z\",\"n\":1.50,\"t\":\"tab\\t\\u0001 ☃\"}"
+        let after =
+            "{\"PublishNotificationId\":\"2518777178829331203_YB2Y1\",\"CreatedDate\":\"2018-04-24T15:15:17.0668796Z\",\"n\":1.50,\"t\":\"tab\\t\\u0001 ☃\"}"
         let body = String(decoding: try request(event(after: after), .citrix).body, as: UTF8.self)
         #expect(
             body
-                == #"{"CustomerId":"acme","Type":"Notifications","ChangeType":"Create","TransactionId":"9cc8c8d0-3d24-46f4-b63c-8c5d092b7205","Identity":"tom.kludy@citrix.com","BeforeChange":null,"AfterChange":"{\"PublishNotificationId\":\"2518777178829331203_YB2Y1\",\"CreatedDate\":\"2018-04-24T15:15:17.0668796Z\",\"n\":1.50,\"t\":\"tab\\t\\u0001 ☃\"}","TimeStamp":"2018-04-24T15:15:49.493Z"}"#)
+                == #"{"CustomerId":"acme","Type":"Notifications","ChangeType":"Create","TransactionId":"9cc8c8d0-3d24-46f4-b63c-8c5d092b7205","Identity":"tom.kludy@citrix.com","BeforeChange":null,"AfterChange":"{\"PublishNotificationId\":\"2518777178829331203_YB2Y1\",\"CreatedDate\":\"2018-04-24T15:15:17.0668796Z\",\"n\":1.50,\"t\":\"tab\\t\\u0001 ☃\"}","TimeStamp":"2018-04-24T15:15:49.493Z"}"#
+        )
         let parsed = try #require(try JSONSerialization.jsonObject(with: Data(body.utf8)) as? [String: Any])
         #expect(parsed["AfterChange"] as? String == after)
         #expect(parsed["BeforeChange"] is NSNull)
@@ -94,7 +122,9 @@ import Transport
 
     @Test func `the headers are those of the contract`() throws {
         let secrets = [SigningSecret.generate(), SigningSecret.generate()]
-        let request = try request(event(after: "{}"), .raw, headers: [try HTTPHeader(name: "Authorization", value: "Basic x")], secrets: secrets)
+        let request = try request(
+            event(after: "{}"), .raw, headers: [try HTTPHeader(name: "Authorization", value: "Basic x")],
+            secrets: secrets)
         let headers = Dictionary(request.headers.map { ($0.name, $0.value) }, uniquingKeysWith: { first, _ in first })
         #expect(headers["webhook-id"] == "evt_abc_7")
         #expect(headers["webhook-timestamp"] == "1700000000")
@@ -109,7 +139,8 @@ import Transport
     }
 
     @Test func `an endpoint's own content type replaces ours, and GET has neither type nor body`() throws {
-        let own = try request(event(after: "{}"), .raw, headers: [try HTTPHeader(name: "content-type", value: "text/plain")])
+        let own = try request(
+            event(after: "{}"), .raw, headers: [try HTTPHeader(name: "content-type", value: "text/plain")])
         #expect(own.headers.filter { $0.name.lowercased() == "content-type" }.map(\.value) == ["text/plain"])
         let get = try request(event(after: "{}"), .raw, method: .get)
         #expect(get.body.isEmpty)

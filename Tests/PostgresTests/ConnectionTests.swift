@@ -36,11 +36,15 @@ import Testing
         ("1969-12-31T23:59:59.500000Z", -500_000), ("0001-01-01T00:00:00.000000Z", -62_135_596_800_000_000),
         ("9999-12-31T23:59:59.000000Z", 253_402_300_799_000_000), ("infinity", Int64.max), ("-infinity", Int64.min),
     ])
-    func `timestamps are written in RFC 3339 and read back from the server`(text: String, microseconds: Int64) async throws {
+    func `timestamps are written in RFC 3339 and read back from the server`(text: String, microseconds: Int64)
+        async throws
+    {
         let time = Timestamp(microseconds: microseconds)
         #expect(time.description == text)
         let database = try await TestCluster.database(migrated: false)
-        let echoed = try await database.pool.query("SELECT \(time)") { row throws(PostgresError) in try row[0] as Timestamp }
+        let echoed = try await database.pool.query("SELECT \(time)") { row throws(PostgresError) in
+            try row[0] as Timestamp
+        }
         #expect(echoed == [time])
     }
 
@@ -65,7 +69,11 @@ import Testing
         let pool = try database.newPool()
         let pid = try await pool.query("SELECT pg_backend_pid()") { row throws(PostgresError) in try row[0] as Int }[0]
         async let lost: Int = pool.execute("SELECT pg_sleep(30)")
-        #expect(try await eventually { try await database.number("SELECT count(*) FROM pg_stat_activity WHERE pid = \(pid) AND state = 'active'") == 1 })
+        #expect(
+            try await eventually {
+                try await database.number(
+                    "SELECT count(*) FROM pg_stat_activity WHERE pid = \(pid) AND state = 'active'") == 1
+            })
         try await database.pool.execute("SELECT pg_terminate_backend(\(Int32(pid)))")
         do {
             _ = try await lost

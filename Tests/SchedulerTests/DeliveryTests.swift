@@ -2,14 +2,17 @@ import Foundation
 import Outbox
 import Postgres
 import Receiver
-@testable import Scheduler
 import TestSupport
 import Testing
 import Transport
 
+@testable import Scheduler
+
 /// The main job on a real database and real sockets, in this process.
 @Suite struct DeliveryTests {
-    @Test func `a committed event arrives signed at every endpoint that matches, and a rolled-back one nowhere`() async throws {
+    @Test func `a committed event arrives signed at every endpoint that matches, and a rolled-back one nowhere`()
+        async throws
+    {
         let database = try await TestCluster.database()
         let (one, two, other) = (try Ledger(), try Ledger(), try Ledger())
         let secret = try await database.endpoint("one", url: one.url + "/hook?x=1").secret
@@ -27,7 +30,9 @@ import Transport
             #expect(request.target == "/hook?x=1")
             let id = try #require(request["webhook-id"])
             let time = try #require(request["webhook-timestamp"].flatMap { Int64($0) })
-            #expect(secret.verifies(try #require(request["webhook-signature"]), id: id, timestamp: time, body: request.body))
+            #expect(
+                secret.verifies(try #require(request["webhook-signature"]), id: id, timestamp: time, body: request.body)
+            )
             #expect(abs(time - Int64(Date().timeIntervalSince1970)) < 60)
         }
         // I6: as many attempt rows as requests; and nothing is left.
@@ -47,9 +52,13 @@ import Transport
         }
         #expect(Set(ledger.all.map { $0["webhook-id"] }).count == 1)
         #expect(ledger.all.map { $0["Outbox-Attempt"] } == ["1/3", "2/3", "3/3"])
-        let rows = try await database.column("SELECT concat_ws(' ', number, trigger, outcome, status, error_class) FROM outbox.attempt ORDER BY number")
+        let rows = try await database.column(
+            "SELECT concat_ws(' ', number, trigger, outcome, status, error_class) FROM outbox.attempt ORDER BY number")
         #expect(rows == ["1 first failure 500 http_5xx", "2 retry failure 500 http_5xx", "3 retry success 200"])
-        #expect(try await database.column("SELECT encode(response, 'escape') FROM outbox.attempt ORDER BY number") == ["ok", "ok", nil])
+        #expect(
+            try await database.column("SELECT encode(response, 'escape') FROM outbox.attempt ORDER BY number") == [
+                "ok", "ok", nil,
+            ])
         ledger.receiver.stop()
     }
 
@@ -61,7 +70,10 @@ import Transport
         try await TestWorker.run(database) {
             try await database.publish(2)
             #expect(try await eventually { try await database.deliveries("dead") == 2 })
-            #expect(try await database.column("SELECT DISTINCT concat_ws(' ', reason, attempts, status, error_class) FROM outbox.dead_letter") == ["exhausted 3 503 http_5xx"])
+            #expect(
+                try await database.column(
+                    "SELECT DISTINCT concat_ws(' ', reason, attempts, status, error_class) FROM outbox.dead_letter")
+                    == ["exhausted 3 503 http_5xx"])
             #expect(try await database.column("SELECT DISTINCT fingerprint FROM outbox.dead_letter").count == 1)
             #expect(try await database.isDrained())
             isHealthy.isSet = true
@@ -120,10 +132,18 @@ import Transport
         let id = try await database.endpoint("gone", url: ledger.url).id
         try await TestWorker.run(database) {
             try await database.publish()
-            #expect(try await eventually { try await database.number("SELECT count(*) FROM outbox.endpoint WHERE disabled_reason LIKE 'gone%'") == 1 })
+            #expect(
+                try await eventually {
+                    try await database.number("SELECT count(*) FROM outbox.endpoint WHERE disabled_reason LIKE 'gone%'")
+                        == 1
+                })
             #expect(try await database.deliveries("paused") == 1)
             try await database.publish()
-            #expect(try await eventually { try await database.number("SELECT coalesce(sum(waiting), 0)::bigint FROM outbox.backlog WHERE stage <> 'lane'") == 0 })
+            #expect(
+                try await eventually {
+                    try await database.number(
+                        "SELECT coalesce(sum(waiting), 0)::bigint FROM outbox.backlog WHERE stage <> 'lane'") == 0
+                })
             #expect(ledger.all.count == 1)
             isGone.isSet = false
             try await database.pool.run { try $0.enableEndpoint(id) }
@@ -136,13 +156,19 @@ import Transport
 
     @Test func `Retry-After rests the whole endpoint, and the others do not notice`() async throws {
         let database = try await TestCluster.database()
-        let resting = try Ledger { _, before in before == 0 ? Receiver.Answer(429, headers: [("Retry-After", "3600")]) : Receiver.Answer() }
+        let resting = try Ledger { _, before in
+            before == 0 ? Receiver.Answer(429, headers: [("Retry-After", "3600")]) : Receiver.Answer()
+        }
         let other = try Ledger()
         try await database.endpoint("resting", url: resting.url)
         try await database.endpoint("other", url: other.url)
         try await TestWorker.run(database) {
             try await database.publish()
-            #expect(try await eventually { try await database.number("SELECT count(*) FROM outbox.lane WHERE held_until > now() + interval '50 min'") == 1 })
+            #expect(
+                try await eventually {
+                    try await database.number(
+                        "SELECT count(*) FROM outbox.lane WHERE held_until > now() + interval '50 min'") == 1
+                })
             try await database.publish(20)
             #expect(await eventually { other.all.count == 21 })
             #expect(try await eventually { try await database.deliveries("waiting") == 21 })
@@ -156,12 +182,16 @@ import Transport
         let ledger = try Ledger()
         try await database.endpoint("later", url: ledger.url)
         try await TestWorker.run(database) {
-            try await database.script("SELECT outbox.publish('test', deliver_at => now() + interval '1 hour'), outbox.publish('test', deliver_at => now() + interval '700 ms')")
+            try await database.script(
+                "SELECT outbox.publish('test', deliver_at => now() + interval '1 hour'), outbox.publish('test', deliver_at => now() + interval '700 ms')"
+            )
             #expect(try await eventually { try await database.deliveries("waiting") == 2 })
             #expect(try await eventually { try await database.deliveries("delivered") == 1 })
             #expect(try await database.deliveries("waiting") == 1)
         }
-        let isOnTime = try await database.column("SELECT (a.started_at >= e.deliver_at)::text FROM outbox.attempt a JOIN outbox.event e ON e.id = a.event_id")
+        let isOnTime = try await database.column(
+            "SELECT (a.started_at >= e.deliver_at)::text FROM outbox.attempt a JOIN outbox.event e ON e.id = a.event_id"
+        )
         #expect(isOnTime == ["true"])
         ledger.receiver.stop()
     }
@@ -178,8 +208,14 @@ import Transport
             try await database.publish()
             #expect(try await eventually { try await database.deliveries("dead") == 3 })
         }
-        let dead = try await database.column("SELECT concat_ws(' ', endpoint, reason, attempts, status, error_class) FROM outbox.dead_letters ORDER BY endpoint")
-        #expect(dead == ["forbidden exhausted 1 blocked_address", "large permanent 1 413 http_4xx", "moved exhausted 1 307 redirect"])
+        let dead = try await database.column(
+            "SELECT concat_ws(' ', endpoint, reason, attempts, status, error_class) FROM outbox.dead_letters ORDER BY endpoint"
+        )
+        #expect(
+            dead == [
+                "forbidden exhausted 1 blocked_address", "large permanent 1 413 http_4xx",
+                "moved exhausted 1 307 redirect",
+            ])
         #expect(canary.all.isEmpty)
         for ledger in [canary, large, moved] { ledger.receiver.stop() }
     }
@@ -208,7 +244,9 @@ import Transport
         #expect(await eventually { ledger.all.count == 4 })
         try await worker.stop()
         // I7: nothing that was in flight at the stop is sent again.
-        #expect(try await database.number("SELECT count(*) FROM outbox.attempt WHERE outcome = 'success'") == ledger.all.count)
+        #expect(
+            try await database.number("SELECT count(*) FROM outbox.attempt WHERE outcome = 'success'")
+                == ledger.all.count)
         #expect(try await database.number("SELECT count(*) FROM outbox.batch") == 0)
         #expect(try await database.number("SELECT count(*) FROM outbox.worker") == 0)
         #expect(try await database.number("SELECT count(*) FROM outbox.lane WHERE lease_id IS NOT NULL") == 0)
@@ -247,7 +285,9 @@ import Transport
         var change = EndpointChange()
         change.name = "foreign"
         change.url = ledger.url
-        try await database.pool.run { [change] in _ = try $0.createEndpoint(change, secret: .generate(), keyring: foreign) }
+        try await database.pool.run { [change] in
+            _ = try $0.createEndpoint(change, secret: .generate(), keyring: foreign)
+        }
         try await database.endpoint("own", url: ledger.url)
         try await TestWorker.run(database) {
             try await database.publish(5)
@@ -279,9 +319,12 @@ import Transport
             try await TestWorker.run(database, configure: { $0.listens = listens }) {
                 if listens {
                     // Asleep means that it holds the lock exclusively.
-                    #expect(try await eventually {
-                        try await database.number("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 7231 AND objid = 2 AND mode = 'ExclusiveLock' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") == 1
-                    })
+                    #expect(
+                        try await eventually {
+                            try await database.number(
+                                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 7231 AND objid = 2 AND mode = 'ExclusiveLock' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+                            ) == 1
+                        })
                 }
                 try await database.publish()
                 #expect(await eventually { ledger.all.count == 1 })
@@ -298,7 +341,10 @@ import Transport
         configuration.database = try ConnectionTarget(database.connectionString + " options='-c role=outbox_worker'")
         let worker = try await TestWorker(configuration)
         try await database.publish()
-        #expect(try await eventually { try await database.number("SELECT count(*) FROM outbox.endpoint WHERE disabled_at IS NOT NULL") == 1 })
+        #expect(
+            try await eventually {
+                try await database.number("SELECT count(*) FROM outbox.endpoint WHERE disabled_at IS NOT NULL") == 1
+            })
         try await worker.stop()
         #expect(ledger.all.count == 2)
         ledger.receiver.stop()

@@ -1,8 +1,9 @@
-@testable import Scheduler
 import Outbox
 import Postgres
 import Testing
 import Transport
+
+@testable import Scheduler
 
 @Suite struct RetryAfterTests {
     private let now = Timestamp(year: 1994, month: 11, day: 6, hour: 8, minute: 49, second: 0)
@@ -17,7 +18,8 @@ import Transport
     }
 
     @Test(arguments: [
-        "", "-5", "1.5", "3600abc", "abc", "1 2", "Sun, 06 Nov 1994 08:49:37", "Sun, 32 Nov 1994 08:49:37 GMT", "Xyz, 06 Nov 1994 08:49:37 GMT",
+        "", "-5", "1.5", "3600abc", "abc", "1 2", "Sun, 06 Nov 1994 08:49:37", "Sun, 32 Nov 1994 08:49:37 GMT",
+        "Xyz, 06 Nov 1994 08:49:37 GMT",
         "Sun, 06 Nov 1994 25:49:37 GMT", "١٢", "0x10", String(repeating: "9", count: 65),
     ])
     func `an invalid wish is none`(value: String) {
@@ -26,10 +28,13 @@ import Transport
 }
 
 @Suite struct RetryPolicyTests {
-    private let endpoint = Endpoint(id: EndpointID(rawValue: .random()), name: "e", url: "http://x/", retrySchedule: [.seconds(10), .seconds(20)])
+    private let endpoint = Endpoint(
+        id: EndpointID(rawValue: .random()), name: "e", url: "http://x/", retrySchedule: [.seconds(10), .seconds(20)])
 
     private func judge(_ exchange: HTTPExchange, number: Int = 1, jitter: Double = 0.5) -> Verdict {
-        RetryPolicy.judge(exchange, endpoint: endpoint, number: number, trigger: .first, now: Timestamp(microseconds: 0), jitter: jitter)
+        RetryPolicy.judge(
+            exchange, endpoint: endpoint, number: number, trigger: .first, now: Timestamp(microseconds: 0),
+            jitter: jitter)
     }
 
     private func outcome(_ verdict: Verdict) -> String {

@@ -1,6 +1,7 @@
-@testable import Scheduler
 import Synchronization
 import Testing
+
+@testable import Scheduler
 
 @Suite struct WakeupTests {
     @Test func `a signal before the sleep is kept for it`() async {
@@ -50,7 +51,9 @@ import Testing
                 }
             }
             group.addTask {
-                while done.value.load(ordering: .sequentiallyConsistent) < 2000 { await wakeup.wait(upTo: .seconds(3600)) }
+                while done.value.load(ordering: .sequentiallyConsistent) < 2000 {
+                    await wakeup.wait(upTo: .seconds(3600))
+                }
             }
         }
     }

@@ -19,7 +19,10 @@ package final class ChildProcess: Sendable {
     }()
 
     /// Starts the program in a folder, with these variables in place of all `OUTBOX_*`, `PG*` and `DATABASE_URL`.
-    package init(_ program: String = ChildProcess.outboxctl, _ arguments: [String], in directory: String = "/", environment: [String: String] = [:], input: String = "") throws {
+    package init(
+        _ program: String = ChildProcess.outboxctl, _ arguments: [String], in directory: String = "/",
+        environment: [String: String] = [:], input: String = ""
+    ) throws {
         folder = FileManager.default.temporaryDirectory.path + "/outbox-child-\(UUID().uuidString)"
         try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
         try input.write(toFile: folder + "/in", atomically: false, encoding: .utf8)
@@ -46,14 +49,17 @@ package final class ChildProcess: Sendable {
                 Thread.detachNewThread {
                     var status: Int32 = 0
                     while waitpid(pid, &status, 0) < 0, errno == EINTR {}
-                    continuation.resume(returning: status & 0x7F == 0 ? .exit(status >> 8 & 0xFF) : .signal(status & 0x7F))
+                    continuation.resume(
+                        returning: status & 0x7F == 0 ? .exit(status >> 8 & 0xFF) : .signal(status & 0x7F))
                 }
             }
         }
     }
 
     /// Runs the program to its end.
-    package static func run(_ arguments: [String], in directory: String = "/", environment: [String: String] = [:], input: String = "") async throws -> (end: End, output: String, errors: String) {
+    package static func run(
+        _ arguments: [String], in directory: String = "/", environment: [String: String] = [:], input: String = ""
+    ) async throws -> (end: End, output: String, errors: String) {
         let child = try ChildProcess(outboxctl, arguments, in: directory, environment: environment, input: input)
         let end = await child.wait()
         defer { child.remove() }
@@ -82,11 +88,13 @@ package final class ChildProcess: Sendable {
 /// A worker process of its own, with short times.
 package struct Daemon {
     package static func start(
-        _ connectionString: String, keyFile: String, failPoint: String? = nil, lease: String = "2s", grace: String = "3s"
+        _ connectionString: String, keyFile: String, failPoint: String? = nil, lease: String = "2s",
+        grace: String = "3s"
     ) async throws -> ChildProcess {
         var environment = [
             "DATABASE_URL": connectionString, "OUTBOX_SECRET_KEY_FILE": keyFile, "OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8",
-            "OUTBOX_LEASE": lease, "OUTBOX_GRACE": grace, "OUTBOX_POLL_INTERVAL": "100ms", "OUTBOX_LOG_LEVEL": "warning",
+            "OUTBOX_LEASE": lease, "OUTBOX_GRACE": grace, "OUTBOX_POLL_INTERVAL": "100ms",
+            "OUTBOX_LOG_LEVEL": "warning",
         ]
         if let failPoint { environment["OUTBOX_FAIL_POINT"] = failPoint }
         let child = try ChildProcess(ChildProcess.outboxctl, ["run"], environment: environment)
@@ -96,7 +104,10 @@ package struct Daemon {
     /// A key file with the tests' key.
     package static func keyFile() throws -> String {
         let path = FileManager.default.temporaryDirectory.path + "/outbox-key-\(UUID().uuidString)"
-        guard FileManager.default.createFile(atPath: path, contents: Data(TestWorker.keyLine.utf8), attributes: [.posixPermissions: 0o600]) else {
+        guard
+            FileManager.default.createFile(
+                atPath: path, contents: Data(TestWorker.keyLine.utf8), attributes: [.posixPermissions: 0o600])
+        else {
             throw POSIXError(.EIO)
         }
         return path

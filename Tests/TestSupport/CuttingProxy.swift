@@ -24,7 +24,8 @@ package final class CuttingProxy: Sendable {
         var length = socklen_t(MemoryLayout<sockaddr_in>.size)
         let isBound = withUnsafeMutablePointer(to: &address) { pointer in
             pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { pointer in
-                bind(descriptor, pointer, length) == 0 && listen(descriptor, 64) == 0 && getsockname(descriptor, pointer, &length) == 0
+                bind(descriptor, pointer, length) == 0 && listen(descriptor, 64) == 0
+                    && getsockname(descriptor, pointer, &length) == 0
             }
         }
         guard isBound else { return nil }
@@ -53,7 +54,10 @@ package final class CuttingProxy: Sendable {
         var hasAttempts = false
         var buffer = [UInt8](repeating: 0, count: 65536)
         while true {
-            var descriptors = [pollfd(fd: client, events: Int16(POLLIN), revents: 0), pollfd(fd: server, events: Int16(POLLIN), revents: 0)]
+            var descriptors = [
+                pollfd(fd: client, events: Int16(POLLIN), revents: 0),
+                pollfd(fd: server, events: Int16(POLLIN), revents: 0),
+            ]
             guard poll(&descriptors, 2, -1) > 0 else { continue }
             if descriptors[1].revents != 0 {
                 let count = read(server, &buffer, buffer.count)
@@ -66,7 +70,8 @@ package final class CuttingProxy: Sendable {
                 // The statement's text passes only once; afterwards its recorder uses its name. One recorder, one connection:
                 // what matters is that this connection records, and that this message is its COMMIT.
                 if bytes.firstRange(of: Array("INSERT INTO outbox.attempt".utf8)) != nil { hasAttempts = true }
-                let isCommit = hasAttempts && bytes.first == UInt8(ascii: "Q") && bytes.firstRange(of: Array("COMMIT".utf8)) != nil
+                let isCommit =
+                    hasAttempts && bytes.first == UInt8(ascii: "Q") && bytes.firstRange(of: Array("COMMIT".utf8)) != nil
                 let cut = isCommit ? plan.withLock { $0.isEmpty ? nil : $0.removeFirst() } : nil
                 if cut != nil { cuts.withLock { $0 += 1 } }
                 if cut == .beforeCommit { return }

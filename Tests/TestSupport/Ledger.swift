@@ -11,7 +11,9 @@ package final class Ledger: Sendable {
     }
 
     /// Starts the receiver; the closure gets each request and how many came before it.
-    package init(answer: @escaping @Sendable (Receiver.Request, Int) -> Receiver.Answer = { _, _ in Receiver.Answer() }) throws {
+    package init(answer: @escaping @Sendable (Receiver.Request, Int) -> Receiver.Answer = { _, _ in Receiver.Answer() })
+        throws
+    {
         let log = Log()
         self.log = log
         receiver = try Receiver { request in

@@ -8,9 +8,11 @@ import Synchronization
 package enum TestCluster {
     /// Starts the server when the first test needs it. It is stopped, and its folder removed, when the process ends.
     private static let started = Task { () throws -> EmbeddedCluster in
-        let folder = FileManager.default.temporaryDirectory.path + "/outbox-tests-\(ProcessInfo.processInfo.processIdentifier)"
+        let folder =
+            FileManager.default.temporaryDirectory.path + "/outbox-tests-\(ProcessInfo.processInfo.processIdentifier)"
         // Durability is what the product relies on, not what these tests measure; the kill tests bring their own server.
-        let cluster = try await EmbeddedCluster(folder: folder, settings: ["fsync = off", "max_connections = 400", "log_min_messages = error"])
+        let cluster = try await EmbeddedCluster(
+            folder: folder, settings: ["fsync = off", "max_connections = 400", "log_min_messages = error"])
         Leftover.folder.withLock { $0 = (folder, cluster) }
         atexit {
             guard let (folder, cluster) = Leftover.folder.withLock({ $0 }) else { return }
@@ -22,7 +24,8 @@ package enum TestCluster {
             try connection.script("CREATE DATABASE template_outbox", within: .seconds(60))
         }
         await pool.close()
-        let template = ConnectionPool(try ConnectionTarget(cluster.connectionString + " dbname=template_outbox"), size: 1)
+        let template = ConnectionPool(
+            try ConnectionTarget(cluster.connectionString + " dbname=template_outbox"), size: 1)
         try await template.run { _ = try Migrator.migrate(&$0) }
         await template.close()
         return cluster
@@ -44,7 +47,10 @@ package enum TestCluster {
         try await making.withLock {
             let pool = ConnectionPool(try ConnectionTarget(server), size: 1)
             do {
-                try await pool.run { try $0.script("CREATE DATABASE \(name)\(migrated ? " TEMPLATE template_outbox" : "")", within: .seconds(60)) }
+                try await pool.run {
+                    try $0.script(
+                        "CREATE DATABASE \(name)\(migrated ? " TEMPLATE template_outbox" : "")", within: .seconds(60))
+                }
                 await pool.close()
             } catch {
                 await pool.close()
@@ -88,7 +94,9 @@ package final class TestDatabase: Sendable {
 
     package init(connectionString: String) {
         self.connectionString = connectionString
-        guard let target = try? ConnectionTarget(connectionString) else { preconditionFailure("our own string is valid") }
+        guard let target = try? ConnectionTarget(connectionString) else {
+            preconditionFailure("our own string is valid")
+        }
         pool = ConnectionPool(target, size: 2)
     }
 

@@ -34,7 +34,8 @@ package final class TestWorker: Sendable {
         let engine = try await Engine(configuration, keyring: Self.keyring, logger: logger)
         let group = ServiceGroup(
             configuration: ServiceGroupConfiguration(
-                services: engine.services.map { .init(service: $0, successTerminationBehavior: .ignore) }, logger: logger))
+                services: engine.services.map { .init(service: $0, successTerminationBehavior: .ignore) },
+                logger: logger))
         self.group = group
         task = Task { try await group.run() }
     }
@@ -82,7 +83,8 @@ extension TestDatabase {
         wish.timeout = .seconds(2)
         change(&wish)
         let secret = SigningSecret.generate()
-        let id = try await pool.run { [wish] in try $0.createEndpoint(wish, secret: secret, keyring: TestWorker.keyring) }
+        let id = try await pool.run { [wish] in try $0.createEndpoint(wish, secret: secret, keyring: TestWorker.keyring)
+        }
         return (id, secret)
     }
 

@@ -3,12 +3,15 @@ import Transport
 
 @Suite struct AddressPolicyTests {
     @Test(arguments: [
-        "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "100.127.255.255", "127.0.0.1", "127.255.255.255", "169.254.169.254",
-        "169.254.170.2", "172.16.0.1", "172.31.255.255", "192.0.0.192", "192.0.2.1", "192.88.99.1", "192.168.1.1", "198.18.0.1",
+        "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "100.127.255.255", "127.0.0.1", "127.255.255.255",
+        "169.254.169.254",
+        "169.254.170.2", "172.16.0.1", "172.31.255.255", "192.0.0.192", "192.0.2.1", "192.88.99.1", "192.168.1.1",
+        "198.18.0.1",
         "198.19.255.255", "198.51.100.1", "203.0.113.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "100.100.100.200",
         "::", "::1", "::ffff:127.0.0.1", "::ffff:8.8.8.8", "::ffff:a9fe:a9fe", "::127.0.0.1", "::ffff:0:127.0.0.1",
         "64:ff9b::7f00:1", "64:ff9b::169.254.169.254", "64:ff9b:1::a9fe:a9fe", "2002:7f00:1::", "2002:a9fe:a9fe::1",
-        "2001:0:7f00:1::", "2001:db8::1", "fe80::1", "fe80::5efe:127.0.0.1", "2600::5efe:7f00:1", "2600::200:5efe:a9fe:a9fe",
+        "2001:0:7f00:1::", "2001:db8::1", "fe80::1", "fe80::5efe:127.0.0.1", "2600::5efe:7f00:1",
+        "2600::200:5efe:a9fe:a9fe",
         "fec0::1", "fc00::1", "fd00:ec2::254", "fd20:ce::254", "ff02::1", "100::1", "5f00::1", "3fff::1",
     ])
     func `special addresses are refused`(text: String) throws {
@@ -17,7 +20,8 @@ import Transport
     }
 
     @Test(arguments: [
-        "8.8.8.8", "1.1.1.1", "100.63.255.254", "100.128.0.1", "172.15.255.255", "172.32.0.0", "192.167.255.255", "198.17.255.255",
+        "8.8.8.8", "1.1.1.1", "100.63.255.254", "100.128.0.1", "172.15.255.255", "172.32.0.0", "192.167.255.255",
+        "198.17.255.255",
         "223.255.255.255", "2606:4700:4700::1111", "64:ff9b::808:808", "2600::5efe:808:808",
     ])
     func `public addresses are allowed`(text: String) throws {
@@ -42,11 +46,13 @@ import Transport
 
 @Suite struct TargetURLTests {
     @Test(arguments: [
-        "", "127.0.0.1", "127.0.0.1:22", "//127.0.0.1/", "file:///etc/passwd", "gopher://x/", "ftp://x/", "ws://x/", "http:/127.0.0.1/",
+        "", "127.0.0.1", "127.0.0.1:22", "//127.0.0.1/", "file:///etc/passwd", "gopher://x/", "ftp://x/", "ws://x/",
+        "http:/127.0.0.1/",
         "http:///127.0.0.1/", "http:\\\\127.0.0.1\\", "http://user@example.com/", "http://ok.example:80@127.0.0.1:22/",
         "http://127.0.0.1#@ok.example/", "http://ok.example\\@127.0.0.1/", "http://①②⑦.⓪.⓪.①/", "http://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ/",
         "http://h%00.example/", "http://h%0d%0a/", "http://a b/", "http://example.com/a b", "http://example.com:65536/",
-        "http://example.com:0/", "http://example.com:-1/", "http://[127.0.0.1]/", "http://[::1]x/", "http://example.com/\r\nX: y",
+        "http://example.com:0/", "http://example.com:-1/", "http://[127.0.0.1]/", "http://[::1]x/",
+        "http://example.com/\r\nX: y",
     ])
     func `what cannot be an endpoint's URL is refused with a reason`(text: String) {
         let refusal = #expect(throws: TargetURL.Refusal.self) { try TargetURL(text) }
@@ -73,9 +79,12 @@ import Transport
 @Suite struct HTTPHeaderTests {
     @Test(arguments: [
         ("", "x"), ("Bad Name", "x"), ("Bad\r\nName", "x"), ("Nämé", "x"), ("X:Y", "x"), ("Host", "evil.internal"),
-        ("content-length", "0"), ("Transfer-Encoding", "chunked"), ("Connection", "close"), ("Proxy-Authorization", "x"),
-        ("Webhook-Id", "x"), ("webhook-signature", "x"), ("Outbox-Attempt", "1"), ("Expect", "100-continue"), ("User-Agent", "x"),
-        ("X-A", "a\r\nX-B: c"), ("X-A", "a\nb"), ("X-A", "a\0b"), ("X-A", "\u{1}"), ("X-A", "\u{7F}"), ("X-A", " a"), ("X-A", "a "),
+        ("content-length", "0"), ("Transfer-Encoding", "chunked"), ("Connection", "close"),
+        ("Proxy-Authorization", "x"),
+        ("Webhook-Id", "x"), ("webhook-signature", "x"), ("Outbox-Attempt", "1"), ("Expect", "100-continue"),
+        ("User-Agent", "x"),
+        ("X-A", "a\r\nX-B: c"), ("X-A", "a\nb"), ("X-A", "a\0b"), ("X-A", "\u{1}"), ("X-A", "\u{7F}"), ("X-A", " a"),
+        ("X-A", "a "),
         ("X-A", String(repeating: "a", count: 4097)), (String(repeating: "a", count: 257), "x"),
     ])
     func `an unsafe header cannot be made, and the reason does not tell its value`(name: String, value: String) {

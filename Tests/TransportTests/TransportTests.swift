@@ -14,7 +14,9 @@ import Transport
         let ledger = try Ledger { _, _ in answer }
         let transport = Transport(policy: local)
         let exchange = await transport.send(
-            HTTPRequest(method: method, url: ledger.url + "/a%20b?q=1&q=%2F", headers: headers, body: Array(body.utf8), timeout: timeout))
+            HTTPRequest(
+                method: method, url: ledger.url + "/a%20b?q=1&q=%2F", headers: headers, body: Array(body.utf8),
+                timeout: timeout))
         await transport.stop()
         ledger.receiver.stop()
         return (exchange, ledger.all)
@@ -22,8 +24,12 @@ import Transport
 
     @Test(arguments: HTTPRequest.Method.allCases)
     func `a request arrives as it was given`(method: HTTPRequest.Method) async throws {
-        let headers = [try HTTPHeader(name: "X-One", value: "1"), try HTTPHeader(name: "X-One", value: "2"), try HTTPHeader(name: "X-Empty", value: "")]
-        let (exchange, requests) = try await exchange(Receiver.Answer(201, headers: [("X-Request-Id", "r-1")]), method: method, headers: headers, body: "hello")
+        let headers = [
+            try HTTPHeader(name: "X-One", value: "1"), try HTTPHeader(name: "X-One", value: "2"),
+            try HTTPHeader(name: "X-Empty", value: ""),
+        ]
+        let (exchange, requests) = try await exchange(
+            Receiver.Answer(201, headers: [("X-Request-Id", "r-1")]), method: method, headers: headers, body: "hello")
         #expect(exchange.status == 201)
         #expect(exchange.failure == nil)
         #expect(exchange.requestID == "r-1")
@@ -84,7 +90,8 @@ import Transport
     }
 
     @Test(arguments: [
-        (Receiver.Answer(manner: .silence), HTTPExchange.Failure.timeout), (Receiver.Answer(manner: .hangUp), .connectionLost),
+        (Receiver.Answer(manner: .silence), HTTPExchange.Failure.timeout),
+        (Receiver.Answer(manner: .hangUp), .connectionLost),
         (Receiver.Answer(manner: .bytes(Array("SSH-2.0-x\r\n".utf8))), .protocolError),
     ])
     func `no answer has a class of its own`(answer: Receiver.Answer, failure: HTTPExchange.Failure) async throws {
@@ -101,9 +108,12 @@ import Transport
         #expect(exchange.failure != nil)
     }
 
-    @Test func `a reused connection that dies is reported, and the request is not sent again in silence`() async throws {
+    @Test func `a reused connection that dies is reported, and the request is not sent again in silence`() async throws
+    {
         // Every second request on a connection is read and then hung up on: libcurl would send it again by itself.
-        let ledger = try Ledger { request, before in before % 2 == 0 ? Receiver.Answer() : Receiver.Answer(manner: .hangUp) }
+        let ledger = try Ledger { request, before in
+            before % 2 == 0 ? Receiver.Answer() : Receiver.Answer(manner: .hangUp)
+        }
         let transport = Transport(policy: local)
         var outcomes: [String] = []
         for _ in 0..<6 {
@@ -206,7 +216,8 @@ import Transport
             for _ in 0..<200 {
                 group.addTask {
                     let exchange = await transport.send(HTTPRequest(url: url))
-                    return exchange.status.map(String.init) ?? "\(exchange.failure?.rawValue ?? "-") \(exchange.message ?? "-")"
+                    return exchange.status.map(String.init)
+                        ?? "\(exchange.failure?.rawValue ?? "-") \(exchange.message ?? "-")"
                 }
             }
             return await group.reduce(into: []) { $0.append($1) }
