@@ -20,7 +20,7 @@ extension Int64: PostgresDecodable {
         guard let text = unsafe text, let first = unsafe text.first else { return nil }
         let isNegative = first == UInt8(ascii: "-")
         var value: Int64 = 0
-        for position in unsafe (isNegative ? 1 : 0)..<text.count {
+        for position in (isNegative ? 1 : 0)..<text.count {
             let byte = unsafe text[position]
             guard byte >= 48, byte <= 57 else { return nil }
             // Accumulated as a negative number, whose range is one larger.

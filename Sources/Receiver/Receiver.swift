@@ -133,6 +133,8 @@ package final class Receiver: Sendable {
                 if state.withLock({ $0.isStopped }) || errno == EBADF || errno == EINVAL { break }
                 continue
             }
+            // Programs that the process starts must not hold our connections open.
+            _ = fcntl(connection, F_SETFD, FD_CLOEXEC)
             let number: Int? = state.withLock { state in
                 if state.isStopped { return nil }
                 state.connections.insert(connection)
@@ -143,6 +145,7 @@ package final class Receiver: Sendable {
             Thread.detach {
                 self.serve(connection, number)
                 self.state.withLock { _ = $0.connections.remove(connection) }
+                shutdown(connection, Int32(SHUT_RDWR))
                 close(connection)
             }
         }

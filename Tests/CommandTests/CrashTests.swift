@@ -116,20 +116,20 @@ import Testing
             $0.timeout = .seconds(60)
         }
         let key = try Daemon.keyFile()
-        let published = try await database.publish(10)
+        let published = try await database.publish(1)
         let sleeper = try await Daemon.start(database.connectionString, keyFile: key, failPoint: "record.before=stop")
-        #expect(await eventually { sleeper.isStopped && ledger.all.count >= 10 })
+        #expect(await eventually { sleeper.isStopped && ledger.all.count == 1 })
         isTakenOver.isSet = true
         let other = try await Daemon.start(database.connectionString, keyFile: key)
-        #expect(try await eventually { try await database.deliveries("waiting") == 10 })
+        #expect(try await eventually { try await database.deliveries("waiting") == 1 })
         sleeper.signal(SIGCONT)
         // I5: a recorded 2xx resolves the delivery, whoever recorded it.
-        #expect(try await eventually { try await database.deliveries("delivered") == 10 })
+        #expect(try await eventually { try await database.deliveries("delivered") == 1 })
         for worker in [sleeper, other] {
             worker.signal(SIGTERM)
             #expect(await worker.wait() == .exit(0))
         }
-        #expect(try await check(published, ledger, database) == ledger.all.count - 10)
+        #expect(try await check(published, ledger, database) == ledger.all.count - 1)
         ledger.receiver.stop()
     }
 
@@ -233,7 +233,11 @@ import Testing
         async throws
     {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, before in Receiver.Answer(before % 5 == 0 ? 500 : 200) }
+        // The first attempt of some events fails, so that waiting rows are written in the transactions, too.
+        let ledger = try Ledger { request, _ in
+            let isFirst = request["Outbox-Attempt"]?.hasPrefix("1/") == true
+            return Receiver.Answer(isFirst && request["webhook-id"]?.hasSuffix("5") == true ? 500 : 200)
+        }
         try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 4 }
         let socket = try #require(database.connectionString.split(separator: "'").dropFirst().first)
         let name = try #require(database.connectionString.split(separator: "=").last)

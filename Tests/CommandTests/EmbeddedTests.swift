@@ -25,7 +25,7 @@ import Testing
         let folder = try folder()
         let ledger = try Ledger()
         let environment = ["OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8", "OUTBOX_LEASE": "2s"]
-        func outboxctl(_ arguments: String...) async throws -> String {
+        @Sendable func outboxctl(_ arguments: String...) async throws -> String {
             let (end, output, errors) = try await ChildProcess.run(arguments, in: folder, environment: environment)
             #expect(end == .exit(0), "\(arguments) \(errors)")
             return output
