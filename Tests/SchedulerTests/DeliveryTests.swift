@@ -349,4 +349,91 @@ import Transport
         #expect(ledger.all.count == 2)
         ledger.receiver.stop()
     }
+
+    @Test func `no transaction is open while a request is`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(500)) }
+        try await database.endpoint("e", url: ledger.url)
+        try await TestWorker.run(database) {
+            try await database.publish(20)
+            #expect(await eventually { ledger.all.count == 20 })
+            let open = try await database.number(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'"
+            )
+            #expect(open == 0)
+            #expect(try await eventually { try await database.deliveries("delivered") == 20 })
+        }
+        ledger.receiver.stop()
+    }
+
+    @Test func `a worker whose every connection is cut finds its way back`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(5)) }
+        try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 8 }
+        try await TestWorker.run(database) {
+            var ids: [Int64] = []
+            for _ in 0..<5 {
+                ids += try await database.publish(100)
+                try await database.pool.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'outbox/test%'"
+                )
+            }
+            #expect(try await eventually { try await database.isDrained() })
+            #expect(Set(ledger.eventIDs) == Set(ids))
+        }
+        #expect(try await database.number("SELECT count(*) FROM outbox.attempt") == ledger.all.count)
+        ledger.receiver.stop()
+    }
+
+    @Test func `an endpoint that is deleted with requests in flight leaves nothing waiting`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger { _, _ in Receiver.Answer(500, delay: .milliseconds(700)) }
+        let id = try await database.endpoint("e", url: ledger.url, retries: [.seconds(3600)]).id
+        try await TestWorker.run(database) {
+            try await database.publish(5)
+            #expect(await eventually { ledger.all.count == 5 })
+            try await database.pool.run { try $0.deleteEndpoint(id, reason: nil) }
+            #expect(try await eventually { try await database.deliveries("cancelled") == 5 })
+        }
+        #expect(try await database.isDrained())
+        #expect(try await database.column("SELECT problem FROM outbox.problems") == [])
+        ledger.receiver.stop()
+    }
+
+    @Test func `a retry of a delivery in flight does not send it twice`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger { request, _ in
+            request["Outbox-Attempt"]?.hasPrefix("1/") == true
+                ? Receiver.Answer(500) : Receiver.Answer(delay: .milliseconds(700))
+        }
+        let id = try await database.endpoint("e", url: ledger.url).id
+        try await TestWorker.run(database) {
+            let event = EventID(rawValue: try await database.publish()[0])
+            #expect(await eventually { ledger.all.count == 2 })
+            try await database.pool.run { try $0.retryDelivery(Pair(event: event, endpoint: id), reason: nil) }
+            #expect(try await eventually { try await database.deliveries("delivered") == 1 })
+        }
+        #expect(ledger.all.count == 2)
+        ledger.receiver.stop()
+    }
+
+    @Test func `a probe goes alone, after what was read before it`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        let id = try await database.endpoint("e", url: ledger.url).id
+        // As after a crash: a lane with due rows, one of which took its worker along before.
+        let ids = try await database.publish(6)
+        try await database.script(
+            """
+            INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, crashes)
+            SELECT id, '\(id)', created_at, now() - interval '1 min', 'retry', CASE WHEN id = \(ids[3]) THEN 1 ELSE 0 END FROM outbox.event;
+            UPDATE outbox.lane SET due_at = '-infinity'; INSERT INTO outbox.cut (done) SELECT pg_current_snapshot()
+            """)
+        try await TestWorker.run(database) {
+            let isThrough = try await eventually { try await database.deliveries("delivered") == 6 }
+            #expect(isThrough)
+        }
+        #expect(ledger.counts == Dictionary(uniqueKeysWithValues: ids.map { ($0, 1) }))
+        ledger.receiver.stop()
+    }
 }

@@ -1,0 +1,139 @@
+import Outbox
+import Postgres
+import TestSupport
+import Testing
+
+@Suite struct HousekeepingTests {
+    private func partitions(_ database: TestDatabase, _ parent: String) async throws -> Int {
+        try await database.number(
+            "SELECT count(*) FROM outbox.partitions WHERE parent = \(parent) AND lower IS NOT NULL")
+    }
+
+    /// An old partition with so many events in it, as if it had been made long ago.
+    private func makeOld(_ database: TestDatabase, events: Int) async throws {
+        try await database.script(
+            """
+            CREATE TABLE outbox.event_old PARTITION OF outbox.event FOR VALUES FROM ('2020-01-01') TO ('2020-01-02');
+            INSERT INTO outbox.event (type, created_at) SELECT 'old', '2020-01-01 12:00' FROM generate_series(1, \(events))
+            """)
+    }
+
+    @Test func `partitions are made ahead, by many at once, for days and for hours`() async throws {
+        let database = try await TestCluster.database()
+        #expect(try await partitions(database, "event") == 4)
+        #expect(try await partitions(database, "attempt") == 4)
+        try await database.script("UPDATE outbox.setting SET partition_unit = 'hour'")
+        // The day's partitions cover the next hours already; nothing breaks, and nothing is made twice.
+        let pool = try database.newPool(size: 4)
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            for _ in 0..<4 { group.addTask { _ = try await pool.run { try $0.keepHouse() } } }
+            try await group.waitForAll()
+        }
+        #expect(try await partitions(database, "event") >= 4)
+        try await database.publish()
+        await pool.close()
+    }
+
+    @Test func `what nobody prepared for lands in the DEFAULT partition, is cut, and is reported`() async throws {
+        let database = try await TestCluster.database()
+        try await database.script(
+            "DO $$ DECLARE p text; BEGIN FOR p IN SELECT name FROM outbox.partitions WHERE parent = 'event' AND lower IS NOT NULL LOOP EXECUTE format('DROP TABLE outbox.%I', p); END LOOP; END $$"
+        )
+        try await database.publish(3)
+        #expect(try await database.number("SELECT count(*) FROM outbox.event_default") == 3)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(3))
+        #expect(
+            try await database.column("SELECT problem FROM outbox.problems WHERE problem LIKE 'default%'") == [
+                "default_partition_used"
+            ])
+        // Today's partition cannot be made over those rows; tomorrow's can, and nothing fails.
+        _ = try await database.pool.run { try $0.keepHouse() }
+        try await database.publish()
+        #expect(try await partitions(database, "event") == 3)
+    }
+
+    @Test func `an open producer transaction neither fails the upkeep nor is stopped by it`() async throws {
+        let database = try await TestCluster.database()
+        try await database.script("UPDATE outbox.setting SET event_retention = '1 hour'")
+        try await makeOld(database, events: 0)
+        let producer = try database.newPool()
+        try await producer.run { try $0.script("BEGIN; INSERT INTO outbox.event (type) VALUES ('open')") }
+        let dropped = try await database.pool.run { try $0.keepHouse() }
+        #expect(dropped == [] || dropped == ["event_old"])
+        try await producer.run { try $0.script("INSERT INTO outbox.event (type) VALUES ('more'); COMMIT") }
+        #expect(try await database.number("SELECT count(*) FROM outbox.event") == 2)
+        await producer.close()
+    }
+
+    @Test func `an expired partition is dropped only when nothing of it is outstanding`() async throws {
+        let database = try await TestCluster.database()
+        let id = try await database.endpoint("e", url: "https://example.com/").id
+        try await makeOld(database, events: 1)
+        let event = try await database.number("SELECT id FROM outbox.event WHERE type = 'old'")
+        func dropped() async throws -> [String] { try await database.pool.run { try $0.keepHouse() } }
+        // Not cut yet.
+        #expect(try await dropped() == [])
+        #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(1))
+        // In a batch.
+        #expect(try await dropped() == [])
+        try await database.script("DELETE FROM outbox.batch")
+        // Waiting in a lane.
+        try await database.script(
+            "INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger) VALUES (\(event), '\(id)', '2020-01-01 12:00', now(), 'first')"
+        )
+        #expect(try await dropped() == [])
+        // Among the dead letters.
+        try await database.script(
+            """
+            DELETE FROM outbox.delivery;
+            INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, fingerprint)
+            VALUES (\(event), '\(id)', '2020-01-01 12:00', 'exhausted', 1, 'x')
+            """)
+        #expect(try await dropped() == [])
+        try await database.script("DELETE FROM outbox.dead_letter")
+        #expect(try await dropped() == ["event_old"])
+        #expect(try await database.number("SELECT count(*) FROM outbox.event") == 0)
+    }
+}
+
+@Suite struct EndpointSecretTests {
+    private func defects(_ database: TestDatabase, _ keyring: Keyring) async throws -> [String?] {
+        try await database.pool.run { try $0.endpoints(keyring: keyring).endpoints.map(\.defect) }
+    }
+
+    @Test func `a secret is sealed at rest, opens after a key rotation, and not in another endpoint's row`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        let (old, new) = (Keyring.newKeyLine(), Keyring.newKeyLine())
+        let secret = SigningSecret.generate()
+        for name in ["one", "two"] {
+            var change = EndpointChange()
+            change.name = name
+            change.url = "https://example.com/"
+            let keyring = try Keyring(text: old)
+            try await database.pool.run { [change] in
+                _ = try $0.createEndpoint(change, secret: secret, keyring: keyring)
+            }
+        }
+        // The database holds neither the secret nor the key.
+        let dump = try await database.column("SELECT convert_from(sealed, 'LATIN1') FROM outbox.secret").compactMap {
+            $0
+        }.joined()
+        #expect(!dump.contains(secret.revealed.dropFirst(6)))
+        let rotated = try Keyring(text: "# newest first\n" + new + old)
+        #expect(try await defects(database, rotated) == [nil, nil])
+        let opened = try await database.pool.run {
+            try $0.endpoints(keyring: rotated).endpoints.flatMap(\.secrets).map(\.revealed)
+        }
+        #expect(opened == [secret.revealed, secret.revealed])
+        // Without the old key they cannot be opened, and the reason names the key's id.
+        let missing = try await defects(database, try Keyring(text: new))
+        #expect(missing.allSatisfy { $0?.contains("OUTBOX_SECRET_KEY_FILE") == true })
+        // Moved to the other endpoint, or changed by one bit, they do not open.
+        try await database.script(
+            "UPDATE outbox.secret SET endpoint_id = (SELECT id FROM outbox.endpoint n WHERE n.id <> secret.endpoint_id)"
+        )
+        #expect(try await defects(database, rotated).allSatisfy { $0?.contains("another endpoint") == true })
+    }
+}
