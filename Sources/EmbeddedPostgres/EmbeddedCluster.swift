@@ -51,6 +51,11 @@ package final class EmbeddedCluster: Sendable {
         connectionString = "host='\(place.socket)' port=5432 user=outbox dbname=outbox"
         if !isRunning { try start(place) }
         try await makeDatabase(place)
+        // For psql and other clients: psql "$(cat .outbox/connection)"
+        do { try connectionString.write(toFile: place.folder + "/connection", atomically: true, encoding: .utf8) } catch
+        {
+            throw Refusal(description: "cannot write \(place.folder)/connection: \(error.localizedDescription)")
+        }
     }
 
     /// Leaves the cluster; the last one stops the server.

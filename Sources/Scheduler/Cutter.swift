@@ -29,35 +29,19 @@ final class Cutter: Service {
     }
 
     func run() async {
-        await withGracefulShutdownHandler {
-            var pause = Self.shortest
-            var failures = 0
-            while !wakeup.isStopped && !Task.isCancelled {
-                do {
-                    let cut = try await cut(pool)
-                    failures = 0
-                    if case .events(let count) = cut, count > 0 {
-                        onCut()
-                        pause = Self.shortest
-                        if count >= configuration.cutBudget { continue }
-                    }
-                    if pause >= Self.sleepy, let listener, try await sleep(listener) {
-                        pause = Self.shortest
-                    } else {
-                        await wakeup.wait(upTo: pause)
-                        pause = min(pause * 2, configuration.pollInterval)
-                    }
-                } catch {
-                    failures += 1
-                    if failures == 1 || failures % 60 == 0 {
-                        logger.error("cannot look for new events; trying again", metadata: ["error": "\(error)"])
-                    }
-                    await wakeup.wait(
-                        upTo: min(.milliseconds(100 * failures), .seconds(2)) * Double.random(in: 0.5...1))
-                }
+        var pause = Self.shortest
+        await wakeup.run(complaint: "cannot look for new events; trying again", to: logger) {
+            if case .events(let count) = try await cut(pool), count > 0 {
+                onCut()
+                pause = Self.shortest
+                if count >= configuration.cutBudget { return nil }
             }
-        } onGracefulShutdown: {
-            self.wakeup.stop()
+            if pause >= Self.sleepy, let listener, try await sleep(listener) {
+                pause = Self.shortest
+                return nil
+            }
+            defer { pause = min(pause * 2, configuration.pollInterval) }
+            return pause
         }
     }
 

@@ -5,62 +5,27 @@ import ServiceLifecycle
 
 /// Claims batches and gives each pair of event and endpoint to the sender, or to the endpoint's lane.
 final class Dispatcher: Service {
-    private let pool: ConnectionPool
-    private let directory: EndpointDirectory
-    private let clock: DatabaseClock
-    private let keeper: LeaseKeeper
-    private let recorder: Recorder
-    private let sender: Sender
-    private let configuration: EngineConfiguration
-    private let logger: Logger
+    private let parts: EngineParts
     private let wakeup = Wakeup()
 
-    init(
-        pool: ConnectionPool, directory: EndpointDirectory, clock: DatabaseClock, keeper: LeaseKeeper,
-        recorder: Recorder, sender: Sender, configuration: EngineConfiguration, logger: Logger
-    ) {
-        self.pool = pool
-        self.directory = directory
-        self.clock = clock
-        self.keeper = keeper
-        self.recorder = recorder
-        self.sender = sender
-        self.configuration = configuration
-        self.logger = logger
+    init(_ parts: EngineParts) {
+        self.parts = parts
     }
 
     /// There may be a batch, or room for one.
     func wake() { wakeup.signal() }
 
     func run() async {
-        await withGracefulShutdownHandler {
-            var floor = BatchID(rawValue: 0)
-            var floorReadAt: ContinuousClock.Instant?
-            var failures = 0
-            while !wakeup.isStopped && !Task.isCancelled {
-                guard sender.hasRoom, recorder.hasRoom else {
-                    await wakeup.wait(upTo: .milliseconds(50))
-                    continue
-                }
-                do {
-                    if floorReadAt.map({ .now - $0 > .seconds(2) }) ?? true {
-                        floor = try await pool.run { try $0.batchFloor() }
-                        floorReadAt = .now
-                    }
-                    let isMore = try await claim(floor: floor)
-                    failures = 0
-                    if !isMore { await wakeup.wait(upTo: configuration.pollInterval / 4) }
-                } catch {
-                    failures += 1
-                    if failures == 1 || failures % 60 == 0 {
-                        logger.error("cannot claim events; trying again", metadata: ["error": "\(error)"])
-                    }
-                    await wakeup.wait(
-                        upTo: min(.milliseconds(100 * failures), .seconds(2)) * Double.random(in: 0.5...1))
-                }
+        var floor = BatchID(rawValue: 0)
+        var floorReadAt: ContinuousClock.Instant?
+        await wakeup.run(complaint: "cannot claim events; trying again", to: parts.logger) {
+            guard parts.sender.hasRoom, parts.recorder.hasRoom else { return .milliseconds(50) }
+            if floorReadAt.map({ .now - $0 > .seconds(2) }) ?? true {
+                floor = try await parts.pool.run { try $0.batchFloor() }
+                floorReadAt = .now
             }
-        } onGracefulShutdown: {
-            self.wakeup.stop()
+            let isMore = try await claim(floor: floor)
+            return isMore ? nil : parts.configuration.pollInterval / 4
         }
     }
 
@@ -72,32 +37,32 @@ final class Dispatcher: Service {
         let asked = ContinuousClock.now
         let claim: BatchClaim
         do {
-            claim = try await pool.run { [configuration] in
+            claim = try await parts.pool.run { [configuration = parts.configuration] in
                 try $0.claimBatch(
                     lease: leaseID, worker: configuration.worker, for: configuration.lease, floor: floor)
             }
         } catch let error as PostgresError where error.isOutcomeUnknown {
             // Whatever the lost answer said: give it back, so that nobody has to wait for the lease to end.
-            try await pool.run { try $0.releaseLeases(of: leaseID) }
+            try await parts.pool.run { try $0.releaseLeases(of: leaseID) }
             throw error
         }
-        clock.set(claim.now)
+        parts.clock.set(claim.now)
         guard let batch = claim.batch else {
-            _ = try await directory.refreshed(to: claim.generation)
+            _ = try await parts.directory.refreshed(to: claim.generation)
             return false
         }
         FailPoint.reach(.claimAfter)
         if batch.events.count < batch.size {
-            logger.critical(
+            parts.logger.critical(
                 "events of a batch are gone from the event table",
                 metadata: ["batch": "\(batch.id)", "missing": "\(batch.size - batch.events.count)"])
         }
         do {
-            let endpoints = try await directory.refreshed(to: claim.generation)
+            let endpoints = try await parts.directory.refreshed(to: claim.generation)
             try await dispatch(batch, to: endpoints, claimedAt: asked)
         } catch {
             // Nothing of it was dispatched: let another have it, or us again.
-            try await pool.run { try $0.releaseLeases(of: leaseID) }
+            try await parts.pool.run { try $0.releaseLeases(of: leaseID) }
             throw error
         }
         return true
@@ -107,8 +72,9 @@ final class Dispatcher: Service {
         _ batch: ClaimedBatch, to endpoints: EndpointDirectory.Snapshot, claimedAt: ContinuousClock.Instant
     ) async throws {
         // A former holder may have got somewhere: what it resolved or moved is not sent again.
-        let resolved = batch.claims > 1 ? try await pool.run { try $0.resolvedPairs(of: batch.events.map(\.id)) } : []
-        let now = clock.now
+        let resolved =
+            batch.claims > 1 ? try await parts.pool.run { try $0.resolvedPairs(of: batch.events.map(\.id)) } : []
+        let now = parts.clock.now
         var pairs: [(event: Event, endpoint: Endpoint)] = []
         for event in batch.events {
             endpoints.forEach(wanting: event) { endpoint in
@@ -120,16 +86,16 @@ final class Dispatcher: Service {
         let lease = Lease(
             .batch(batch.id, batch.lease), claims: batch.claims, events: batch.events.map(\.id),
             unresolved: pairs.count,
-            trustedUntil: claimedAt + configuration.lease)
-        if pairs.isEmpty { return recorder.finish(lease) }
-        keeper.keep(lease)
+            trustedUntil: claimedAt + parts.configuration.lease)
+        if pairs.isEmpty { return parts.recorder.finish(lease) }
+        parts.keeper.keep(lease)
 
         var sends: [Send] = []
         var waiting: [Recorder.Report] = []
         sends.reserveCapacity(pairs.count)
         for (event, endpoint) in pairs {
             // A batch that keeps losing its workers goes to the lanes, where a lethal payload is found out alone.
-            let isDangerous = batch.claims >= configuration.mostBatchClaims
+            let isDangerous = batch.claims >= parts.configuration.mostBatchClaims
             let rest = event.deliverAt.map { Duration.microseconds($0.microseconds - now.microseconds) } ?? .zero
             if isDangerous || rest > .zero || !endpoint.isOpen(at: now) {
                 let outcome = Outcome(
@@ -141,10 +107,10 @@ final class Dispatcher: Service {
                 sends.append(
                     Send(
                         event: event, endpoint: endpoint.id, number: batch.claims, trigger: .first, lease: lease,
-                        startBy: claimedAt + configuration.softDeadline))
+                        startBy: claimedAt + parts.configuration.softDeadline))
             }
         }
-        recorder.submit(waiting)
-        sender.enqueue(sends)
+        parts.recorder.submit(waiting)
+        parts.sender.enqueue(sends)
     }
 }

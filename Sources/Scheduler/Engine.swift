@@ -55,12 +55,11 @@ package struct Engine: Sendable {
             transport: transport, recorder: recorder, directory: directory, clock: clock, configuration: configuration,
             logger: logger)
         sender.setInstance(instance)
-        let dispatcher = Dispatcher(
+        let parts = EngineParts(
             pool: pool, directory: directory, clock: clock, keeper: keeper, recorder: recorder, sender: sender,
             configuration: configuration, logger: logger)
-        let lanes = LaneRunner(
-            pool: pool, directory: directory, clock: clock, keeper: keeper, recorder: recorder, sender: sender,
-            configuration: configuration, logger: logger)
+        let dispatcher = Dispatcher(parts)
+        let lanes = LaneRunner(parts)
         let cutter = Cutter(
             pool: pool, listener: listener, configuration: configuration, logger: logger, onCut: { dispatcher.wake() })
         let janitor = Janitor(pool: pool, configuration: configuration, logger: logger)
@@ -74,6 +73,18 @@ package struct Engine: Sendable {
         // Lanes stop after the sender has let go of their requests, and before the last outcomes are recorded.
         services = [pools, recorder, keeper, lanes, sender, cutter, dispatcher, janitor]
     }
+}
+
+/// What the claiming services work with.
+struct EngineParts: Sendable {
+    let pool: ConnectionPool
+    let directory: EndpointDirectory
+    let clock: DatabaseClock
+    let keeper: LeaseKeeper
+    let recorder: Recorder
+    let sender: Sender
+    let configuration: EngineConfiguration
+    let logger: Logger
 }
 
 /// Closes the connections after everybody who uses them has stopped.

@@ -5,28 +5,11 @@ import ServiceLifecycle
 
 /// Claims lanes with due deliveries and works each one off: page by page, oldest first, until nothing is due.
 final class LaneRunner: Service {
-    private let pool: ConnectionPool
-    private let directory: EndpointDirectory
-    private let clock: DatabaseClock
-    private let keeper: LeaseKeeper
-    private let recorder: Recorder
-    private let sender: Sender
-    private let configuration: EngineConfiguration
-    private let logger: Logger
+    private let parts: EngineParts
     private let wakeup = Wakeup()
 
-    init(
-        pool: ConnectionPool, directory: EndpointDirectory, clock: DatabaseClock, keeper: LeaseKeeper,
-        recorder: Recorder, sender: Sender, configuration: EngineConfiguration, logger: Logger
-    ) {
-        self.pool = pool
-        self.directory = directory
-        self.clock = clock
-        self.keeper = keeper
-        self.recorder = recorder
-        self.sender = sender
-        self.configuration = configuration
-        self.logger = logger
+    init(_ parts: EngineParts) {
+        self.parts = parts
     }
 
     /// How many lanes one process works on at a time; each has up to a page of deliveries in memory.
@@ -36,65 +19,49 @@ final class LaneRunner: Service {
     func wake() { wakeup.signal() }
 
     func run() async {
-        await withGracefulShutdownHandler {
-            await withDiscardingTaskGroup { lanes in
-                var failures = 0
-                while !wakeup.isStopped && !Task.isCancelled {
-                    // A bounded number of lanes at a time, and none while the process stops.
-                    guard !sender.isStopping, keeper.lanes.count < Self.mostLanes else {
-                        await wakeup.wait(upTo: .milliseconds(100))
-                        continue
-                    }
-                    do {
-                        let claim = try await claim()
-                        failures = 0
-                        for (lane, lease) in claim.lanes { lanes.addTask { await self.work(lane, under: lease) } }
-                        let untilDue = claim.nextDueAt.map {
-                            Duration.microseconds($0.microseconds &- self.clock.now.microseconds)
-                        }
-                        let pause = max(
-                            .milliseconds(5), min(untilDue ?? configuration.pollInterval, configuration.pollInterval))
-                        if claim.lanes.isEmpty { await wakeup.wait(upTo: pause) }
-                    } catch {
-                        failures += 1
-                        if failures == 1 || failures % 60 == 0 {
-                            logger.error("cannot claim lanes; trying again", metadata: ["error": "\(error)"])
-                        }
-                        await wakeup.wait(
-                            upTo: min(.milliseconds(100 * failures), .seconds(2)) * Double.random(in: 0.5...1))
-                    }
+        await withDiscardingTaskGroup { lanes in
+            await wakeup.run(complaint: "cannot claim lanes; trying again", to: parts.logger) {
+                // A bounded number of lanes at a time, and none while the process stops.
+                guard !parts.sender.isStopping, parts.keeper.lanes.count < Self.mostLanes else {
+                    return .milliseconds(100)
                 }
+                let claim = try await claim()
+                for (lane, lease) in claim.lanes { lanes.addTask { await self.work(lane, under: lease) } }
+                if !claim.lanes.isEmpty { return nil }
+                let pause = parts.configuration.pollInterval
+                let untilDue = claim.nextDueAt.map {
+                    Duration.microseconds($0.microseconds &- parts.clock.now.microseconds)
+                }
+                return max(.milliseconds(5), min(untilDue ?? pause, pause))
             }
-        } onGracefulShutdown: {
-            self.wakeup.stop()
         }
     }
 
     private func claim() async throws -> (lanes: [(ClaimedLane, Lease)], nextDueAt: Timestamp?) {
         let leaseID = LeaseID.random()
         let asked = ContinuousClock.now
-        let excluded = keeper.lanes + directory.current.defective
+        let excluded = parts.keeper.lanes + parts.directory.current.defective
         let claim: LaneClaim
         do {
-            claim = try await pool.run { [configuration] in
+            claim = try await parts.pool.run { [configuration = parts.configuration] in
                 try $0.claimLanes(
                     lease: leaseID, worker: configuration.worker, for: configuration.lease, excluding: excluded)
             }
         } catch let error as PostgresError where error.isOutcomeUnknown {
-            try await pool.run { try $0.releaseLeases(of: leaseID) }
+            try await parts.pool.run { try $0.releaseLeases(of: leaseID) }
             throw error
         }
-        clock.set(claim.now)
-        do { _ = try await directory.refreshed(to: claim.generation) } catch {
+        parts.clock.set(claim.now)
+        do { _ = try await parts.directory.refreshed(to: claim.generation) } catch {
             // Nothing can be sent without knowing the endpoints: let the lanes go again.
-            try await pool.run { try $0.releaseLeases(of: leaseID) }
+            try await parts.pool.run { try $0.releaseLeases(of: leaseID) }
             throw error
         }
         let lanes = claim.lanes.map { lane in
             let lease = Lease(
                 .lane(lane.endpoint, lane.lease), claims: lane.claims, unresolved: 0,
-                trustedUntil: asked + configuration.lease)
-            keeper.keep(lease)
+                trustedUntil: asked + parts.configuration.lease)
+            parts.keeper.keep(lease)
             return (lane, lease)
         }
         return (lanes, claim.nextDueAt)
@@ -106,14 +73,14 @@ final class LaneRunner: Service {
         do {
             // A lane that was not released cleanly may hold a payload that kills its worker. What was in flight then is
             // at the head of the line; those rows go one at a time, each presumed lethal until it has an outcome.
-            var suspects = lane.claims > 1 ? directory.current.byID[lane.endpoint]?.maxInFlight ?? 1 : 0
+            var suspects = lane.claims > 1 ? parts.directory.current.byID[lane.endpoint]?.maxInFlight ?? 1 : 0
             var cursor = LaneCursor.start
             while isWorkable(lane, lease) {
-                guard recorder.hasRoom else {
+                guard parts.recorder.hasRoom else {
                     try await Task.sleep(for: .milliseconds(50))
                     continue
                 }
-                let page = try await pool.run { [cursor] in try $0.lanePage(of: lane.endpoint, after: cursor) }
+                let page = try await parts.pool.run { [cursor] in try $0.lanePage(of: lane.endpoint, after: cursor) }
                 if page.isEmpty {
                     // Rows may have been added behind the cursor: look again from the start, once nothing is in flight.
                     await lease.wait(untilUnresolvedAtMost: 0)
@@ -140,7 +107,7 @@ final class LaneRunner: Service {
                 await lease.wait(untilUnresolvedAtMost: 100)
             }
         } catch {
-            logger.warning(
+            parts.logger.warning(
                 "a lane was left; it goes on when its lease has ended",
                 metadata: ["endpoint": "\(lane.endpoint)", "error": "\(error)"])
         }
@@ -161,9 +128,9 @@ final class LaneRunner: Service {
         guard let event = delivery.event else { return }
         await lease.wait(untilUnresolvedAtMost: 0)
         let pair = Pair(event: delivery.eventID, endpoint: lane.endpoint)
-        let schedule = directory.current.byID[lane.endpoint]?.retrySchedule ?? []
-        let delay = RetryPolicy.delay(schedule, after: delivery.attempts + 1, jitter: 0.5) ?? configuration.lease
-        let isOurs = try await pool.run { try $0.presumeCrash(pair, lane: lane.lease, dueIn: delay) }
+        let schedule = parts.directory.current.byID[lane.endpoint]?.retrySchedule ?? []
+        let delay = RetryPolicy.delay(schedule, after: delivery.attempts + 1, jitter: 0.5) ?? parts.configuration.lease
+        let isOurs = try await parts.pool.run { try $0.presumeCrash(pair, lane: lane.lease, dueIn: delay) }
         // False also when an operator cancelled the delivery meanwhile.
         guard isOurs else { return }
         enqueue([send(event, delivery, lane, lease, crashesBefore: delivery.crashes)], lease)
@@ -189,28 +156,29 @@ final class LaneRunner: Service {
             mayBeShared: lease.mayBeShared, attempt: nil, attempts: delivery.attempts, resolution: .dead(reason),
             note: (reason.rawValue, error))
         lease.add(1)
-        recorder.submit([Recorder.Report(outcome: outcome, lease: lease)])
+        parts.recorder.submit([Recorder.Report(outcome: outcome, lease: lease)])
     }
 
     private func isWorkable(_ lane: ClaimedLane, _ lease: Lease) -> Bool {
-        !wakeup.isStopped && !Task.isCancelled && !sender.isStopping && sender.mayStart(lane.endpoint, under: lease)
+        !wakeup.isStopped && !Task.isCancelled && !parts.sender.isStopping
+            && parts.sender.mayStart(lane.endpoint, under: lease)
     }
 
     private func enqueue(_ sends: [Send], _ lease: Lease) {
         lease.add(sends.count)
-        sender.enqueue(sends)
+        parts.sender.enqueue(sends)
     }
 
     private func release(_ lane: ClaimedLane, _ lease: Lease) async {
         for _ in 0..<5 where !lease.isLost {
             do {
-                _ = try await pool.run { try $0.releaseLane(lane.endpoint, lease: lane.lease) }
+                _ = try await parts.pool.run { try $0.releaseLane(lane.endpoint, lease: lane.lease) }
                 break
             } catch {
                 do { try await Task.sleep(for: .milliseconds(200)) } catch { break }
             }
         }
-        keeper.forget(lease)
+        parts.keeper.forget(lease)
         wakeup.signal()
     }
 }

@@ -1,3 +1,5 @@
+import Logging
+import ServiceLifecycle
 import Synchronization
 
 /// Lets one task sleep until there is something to do: until `signal`, `stop`, cancellation, or the time is up. A signal
@@ -68,5 +70,33 @@ final class Wakeup: Sendable {
             return sleeper.continuation
         }
         sleeper?.resume()
+    }
+}
+
+extension Wakeup {
+    /// Does the work again and again until the process stops gracefully, asleep in between for as long as the work says
+    /// (nil: not at all). A failure is reported when it begins and then now and then; the pauses grow to two seconds,
+    /// spread so that many workers do not come back together.
+    func run(
+        complaint: Logger.Message, to logger: Logger, _ work: () async throws -> Duration?
+    ) async {
+        await withGracefulShutdownHandler {
+            var failures = 0
+            while !isStopped && !Task.isCancelled {
+                do {
+                    let pause = try await work()
+                    failures = 0
+                    if let pause { await wait(upTo: pause) }
+                } catch {
+                    failures += 1
+                    if failures == 1 || failures.isMultiple(of: 60) {
+                        logger.error(complaint, metadata: ["error": "\(error)"])
+                    }
+                    await wait(upTo: min(.milliseconds(100 * failures), .seconds(2)) * Double.random(in: 0.5...1))
+                }
+            }
+        } onGracefulShutdown: {
+            self.stop()
+        }
     }
 }

@@ -44,12 +44,9 @@ struct DeliveryCommand: AsyncParsableCommand {
         @Option(name: .long, help: "For the audit log.") var reason: String?
 
         func run() async throws {
-            let listing = try await Session.run(options) { [pair, reason] connection in
-                let pair = try pair.resolve(&connection)
+            try await changeDelivery(pair, options) { [reason] connection, pair in
                 try connection.retryDelivery(pair, reason: reason)
-                return try connection.delivery(pair)
             }
-            options.format.item(listing)
         }
     }
 
@@ -60,14 +57,24 @@ struct DeliveryCommand: AsyncParsableCommand {
         @Option(name: .long, help: "For the audit log.") var reason: String?
 
         func run() async throws {
-            let listing = try await Session.run(options) { [pair, reason] connection in
-                let pair = try pair.resolve(&connection)
+            try await changeDelivery(pair, options) { [reason] connection, pair in
                 try connection.cancelDelivery(pair, reason: reason)
-                return try connection.delivery(pair)
             }
-            options.format.item(listing)
         }
     }
+}
+
+/// Looks the delivery up, changes it, and prints how it is now.
+private func changeDelivery(
+    _ pair: PairArguments, _ options: GlobalOptions,
+    _ change: @escaping @Sendable (inout Connection, Pair) throws -> Void
+) async throws {
+    let listing = try await Session.run(options) { connection in
+        let pair = try pair.resolve(&connection)
+        try change(&connection, pair)
+        return try connection.delivery(pair)
+    }
+    options.format.item(listing)
 }
 
 struct AttemptCommand: AsyncParsableCommand {

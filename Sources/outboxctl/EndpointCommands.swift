@@ -139,12 +139,9 @@ struct EndpointCommand: AsyncParsableCommand {
             var change = try changes.change()
             change.name = name
             change.url = url
-            let listing = try await Session.run(options) { [change, endpoint] connection in
-                let id = try connection.endpointID(endpoint)
+            try await changeEndpoint(endpoint, options) { [change] connection, id in
                 try connection.updateEndpoint(id, change)
-                return try connection.listEndpoints(id)
             }
-            options.format.item(listing)
         }
     }
 
@@ -181,12 +178,9 @@ struct EndpointCommand: AsyncParsableCommand {
         @Option(name: .long, help: "Why; shown to everybody.") var reason: String
 
         func run() async throws {
-            let listing = try await Session.run(options) { [endpoint, until, reason] connection in
-                let id = try connection.endpointID(endpoint)
+            try await changeEndpoint(endpoint, options) { [until, reason] connection, id in
                 try connection.pauseEndpoint(id, until: until?.timestamp, reason: reason)
-                return try connection.listEndpoints(id)
             }
-            options.format.item(listing)
         }
     }
 
@@ -196,12 +190,9 @@ struct EndpointCommand: AsyncParsableCommand {
         @Argument(help: "Name or id.") var endpoint: String
 
         func run() async throws {
-            let listing = try await Session.run(options) { [endpoint] connection in
-                let id = try connection.endpointID(endpoint)
+            try await changeEndpoint(endpoint, options) { connection, id in
                 try connection.resumeEndpoint(id)
-                return try connection.listEndpoints(id)
             }
-            options.format.item(listing)
         }
     }
 
@@ -211,12 +202,9 @@ struct EndpointCommand: AsyncParsableCommand {
         @Argument(help: "Name or id.") var endpoint: String
 
         func run() async throws {
-            let listing = try await Session.run(options) { [endpoint] connection in
-                let id = try connection.endpointID(endpoint)
+            try await changeEndpoint(endpoint, options) { connection, id in
                 try connection.enableEndpoint(id)
-                return try connection.listEndpoints(id)
             }
-            options.format.item(listing)
         }
     }
 
@@ -227,12 +215,22 @@ struct EndpointCommand: AsyncParsableCommand {
         @Option(name: .long, help: "Why; shown to everybody.") var reason: String?
 
         func run() async throws {
-            let listing = try await Session.run(options) { [endpoint, reason] connection in
-                let id = try connection.endpointID(endpoint)
+            try await changeEndpoint(endpoint, options) { [reason] connection, id in
                 try connection.disableEndpoint(id, reason: reason)
-                return try connection.listEndpoints(id)
             }
-            options.format.item(listing)
         }
     }
+}
+
+/// Looks the endpoint up, changes it, and prints how it is now.
+private func changeEndpoint(
+    _ endpoint: String, _ options: GlobalOptions,
+    _ change: @escaping @Sendable (inout Connection, EndpointID) throws -> Void
+) async throws {
+    let listing = try await Session.run(options) { connection in
+        let id = try connection.endpointID(endpoint)
+        try change(&connection, id)
+        return try connection.listEndpoints(id)
+    }
+    options.format.item(listing)
 }

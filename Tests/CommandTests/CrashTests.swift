@@ -198,7 +198,8 @@ import Testing
     @Test func `PostgreSQL killed and restarted under load: every committed event arrives`() async throws {
         let folder = FileManager.default.temporaryDirectory.path + "/outbox-crash-\(UUID().uuidString)"
         let cluster = try await EmbeddedCluster(folder: folder)
-        let database = TestDatabase(connectionString: cluster.connectionString)
+        // One connection: the wait for the server below then renews the very connection that publishes next.
+        let database = TestDatabase(connectionString: cluster.connectionString, connections: 1)
         try await database.pool.run { _ = try Migrator.migrate(&$0) }
         let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(2)) }
         try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 16 }

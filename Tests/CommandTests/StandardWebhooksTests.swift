@@ -6,7 +6,9 @@ import Testing
 
 @Suite struct StandardWebhooksTests {
     /// `scripts/test` installs the reference implementation (PyPI `standardwebhooks`) and says where.
-    private static let python = ProcessInfo.processInfo.environment["OUTBOX_TEST_PYTHON"]
+    private static let python = ProcessInfo.processInfo.environment["OUTBOX_TEST_PYTHON"].flatMap {
+        $0.isEmpty ? nil : $0
+    }
 
     @Test(.enabled(if: python != nil, "OUTBOX_TEST_PYTHON is not set; scripts/test sets it"))
     func `the reference library verifies a live delivery, and refuses a changed one`() async throws {

@@ -92,12 +92,12 @@ package final class TestDatabase: Sendable {
     package let connectionString: String
     package let pool: ConnectionPool
 
-    package init(connectionString: String) {
+    package init(connectionString: String, connections: Int = 2) {
         self.connectionString = connectionString
         guard let target = try? ConnectionTarget(connectionString) else {
             preconditionFailure("our own string is valid")
         }
-        pool = ConnectionPool(target, size: 2)
+        pool = ConnectionPool(target, size: connections)
     }
 
     package var target: ConnectionTarget {
