@@ -15,24 +15,25 @@ final class Cutter: Service {
     private let configuration: EngineConfiguration
     private let logger: Logger
     private let wakeup = Wakeup()
-    private let onCut: @Sendable () -> Void
+    /// Signalled when there are new batches.
+    private let claiming: Wakeup
 
     init(
         pool: ConnectionPool, listener: ConnectionPool?, configuration: EngineConfiguration, logger: Logger,
-        onCut: @escaping @Sendable () -> Void
+        waking claiming: Wakeup
     ) {
         self.pool = pool
         self.listener = listener
         self.configuration = configuration
         self.logger = logger
-        self.onCut = onCut
+        self.claiming = claiming
     }
 
     func run() async {
         var pause = Self.shortest
         await wakeup.run(complaint: "cannot look for new events; trying again", to: logger) {
             if case .events(let count) = try await cut(pool), count > 0 {
-                onCut()
+                claiming.signal()
                 pause = Self.shortest
                 if count >= configuration.cutBudget { return nil }
             }
@@ -57,7 +58,7 @@ final class Cutter: Service {
 
     /// Sleeps until a producer notifies; false when this worker may not, and has to poll.
     private func sleep(_ listener: ConnectionPool) async throws -> Bool {
-        try await listener.run { [configuration, wakeup, onCut] connection in
+        try await listener.run { [configuration, wakeup, claiming] connection in
             guard try connection.beginSleep() else { return false }
             // Awake again, whatever happens: with the lock left behind, every producer would notify for ever. When even
             // this fails, the connection is lost, and the lock with it.
@@ -73,7 +74,7 @@ final class Cutter: Service {
                         upTo: min(.milliseconds(100), configuration.pollInterval))
                 }
             } else if case .events = last {
-                onCut()
+                claiming.signal()
                 wasWoken = true
             }
             return wasWoken

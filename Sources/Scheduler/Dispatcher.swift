@@ -6,14 +6,13 @@ import ServiceLifecycle
 /// Claims batches and gives each pair of event and endpoint to the sender, or to the endpoint's lane.
 final class Dispatcher: Service {
     private let parts: EngineParts
-    private let wakeup = Wakeup()
+    private let wakeup: Wakeup
 
-    init(_ parts: EngineParts) {
+    /// - Parameter wakeup: signalled when there may be work, or room for it.
+    init(_ parts: EngineParts, wakeup: Wakeup) {
         self.parts = parts
+        self.wakeup = wakeup
     }
-
-    /// There may be a batch, or room for one.
-    func wake() { wakeup.signal() }
 
     func run() async {
         var floor = BatchID(rawValue: 0)

@@ -2,7 +2,6 @@ package import Logging
 package import Outbox
 import Postgres
 package import ServiceLifecycle
-import Synchronization
 import Transport
 
 /// A worker process's delivery engine: everything that runs between a commit and a recorded answer.
@@ -49,27 +48,22 @@ package struct Engine: Sendable {
             throw error
         }
         let keeper = LeaseKeeper(pool: renewing, duration: configuration.lease, logger: logger)
-        let recorder = Recorder(pool: recording, keeper: keeper, worker: configuration.worker, logger: logger)
+        let (claiming, laneClaiming) = (Wakeup(), Wakeup())
+        let recorder = Recorder(
+            pool: recording, keeper: keeper, waking: claiming, laneClaiming, worker: configuration.worker,
+            logger: logger)
         let transport = Transport(policy: configuration.policy)
         let sender = Sender(
-            transport: transport, recorder: recorder, directory: directory, clock: clock, configuration: configuration,
-            logger: logger)
-        sender.setInstance(instance)
+            transport: transport, recorder: recorder, waking: claiming, directory: directory, clock: clock,
+            instance: instance, configuration: configuration, logger: logger)
         let parts = EngineParts(
             pool: pool, directory: directory, clock: clock, keeper: keeper, recorder: recorder, sender: sender,
             configuration: configuration, logger: logger)
-        let dispatcher = Dispatcher(parts)
-        let lanes = LaneRunner(parts)
+        let dispatcher = Dispatcher(parts, wakeup: claiming)
+        let lanes = LaneRunner(parts, wakeup: laneClaiming)
         let cutter = Cutter(
-            pool: pool, listener: listener, configuration: configuration, logger: logger, onCut: { dispatcher.wake() })
+            pool: pool, listener: listener, configuration: configuration, logger: logger, waking: claiming)
         let janitor = Janitor(pool: pool, configuration: configuration, logger: logger)
-        sender.onRoom.withLock { $0 = { dispatcher.wake() } }
-        recorder.onRecorded.withLock { onRecorded in
-            onRecorded = { hasNewWaiting in
-                dispatcher.wake()
-                if hasNewWaiting { lanes.wake() }
-            }
-        }
         // Lanes stop after the sender has let go of their requests, and before the last outcomes are recorded.
         services = [pools, recorder, keeper, lanes, sender, cutter, dispatcher, janitor]
     }

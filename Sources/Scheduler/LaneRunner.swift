@@ -6,17 +6,16 @@ import ServiceLifecycle
 /// Claims lanes with due deliveries and works each one off: page by page, oldest first, until nothing is due.
 final class LaneRunner: Service {
     private let parts: EngineParts
-    private let wakeup = Wakeup()
+    private let wakeup: Wakeup
 
-    init(_ parts: EngineParts) {
+    /// - Parameter wakeup: signalled when there may be work, or room for it.
+    init(_ parts: EngineParts, wakeup: Wakeup) {
         self.parts = parts
+        self.wakeup = wakeup
     }
 
     /// How many lanes one process works on at a time; each has up to a page of deliveries in memory.
     private static let mostLanes = 256
-
-    /// Something may be due earlier than was known.
-    func wake() { wakeup.signal() }
 
     func run() async {
         await withDiscardingTaskGroup { lanes in

@@ -34,12 +34,19 @@ final class Recorder: Service {
     private let logger: Logger
     private let inbox = Mutex(Inbox())
     private let wakeup = Wakeup()
-    /// Called after each group, for whoever waits for room or for new waiting deliveries.
-    let onRecorded: Mutex<@Sendable (_ waiting: Bool) -> Void> = Mutex { _ in }
+    /// Signalled after each group: there may be room to claim more.
+    private let claiming: Wakeup
+    /// Signalled when new deliveries wait in lanes.
+    private let lanes: Wakeup
 
-    init(pool: ConnectionPool, keeper: LeaseKeeper, worker: String, logger: Logger) {
+    init(
+        pool: ConnectionPool, keeper: LeaseKeeper, waking claiming: Wakeup, _ lanes: Wakeup, worker: String,
+        logger: Logger
+    ) {
         self.pool = pool
         self.keeper = keeper
+        self.claiming = claiming
+        self.lanes = lanes
         self.worker = worker
         self.logger = logger
     }
@@ -123,8 +130,8 @@ final class Recorder: Service {
             lease.resolve(count)
         }
         inbox.withLock { $0.unrecorded -= reports.count }
-        let waiting = group.outcomes.contains { if case .wait = $0.resolution { true } else { false } }
-        onRecorded.withLock { $0 }(waiting)
+        claiming.signal()
+        if group.outcomes.contains(where: { if case .wait = $0.resolution { true } else { false } }) { lanes.signal() }
     }
 
     /// Writes the group however long it takes; nil only when the process must end without it.

@@ -60,16 +60,18 @@ final class Sender: Service {
     private let grace: Duration
     private let lease: Duration
     private let logger: Logger
-    private let webhookPrefix = Mutex("")
+    private let webhookPrefix: String
     private let state = Mutex(State())
     private let wakeup = Wakeup()
-    /// Called when there may be room again.
-    let onRoom: Mutex<@Sendable () -> Void> = Mutex {}
+    /// Signalled when there may be room again.
+    private let claiming: Wakeup
 
     init(
-        transport: Transport, recorder: Recorder, directory: EndpointDirectory, clock: DatabaseClock,
-        configuration: EngineConfiguration, logger: Logger
+        transport: Transport, recorder: Recorder, waking claiming: Wakeup, directory: EndpointDirectory,
+        clock: DatabaseClock, instance: String, configuration: EngineConfiguration, logger: Logger
     ) {
+        webhookPrefix = "evt_\(instance)_"
+        self.claiming = claiming
         self.transport = transport
         self.recorder = recorder
         self.directory = directory
@@ -78,11 +80,6 @@ final class Sender: Service {
         grace = configuration.grace
         lease = configuration.lease
         self.logger = logger
-    }
-
-    /// Sets the installation's part of every webhook-id; before the first send.
-    func setInstance(_ instance: String) {
-        webhookPrefix.withLock { $0 = "evt_\(instance)_" }
     }
 
     /// False while enough waits to be started: claim nothing more.
@@ -179,7 +176,7 @@ final class Sender: Service {
         do throws(HTTPHeader.Refusal) {
             request = try HTTPRequest.delivery(
                 of: send.event, to: endpoint, number: send.number,
-                webhookID: webhookPrefix.withLock { $0 } + "\(send.event.id)",
+                webhookID: "\(webhookPrefix)\(send.event.id)",
                 at: now)
         } catch {
             recorder.submit([
@@ -226,7 +223,7 @@ final class Sender: Service {
             ])
         finished(send)
         pump()
-        onRoom.withLock { $0 }()
+        claiming.signal()
     }
 
     private func finished(_ send: Send) {
@@ -256,7 +253,7 @@ final class Sender: Service {
             }
         }
         putOff(expired)
-        if !expired.isEmpty { onRoom.withLock { $0 }() }
+        if !expired.isEmpty { claiming.signal() }
     }
 
     private func remove(from state: inout State, where shouldGo: (Send) -> Bool) -> [Send] {
