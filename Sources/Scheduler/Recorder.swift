@@ -129,8 +129,11 @@ final class Recorder: Service {
             if case .batch(let id, _) = lease.holder, group.finishedBatches[id] != nil { keeper.forget(lease) }
             lease.resolve(count)
         }
-        inbox.withLock { $0.unrecorded -= reports.count }
-        claiming.signal()
+        let hadRoom = inbox.withLock { inbox in
+            defer { inbox.unrecorded -= reports.count }
+            return inbox.unrecorded < Self.mostUnrecorded
+        }
+        if !hadRoom { claiming.signal() }
         if group.outcomes.contains(where: { if case .wait = $0.resolution { true } else { false } }) { lanes.signal() }
     }
 

@@ -7,7 +7,7 @@ import Synchronization
 import Transport
 
 /// One pair that is to be sent, under a lease.
-struct Send: Sendable {
+final class Send: Sendable {
     let event: Event
     let endpoint: EndpointID
     let number: Int
@@ -18,9 +18,22 @@ struct Send: Sendable {
     let startBy: ContinuousClock.Instant?
     /// Set when its row says already that the worker died in this send: whatever happens instead must be written down.
     /// So many crashes the row had before.
-    var crashesBefore: Int?
+    let crashesBefore: Int?
+    fileprivate let isFromBatch: Bool
 
-    fileprivate var isFromBatch: Bool { if case .batch = lease.holder { true } else { false } }
+    init(
+        event: Event, endpoint: EndpointID, number: Int, trigger: Trigger, lease: Lease,
+        startBy: ContinuousClock.Instant?, crashesBefore: Int? = nil
+    ) {
+        self.event = event
+        self.endpoint = endpoint
+        self.number = number
+        self.trigger = trigger
+        self.lease = lease
+        self.startBy = startBy
+        self.crashesBefore = crashesBefore
+        isFromBatch = if case .batch = lease.holder { true } else { false }
+    }
 }
 
 /// Starts requests within the caps and turns their ends into reports for the recorder.
@@ -49,6 +62,8 @@ final class Sender: Service {
 
     /// How many sends may wait to be started before no more work is claimed.
     private static let mostPending = 1000
+    /// When so few are left, the dispatcher is woken to claim more.
+    private static let fewPending = mostPending / 2
     /// A request must end this long before its lease does, so that the outcome can still be written under it.
     private static let margin = Duration.seconds(2)
 
@@ -157,7 +172,13 @@ final class Sender: Service {
                 state.queues[id] = queue
                 state.inFlight += 1
                 state.pending -= 1
-                if send.isFromBatch { state.pendingFromBatches -= 1 } else { state.inFlightFromLanes += 1 }
+                if send.isFromBatch {
+                    state.pendingFromBatches -= 1
+                    // Once per descent, not once per request.
+                    if state.pendingFromBatches == Self.fewPending { claiming.signal() }
+                } else {
+                    state.inFlightFromLanes += 1
+                }
                 if !queue.pending.isEmpty { state.turn.append(id) }
                 return send
             }
@@ -223,7 +244,6 @@ final class Sender: Service {
             ])
         finished(send)
         pump()
-        claiming.signal()
     }
 
     private func finished(_ send: Send) {
