@@ -324,7 +324,7 @@ function make_partitions() returns integer security definer 7d8d7c179ae46586fd38
 function partition_bounds(timestamp with time zone) returns record 17ac21df5470acd9440a253201df343f
 function publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 65b8e057d7674359e8253da7152441c2
 function refuse_body(bigint,bigint) returns boolean 87c6546fd343e3d6a002fdc925ab2b4c
-function set_body_limit(bigint) returns void fb8c1c7c26618f79c04a42690f5fe644
+function set_body_limit(bigint) returns void security definer fb8c1c7c26618f79c04a42690f5fe644
 function transaction_uuid(timestamp with time zone,xid8) returns uuid 01fce8c967fd58feeacfc4bed5afc886
 function wake_worker() returns trigger 28e0b22f0251890831b9fcc0d90bf7a4
 function webhook_id(bigint) returns text security definer 98f8afa6e4a8178b372393f8c571809c

@@ -34,10 +34,10 @@ package final class EmbeddedCluster: Sendable {
         let place = try Place(folder: folder)
         try place.prepare()
         let starting = try FileLock(place.folder + "/start.lock")
-        starting.lock(exclusively: true)
+        try starting.lock(waiting: .seconds(60))
         defer { starting.unlock() }
         let users = try FileLock(place.folder + "/users.lock")
-        users.lock(exclusively: false)
+        users.lockShared()
 
         let made = try? String(contentsOfFile: place.data + "/PG_VERSION", encoding: .utf8)
         let version = made?.trimmingCharacters(in: .whitespacesAndNewlines)
@@ -61,12 +61,25 @@ package final class EmbeddedCluster: Sendable {
     /// Leaves the cluster; the last one stops the server.
     package func leave() throws {
         let starting = try FileLock(folder + "/start.lock")
-        starting.lock(exclusively: true)
+        try starting.lock(waiting: .seconds(60))
         defer { starting.unlock() }
         users.unlock()
         guard users.tryLockAlone() else { return }
         defer { users.unlock() }
+        // Killed or crashed: then there is nothing left to stop.
+        guard isRunning else { return }
         try pgctl(["stop", "-m", "fast", "-w"], "could not stop the embedded PostgreSQL")
+    }
+
+    /// Starts the server again when it is gone, killed or crashed; true when it had to.
+    package func restartIfGone() throws -> Bool {
+        if let pid = serverPID, kill(pid, 0) == 0 || errno == EPERM { return false }
+        let starting = try FileLock(folder + "/start.lock")
+        try starting.lock(waiting: .seconds(60))
+        defer { starting.unlock() }
+        if isRunning { return false }
+        try start(try Place(folder: folder))
+        return true
     }
 
     /// The server's process id, while it runs.
@@ -94,8 +107,7 @@ package final class EmbeddedCluster: Sendable {
         }
         let lines =
             [
-                "listen_addresses = ''", "unix_socket_directories = '\(place.socket)'",
-                "unix_socket_permissions = 0700",
+                "listen_addresses = ''", "unix_socket_permissions = 0700",
                 "max_connections = 200", "log_timezone = 'UTC'", "timezone = 'UTC'",
             ] + settings
         let file = unfinished + "/postgresql.auto.conf"
@@ -121,7 +133,8 @@ package final class EmbeddedCluster: Sendable {
         try place.prepareSocket()
         do {
             try pgctl(
-                ["start", "-w", "-t", "60", "-l", data + "/server.log"], "could not start the embedded PostgreSQL")
+                ["start", "-w", "-t", "60", "-l", data + "/server.log", "-o", "-k '\(place.socket)'"],
+                "could not start the embedded PostgreSQL")
         } catch {
             let log = (try? String(contentsOfFile: data + "/server.log", encoding: .utf8)) ?? ""
             throw Refusal(description: "the embedded PostgreSQL in \(data) did not start: \(log.suffix(600))")

@@ -31,7 +31,11 @@ struct Place {
     /// A unix socket's path has at most 107 bytes; deep folders get a short one under /tmp.
     private static func socketFolder(beside data: String, key: String) -> String {
         let near = data + ".socket"
-        return near.utf8.count < 85 ? near : "/tmp/outbox-\(shortHash(key))"
+        // Only plain characters: the path goes into a connection string and a shell's command line.
+        let isPlain = near.unicodeScalars.allSatisfy {
+            $0.isASCII && ($0.properties.isAlphabetic || "0123456789/._-".unicodeScalars.contains($0))
+        }
+        return isPlain && near.utf8.count < 85 ? near : "/tmp/outbox-\(shortHash(key))"
     }
 
     /// Makes the folders that must exist before the cluster does.
@@ -115,8 +119,10 @@ struct Place {
 /// An advisory lock on a file (`flock`), which the kernel drops when its process ends in any way.
 final class FileLock: Sendable {
     private let descriptor: Int32
+    private let path: String
 
     init(_ path: String) throws {
+        self.path = path
         descriptor = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o644)
         guard descriptor >= 0 else {
             throw EmbeddedCluster.Refusal(description: "cannot write \(path): \(String(cString: strerror(errno)))")
@@ -125,8 +131,22 @@ final class FileLock: Sendable {
 
     deinit { close(descriptor) }
 
-    func lock(exclusively: Bool) {
-        while flock(descriptor, exclusively ? LOCK_EX : LOCK_SH) != 0, errno == EINTR {}
+    /// Waits for the lock; whoever holds it for longer than that hangs, and is named by the file.
+    func lock(waiting limit: Duration) throws {
+        let deadline = ContinuousClock.now + limit
+        while flock(descriptor, LOCK_EX | LOCK_NB) != 0 {
+            guard .now < deadline else {
+                throw EmbeddedCluster.Refusal(
+                    description:
+                        "another process has been starting or stopping the embedded PostgreSQL for \(limit); see: fuser \(path)"
+                )
+            }
+            usleep(50_000)
+        }
+    }
+
+    func lockShared() {
+        while flock(descriptor, LOCK_SH) != 0, errno == EINTR {}
     }
 
     func tryLockAlone() -> Bool { flock(descriptor, LOCK_EX | LOCK_NB) == 0 }

@@ -42,8 +42,14 @@ extension Connection {
     /// Gives back whatever a claim took whose answer was lost. Nothing happens when it took nothing.
     package mutating func releaseLeases(of lease: LeaseID) throws {
         try query(
-            "UPDATE outbox.batch SET lease_id = NULL, lease_until = '-infinity' WHERE lease_id = \(lease)")
+            """
+            UPDATE outbox.batch SET lease_id = NULL, lease_until = '-infinity', claims = greatest(claims - 1, 0)
+             WHERE lease_id = \(lease)
+            """)
         try query(
-            "UPDATE outbox.lane SET lease_id = NULL, lease_until = '-infinity' WHERE lease_id = \(lease)")
+            """
+            UPDATE outbox.lane SET lease_id = NULL, lease_until = '-infinity', claims = greatest(claims - 1, 0)
+             WHERE lease_id = \(lease)
+            """)
     }
 }

@@ -56,22 +56,24 @@ extension Connection {
         }
     }
 
-    /// Whether a group whose commit got no answer took effect: reads back what it must have left.
+    /// Whether a group whose commit got no answer took effect: reads back what only this group can have left.
+    ///
+    /// That is an attempt row, or the waiting row of a pair that nobody else can have moved. A group with neither moves
+    /// rows in lanes, adds pairs of shared batches or deletes batches: writing it again changes nothing.
     package mutating func wasRecorded(_ group: RecordGroup) throws -> Bool {
         if let outcome = group.outcomes.first(where: { $0.attempt != nil }), let attempt = outcome.attempt {
             return try query(
                 """
                 SELECT FROM outbox.attempt WHERE event_id = \(outcome.pair.event) AND endpoint_id = \(outcome.pair.endpoint)
-                   AND lease_id = \(outcome.holder.lease) AND number = \(attempt.number) LIMIT 1
+                   AND lease_id = \(outcome.holder.lease) AND number = \(attempt.number) AND started_at = \(attempt.startedAt) LIMIT 1
                 """
             ).count > 0
         }
-        // A pair that only moved leaves a row, and whatever removes that row leaves another.
-        if let outcome = group.outcomes.first {
-            return try resolvedPairs(of: [outcome.pair.event]).contains(outcome.pair)
+        let own = group.outcomes.first { outcome in
+            if case .batch = outcome.holder { !outcome.mayBeShared } else { false }
         }
-        // Deleting finished batches again is harmless.
-        return false
+        // Whatever removes the row again leaves another: a success, a dead letter.
+        return try own.map { try resolvedPairs(of: [$0.pair.event]).contains($0.pair) } ?? false
     }
 
     // MARK: Fencing

@@ -11,17 +11,44 @@ public struct ConnectionTarget: Sendable {
     /// - Parameter name: shown as `application_name` in `pg_stat_activity`, unless the string sets its own.
     /// - Throws: a `PostgresError` of kind configuration, which never quotes the string: it may hold a password.
     public init(_ conninfo: String, name: String = "outbox") throws(PostgresError) {
-        if !conninfo.isEmpty {
-            guard !conninfo.utf8.contains(0), let options = unsafe PQconninfoParse(conninfo, nil) else {
-                throw PostgresError(
-                    .configuration, step: .connect,
-                    message: "the connection string cannot be read; expected postgres://user@host:port/database or "
-                        + "key=value pairs such as \"host=/tmp dbname=app\"")
-            }
-            unsafe PQconninfoFree(options)
+        let options = try Self.options(conninfo)
+        // libpq repeats a port that is none, and what it takes for the port may be a piece of an unescaped password.
+        let ports = (options["port"] ?? "").split(separator: ",", omittingEmptySubsequences: true)
+        guard ports.allSatisfy({ port in Int(port).map { (1...65535).contains($0) } ?? false }) else {
+            throw PostgresError(
+                .configuration, step: .connect,
+                message: "the connection string has a port that is no number from 1 to 65535; "
+                    + "a slash, colon or at sign in a password must be percent-encoded")
         }
         self.conninfo = conninfo
         self.name = name
+    }
+
+    /// True when the string itself holds a password.
+    public static func hasPassword(_ conninfo: String) throws(PostgresError) -> Bool {
+        let options = try options(conninfo)
+        return options["password"] != nil || options["sslpassword"] != nil
+    }
+
+    /// The string's own options, by keyword.
+    private static func options(_ conninfo: String) throws(PostgresError) -> [String: String] {
+        if conninfo.isEmpty { return [:] }
+        guard !conninfo.utf8.contains(0), let first = unsafe PQconninfoParse(conninfo, nil) else {
+            throw PostgresError(
+                .configuration, step: .connect,
+                message: "the connection string cannot be read; expected postgres://user@host:port/database or "
+                    + "key=value pairs such as \"host=/tmp dbname=app\"")
+        }
+        defer { unsafe PQconninfoFree(first) }
+        var options: [String: String] = [:]
+        var option = unsafe first
+        while let keyword = unsafe option.pointee.keyword {
+            if let value = unsafe option.pointee.val {
+                unsafe options[String(cString: keyword)] = unsafe String(cString: value)
+            }
+            unsafe option += 1
+        }
+        return options
     }
 
     /// The same database under another `application_name`.

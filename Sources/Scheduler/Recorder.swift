@@ -147,7 +147,7 @@ final class Recorder: Service {
                 return try await pool.run { [group, worker] in try $0.record(group, worker: worker) }
             } catch {
                 let error = error as? PostgresError
-                if complaints == 0 {
+                if complaints.isMultiple(of: 60) {
                     logger.warning(
                         "outcomes could not be recorded; they are kept and tried again",
                         metadata: ["error": "\(error.map(\.description) ?? "unknown")"])
@@ -198,6 +198,7 @@ extension RecordGroup {
             group.outcomes[index].attempt?.error = nil
             group.outcomes[index].attempt?.response = nil
             group.outcomes[index].attempt?.requestID = nil
+            if let note = group.outcomes[index].note { group.outcomes[index].note = (note.errorClass, note.errorClass) }
         }
         return group
     }

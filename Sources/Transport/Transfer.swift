@@ -127,11 +127,7 @@ final class Transfer {
     /// Reads the result, hands it to whoever waits, and lets go of the request.
     func finish(_ result: CURLcode) {
         complete(result)
-        let exchange = exchange
-        let completion = completion
-        self.completion = nil
-        self.exchange = HTTPExchange()
-        completion?(exchange)
+        report()
     }
 
     /// Ends a transfer that was taken out of the multi handle before it was done.
@@ -144,9 +140,16 @@ final class Transfer {
             exchange.failure = .cancelled
             exchange.message = "stopped by this service before an answer came"
         }
+        report()
+    }
+
+    /// Hands over what came of the request and lets go of it: an idle handle keeps neither body nor answer.
+    private func report() {
         let exchange = exchange
         let completion = completion
         self.completion = nil
+        self.exchange = HTTPExchange()
+        unsafe curl_set_pointer(handle, CURLOPT_COPYPOSTFIELDS, nil)
         completion?(exchange)
     }
 

@@ -25,6 +25,9 @@ package final class Transport: Sendable {
         case cancel(id: UInt64)
     }
 
+    /// How many handles are kept for later requests.
+    private static let mostIdle = 512
+
     private let inbox = Mutex(Inbox())
     // Shared only for curl_multi_wakeup, which libcurl documents as safe from any thread; freed after the thread ended.
     private nonisolated(unsafe) let multi: UnsafeMutableRawPointer
@@ -128,7 +131,7 @@ package final class Transport: Sendable {
                 unsafe curl_multi_remove_handle(multi, handle)
                 active[transfer.id] = nil
                 transfer.finish(result)
-                idle.append(transfer)
+                if idle.count < Self.mostIdle { idle.append(transfer) }
             }
 
             let (commands, isClosed) = inbox.withLock { inbox in

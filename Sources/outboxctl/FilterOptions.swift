@@ -35,7 +35,10 @@ struct FilterOptions: ParsableArguments {
         if let state {
             guard states.contains(state) else {
                 throw OperationRefusal(
-                    .invalid, "\"\(state)\" is not a state", hint: "Expected one of: \(states.joined(separator: ", "))")
+                    .invalid, "\"\(state)\" is not a state",
+                    hint: states.isEmpty
+                        ? "There are no states to filter by here" : "Expected one of: \(states.joined(separator: ", "))"
+                )
             }
             filter.state = state
         }

@@ -45,11 +45,13 @@ struct Run: AsyncParsableCommand {
         } else {
             sessions = [try await Session.open(settings)]
         }
-        let keyring = try settings.keyring(creating: sessions.contains { $0.cluster != nil })
-
         var services: [any Service] = []
         var workers: [String] = []
         do {
+            let keyring = try settings.keyring(creating: sessions.contains { $0.cluster != nil })
+            for session in sessions {
+                if let cluster = session.cluster { services.append(ClusterKeeper(cluster: cluster, logger: logger)) }
+            }
             for (index, session) in sessions.enumerated() {
                 if migrate { try await applyMigrations(session) }
                 let worker = "\(host)/\(pid)" + (sessions.count > 1 ? "/\(index + 1)" : "")
@@ -129,5 +131,28 @@ struct Run: AsyncParsableCommand {
         limit.rlim_cur = min(limit.rlim_max, 65_536)
         // Refused: then fewer requests run at a time, and running out is handled where it happens.
         _ = setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+    }
+}
+
+/// Starts the embedded PostgreSQL again when it was killed: the daemon is who keeps it up.
+private struct ClusterKeeper: Service {
+    let cluster: EmbeddedCluster
+    let logger: Logger
+
+    func run() async throws {
+        await cancelWhenGracefulShutdown {
+            while !Task.isCancelled {
+                do {
+                    try await Task.sleep(for: .seconds(1))
+                    if try cluster.restartIfGone() {
+                        logger.warning("the embedded PostgreSQL was gone; started it again")
+                    }
+                } catch is CancellationError {
+                    return
+                } catch {
+                    logger.error("the embedded PostgreSQL is gone and does not start", metadata: ["error": "\(error)"])
+                }
+            }
+        }
     }
 }

@@ -54,7 +54,10 @@ struct Session: Sendable {
             result = .success(value)
         } catch { result = .failure(error) }
         await pool.close()
-        try session.cluster?.leave()
-        return try result.get()
+        let left = Result { try session.cluster?.leave() }
+        // What the command has to say comes first.
+        let value = try result.get()
+        try left.get()
+        return value
     }
 }

@@ -79,7 +79,9 @@ struct Settings {
             }
         }
         self.values = values
-        if let flag = options.databaseUrl, !options.allowInsecureDsn, Self.hasPassword(flag) {
+        if let flag = options.databaseUrl, !options.allowInsecureDsn,
+            try ConnectionTarget.hasPassword(flag)
+        {
             throw SettingRefusal(
                 description: "--database-url contains a password, which every user of this machine can see; "
                     + "use DATABASE_URL, PGPASSFILE or PGSERVICE, or add --allow-insecure-dsn")
@@ -89,14 +91,6 @@ struct Settings {
     subscript(_ key: String) -> String? { values.first { $0.key == key }?.value }
 
     private static let libpqVariables = ["PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE"]
-
-    private static func hasPassword(_ text: String) -> Bool {
-        if text.contains("password=") { return true }
-        guard let scheme = text.range(of: "://"), let at = text[scheme.upperBound...].firstIndex(of: "@") else {
-            return false
-        }
-        return text[scheme.upperBound..<at].contains(":")
-    }
 
     /// `NAME`, or the contents of the file that `NAME_FILE` names, as container platforms hand out secrets.
     private static func fromEnvironment(_ name: String, _ environment: [String: String]) throws -> String? {

@@ -190,6 +190,10 @@ import Testing
         let unreadable = try await status("postgres://user:canary@[::1/x")
         #expect(unreadable.0 == .exit(78))
         #expect(!unreadable.1.contains("canary"))
+        // A slash in a password makes the rest of it look like a port, which libpq would repeat.
+        let unescaped = try await status("postgres://u:canary/x@127.0.0.1/db")
+        #expect(unescaped.0 == .exit(78))
+        #expect(!unescaped.1.contains("canary"))
         let unmigrated = try await status(empty.connectionString)
         #expect(unmigrated.0 == .exit(78))
         #expect(unmigrated.1.contains("db migrate"))
@@ -235,6 +239,8 @@ import Testing
         let (end, _, errors) = try await ChildProcess.run([
             "status", "--database-url", "postgres://u:canary@localhost/x",
         ])
+        let spaced = try await ChildProcess.run(["status", "--database-url", "host=h password = canary"])
+        #expect(spaced.end == .exit(78))
         #expect(end == .exit(78))
         #expect(errors.contains("DATABASE_URL"))
         #expect(!errors.contains("canary"))

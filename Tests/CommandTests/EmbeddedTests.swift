@@ -63,6 +63,28 @@ import Testing
         ledger.receiver.stop()
     }
 
+    @Test func `a daemon starts its server again when it was killed, and the folder can be moved`() async throws {
+        let folder = try folder()
+        let daemon = try ChildProcess(ChildProcess.outboxctl, ["run"], in: folder)
+        #expect(await daemon.waitUntilReady(), "\(daemon.errors)")
+        let pid = try #require(serverPID(folder))
+        kill(pid, SIGKILL)
+        #expect(await eventually { kill(pid, 0) != 0 })
+        #expect(await eventually { serverPID(folder).map { $0 != pid && kill($0, 0) == 0 } == true })
+        let published = try await ChildProcess.run(["event", "publish", "--type", "a"], in: folder)
+        #expect(published.end == .exit(0), "\(published.errors)")
+        daemon.signal(SIGTERM)
+        #expect(await daemon.wait() == .exit(0))
+        #expect(serverPID(folder) == nil)
+
+        let moved = folder + "-moved, with 'quotes'"
+        try FileManager.default.moveItem(atPath: folder, toPath: moved)
+        let listed = try await ChildProcess.run(["event", "list", "-o", "jsonl"], in: moved)
+        #expect(listed.end == .exit(0), "\(listed.errors)")
+        #expect(listed.output.split(separator: "\n").count == 1)
+        try FileManager.default.removeItem(atPath: moved)
+    }
+
     @Test func `missing server programs get a sentence that names the package`() async throws {
         let folder = try folder()
         let (end, _, errors) = try await ChildProcess.run(

@@ -67,7 +67,7 @@ CREATE INDEX ON outbox.event (transaction_id);
 CREATE TABLE outbox.event_default PARTITION OF outbox.event DEFAULT;
 
 CREATE FUNCTION outbox.set_body_limit(bytes bigint) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE size text := 'coalesce(octet_length(before::text), 0) + coalesce(octet_length(after::text), 0)';
 BEGIN
     IF bytes IS NULL OR bytes < 1 OR bytes > 104857600 THEN
