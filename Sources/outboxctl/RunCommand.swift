@@ -77,32 +77,22 @@ struct Run: AsyncParsableCommand {
             throw error
         }
 
+        let line =
+            "outbox: ready worker=\(workers.joined(separator: ",")) schema=\(Migrator.expectedVersion) version=\(outboxVersion) "
+            + (sessions[0].cluster == nil ? "database=configured" : "database=embedded")
         let group = ServiceGroup(
             configuration: ServiceGroupConfiguration(
                 services: services.map {
                     .init(
                         service: $0, successTerminationBehavior: .ignore,
                         failureTerminationBehavior: .gracefullyShutdownGroup)
-                },
-                gracefulShutdownSignals: [.sigterm, .sigint], logger: quiet(logger)))
-        // The group takes the first signal as a request; the second one ends the process at once.
-        let impatience = Task {
-            var count = 0
-            for await signal in await UnixSignalsSequence(trapping: .sigterm, .sigint) {
-                count += 1
-                if count == 2 { _exit(signal == .sigint ? 130 : 143) }
-            }
-        }
-        print(
-            "outbox: ready worker=\(workers.joined(separator: ",")) schema=\(Migrator.expectedVersion) version=\(outboxVersion) "
-                + (sessions[0].cluster == nil ? "database=configured" : "database=embedded"))
-        fflush(nil)
+                } + [.init(service: Signals(ready: line), successTerminationBehavior: .gracefullyShutdownGroup)],
+                logger: quiet(logger)))
         let result: Result<Void, any Error>
         do {
             try await group.run()
             result = .success(())
         } catch { result = .failure(error) }
-        impatience.cancel()
         for session in sessions { try session.cluster?.leave() }
         try result.get()
         logger.info("stopped")
@@ -153,6 +143,23 @@ private struct ClusterKeeper: Service {
                     logger.error("the embedded PostgreSQL is gone and does not start", metadata: ["error": "\(error)"])
                 }
             }
+        }
+    }
+}
+
+/// Says that the process is ready once it can be stopped: the last service to start, which ends at the first signal and
+/// so stops the others. Whoever reads the line may send a signal at once, and it is not lost.
+private struct Signals: Service {
+    let ready: String
+
+    func run() async {
+        let signals = await UnixSignalsSequence(trapping: .sigterm, .sigint)
+        print(ready)
+        fflush(nil)
+        for await _ in signals.cancelOnGracefulShutdown() { break }
+        // The second signal ends the process at once. The task belongs to the process and ends with it.
+        Task {
+            for await signal in signals { _exit(signal == .sigint ? 130 : 143) }
         }
     }
 }
