@@ -154,12 +154,17 @@ private struct Signals: Service {
 
     func run() async {
         let signals = await UnixSignalsSequence(trapping: .sigterm, .sigint)
+        let (first, arrival) = AsyncStream<Void>.makeStream()
+        // The second signal ends the process at once, however long the stop takes: so this task belongs to the process.
+        Task {
+            var count = 0
+            for await signal in signals {
+                count += 1
+                if count == 1 { arrival.yield() } else { _exit(signal == .sigint ? 130 : 143) }
+            }
+        }
         print(ready)
         fflush(nil)
-        for await _ in signals.cancelOnGracefulShutdown() { break }
-        // The second signal ends the process at once. The task belongs to the process and ends with it.
-        Task {
-            for await signal in signals { _exit(signal == .sigint ? 130 : 143) }
-        }
+        for await _ in first.cancelOnGracefulShutdown() { break }
     }
 }
