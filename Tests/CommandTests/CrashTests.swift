@@ -28,7 +28,6 @@ import Testing
     @Test(arguments: [
         ("claim.before=kill", 0), ("claim.after=kill", 0), ("send.before=kill", 0), ("send.before@20=kill", 19),
         ("send.after=kill", 40),
-        ("send.after@20=kill", 40), ("record.before=kill", 40), ("record.after=kill", 40), ("record.after@2=kill", 40),
     ])
     func `a worker killed between claim and record loses nothing`(failPoint: String, mostDuplicates: Int) async throws {
         let database = try await TestCluster.database()
