@@ -118,12 +118,12 @@ package final class Receiver: Sendable {
 
     /// Closes the socket and every connection, as a receiver that crashed would.
     package func stop() {
-        let connections = state.withLock { state in
+        // Under the lock, as closing is: a number that was closed may be somebody else's descriptor already.
+        state.withLock { state in
+            if !state.isStopped { shutdown(listening, Int32(SHUT_RDWR)) }
             state.isStopped = true
-            return state.connections
+            for connection in state.connections { shutdown(connection, Int32(SHUT_RDWR)) }
         }
-        shutdown(listening, Int32(SHUT_RDWR))
-        for connection in connections { shutdown(connection, Int32(SHUT_RDWR)) }
     }
 
     private func accept() {
@@ -144,9 +144,11 @@ package final class Receiver: Sendable {
             guard let number else { close(connection); break }
             Thread.detach {
                 self.serve(connection, number)
-                self.state.withLock { _ = $0.connections.remove(connection) }
-                shutdown(connection, Int32(SHUT_RDWR))
-                close(connection)
+                self.state.withLock { state in
+                    state.connections.remove(connection)
+                    shutdown(connection, Int32(SHUT_RDWR))
+                    close(connection)
+                }
             }
         }
         close(listening)
