@@ -55,14 +55,20 @@ package final class Transport: Sendable {
     /// Starts a request and returns its number; the completion is called exactly once, on the transport thread.
     @discardableResult
     package func submit(_ request: HTTPRequest, completion: @escaping @Sendable (HTTPExchange) -> Void) -> UInt64 {
-        let (id, isClosed, wasEmpty) = inbox.withLock { inbox in
+        let (id, isClosed) = inbox.withLock { inbox in
             inbox.lastID += 1
-            let wasEmpty = inbox.commands.isEmpty
-            if !inbox.isClosed { inbox.commands.append(.start(id: inbox.lastID, request, completion: completion)) }
-            return (inbox.lastID, inbox.isClosed, wasEmpty)
+            if !inbox.isClosed { append(.start(id: inbox.lastID, request, completion: completion), to: &inbox) }
+            return (inbox.lastID, inbox.isClosed)
         }
-        if isClosed { completion(.unsent(.cancelled, "the transport is stopped")) } else if wasEmpty { wakeUp() }
+        if isClosed { completion(.unsent(.cancelled, "the transport is stopped")) }
         return id
+    }
+
+    /// Called under the inbox's lock, and wakes the loop under it: `stop` closes the inbox under the same lock before it
+    /// frees the handle, so that nobody wakes a handle that is gone.
+    private func append(_ command: Command, to inbox: inout Inbox) {
+        if inbox.commands.isEmpty { wakeUp() }
+        inbox.commands.append(command)
     }
 
     /// Sends a request and waits for what comes of it. Cancelling the task stops the request; its exchange then says so.
@@ -85,8 +91,9 @@ package final class Transport: Sendable {
 
     /// Stops a request; its completion reports `cancelled`. Unknown and finished numbers are ignored.
     package func cancel(_ id: UInt64) {
-        inbox.withLock { $0.commands.append(.cancel(id: id)) }
-        wakeUp()
+        inbox.withLock { inbox in
+            if !inbox.isClosed { append(.cancel(id: id), to: &inbox) }
+        }
     }
 
     /// Stops everything: requests in flight report `cancelled`, later ones are refused, the thread is joined.

@@ -205,6 +205,9 @@ import Transport
         await transport.stop()
         #expect(await first.failure == .cancelled)
         #expect(await transport.send(HTTPRequest(url: url)).failure == .cancelled)
+        // What comes after the end finds nothing to touch.
+        transport.cancel(1)
+        await transport.stop()
         ledger.receiver.stop()
     }
 
@@ -213,7 +216,7 @@ import Transport
         let transport = Transport(policy: local)
         let url = ledger.url
         let outcomes = await withTaskGroup(of: String.self) { group in
-            for _ in 0..<100 {
+            for _ in 0..<200 {
                 group.addTask {
                     let exchange = await transport.send(HTTPRequest(url: url))
                     return exchange.status.map(String.init)
@@ -222,7 +225,7 @@ import Transport
             }
             return await group.reduce(into: []) { $0.append($1) }
         }
-        #expect(outcomes.count == 100)
+        #expect(outcomes.count == 200)
         #expect(Set(outcomes) == ["200"])
         await transport.stop()
         ledger.receiver.stop()
