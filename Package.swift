@@ -18,6 +18,7 @@ let deque: Target.Dependency = .product(name: "DequeModule", package: "swift-col
 let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
 let lifecycle: Target.Dependency = .product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
 let signals: Target.Dependency = .product(name: "UnixSignals", package: "swift-service-lifecycle")
+let histogram: Target.Dependency = .product(name: "Histogram", package: "hdrhistogram-swift")
 let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
 
 let package = Package(
@@ -32,11 +33,13 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
         .package(url: "https://github.com/apple/swift-crypto", from: "4.5.0"),
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
+        .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", from: "0.2.0"),
     ],
     targets: [
         .systemLibrary(name: "CPostgres", pkgConfig: "libpq", providers: [.apt(["libpq-dev"])]),
         .systemLibrary(name: "CCurl", pkgConfig: "libcurl", providers: [.apt(["libcurl4-openssl-dev"])]),
-        .target(name: "Threads", swiftSettings: wrapsC),
+        .systemLibrary(name: "CEpoll"),
+        .target(name: "Threads", dependencies: ["CEpoll"], swiftSettings: wrapsC),
         .target(name: "Postgres", dependencies: ["CPostgres", "Threads"], swiftSettings: wrapsC),
         .target(name: "Transport", dependencies: ["CCurl", "Threads"], swiftSettings: wrapsC),
         .target(
@@ -49,10 +52,13 @@ let package = Package(
             swiftSettings: withFailPoints),
         .target(name: "EmbeddedPostgres", dependencies: ["Postgres"], swiftSettings: common),
         .target(name: "Receiver", dependencies: ["Threads"], swiftSettings: common),
+        .target(
+            name: "Bench", dependencies: ["Outbox", "Postgres", "Transport", "Threads", histogram],
+            swiftSettings: common),
         .executableTarget(
             name: "outboxctl",
             dependencies: [
-                "Outbox", "Scheduler", "Postgres", "Transport", "EmbeddedPostgres", "Receiver", "OutboxSchema",
+                "Outbox", "Scheduler", "Postgres", "Transport", "EmbeddedPostgres", "Receiver", "Bench", "OutboxSchema",
                 arguments, logging, lifecycle, signals,
             ],
             swiftSettings: common),

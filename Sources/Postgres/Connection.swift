@@ -1,5 +1,6 @@
 import CPostgres
 import Glibc
+import Synchronization
 
 /// One connection to PostgreSQL. It belongs to one thread (see `ConnectionPool`), blocks that thread while it waits, and
 /// never longer than the deadline of the statement.
@@ -7,6 +8,10 @@ import Glibc
 public struct Connection: ~Copyable {
     /// How long a statement may take unless the caller says otherwise: well under a lease, well over any healthy one.
     public static let defaultDeadline = Duration.seconds(10)
+
+    /// How many statements this process has sent to any database, `BEGIN` and `COMMIT` included.
+    public static var statementsSent: Int { sent.load(ordering: .relaxed) }
+    private static let sent = Atomic<Int>(0)
 
     private let handle: OpaquePointer
     private var prepared: [String: String] = [:]
@@ -83,6 +88,7 @@ public struct Connection: ~Copyable {
     private mutating func script(_ text: String, within limit: Duration, mayCancel: Bool) throws(PostgresError) {
         let deadline = ContinuousClock.now + limit
         try check(unsafe PQsendQuery(handle, text))
+        Self.sent.add(1, ordering: .relaxed)
         _ = try collect(deadline: deadline, step: .statement, mayCancel: mayCancel)
     }
 
@@ -160,6 +166,7 @@ public struct Connection: ~Copyable {
             unsafe PQsendQueryPrepared(handle, name, Int32(sql.binds.count), values, nil, nil, 0)
         }
         try check(sent)
+        Self.sent.add(1, ordering: .relaxed)
         return try collect(deadline: deadline, step: .statement)
     }
 

@@ -3,7 +3,8 @@ import CPostgres
 /// Where a database is and how to reach it: a libpq connection string or URI, completed by `PG*` variables, password
 /// and service files exactly as libpq does it. An empty string means "whatever the environment says".
 public struct ConnectionTarget: Sendable {
-    let conninfo: String
+    /// The string as libpq reads it; it may hold a password.
+    package let conninfo: String
     let name: String
 
     /// Checks the string without connecting.
@@ -54,6 +55,16 @@ public struct ConnectionTarget: Sendable {
     /// The same database under another `application_name`.
     public func named(_ name: String) -> ConnectionTarget {
         ConnectionTarget(checked: conninfo, name: name)
+    }
+
+    /// Another database of the same server.
+    package func database(_ database: String) throws(PostgresError) -> ConnectionTarget {
+        var options = try Self.options(conninfo)
+        options["dbname"] = database
+        let pairs = options.sorted { $0.key < $1.key }.map { key, value in
+            "\(key)='\(value.replacing("\\", with: "\\\\").replacing("'", with: "\\'"))'"
+        }
+        return ConnectionTarget(checked: pairs.joined(separator: " "), name: name)
     }
 
     private init(checked conninfo: String, name: String) {

@@ -6,9 +6,17 @@ import Synchronization
 final class DatabaseClock: Sendable {
     private let reading = Mutex<(time: Timestamp, at: ContinuousClock.Instant)?>(nil)
 
-    /// Takes a reading that just came from the database.
+    /// How long a reading is carried on before a later one replaces it whatever it says.
+    private static let validity = Duration.seconds(10)
+
+    /// Takes a reading that just came from the database. It is late by as long as it was on its way, so that of several
+    /// the one which is furthest ahead is the closest.
     func set(_ time: Timestamp) {
-        reading.withLock { $0 = (time, .now) }
+        let now = ContinuousClock.now
+        reading.withLock { reading in
+            if let last = reading, now - last.at < Self.validity, last.time + (now - last.at) > time { return }
+            reading = (time, now)
+        }
     }
 
     /// The database's time now.

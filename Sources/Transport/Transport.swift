@@ -37,12 +37,14 @@ package final class Transport: Sendable {
     ///
     /// - Parameter idleConnections: how many connections are kept open for the next request.
     package init(policy: AddressPolicy, idleConnections: Int = 1024) {
-        _ = Self.globalInitialization
+        Self.initializeLibrary()
         guard let multi = unsafe curl_multi_init() else { preconditionFailure("curl_multi_init: out of memory") }
         unsafe self.multi = multi
         unsafe curl_multi_set_long(multi, CURLMOPT_MAXCONNECTS, idleConnections)
         thread.withLock { $0 = Thread { self.loop(policy) } }
     }
+
+    static func initializeLibrary() { _ = globalInitialization }
 
     /// libcurl must be initialised once before any thread uses it. SIGPIPE would end the process when a receiver closes
     /// a TLS connection that we write to; the error code tells us the same.

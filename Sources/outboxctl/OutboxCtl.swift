@@ -11,7 +11,9 @@ struct OutboxCtl: AsyncParsableCommand {
         version: outboxVersion,
         subcommands: [
             Run.self, Status.self, Doctor.self, DatabaseCommand.self, EndpointCommand.self, EventCommand.self,
-            DeliveryCommand.self, AttemptCommand.self, DeadCommand.self, Listen.self, TriggerCommand.self, Config.self,
+            DeliveryCommand.self, AttemptCommand.self, DeadCommand.self, Listen.self, TriggerCommand.self,
+            BenchCommand.self,
+            Config.self,
         ])
 
     static func main() async {

@@ -95,7 +95,7 @@ struct Run: AsyncParsableCommand {
         } catch { result = .failure(error) }
         for session in sessions { try session.cluster?.leave() }
         try result.get()
-        logger.info("stopped")
+        logger.info("stopped", metadata: ["sql_statements": "\(Connection.statementsSent)"])
     }
 
     private func applyMigrations(_ session: Session) async throws {
@@ -112,15 +112,6 @@ struct Run: AsyncParsableCommand {
         var logger = logger
         logger.logLevel = max(logger.logLevel, .warning)
         return logger
-    }
-
-    /// Every request in flight is a descriptor, and the usual soft limit of 1024 is a default, not a wish.
-    private func raiseDescriptorLimit() {
-        var limit = rlimit()
-        guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
-        limit.rlim_cur = min(limit.rlim_max, 65_536)
-        // Refused: then fewer requests run at a time, and running out is handled where it happens.
-        _ = setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
     }
 }
 

@@ -61,3 +61,12 @@ struct Session: Sendable {
         return value
     }
 }
+
+/// Every request in flight is a descriptor, and the usual soft limit of 1024 is a default, not a wish.
+func raiseDescriptorLimit() {
+    var limit = rlimit()
+    guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
+    limit.rlim_cur = min(limit.rlim_max, 65_536)
+    // Refused: then fewer requests run at a time, and running out is handled where it happens.
+    _ = setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+}

@@ -1,0 +1,230 @@
+import Foundation
+import Outbox
+package import Postgres
+import Transport
+
+/// Measures the service on a database of the user's own, with real worker processes and real requests.
+///
+/// Every phase makes a scratch database, fills it, runs `outboxctl run` on it and drops it. Phases run one after the
+/// other; each says what it measured in its own part of the report.
+package struct Benchmark: Sendable {
+    package enum Phase: String, Sendable, CaseIterable {
+        /// A bare libcurl loop against the same sink: what sending alone costs.
+        case loop
+        /// Producers' transactions per second with and without the outbox.
+        case producers
+        /// Delivering what has been committed before.
+        case drain
+        /// Events at a constant rate: from commit to response.
+        case steady
+    }
+
+    package struct Plan: Sendable {
+        package var phases: Set<Phase> = Set(Phase.allCases)
+        /// Events to deliver in the drain.
+        package var events = 100_000
+        /// Bytes of JSON in each.
+        package var payload = 600
+        package var endpoints = 1
+        package var workers = 1
+        /// How long the sink takes to answer.
+        package var latency = Duration.zero
+        /// The share of requests that the sink answers with status 500.
+        package var failRate = 0.0
+        /// Keep a snapshot open from before the first delivery to after the last.
+        package var holdsSnapshot = false
+        /// Events that wait beside those that are measured.
+        package var backlog = 0
+        /// Events per second in the steady phase.
+        package var rate = 500
+        /// How long the steady phase takes.
+        package var duration = Duration.seconds(10)
+        /// Requests in flight per endpoint.
+        package var inFlight = 128
+        /// A sink of the user's own in place of the built-in one; `{n}` is the endpoint's number.
+        package var url: String?
+
+        package init() {}
+    }
+
+    let plan: Plan
+    let target: ConnectionTarget
+    let progress: Progress
+
+    /// - Parameter target: a database on the server to be measured, whose user may create others there.
+    package init(_ plan: Plan, on target: ConnectionTarget, progress: Progress) {
+        self.plan = plan
+        self.target = target
+        self.progress = progress
+    }
+
+    /// Runs the phases. Throws what the database or a worker refused; everything is cleaned up before.
+    package func run() async throws -> Report {
+        var report = Report(plan: plan)
+        let server = ConnectionPool(target, size: 1)
+        let version = try await server.query("SELECT current_setting('server_version')") { row throws(PostgresError) in
+            try row[0] as String
+        }
+        await server.close()
+        report.machine.postgresql = version.first ?? ""
+
+        let sink = plan.url == nil ? try Sink(delay: plan.latency, failRate: plan.failRate) : nil
+        defer { sink?.stop() }
+        if plan.phases.contains(.loop) { report.loop = try await measureLoop(sink) }
+        for phase in [Phase.producers, .drain, .steady] where plan.phases.contains(phase) {
+            try Task.checkCancellation()
+            try await Scratch.with(beside: target) { scratch in
+                let bench = try Bench(benchmark: self, scratch: scratch, sink: sink)
+                defer { bench.removeKey() }
+                switch phase {
+                case .loop: break
+                case .producers: report.producers = try await bench.measureProducers()
+                case .drain: report.drain = try await bench.measureDrain()
+                case .steady: report.steady = try await bench.measureSteady()
+                }
+            }
+        }
+        if let loop = report.loop, let drain = report.drain {
+            report.drain?.shareOfLoop = drain.deliveriesPerSecond / loop.requestsPerSecond
+        }
+        return report
+    }
+
+    func url(endpoint: Int, sink: Sink?) -> String {
+        sink.map { "\($0.url)/e/\(endpoint)" } ?? (plan.url ?? "").replacing("{n}", with: "\(endpoint)")
+    }
+
+    /// JSON of exactly the planned size, or the smallest possible.
+    var body: String {
+        let frame = #"{"event":"bench","filler":""}"#
+        let filler = String(repeating: "x", count: max(0, plan.payload - frame.utf8.count))
+        return #"{"event":"bench","filler":"\#(filler)"}"#
+    }
+
+    private func measureLoop(_ sink: Sink?) async throws -> Report.Loop {
+        // Long enough to be measured, also when answers take long.
+        let requests = plan.latency > .zero ? max(plan.inFlight * 20, 1000) : 50_000
+        var phase = progress.begin("libcurl alone", total: requests)
+        let headers = try [
+            ("Content-Type", "application/json"), ("webhook-id", "evt_bench_1"), ("webhook-timestamp", "1700000000"),
+            ("webhook-signature", "v1,47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="), ("User-Agent", "outbox-bench"),
+        ].map { try HTTPHeader(own: $0.0, value: $0.1) }
+        let (time, failures) = await RawLoop.run(
+            url: url(endpoint: 1, sink: sink), headers: headers, body: Array(body.utf8), requests: requests,
+            inFlight: plan.latency > .zero ? plan.inFlight : min(64, plan.inFlight))
+        phase.end(requests)
+        _ = sink?.takeStock()
+        return Report.Loop(requestsPerSecond: Double(requests) / time.inSeconds, failures: failures)
+    }
+}
+
+extension Duration {
+    var inSeconds: Double { self / .seconds(1) }
+}
+
+/// One phase's scratch database, with what workers need to run on it.
+struct Bench: Sendable {
+    let benchmark: Benchmark
+    let scratch: Scratch
+    let sink: Sink?
+    private let keyFile: String
+    private let keyring: Keyring
+
+    var plan: Benchmark.Plan { benchmark.plan }
+    var progress: Progress { benchmark.progress }
+
+    init(benchmark: Benchmark, scratch: Scratch, sink: Sink?) throws {
+        self.benchmark = benchmark
+        self.scratch = scratch
+        self.sink = sink
+        let line = Keyring.newKeyLine()
+        keyring = try Keyring(text: line)
+        keyFile = FileManager.default.temporaryDirectory.path + "/outbox-bench-\(UUID().uuidString).key"
+        guard
+            FileManager.default.createFile(
+                atPath: keyFile, contents: Data(line.utf8), attributes: [.posixPermissions: 0o600])
+        else { throw Child.Failure(description: "cannot write \(keyFile)") }
+    }
+
+    func removeKey() {
+        // Left behind it would open nothing: the secrets that it sealed go with the scratch database.
+        try? FileManager.default.removeItem(atPath: keyFile)
+    }
+
+    /// Creates the planned endpoints; each gets every event, signed.
+    func createEndpoints() async throws {
+        for number in 1...plan.endpoints {
+            var change = EndpointChange()
+            change.name = "bench-\(number)"
+            change.url = benchmark.url(endpoint: number, sink: sink)
+            change.maxInFlight = plan.inFlight
+            try await scratch.pool.run { [change, keyring] in
+                _ = try $0.createEndpoint(change, secret: .generate(), keyring: keyring)
+            }
+        }
+    }
+
+    /// Commits so many events, 10,000 a transaction, and lets the server tidy up before anything is measured.
+    func fill(_ count: Int, title: String = "filling") async throws {
+        var phase = progress.begin(title, total: count)
+        var filled = 0
+        while filled < count {
+            try Task.checkCancellation()
+            let part = min(10_000, count - filled)
+            let body = JSONText(Array(benchmark.body.utf8))
+            try await scratch.pool.execute(
+                """
+                INSERT INTO outbox.event (type, after, customer_id, identity)
+                SELECT 'bench.event', \(body), 'bench', 'bench' FROM generate_series(1, \(part))
+                """, within: .seconds(120))
+            filled += part
+            phase.show(filled)
+        }
+        phase.end(filled)
+        try await scratch.pool.execute("VACUUM ANALYZE outbox.event", within: .seconds(600))
+    }
+
+    /// Runs the body beside worker processes; returns what it returns and how many statements the workers sent.
+    func withWorkers<Value>(
+        _ count: Int, _ body: ([Child]) async throws -> Value
+    ) async throws -> (Value, statements: Int) {
+        var environment = [
+            "DATABASE_URL": scratch.target.conninfo, "OUTBOX_SECRET_KEY_FILE": keyFile, "OUTBOX_LOG_FORMAT": "json",
+            "OUTBOX_LOG_LEVEL": "info", "OUTBOX_MAX_IN_FLIGHT": "\(max(4096, plan.inFlight * plan.endpoints))",
+        ]
+        if sink != nil { environment["OUTBOX_ALLOW_NETWORKS"] = "127.0.0.0/8" }
+        var workers: [Child] = []
+        do {
+            workers = try await withThrowingTaskGroup(of: Child.self) { [environment] group in
+                for _ in 0..<count {
+                    group.addTask { try await Child.start(["run", "--grace", "2s"], environment: environment) }
+                }
+                return try await group.reduce(into: []) { $0.append($1) }
+            }
+            let value = try await body(workers)
+            var statements = 0
+            for worker in workers { statements += try await worker.stop() }
+            return (value, statements)
+        } catch {
+            for worker in workers { worker.kill() }
+            throw error
+        }
+    }
+
+    /// How many attempts have been recorded, as far as the server's statistics know; some tenths of a second late.
+    func recordedAttempts() async throws -> Int {
+        try await scratch.pool.query(
+            "SELECT coalesce(sum(n_tup_ins), 0)::int8 FROM pg_stat_user_tables WHERE schemaname = 'outbox' AND relname LIKE 'attempt%'"
+        ) { row throws(PostgresError) in try row[0] as Int }.first ?? 0
+    }
+
+    /// True when nothing is outstanding: everything is cut, every batch is finished, no delivery waits.
+    func isDrained() async throws -> Bool {
+        try await scratch.pool.query(
+            """
+            SELECT NOT EXISTS (SELECT FROM outbox.batch) AND NOT EXISTS (SELECT FROM outbox.delivery)
+               AND NOT EXISTS (SELECT FROM outbox.backlog WHERE stage = 'stream' AND waiting > 0)
+            """
+        ) { row throws(PostgresError) in try row[0] as Bool }.first ?? false
+    }
+}

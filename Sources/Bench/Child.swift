@@ -1,0 +1,95 @@
+import Foundation
+import Synchronization
+
+/// A worker process: this program again, as `outboxctl run` on the scratch database.
+final class Child: Sendable {
+    /// A worker that did not start or end as it should; with what it said last.
+    struct Failure: Error, CustomStringConvertible {
+        let description: String
+    }
+
+    private let process: Process
+    private let errors: Tail
+
+    /// Starts the worker and waits until it says that it is ready.
+    static func start(_ arguments: [String], environment: [String: String]) async throws -> Child {
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
+        process.arguments = arguments
+        process.environment = ProcessInfo.processInfo.environment.merging(environment) { $1 }
+        process.standardInput = FileHandle.nullDevice
+        let (output, errors) = (Pipe(), Pipe())
+        process.standardOutput = output
+        process.standardError = errors
+        try process.run()
+        let child = Child(process, errors: Tail(errors.fileHandleForReading))
+        for await line in lines(of: output.fileHandleForReading) where line.hasPrefix("outbox: ready") { return child }
+        throw Failure(
+            description: "a worker did not start: \(await child.errors.atEnd.suffix(3).joined(separator: " · "))")
+    }
+
+    private init(_ process: Process, errors: Tail) {
+        self.process = process
+        self.errors = errors
+    }
+
+    var pid: Int32 { process.processIdentifier }
+
+    /// The most memory it has held so far, in bytes.
+    var peakMemory: Int {
+        let status = (try? String(contentsOfFile: "/proc/\(pid)/status", encoding: .utf8)) ?? ""
+        let line = status.split(separator: "\n").first { $0.hasPrefix("VmHWM:") }
+        return (line?.split(whereSeparator: \.isWhitespace).dropFirst().first.flatMap { Int($0) } ?? 0) * 1024
+    }
+
+    /// Stops it gracefully and returns how many statements it says it sent.
+    func stop() async throws -> Int {
+        process.terminate()
+        let lines = await errors.atEnd
+        let word = "\"sql_statements\":\""
+        guard let last = lines.last(where: { $0.contains(word) }), let place = last.range(of: word),
+            let count = Int(last[place.upperBound...].prefix { $0.isNumber })
+        else {
+            throw Failure(
+                description: "a worker did not stop as it should: \(lines.suffix(3).joined(separator: " · "))")
+        }
+        return count
+    }
+
+    /// Ends it at once.
+    func kill() { Foundation.kill(pid, SIGKILL) }
+}
+
+/// The lines that come out of a pipe; a thread reads them, so that the writer never waits.
+private func lines(of handle: FileHandle) -> AsyncStream<String> {
+    AsyncStream { continuation in
+        Thread.detachNewThread {
+            var rest = Data()
+            while case let data = handle.availableData, !data.isEmpty {
+                rest += data
+                while let end = rest.firstIndex(of: 10) {
+                    continuation.yield(String(decoding: rest[..<end], as: UTF8.self))
+                    rest = Data(rest[(end + 1)...])
+                }
+            }
+            continuation.finish()
+        }
+    }
+}
+
+/// Keeps the last lines of a pipe.
+private struct Tail: Sendable {
+    private let task: Task<[String], Never>
+
+    init(_ handle: FileHandle) {
+        let lines = lines(of: handle)
+        task = Task {
+            var last: [String] = []
+            for await line in lines { last = (last + [line]).suffix(20) }
+            return last
+        }
+    }
+
+    /// The last lines, once the writer has closed the pipe.
+    var atEnd: [String] { get async { await task.value } }
+}

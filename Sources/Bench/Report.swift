@@ -1,0 +1,175 @@
+import Foundation
+import Histogram
+import Outbox
+
+/// What a benchmark found. The names of the fields are those of its JSON.
+package struct Report: Codable, Sendable {
+    package struct Machine: Codable, Sendable {
+        var processors = ProcessInfo.processInfo.activeProcessorCount
+        var memoryBytes = ProcessInfo.processInfo.physicalMemory
+        var system = ProcessInfo.processInfo.operatingSystemVersionString
+        var postgresql = ""
+    }
+
+    package struct Settings: Codable, Sendable {
+        let events, payload, endpoints, workers, backlog, rate, inFlight: Int
+        let latencyMilliseconds, failRate: Double
+        let holdSnapshot: Bool
+    }
+
+    /// HdrHistogram percentiles, in milliseconds with three significant digits.
+    package struct Percentiles: Codable, Sendable {
+        let count: Int
+        let p50, p95, p99, max: Double
+
+        /// - Parameter values: microseconds and how often each was seen.
+        init(_ values: [(microseconds: Int64, count: Int)]) {
+            var histogram = Histogram<UInt32>(
+                highestTrackableValue: 3_600_000_000, numberOfSignificantValueDigits: .three)
+            for (value, count) in values { histogram.record(UInt64(Swift.max(0, value)), count: UInt32(count)) }
+            func milliseconds(_ value: UInt64) -> Double { Double(value) / 1000 }
+            count = Int(histogram.totalCount)
+            p50 = milliseconds(histogram.valueAtPercentile(50))
+            p95 = milliseconds(histogram.valueAtPercentile(95))
+            p99 = milliseconds(histogram.valueAtPercentile(99))
+            max = milliseconds(histogram.max)
+        }
+    }
+
+    package struct Loop: Codable, Sendable {
+        let requestsPerSecond: Double
+        let failures: Int
+    }
+
+    package struct Producers: Codable, Sendable {
+        let clients: Int
+        /// What the worker did meanwhile: `asleep` or `busy`.
+        let worker: String
+        let barePerSecond, outboxPerSecond, ratio: Double
+    }
+
+    package struct Drain: Codable, Sendable {
+        let events, endpoints, workers: Int
+        var seconds = 0.0
+        var deliveriesPerSecond = 0.0
+        /// Of what a bare libcurl loop reaches against the same sink.
+        var shareOfLoop: Double?
+        /// The rate in each tenth of the run.
+        var tenthsPerSecond: [Double] = []
+        /// Recorded, and of those failed.
+        var attempts = 0
+        var failures = 0
+        /// As the built-in sink counted them.
+        var requests: Int?
+        var duplicates: Int?
+        var attemptsPerWorker: [Int] = []
+        var requestMilliseconds: Percentiles?
+        var workerMicrosecondsPerDelivery = 0.0
+        /// Processor time of the whole server; nil when it runs elsewhere.
+        var databaseMicrosecondsPerDelivery: Double?
+        var walBytesPerDelivery = 0.0
+        var statementsPerDelivery = 0.0
+        /// The largest of the workers, at its peak.
+        var workerMemoryBytes = 0
+        var deadTuples = 0
+
+        init(events: Int, endpoints: Int, workers: Int) {
+            self.events = events
+            self.endpoints = endpoints
+            self.workers = workers
+        }
+    }
+
+    package struct Steady: Codable, Sendable {
+        let rate, producers: Int
+        var published = 0
+        var commitToResponseMilliseconds: Percentiles?
+        /// Single events after nothing happened for a while.
+        var firstAfterIdleMilliseconds: Percentiles?
+
+        init(rate: Int, producers: Int) {
+            self.rate = rate
+            self.producers = producers
+        }
+    }
+
+    package let version: String
+    package var machine = Machine()
+    package let settings: Settings
+    package var loop: Loop?
+    package var producers: [Producers]?
+    package var drain: Drain?
+    package var steady: Steady?
+
+    init(plan: Benchmark.Plan) {
+        version = outboxVersion
+        settings = Settings(
+            events: plan.events, payload: plan.payload, endpoints: plan.endpoints, workers: plan.workers,
+            backlog: plan.backlog, rate: plan.rate, inFlight: plan.inFlight,
+            latencyMilliseconds: plan.latency.inSeconds * 1000, failRate: plan.failRate,
+            holdSnapshot: plan.holdsSnapshot)
+    }
+
+    /// One JSON object, names in snake case.
+    package var json: String {
+        get throws {
+            let encoder = JSONEncoder()
+            encoder.keyEncodingStrategy = .convertToSnakeCase
+            encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
+            return String(decoding: try encoder.encode(self), as: UTF8.self)
+        }
+    }
+
+    /// For people.
+    package var table: String {
+        var lines: [(String, String)] = [
+            (
+                "machine",
+                "\(machine.processors) processors, \(machine.memoryBytes >> 30) GiB, PostgreSQL \(machine.postgresql)"
+            )
+        ]
+        if let loop { lines.append(("libcurl alone", "\(number(loop.requestsPerSecond)) requests/s")) }
+        for row in producers ?? [] {
+            lines.append(
+                (
+                    "\(row.clients) producers, worker \(row.worker)",
+                    "\(number(row.outboxPerSecond)) transactions/s, bare table \(number(row.barePerSecond)), ratio \(decimal(row.ratio, 2))"
+                ))
+        }
+        if let drain {
+            let share = drain.shareOfLoop.map { ", \(decimal($0, 2)) of libcurl alone" } ?? ""
+            lines.append(("deliveries", "\(number(drain.deliveriesPerSecond))/s\(share)"))
+            lines.append(("  tenths of the run", drain.tenthsPerSecond.map { number($0) }.joined(separator: " ")))
+            lines.append(("  attempts", "\(drain.attempts), of those failed \(drain.failures)"))
+            if let requests = drain.requests {
+                lines.append(("  requests seen", "\(requests)" + (drain.duplicates.map { ", duplicates \($0)" } ?? "")))
+            }
+            if let times = drain.requestMilliseconds { lines.append(("  request time", text(times))) }
+            lines.append(
+                (
+                    "  per delivery",
+                    (drain.databaseMicrosecondsPerDelivery.map { "database \(decimal($0, 1)) us, " } ?? "")
+                        + "worker \(decimal(drain.workerMicrosecondsPerDelivery, 1)) us, WAL \(number(drain.walBytesPerDelivery)) bytes, "
+                        + "\(decimal(drain.statementsPerDelivery, 4)) statements"
+                ))
+            lines.append(("  worker memory", "\(drain.workerMemoryBytes >> 20) MiB at its peak"))
+            lines.append(("  dead tuples", "\(drain.deadTuples)"))
+        }
+        if let steady {
+            if let times = steady.commitToResponseMilliseconds {
+                lines.append(("commit to response", "\(text(times)) at \(steady.rate)/s"))
+            }
+            if let times = steady.firstAfterIdleMilliseconds { lines.append(("  first after idle", text(times))) }
+        }
+        let width = lines.map(\.0.count).max() ?? 0
+        return lines.map { "\($0.padding(toLength: width + 2, withPad: " ", startingAt: 0))\($1)" }.joined(
+            separator: "\n")
+    }
+
+    private func text(_ times: Percentiles) -> String {
+        "p50 \(decimal(times.p50, 2)) ms, p95 \(decimal(times.p95, 2)), p99 \(decimal(times.p99, 2)), max \(decimal(times.max, 2))"
+    }
+
+    private func number(_ value: Double) -> String { decimal(value, 0) }
+    private func decimal(_ value: Double, _ digits: Int) -> String { String(format: "%.\(digits)f", value) }
+}

@@ -1,0 +1,49 @@
+import Foundation
+import Postgres
+
+/// What the database server has used so far; the difference of two says what a phase cost.
+struct ServerLoad: Sendable {
+    /// Processor time of all its processes; nil when they cannot be seen from here.
+    let processorTime: Duration?
+    let walBytes: Int64
+
+    static func read(_ connection: inout Connection) throws -> ServerLoad {
+        let row = try connection.query(
+            "SELECT pg_backend_pid(), pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::int8"
+        ).first { row throws(PostgresError) in (try row[0] as Int, try row[1] as Int64) }
+        guard let (pid, wal) = row else { return ServerLoad(processorTime: nil, walBytes: 0) }
+        return ServerLoad(processorTime: family(of: Int32(pid)), walBytes: wal)
+    }
+
+    /// Processor time of a process itself, and of its children that have ended, in the system's ticks.
+    private static func times(of pid: Int32) -> (name: Substring, parent: Int32, own: Int, ended: Int)? {
+        guard let text = try? String(contentsOfFile: "/proc/\(pid)/stat", encoding: .utf8),
+            let open = text.firstIndex(of: "("), let close = text.lastIndex(of: ")")
+        else { return nil }
+        // The fields after the name, from the third on (proc(5)).
+        let fields = text[text.index(after: close)...].split(separator: " ").map { Int($0) ?? 0 }
+        guard fields.count > 14 else { return nil }
+        return (
+            text[text.index(after: open)..<close], Int32(fields[1]), fields[11] + fields[12], fields[13] + fields[14]
+        )
+    }
+
+    /// The processor time of a backend's server: the postmaster, its living children and those that have ended.
+    private static func family(of backend: Int32) -> Duration? {
+        // A server on another machine has numbers that mean somebody else here.
+        guard let own = times(of: backend), own.name.hasPrefix("postgres"), let server = times(of: own.parent),
+            server.name.hasPrefix("postgres"),
+            let entries = try? FileManager.default.contentsOfDirectory(atPath: "/proc")
+        else { return nil }
+        var ticks = server.own + server.ended
+        for pid in entries.lazy.compactMap({ Int32($0) }) {
+            if let child = times(of: pid), child.parent == own.parent { ticks += child.own }
+        }
+        return .seconds(ticks) / Int(sysconf(Int32(_SC_CLK_TCK)))
+    }
+
+    /// Processor time that a process has used.
+    static func processorTime(of pid: Int32) -> Duration {
+        .seconds(times(of: pid)?.own ?? 0) / Int(sysconf(Int32(_SC_CLK_TCK)))
+    }
+}

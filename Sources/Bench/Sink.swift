@@ -1,0 +1,261 @@
+import Glibc
+import Synchronization
+import Threads
+
+/// A fast local HTTP/1.1 sink for measuring: one thread, keep-alive, a constant delay, failures on request.
+///
+/// It remembers which delivery each request was for, so that requests, duplicates and losses are counted by somebody
+/// other than the workers that are measured. Loopback only.
+final class Sink: Sendable {
+    struct Refusal: Error, CustomStringConvertible {
+        let description: String
+    }
+
+    let port: UInt16
+    private let listening: Int32
+    private let delay: Duration
+    private let failRate: Double
+    private let poller = Poller()
+    private let count = Atomic<Int>(0)
+    private let isStopping = Atomic<Bool>(false)
+    private let keys = Mutex<[UInt64]>([])
+    private let thread: Mutex<Thread?> = Mutex(nil)
+
+    /// Listens on a free port of 127.0.0.1.
+    ///
+    /// - Parameters:
+    ///   - delay: how long every answer takes.
+    ///   - failRate: the share of requests, 0 to 1, that is answered with status 500.
+    init(delay: Duration, failRate: Double) throws(Refusal) {
+        let descriptor = socket(
+            AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
+        var address = sockaddr_in()
+        address.sin_family = sa_family_t(AF_INET)
+        address.sin_addr.s_addr = UInt32(0x7F00_0001).bigEndian
+        var length = socklen_t(MemoryLayout<sockaddr_in>.size)
+        let isBound = withUnsafeMutablePointer(to: &address) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { pointer in
+                bind(descriptor, pointer, length) == 0 && listen(descriptor, 8192) == 0
+                    && getsockname(descriptor, pointer, &length) == 0
+            }
+        }
+        guard isBound else {
+            let reason = String(cString: strerror(errno))
+            close(descriptor)
+            throw Refusal(description: "the benchmark's sink cannot listen on 127.0.0.1: \(reason)")
+        }
+        listening = descriptor
+        port = UInt16(bigEndian: address.sin_port)
+        self.delay = delay
+        self.failRate = failRate
+        thread.withLock { $0 = Thread { self.loop() } }
+    }
+
+    var url: String { "http://127.0.0.1:\(port)" }
+
+    /// How many requests were answered since stock was taken last.
+    var served: Int { count.load(ordering: .relaxed) }
+
+    /// How many requests there were in all, and for how many different deliveries. Forgets them.
+    func takeStock() -> (requests: Int, deliveries: Int) {
+        var taken = keys.withLock { keys in
+            defer { keys = [] }
+            return keys
+        }
+        count.store(0, ordering: .relaxed)
+        taken.sort()
+        var distinct = 0
+        for index in taken.indices where index == 0 || taken[index] != taken[index - 1] { distinct += 1 }
+        return (taken.count, distinct)
+    }
+
+    /// Closes everything and ends the thread.
+    func stop() {
+        isStopping.store(true, ordering: .sequentiallyConsistent)
+        poller.wakeUp()
+        let thread = thread.withLock { thread in
+            defer { thread = nil }
+            return thread
+        }
+        thread?.join()
+    }
+
+    // MARK: The sink's thread
+
+    private struct Due {
+        let at: ContinuousClock.Instant
+        let connection: SinkConnection
+        let isFailure: Bool
+    }
+
+    private func loop() {
+        poller.watch(listening, for: .read)
+        var connections: [Int32: SinkConnection] = [:]
+        var due: [Due] = []
+        var nextDue = 0
+        while !isStopping.load(ordering: .relaxed) {
+            var timeout: Int32 = -1
+            if nextDue < due.count {
+                let left = due[nextDue].at - .now
+                timeout =
+                    left <= .zero
+                    ? 0
+                    : Int32(left.components.seconds * 1000 + left.components.attoseconds / 1_000_000_000_000_000 + 1)
+            }
+            poller.wait(upTo: timeout) { descriptor, _ in
+                if descriptor == listening {
+                    accept(into: &connections)
+                    return
+                }
+                guard let connection = connections[descriptor] else { return }
+                let isOpen = connection.read { key in
+                    keys.withLock { $0.append(key) }
+                    let isFailure = failRate > 0 && Double.random(in: 0..<1) < failRate
+                    if delay == .zero {
+                        answer(connection, isFailure: isFailure)
+                    } else {
+                        due.append(Due(at: .now + delay, connection: connection, isFailure: isFailure))
+                    }
+                }
+                if !isOpen {
+                    connections[descriptor] = nil
+                    connection.close()
+                }
+            }
+            // The delay is the same for all, so the answers fall due in the order of the requests.
+            let now = ContinuousClock.now
+            while nextDue < due.count, due[nextDue].at <= now {
+                answer(due[nextDue].connection, isFailure: due[nextDue].isFailure)
+                nextDue += 1
+            }
+            if nextDue > 10_000, nextDue * 2 > due.count {
+                due.removeFirst(nextDue)
+                nextDue = 0
+            }
+        }
+        for connection in connections.values { connection.close() }
+        close(listening)
+    }
+
+    private func accept(into connections: inout [Int32: SinkConnection]) {
+        while true {
+            let descriptor = Glibc.accept(listening, nil, nil)
+            guard descriptor >= 0 else { return }
+            _ = fcntl(descriptor, F_SETFL, O_NONBLOCK)
+            _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC)
+            var on: Int32 = 1
+            setsockopt(descriptor, Int32(IPPROTO_TCP), TCP_NODELAY, &on, socklen_t(MemoryLayout<Int32>.size))
+            connections[descriptor] = SinkConnection(descriptor)
+            poller.watch(descriptor, for: .read)
+        }
+    }
+
+    private func answer(_ connection: SinkConnection, isFailure: Bool) {
+        connection.write(isFailure ? Self.failure : Self.success)
+        count.wrappingAdd(1, ordering: .relaxed)
+    }
+
+    private static let success = Array(
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: text/plain\r\n\r\nok".utf8)
+    private static let failure = Array(
+        "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\nContent-Type: text/plain\r\n\r\nfail".utf8)
+}
+
+/// One connection of the sink: finds requests in the bytes and tells them apart by path and `webhook-id`.
+private final class SinkConnection {
+    private let descriptor: Int32
+    private var isClosed = false
+    private let buffer: UnsafeMutableRawBufferPointer
+    private var filled = 0
+    /// Larger bodies than the product takes by default do not fit, and end the connection.
+    private static let room = 64 * 1024
+    private var skip = 0
+
+    init(_ descriptor: Int32) {
+        self.descriptor = descriptor
+        buffer = .allocate(byteCount: Self.room, alignment: 1)
+    }
+
+    deinit { buffer.deallocate() }
+
+    func close() {
+        isClosed = true
+        Glibc.close(descriptor)
+    }
+
+    func write(_ bytes: [UInt8]) {
+        // A peer that is gone is noticed at the next read; the answers are small enough for any socket buffer.
+        if !isClosed { _ = bytes.withUnsafeBytes { send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) } }
+    }
+
+    /// Reads what is there and hands over each complete request's key; false at the connection's end.
+    func read(_ request: (UInt64) -> Void) -> Bool {
+        let count = Glibc.read(descriptor, buffer.baseAddress.map { $0 + filled }, Self.room - filled)
+        if count <= 0 { return count < 0 && (errno == EAGAIN || errno == EINTR) }
+        filled += count
+        var start = 0
+        while true {
+            // The rest of a body that is larger than the buffer is not kept.
+            let skipped = min(skip, filled - start)
+            skip -= skipped
+            start += skipped
+            guard skip == 0, let head = head(from: start) else { break }
+            request(head.key)
+            let missing = head.end + head.bodyLength - filled
+            skip = max(0, missing)
+            start = min(filled, head.end + head.bodyLength)
+        }
+        if start > 0 {
+            if start < filled, let base = buffer.baseAddress { memmove(base, base + start, filled - start) }
+            filled -= start
+        }
+        return filled < Self.room
+    }
+
+    /// A header block that has come in completely.
+    private func head(from start: Int) -> (end: Int, bodyLength: Int, key: UInt64)? {
+        guard let base = buffer.baseAddress, let newline = memchr(base + start, 10, filled - start) else { return nil }
+        var lineStart = newline - UnsafeMutableRawPointer(base) + 1
+        // "POST /e/12 HTTP/1.1": the number in the path is the endpoint's.
+        var endpoint: UInt64 = 0
+        var position = start
+        while position < lineStart, buffer[position] != 0x20 { position += 1 }
+        position += 1
+        while position < lineStart, buffer[position] != 0x20 {
+            if let digit = digit(buffer[position]) { endpoint = endpoint &* 10 &+ digit }
+            position += 1
+        }
+        var bodyLength = 0
+        var event: UInt64 = 0
+        while lineStart < filled, let newline = memchr(base + lineStart, 10, filled - lineStart) {
+            let lineEnd = newline - UnsafeMutableRawPointer(base)
+            let length = lineEnd - lineStart
+            if length <= 1 { return (lineEnd + 1, bodyLength, event &* 4096 &+ endpoint) }
+            if length > 15, isHeader("content-length:", at: lineStart) {
+                bodyLength = Int(number(in: (lineStart + 15)..<lineEnd))
+            } else if length > 11, isHeader("webhook-id:", at: lineStart) {
+                // "evt_<instance>_<id>"
+                var first = lineEnd
+                while first > lineStart, buffer[first - 1] != UInt8(ascii: "_") { first -= 1 }
+                event = number(in: first..<lineEnd)
+            }
+            lineStart = lineEnd + 1
+        }
+        return nil
+    }
+
+    private func isHeader(_ name: StaticString, at start: Int) -> Bool {
+        guard let base = buffer.baseAddress else { return false }
+        return strncasecmp(
+            UnsafeRawPointer(base + start).assumingMemoryBound(to: CChar.self),
+            UnsafeRawPointer(name.utf8Start).assumingMemoryBound(to: CChar.self), name.utf8CodeUnitCount) == 0
+    }
+
+    private func number(in range: Range<Int>) -> UInt64 {
+        var value: UInt64 = 0
+        for position in range { if let digit = digit(buffer[position]) { value = value &* 10 &+ digit } }
+        return value
+    }
+
+    private func digit(_ byte: UInt8) -> UInt64? { byte >= 48 && byte <= 57 ? UInt64(byte - 48) : nil }
+}
