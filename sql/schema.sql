@@ -77,9 +77,9 @@ column dead_letters.event_id bigint
 column dead_letters.webhook_id text
 column dead_letters.endpoint_id uuid
 column dead_letters.endpoint text
-column dead_letters.customer_id text
-column dead_letters.event_type text
-column dead_letters.change_type text
+column dead_letters.customer_id customer_id
+column dead_letters.event_type event_type
+column dead_letters.change_type change_type
 column dead_letters.transaction_id uuid
 column dead_letters.reason text
 column dead_letters.attempts integer
@@ -97,9 +97,9 @@ column deliveries.event_id bigint
 column deliveries.webhook_id text
 column deliveries.endpoint_id uuid
 column deliveries.endpoint text
-column deliveries.customer_id text
-column deliveries.event_type text
-column deliveries.change_type text
+column deliveries.customer_id customer_id
+column deliveries.event_type event_type
+column deliveries.change_type change_type
 column deliveries.transaction_id uuid
 column deliveries.state text
 column deliveries.attempts integer
@@ -159,17 +159,17 @@ column endpoint_health.last_failure_at timestamp with time zone
 column event.id bigint not null
 column event.tx xid8 not null default pg_current_xact_id()
 column event.created_at timestamp with time zone not null default clock_timestamp()
-column event.customer_id text not null default 'default'::text
-column event.type text not null
-column event.change_type text not null default 'Create'::text
+column event.customer_id customer_id not null default 'default'::text
+column event.type event_type not null
+column event.change_type change_type not null default 'Create'::text
 column event.transaction_id uuid not null default current_transaction_id()
 column event.identity text default current_identity()
-column event.before json
-column event.after json
-column event.occurred_at timestamp with time zone
-column event.ordering_key text
-column event.deliver_at timestamp with time zone
-column event.headers jsonb not null default '{}'::jsonb
+column event.before body
+column event.after body
+column event.occurred_at event_time
+column event.ordering_key ordering_key
+column event.deliver_at event_time
+column event.headers headers not null default '{}'::jsonb
 column lane.endpoint_id uuid not null
 column lane.due_at timestamp with time zone not null default 'infinity'::timestamp with time zone
 column lane.held_until timestamp with time zone not null default '-infinity'::timestamp with time zone
@@ -234,8 +234,8 @@ column transactions.transaction_id uuid
 column transactions.first_at timestamp with time zone
 column transactions.last_at timestamp with time zone
 column transactions.events bigint
-column transactions.customers text[]
-column transactions.event_types text[]
+column transactions.customers customer_id[]
+column transactions.event_types event_type[]
 column transactions.identities text[]
 column worker.id text not null
 column worker.version text not null
@@ -261,14 +261,6 @@ constraint endpoint endpoint_method_check CHECK ((method = ANY (ARRAY['POST'::te
 constraint endpoint endpoint_name_check CHECK (((length(name) >= 1) AND (length(name) <= 128)))
 constraint endpoint endpoint_pkey PRIMARY KEY (id)
 constraint endpoint endpoint_timeout_check CHECK (((timeout >= '00:00:00.1'::interval) AND (timeout <= '00:05:00'::interval)))
-constraint event body_is_within_the_limit CHECK ((((COALESCE(octet_length((before)::text), 0) + COALESCE(octet_length((after)::text), 0)) <= 1048576) OR refuse_body(((COALESCE(octet_length((before)::text), 0) + COALESCE(octet_length((after)::text), 0)))::bigint, (1048576)::bigint)))
-constraint event change_type_is_short_text CHECK (((length(change_type) >= 1) AND (length(change_type) <= 256)))
-constraint event customer_id_is_short_text CHECK (((length(customer_id) >= 1) AND (length(customer_id) <= 256)))
-constraint event deliver_at_is_a_date CHECK (((deliver_at >= '0001-01-01 00:00:00+00'::timestamp with time zone) AND (deliver_at <= '9999-12-31 00:00:00+00'::timestamp with time zone)))
-constraint event headers_is_an_object CHECK ((jsonb_typeof(headers) = 'object'::text))
-constraint event occurred_at_is_a_date CHECK (((occurred_at >= '0001-01-01 00:00:00+00'::timestamp with time zone) AND (occurred_at <= '9999-12-31 00:00:00+00'::timestamp with time zone)))
-constraint event ordering_key_is_short_text CHECK ((length(ordering_key) <= 256))
-constraint event type_is_short_text CHECK (((length(type) >= 1) AND (length(type) <= 256)))
 constraint lane lane_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES endpoint(id)
 constraint lane lane_pkey PRIMARY KEY (endpoint_id)
 constraint migration migration_pkey PRIMARY KEY (version)
@@ -323,10 +315,10 @@ function is_needed(name,oid,timestamp with time zone,timestamp with time zone) r
 function make_partitions() returns integer security definer 7d8d7c179ae46586fd382495ce7f9408
 function partition_bounds(timestamp with time zone) returns record 17ac21df5470acd9440a253201df343f
 function publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 65b8e057d7674359e8253da7152441c2
-function refuse_body(bigint,bigint) returns boolean 87c6546fd343e3d6a002fdc925ab2b4c
-function set_body_limit(bigint) returns void security definer fb8c1c7c26618f79c04a42690f5fe644
-function transaction_uuid(timestamp with time zone,xid8) returns uuid 01fce8c967fd58feeacfc4bed5afc886
-function wake_worker() returns trigger 28e0b22f0251890831b9fcc0d90bf7a4
+function refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
+function set_body_limit(bigint) returns void security definer 9d5c432859159116feed4a3a5ef60ded
+function transaction_uuid(timestamp with time zone,xid8) returns uuid 78e6bdc81a4b2d582718afdd128ef408
+function wake_worker() returns trigger e0c58bcdffdca2677cb288b2799526ef
 function webhook_id(bigint) returns text security definer 98f8afa6e4a8178b372393f8c571809c
 view attempts abc08b6224bdec80cb4db373815e1514
 view backlog 15645c496003312b6aa30d7aa90f2fd9
@@ -337,7 +329,7 @@ view partitions ec6e00fa80f2d7ed7b10d260479cf98f
 view problems 1ed9b3298dda056bde7b9de27cccd2e5
 view transactions 03a7c07ba5a780c28acad0163fcb6f8a
 CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION endpoint_changed()
-CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT EXECUTE FUNCTION wake_worker()
+CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT WHEN ((NOT pg_try_advisory_xact_lock_shared(7231, 2))) EXECUTE FUNCTION wake_worker()
 CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_until ON outbox.lane FOR EACH ROW WHEN (((old.held_until IS DISTINCT FROM new.held_until) OR (old.paused_until IS DISTINCT FROM new.paused_until))) EXECUTE FUNCTION endpoint_changed()
 CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.secret FOR EACH ROW EXECUTE FUNCTION endpoint_changed()
 grant select on attempt to outbox_operator
