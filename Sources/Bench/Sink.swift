@@ -48,7 +48,7 @@ final class Sink: Sendable {
         port = UInt16(bigEndian: address.sin_port)
         self.delay = delay
         self.failRate = failRate
-        thread.withLock { $0 = Thread { self.loop() } }
+        thread.withLock { $0 = Thread("sink") { self.loop() } }
     }
 
     var url: String { "http://127.0.0.1:\(port)" }

@@ -41,7 +41,7 @@ package final class Transport: Sendable {
         guard let multi = unsafe curl_multi_init() else { preconditionFailure("curl_multi_init: out of memory") }
         unsafe self.multi = multi
         unsafe curl_multi_set_long(multi, CURLMOPT_MAXCONNECTS, idleConnections)
-        thread.withLock { $0 = Thread { self.loop(policy) } }
+        thread.withLock { $0 = Thread("transport") { self.loop(policy) } }
     }
 
     static func initializeLibrary() { _ = globalInitialization }

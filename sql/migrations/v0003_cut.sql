@@ -5,6 +5,9 @@
 -- never skipped, and one that stays open holds up only its own rows. The scan starts at xmax of the last snapshot and
 -- visits the transactions that were open then one by one, so that its cost follows the new events and never the age of
 -- the oldest transaction.
+--
+-- Its commit need not reach the disk before it returns: the claim that follows waits for the log up to its own commit,
+-- and with it for this one and for every event that is about to be sent.
 CREATE FUNCTION outbox.cut(batch_size int, budget int) RETURNS int
 LANGUAGE plpgsql
 -- With a sort the planner reads and orders everything that is left of a giant transaction at every step.
@@ -16,6 +19,7 @@ DECLARE
     last record;
 BEGIN
     IF NOT pg_try_advisory_xact_lock(7231, 1) THEN RETURN -1; END IF;
+    PERFORM set_config('synchronous_commit', 'off', true);
     SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;   -- a new statement: sees the last cutter's commit
     IF pg_snapshot_xmax(coalesce(k.target, k.done)) > pg_snapshot_xmax(pg_current_snapshot()) THEN
         RAISE EXCEPTION USING errcode = 'OB010',
