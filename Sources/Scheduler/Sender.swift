@@ -43,14 +43,16 @@ final class Send: Sendable {
 /// Every endpoint has its own queue and cap; starting goes round the endpoints, so that none waits behind another's
 /// queue. Decisions are made under the lock; requests are built and reports made outside it.
 final class Sender: Service {
-    private struct Queue {
+    /// What waits for one endpoint. A class, because a value taken out of a dictionary and put back is copied whole.
+    private final class Queue {
         var pending: Deque<Send> = []
         var inFlight = 0
+        var isInTurn = false
     }
 
     private struct State {
         var queues: [EndpointID: Queue] = [:]
-        /// Endpoints with something to start, in turn.
+        /// Endpoints that may have something to start, in turn.
         var turn: Deque<EndpointID> = []
         var pending = 0
         /// Of those, the ones from batches: only they are bounded here, lanes bound themselves.
@@ -58,6 +60,12 @@ final class Sender: Service {
         var inFlight = 0
         var inFlightFromLanes = 0
         var isStopping = false
+
+        mutating func takeTurn(_ id: EndpointID, _ queue: Queue) {
+            if queue.isInTurn || queue.pending.isEmpty { return }
+            queue.isInTurn = true
+            turn.append(id)
+        }
     }
 
     /// How many sends may wait to be started before no more work is claimed.
@@ -107,7 +115,12 @@ final class Sender: Service {
     /// ended before the lease may end. A timeout longer than the lease relies on renewals; then a good part of the lease
     /// must be left.
     func mayStart(_ id: EndpointID, under held: Lease) -> Bool {
-        guard let endpoint = directory.current.byID[id], endpoint.isOpen(at: clock.now) else { return false }
+        guard let endpoint = directory.current.byID[id] else { return false }
+        return mayStart(endpoint, at: clock.now, under: held)
+    }
+
+    private func mayStart(_ endpoint: Endpoint, at now: Timestamp, under held: Lease) -> Bool {
+        guard endpoint.isOpen(at: now) else { return false }
         return held.isTrusted(for: min(endpoint.timeout + Self.margin, lease / 3))
     }
 
@@ -117,8 +130,10 @@ final class Sender: Service {
         let refused = state.withLock { state -> [Send] in
             if state.isStopping { return sends }
             for send in sends {
-                if state.queues[send.endpoint, default: Queue()].pending.isEmpty { state.turn.append(send.endpoint) }
-                state.queues[send.endpoint, default: Queue()].pending.append(send)
+                let queue = state.queues[send.endpoint] ?? Queue()
+                if queue.pending.isEmpty, queue.inFlight == 0 { state.queues[send.endpoint] = queue }
+                queue.pending.append(send)
+                state.takeTurn(send.endpoint, queue)
             }
             state.pending += sends.count
             state.pendingFromBatches += sends.count { $0.isFromBatch }
@@ -145,31 +160,33 @@ final class Sender: Service {
 
     private func pump() {
         var unsendable: [Send] = []
-        while let send = next() {
-            if !start(send) { unsendable.append(send) }
+        while let (send, endpoint) = next() {
+            if !start(send, to: endpoint) { unsendable.append(send) }
         }
         putOff(unsendable)
     }
 
-    /// The next send that the caps allow, in turn by endpoint; it counts as in flight from here on.
-    private func next() -> Send? {
+    /// The next send that the caps allow, in turn by endpoint; it counts as in flight from here on. Without an endpoint
+    /// it is one that is not known any more.
+    private func next() -> (Send, Endpoint?)? {
         let endpoints = directory.current.byID
         return state.withLock { state in
             guard state.inFlight < mostInFlight else { return nil }
             for _ in 0..<state.turn.count {
-                guard let id = state.turn.popFirst(), var queue = state.queues[id] else { continue }
-                guard queue.inFlight < endpoints[id]?.maxInFlight ?? 1, let first = queue.pending.first else {
+                guard let id = state.turn.popFirst(), let queue = state.queues[id] else { continue }
+                queue.isInTurn = false
+                let endpoint = endpoints[id]
+                guard queue.inFlight < endpoint?.maxInFlight ?? 1, let first = queue.pending.first else {
                     // At its cap: a finished request of this endpoint brings it back into the turn.
                     continue
                 }
                 // Lanes are where the slow endpoints are: a quarter of what may be in flight is not theirs to take.
                 if !first.isFromBatch, state.inFlightFromLanes >= mostInFlight / 4 * 3 {
-                    state.turn.append(id)
+                    state.takeTurn(id, queue)
                     continue
                 }
                 let send = queue.pending.removeFirst()
                 queue.inFlight += 1
-                state.queues[id] = queue
                 state.inFlight += 1
                 state.pending -= 1
                 if send.isFromBatch {
@@ -179,17 +196,17 @@ final class Sender: Service {
                 } else {
                     state.inFlightFromLanes += 1
                 }
-                if !queue.pending.isEmpty { state.turn.append(id) }
-                return send
+                state.takeTurn(id, queue)
+                return (send, endpoint)
             }
             return nil
         }
     }
 
     /// Hands the request to the transport; false when it must not or cannot be sent now.
-    private func start(_ send: Send) -> Bool {
+    private func start(_ send: Send, to endpoint: Endpoint?) -> Bool {
         let now = clock.now
-        guard let endpoint = directory.current.byID[send.endpoint], mayStart(send.endpoint, under: send.lease) else {
+        guard let endpoint, mayStart(endpoint, at: now, under: send.lease) else {
             finished(send)
             return false
         }
@@ -251,11 +268,10 @@ final class Sender: Service {
         state.withLock { state in
             state.inFlight -= 1
             if !send.isFromBatch { state.inFlightFromLanes -= 1 }
-            guard var queue = state.queues[endpoint] else { return }
+            guard let queue = state.queues[endpoint] else { return }
             queue.inFlight -= 1
-            let isIdle = queue.inFlight == 0 && queue.pending.isEmpty
-            state.queues[endpoint] = isIdle ? nil : queue
-            if !queue.pending.isEmpty, !state.turn.contains(endpoint) { state.turn.append(endpoint) }
+            if queue.inFlight == 0, queue.pending.isEmpty { state.queues[endpoint] = nil }
+            state.takeTurn(endpoint, queue)
         }
     }
 
@@ -279,12 +295,11 @@ final class Sender: Service {
     private func remove(from state: inout State, where shouldGo: (Send) -> Bool) -> [Send] {
         if state.pending == 0 { return [] }
         var removed: [Send] = []
-        for id in Array(state.queues.keys) {
-            guard var queue = state.queues[id], queue.pending.contains(where: shouldGo) else { continue }
+        for (id, queue) in state.queues where queue.pending.contains(where: shouldGo) {
             removed += queue.pending.filter(shouldGo)
             queue.pending.removeAll(where: shouldGo)
-            state.queues[id] = queue.inFlight == 0 && queue.pending.isEmpty ? nil : queue
-            if queue.pending.isEmpty { state.turn.removeAll { $0 == id } }
+            // An endpoint without anything to start is passed over when its turn comes.
+            if queue.inFlight == 0, queue.pending.isEmpty { state.queues[id] = nil }
         }
         state.pending -= removed.count
         state.pendingFromBatches -= removed.count { $0.isFromBatch }
