@@ -14,29 +14,55 @@ extension HTTPRequest {
     package static func delivery(
         of event: Event, to endpoint: Endpoint, number: Int, webhookID: String, at now: Timestamp
     ) throws(HTTPHeader.Refusal) -> HTTPRequest {
-        let body = endpoint.method == .get ? [] : Payload.body(of: event, format: endpoint.format)
+        let body = endpoint.method == .get ? [] : event.body(endpoint.format)
         let timestamp = now.seconds
-        var headers = [
-            try HTTPHeader(own: "webhook-id", value: webhookID),
-            try HTTPHeader(own: "webhook-timestamp", value: String(timestamp)),
-        ]
+        var headers = HTTPHeaders()
+        headers.reserveCapacity(512 + endpoint.constantHeaders.count * 64)
+        try headers.append(own: "webhook-id") { $0 += webhookID.utf8 }
+        try headers.append(own: "webhook-timestamp") { $0.appendDecimal(timestamp) }
         if !endpoint.secrets.isEmpty {
-            let signatures = endpoint.secrets.map { $0.signature(id: webhookID, timestamp: timestamp, body: body) }
-            headers.append(try HTTPHeader(own: "webhook-signature", value: signatures.joined(separator: " ")))
+            try headers.append(own: "webhook-signature") { value in
+                for (index, secret) in endpoint.secrets.enumerated() {
+                    if index > 0 { value.append(UInt8(ascii: " ")) }
+                    value += secret.signature(id: webhookID, timestamp: timestamp, body: body).utf8
+                }
+            }
         }
-        headers.append(try HTTPHeader(own: "Outbox-Transaction-Id", value: event.transactionID.description))
-        headers.append(
-            try HTTPHeader(own: "Outbox-Attempt", value: "\(number)/\(max(number, endpoint.retrySchedule.count + 1))"))
-        headers.append(try HTTPHeader(own: "User-Agent", value: "outbox/\(outboxVersion)"))
-        if let traceparent = event.traceparent {
-            headers.append(try HTTPHeader(own: "traceparent", value: traceparent))
+        try headers.append(own: "Outbox-Transaction-Id") { $0 += event.transactionID.text }
+        try headers.append(own: "Outbox-Attempt") { value in
+            value.appendDecimal(Int64(number))
+            value.append(UInt8(ascii: "/"))
+            value.appendDecimal(Int64(max(number, endpoint.retrySchedule.count + 1)))
         }
-        if endpoint.method != .get, !endpoint.headers.contains(where: { $0.name.lowercased() == "content-type" }) {
-            headers.append(try HTTPHeader(own: "Content-Type", value: "application/json"))
-        }
-        headers += endpoint.headers
+        if let traceparent = event.traceparent { try headers.append(own: "traceparent") { $0 += traceparent.utf8 } }
+        headers.append(endpoint.constantHeaders)
         return HTTPRequest(
             method: endpoint.method, url: endpoint.url, headers: headers, body: body, timeout: endpoint.timeout,
             connectTimeout: endpoint.connectTimeout)
+    }
+}
+
+extension HTTPHeader {
+    static let userAgent = constant("User-Agent", "outbox/\(outboxVersion)")
+    static let jsonContent = constant("Content-Type", "application/json")
+
+    private static func constant(_ name: String, _ value: String) -> HTTPHeader {
+        do { return try HTTPHeader(own: name, value: value) } catch {
+            preconditionFailure("a header of ours is not valid: \(error)")
+        }
+    }
+}
+
+extension [UInt8] {
+    /// Appends the number's decimal digits.
+    mutating func appendDecimal(_ number: Int64) {
+        if number < 0 { append(UInt8(ascii: "-")) }
+        var rest = number.magnitude
+        let start = count
+        repeat {
+            append(UInt8(48 + rest % 10))
+            rest /= 10
+        } while rest > 0
+        self[start...].reverse()
     }
 }

@@ -20,6 +20,8 @@ package final class Endpoint: Sendable {
     package let method: HTTPRequest.Method
     package let url: String
     package let headers: [HTTPHeader]
+    /// The headers that are the same in every request, ours included.
+    let constantHeaders: HTTPHeaders
     package let format: Format
     /// An exact event type; `*` for all.
     package let eventType: String
@@ -55,6 +57,7 @@ package final class Endpoint: Sendable {
         self.method = method
         self.url = url
         self.headers = headers
+        constantHeaders = Self.constantHeaders(headers, hasBody: method != .get)
         self.format = format
         self.eventType = eventType
         self.changeType = changeType
@@ -67,6 +70,13 @@ package final class Endpoint: Sendable {
         self.pausedUntil = pausedUntil
         self.heldUntil = heldUntil
         self.defect = defect
+    }
+
+    private static func constantHeaders(_ own: [HTTPHeader], hasBody: Bool) -> HTTPHeaders {
+        var all: HTTPHeaders = [.userAgent]
+        if hasBody, !own.contains(where: { $0.name.lowercased() == "content-type" }) { all.append(.jsonContent) }
+        for header in own { all.append(header) }
+        return all
     }
 
     /// The same endpoint, closed because an answer just said so; the database says it to everybody else.

@@ -1,4 +1,5 @@
 package import Postgres
+import Synchronization
 
 /// A committed event as the stream delivers it.
 package final class Event: Sendable {
@@ -20,6 +21,19 @@ package final class Event: Sendable {
     package let deliverAt: Timestamp?
     /// W3C trace context of the operation that caused it.
     package let traceparent: String?
+
+    /// The body that was built last: endpoints that take the same format share its bytes.
+    private let lastBody = Mutex<(format: Endpoint.Format, bytes: [UInt8])?>(nil)
+
+    /// The request body in a format.
+    package func body(_ format: Endpoint.Format) -> [UInt8] {
+        lastBody.withLock { last in
+            if let last, last.format == format { return last.bytes }
+            let bytes = Payload.body(of: self, format: format)
+            last = (format, bytes)
+            return bytes
+        }
+    }
 
     /// The columns that `init(row:from:)` reads, of a table or alias named `e`.
     static let columns = """

@@ -44,8 +44,14 @@ public struct SigningSecret: Sendable {
 
     /// The signature `v1,…` over `id.timestamp.body` (Standard Webhooks, symmetric scheme).
     public func signature(id: String, timestamp: Int64, body: [UInt8]) -> String {
+        var head: [UInt8] = []
+        head.reserveCapacity(64)
+        head += id.utf8
+        head.append(UInt8(ascii: "."))
+        head.appendDecimal(timestamp)
+        head.append(UInt8(ascii: "."))
         var authentication = HMAC<SHA256>(key: key)
-        authentication.update(data: Array("\(id).\(timestamp).".utf8))
+        authentication.update(data: head)
         authentication.update(data: body)
         return "v1," + Data(authentication.finalize()).base64EncodedString()
     }

@@ -43,7 +43,10 @@ public struct UniqueID: Hashable, Sendable, CustomStringConvertible {
     }
 
     /// The canonical form, in lower case.
-    public var description: String {
+    public var description: String { String(decoding: text, as: UTF8.self) }
+
+    /// The canonical form as ASCII bytes.
+    public var text: [UInt8] {
         var text: [UInt8] = []
         text.reserveCapacity(36)
         for position in 0..<32 {
@@ -51,7 +54,7 @@ public struct UniqueID: Hashable, Sendable, CustomStringConvertible {
             let word = position < 16 ? high : low
             text.append(hexadecimalDigits[Int(word >> UInt64(60 - position % 16 * 4) & 0xF)])
         }
-        return String(decoding: text, as: UTF8.self)
+        return text
     }
 }
 

@@ -31,17 +31,13 @@ package struct HTTPHeader: Sendable, Hashable {
 
     /// Checks a header of our own, whose name is a constant: only the value may be somebody else's.
     package init(own name: String, value: String) throws(Refusal) {
-        guard value.utf8.count <= Self.longestValue else {
-            throw Refusal(description: "header \(name) is longer than \(Self.longestValue) bytes")
-        }
-        guard value.utf8.allSatisfy({ $0 == 0x09 || ($0 >= 0x20 && $0 != 0x7F) }) else {
-            throw Refusal(description: "header \(name) contains a control character")
-        }
-        if let first = value.utf8.first, let last = value.utf8.last,
-            [first, last].contains(where: { $0 == 0x20 || $0 == 0x09 })
-        {
-            throw Refusal(description: "header \(name) begins or ends with white space")
-        }
+        try Self.check(Array(value.utf8)[...], of: name)
+        self.name = name
+        self.value = value
+    }
+
+    /// A header that was checked before it was put into a block.
+    fileprivate init(checked name: String, value: String) {
         self.name = name
         self.value = value
     }
@@ -54,8 +50,87 @@ package struct HTTPHeader: Sendable, Hashable {
     ]
     private static let refusedPrefixes = ["proxy-", "webhook-", "outbox-"]
 
+    fileprivate static func check(_ value: ArraySlice<UInt8>, of name: @autoclosure () -> String) throws(Refusal) {
+        guard value.count <= longestValue else {
+            throw Refusal(description: "header \(name()) is longer than \(longestValue) bytes")
+        }
+        for byte in value where byte < 0x20 && byte != 0x09 || byte == 0x7F {
+            throw Refusal(description: "header \(name()) contains a control character")
+        }
+        if let first = value.first, let last = value.last, first == 0x20 || first == 0x09 || last == 0x20 || last == 0x09 {
+            throw Refusal(description: "header \(name()) begins or ends with white space")
+        }
+    }
+}
+
+/// The headers of a request in one block of bytes, as libcurl takes them: lines that each end in a NUL.
+package struct HTTPHeaders: Sendable, ExpressibleByArrayLiteral {
+    private(set) var lines: [UInt8] = []
+    package private(set) var count = 0
+
+    package init(_ headers: some Sequence<HTTPHeader> = []) {
+        for header in headers { append(header) }
+    }
+
+    package init(arrayLiteral headers: HTTPHeader...) {
+        self.init(headers)
+    }
+
+    package mutating func reserveCapacity(_ bytes: Int) { lines.reserveCapacity(bytes) }
+
+    package mutating func append(_ header: HTTPHeader) {
+        lines += header.name.utf8
+        end(valueFrom: header.value.utf8)
+    }
+
+    /// Adds the lines of another block.
+    package mutating func append(_ others: HTTPHeaders) {
+        lines += others.lines
+        count += others.count
+    }
+
+    /// Adds a header of our own whose value the closure appends; checked like any other.
+    package mutating func append(
+        own name: StaticString, _ value: (inout [UInt8]) -> Void
+    ) throws(HTTPHeader.Refusal) {
+        let start = lines.count
+        name.withUTF8Buffer { unsafe lines += $0 }
+        lines += [UInt8(ascii: ":"), UInt8(ascii: " ")]
+        let first = lines.count
+        value(&lines)
+        do throws(HTTPHeader.Refusal) { try HTTPHeader.check(lines[first...], of: "\(name)") } catch {
+            lines.removeSubrange(start...)
+            throw error
+        }
+        if lines.count == first {
+            lines.removeSubrange((first - 2)...)
+            lines.append(UInt8(ascii: ";"))
+        }
+        lines.append(0)
+        count += 1
+    }
+
     /// libcurl drops a header that is given as `Name:` and sends an empty one for `Name;`.
-    var line: String { value.isEmpty ? "\(name);" : "\(name): \(value)" }
+    private mutating func end(valueFrom value: String.UTF8View) {
+        if value.isEmpty {
+            lines.append(UInt8(ascii: ";"))
+        } else {
+            lines += [UInt8(ascii: ":"), UInt8(ascii: " ")]
+            lines += value
+        }
+        lines.append(0)
+        count += 1
+    }
+
+    /// The headers one by one.
+    package var all: [HTTPHeader] {
+        lines.split(separator: 0).map { line in
+            let end = line.firstIndex { $0 == UInt8(ascii: ":") || $0 == UInt8(ascii: ";") } ?? line.endIndex
+            return HTTPHeader(
+                checked: String(decoding: line[..<end], as: UTF8.self),
+                value: String(decoding: line[end...].dropFirst(2), as: UTF8.self))
+        }
+    }
 }
 
 private func isTokenByte(_ byte: UInt8) -> Bool {

@@ -11,7 +11,7 @@ package struct HTTPRequest: Sendable {
     package var method: Method
     /// An absolute http or https URL; its path and query are sent byte for byte.
     package var url: String
-    package var headers: [HTTPHeader]
+    package var headers: HTTPHeaders
     /// The body's bytes; ignored for GET.
     package var body: [UInt8]
     /// For the whole exchange, name resolution to last body byte.
@@ -21,7 +21,7 @@ package struct HTTPRequest: Sendable {
 
     /// A request with the service's default limits: 15 s as Standard Webhooks advises, 5 s of it to connect.
     package init(
-        method: Method = .post, url: String, headers: [HTTPHeader] = [], body: [UInt8] = [],
+        method: Method = .post, url: String, headers: HTTPHeaders = [], body: [UInt8] = [],
         timeout: Duration = .seconds(15), connectTimeout: Duration = .seconds(5)
     ) {
         self.method = method

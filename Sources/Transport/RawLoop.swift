@@ -7,7 +7,7 @@ package enum RawLoop {
     /// Sends so many POST requests, so many at a time, and returns how long that took and how many were not answered
     /// with 2xx. Runs on a thread of its own.
     package static func run(
-        url: String, headers: [HTTPHeader], body: [UInt8], requests: Int, inFlight: Int
+        url: String, headers: HTTPHeaders, body: [UInt8], requests: Int, inFlight: Int
     ) async -> (time: Duration, failures: Int) {
         await withCheckedContinuation { continuation in
             Thread.detach {
@@ -18,16 +18,13 @@ package enum RawLoop {
     }
 
     private static func send(
-        url: String, headers: [HTTPHeader], body: [UInt8], requests: Int, inFlight: Int
+        url: String, headers: HTTPHeaders, body: [UInt8], requests: Int, inFlight: Int
     ) -> (time: Duration, failures: Int) {
         Transport.initializeLibrary()
         guard let multi = unsafe curl_multi_init() else { return (.zero, requests) }
         defer { unsafe curl_multi_cleanup(multi) }
         unsafe curl_multi_set_long(multi, CURLMOPT_MAXCONNECTS, inFlight)
-        var list: UnsafeMutablePointer<curl_slist>?
-        for header in headers { unsafe list = unsafe curl_slist_append(list, header.line) }
-        unsafe list = unsafe curl_slist_append(list, "Expect:")
-        defer { unsafe curl_slist_free_all(list) }
+        let list = HeaderList()
 
         return unsafe body.withUnsafeBytes { bytes in
             var handles: [UnsafeMutableRawPointer] = unsafe []
@@ -40,7 +37,7 @@ package enum RawLoop {
                 unsafe curl_set_string(handle, CURLOPT_PROXY, "")
                 unsafe curl_set_long(handle, CURLOPT_NOSIGNAL, 1)
                 unsafe curl_set_long(handle, CURLOPT_TIMEOUT_MS, 30_000)
-                unsafe curl_set_list(handle, CURLOPT_HTTPHEADER, list)
+                unsafe curl_set_list(handle, CURLOPT_HTTPHEADER, list.load(headers))
                 unsafe curl_set_long(handle, CURLOPT_POST, 1)
                 unsafe curl_set_offset(handle, CURLOPT_POSTFIELDSIZE_LARGE, curl_off_t(bytes.count))
                 unsafe curl_set_pointer(handle, CURLOPT_POSTFIELDS, bytes.baseAddress)

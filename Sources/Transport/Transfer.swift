@@ -12,7 +12,7 @@ final class Transfer {
     let handle: UnsafeMutableRawPointer
     private let policy: AddressPolicy
     private let errorText: UnsafeMutablePointer<CChar>
-    private var headers: UnsafeMutablePointer<curl_slist>?
+    private let headers = HeaderList()
 
     private(set) var id: UInt64 = 0
     private var completion: (@Sendable (HTTPExchange) -> Void)?
@@ -35,7 +35,6 @@ final class Transfer {
 
     deinit {
         unsafe curl_easy_cleanup(handle)
-        unsafe curl_slist_free_all(headers)
         unsafe errorText.deallocate()
     }
 
@@ -101,12 +100,7 @@ final class Transfer {
         lacksDescriptors = false
         unsafe errorText[0] = 0
 
-        unsafe curl_slist_free_all(headers)
-        unsafe headers = nil
-        for header in request.headers { unsafe headers = unsafe curl_slist_append(headers, header.line) }
-        // Without this libcurl asks receivers of large bodies for permission first and waits a second for it.
-        unsafe headers = unsafe curl_slist_append(headers, "Expect:")
-        unsafe curl_set_list(handle, CURLOPT_HTTPHEADER, headers)
+        unsafe curl_set_list(handle, CURLOPT_HTTPHEADER, headers.load(request.headers))
         unsafe curl_set_string(handle, CURLOPT_URL, request.url)
         unsafe curl_set_long(handle, CURLOPT_TIMEOUT_MS, max(1, Int(request.timeout.inMilliseconds)))
         unsafe curl_set_long(handle, CURLOPT_CONNECTTIMEOUT_MS, max(1, Int(request.connectTimeout.inMilliseconds)))

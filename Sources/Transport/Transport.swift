@@ -17,6 +17,8 @@ package final class Transport: Sendable {
     private struct Inbox {
         var commands: [Command] = []
         var lastID: UInt64 = 0
+        /// The thread sleeps, or is about to: the next command must wake it.
+        var isAsleep = false
         var isClosed = false
     }
 
@@ -69,7 +71,8 @@ package final class Transport: Sendable {
     /// Called under the inbox's lock, and wakes the loop under it: `stop` closes the inbox under the same lock before it
     /// frees the handle, so that nobody wakes a handle that is gone.
     private func append(_ command: Command, to inbox: inout Inbox) {
-        if inbox.commands.isEmpty { wakeUp() }
+        if inbox.isAsleep { wakeUp() }
+        inbox.isAsleep = false
         inbox.commands.append(command)
     }
 
@@ -126,6 +129,7 @@ package final class Transport: Sendable {
     private func loop(_ policy: AddressPolicy) {
         var active: [UInt64: Transfer] = [:]
         var idle: [Transfer] = []
+        var commands: [Command] = []
         while true {
             var running: Int32 = 0
             unsafe curl_multi_perform(multi, &running)
@@ -143,9 +147,12 @@ package final class Transport: Sendable {
                 if idle.count < Self.mostIdle { idle.append(transfer) }
             }
 
-            let (commands, isClosed) = inbox.withLock { inbox in
-                defer { inbox.commands.removeAll(keepingCapacity: true) }
-                return (inbox.commands, inbox.isClosed)
+            // Swapped, so that both arrays keep their memory.
+            commands.removeAll(keepingCapacity: true)
+            let isClosed = inbox.withLock { inbox in
+                swap(&commands, &inbox.commands)
+                inbox.isAsleep = commands.isEmpty
+                return inbox.isClosed
             }
             for command in commands {
                 switch command {
