@@ -307,7 +307,7 @@ CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
 function begin_operation(uuid,text) returns uuid fd103b3a64594dea259c62b04ac169e6
 function current_identity() returns text aaf02ef950f9c6400092af3493f30785
 function current_transaction_id() returns uuid 2942e247fddc5b578b876d8f4a7f224a
-function cut(integer,integer) returns integer 11fe4994dc737d03f4c72fea717e4e21
+function cut(integer,integer) returns integer c681c6288abd9d370ec1d62ffb23af67
 function drop_expired_partition() returns text security definer 0e32d8946608c019ab9bd728a8cca12d
 function emit() returns trigger security definer f0ac42c2fec5054101c5fd676d090002
 function endpoint_changed() returns trigger security definer e5c728ffd00d66086617e58ebfaa2fae
@@ -316,6 +316,7 @@ function make_partitions() returns integer security definer 7d8d7c179ae46586fd38
 function partition_bounds(timestamp with time zone) returns record 17ac21df5470acd9440a253201df343f
 function publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 65b8e057d7674359e8253da7152441c2
 function refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
+function require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
 function set_body_limit(bigint) returns void security definer 9d5c432859159116feed4a3a5ef60ded
 function transaction_uuid(timestamp with time zone,xid8) returns uuid 78e6bdc81a4b2d582718afdd128ef408
 function wake_worker() returns trigger e0c58bcdffdca2677cb288b2799526ef
@@ -442,4 +443,5 @@ grant execute on drop_expired_partition to outbox_worker
 grant execute on is_needed to outbox_worker
 grant execute on make_partitions to outbox_worker
 grant execute on partition_bounds to outbox_worker
+grant execute on require_leases to outbox_worker
 grant execute on webhook_id to outbox_worker

@@ -105,10 +105,13 @@ package struct Benchmark: Sendable {
         // Long enough to be measured, also when answers take long.
         let requests = plan.latency > .zero ? max(plan.inFlight * 20, 1000) : 50_000
         var phase = progress.begin("libcurl alone", total: requests)
-        let headers = HTTPHeaders(try [
-            ("Content-Type", "application/json"), ("webhook-id", "evt_bench_1"), ("webhook-timestamp", "1700000000"),
-            ("webhook-signature", "v1,47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="), ("User-Agent", "outbox-bench"),
-        ].map { try HTTPHeader(own: $0.0, value: $0.1) })
+        let headers = HTTPHeaders(
+            try [
+                ("Content-Type", "application/json"), ("webhook-id", "evt_bench_1"),
+                ("webhook-timestamp", "1700000000"),
+                ("webhook-signature", "v1,47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="),
+                ("User-Agent", "outbox-bench"),
+            ].map { try HTTPHeader(own: $0.0, value: $0.1) })
         let (time, failures) = await RawLoop.run(
             url: url(endpoint: 1, sink: sink), headers: headers, body: Array(body.utf8), requests: requests,
             inFlight: plan.latency > .zero ? plan.inFlight : min(64, plan.inFlight))

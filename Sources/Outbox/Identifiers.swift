@@ -43,11 +43,11 @@ extension Identifier {
     public var description: String { rawValue.description }
     public static var postgresType: UInt32 { RawValue.postgresType }
     public static var postgresArrayType: UInt32 { RawValue.postgresArrayType }
-    public static var needsArrayQuotes: Bool { RawValue.needsArrayQuotes }
-    public var postgresText: [UInt8]? { rawValue.postgresText }
+    public func encode(into bytes: inout [UInt8]) { rawValue.encode(into: &bytes) }
 
-    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
-        guard let value = RawValue(postgresText: text) else { return nil }
+    public static func reads(_ type: UInt32) -> Bool { RawValue.reads(type) }
+    public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
+        guard let value = RawValue(postgresBytes: bytes) else { return nil }
         self.init(rawValue: value)
     }
 }

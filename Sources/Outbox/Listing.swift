@@ -23,7 +23,7 @@ package struct Listing: Sendable {
 extension Connection {
     /// Runs a query and keeps every column as text, and every row as JSON. Times in it are RFC 3339 in UTC.
     package mutating func listing(_ query: SQL) throws -> Listing {
-        let rows = try self.query("SELECT row_to_json(r)::text, r.* FROM (\(query)) r")
+        let rows = try self.query("SELECT row_to_json(r)::text, r.* FROM (\(query)) r", asText: true)
         let columns = Array(rows.columns.dropFirst())
         let read = try rows.map { row throws(PostgresError) -> (String, [String?]) in
             var values: [String?] = []

@@ -6,22 +6,22 @@ package enum Trigger: String, Sendable {
 }
 
 /// One HTTP request as the attempt log keeps it.
-package struct Attempt: Sendable {
-    package var number: Int
-    package var trigger: Trigger
-    package var startedAt: Timestamp
-    package var dns: Duration?
-    package var connect: Duration?
-    package var tls: Duration?
-    package var firstByte: Duration?
-    package var total: Duration
-    package var isSuccess: Bool
-    package var status: Int?
-    package var errorClass: String?
-    package var error: String?
+package final class Attempt: Sendable {
+    package let number: Int
+    package let trigger: Trigger
+    package let startedAt: Timestamp
+    package let dns: Duration?
+    package let connect: Duration?
+    package let tls: Duration?
+    package let firstByte: Duration?
+    package let total: Duration
+    package let isSuccess: Bool
+    package let status: Int?
+    package let errorClass: String?
+    package let error: String?
     /// The beginning of the answer's body; kept for failures.
-    package var response: [UInt8]?
-    package var requestID: String?
+    package let response: [UInt8]?
+    package let requestID: String?
 
     package init(
         number: Int, trigger: Trigger, startedAt: Timestamp, dns: Duration? = nil, connect: Duration? = nil,
@@ -42,6 +42,13 @@ package struct Attempt: Sendable {
         self.error = error
         self.response = response
         self.requestID = requestID
+    }
+
+    /// The same without the texts that the receiver chose.
+    package var withoutTexts: Attempt {
+        Attempt(
+            number: number, trigger: trigger, startedAt: startedAt, dns: dns, connect: connect, tls: tls,
+            firstByte: firstByte, total: total, isSuccess: isSuccess, status: status, errorClass: errorClass)
     }
 }
 

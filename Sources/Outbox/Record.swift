@@ -27,7 +27,8 @@ extension Connection {
     /// locked first. A success deletes them whoever holds the lease. Locks are taken in one order everywhere (batches
     /// by id, then lanes by id), so that two recorders cannot deadlock.
     package mutating func record(_ group: RecordGroup, worker: String) throws -> RecordReceipt {
-        try transaction { connection in
+        if try recordPlainly(group, worker: worker) { return RecordReceipt() }
+        return try transaction { connection in
             var receipt = RecordReceipt()
             let lost = try connection.lockHolders(of: group)
             receipt.lost = lost
@@ -124,17 +125,47 @@ extension Connection {
         return Set(deleted)
     }
 
+    // MARK: Everything went well
+
+    /// The happy path in one statement: only first successes of batches that nobody else can have held. It appends the
+    /// attempts and deletes the finished batches, all or nothing; false when the group has more to say or a lease turned
+    /// out to be gone, and nothing was written.
+    private mutating func recordPlainly(_ group: RecordGroup, worker: String) throws -> Bool {
+        let isPlain = group.outcomes.allSatisfy { outcome in
+            guard case .delivered = outcome.resolution, case .batch = outcome.holder else { return false }
+            return !outcome.mayBeShared
+        }
+        guard isPlain, group.effects.isEmpty, !group.outcomes.isEmpty else { return false }
+        do throws(PostgresError) {
+            // Like a commit, which it is, it is not cancelled.
+            try query(
+                """
+                WITH appended AS (\(attempts(of: group.outcomes, worker: worker))),
+                finished AS (
+                    DELETE FROM outbox.batch b USING unnest(\(Array(group.finishedBatches.keys)), \(Array(group.finishedBatches.values))) AS f(id, lease_id)
+                     WHERE b.id = f.id AND b.lease_id = f.lease_id RETURNING 1)
+                SELECT outbox.require_leases((SELECT count(*) FROM finished), \(group.finishedBatches.count))
+                """, mayCancel: false)
+            return true
+        } catch {
+            guard error.sqlState == "OB011" else { throw error }
+            return false
+        }
+    }
+
     // MARK: The statements, in the order of the transaction
 
     private mutating func append(_ outcomes: [Outcome], worker: String) throws {
+        if outcomes.contains(where: { $0.attempt != nil }) { try query(attempts(of: outcomes, worker: worker)) }
+    }
+
+    private func attempts(of outcomes: [Outcome], worker: String) -> SQL {
         let rows = outcomes.compactMap { outcome in outcome.attempt.map { (outcome, $0) } }
-        if rows.isEmpty { return }
         func column<Value>(_ value: (Outcome, Attempt) -> Value) -> [Value] { rows.map { value($0.0, $0.1) } }
         func microseconds(_ value: (Attempt) -> Duration?) -> [Int32?] {
             rows.map { value($0.1).map { Int32(clamping: $0.microseconds) } }
         }
-        try query(
-            """
+        return """
             INSERT INTO outbox.attempt (event_id, endpoint_id, number, trigger, lease_id, worker, started_at, dns_us, connect_us,
                                         tls_us, first_byte_us, total_us, outcome, status, error_class, error, response, request_id)
             SELECT a.event_id, a.endpoint_id, a.number, a.trigger, a.lease_id, \(worker), a.started_at, a.dns_us, a.connect_us,
@@ -149,7 +180,7 @@ extension Connection {
                           \(column { $1.requestID }))
                    AS a(event_id, endpoint_id, number, trigger, lease_id, started_at, dns_us, connect_us, tls_us, first_byte_us,
                         total_us, success, status, error_class, error, response, request_id)
-            """)
+            """
     }
 
     /// Success is monotone: it removes what waits and what was parked, whoever put it there.

@@ -59,24 +59,29 @@ public struct Connection: ~Copyable {
     /// The statement is prepared on its first use and then kept for the connection's life (at the protocol's level, so
     /// that a transaction pooler can follow). Past the deadline it is cancelled; when even that gets no answer, the
     /// connection is given up and the outcome is unknown (`PostgresError.isOutcomeUnknown`).
+    ///
+    /// - Parameters:
+    ///   - asText: every column comes as text and can be read as a `String` only, whatever its type.
+    ///   - mayCancel: false for a statement whose commit must not be cancelled (see `step`).
     @discardableResult
     public mutating func query(
-        _ sql: SQL, within limit: Duration = defaultDeadline
+        _ sql: SQL, within limit: Duration = defaultDeadline, asText: Bool = false, mayCancel: Bool = true
     ) throws(PostgresError) -> Rows {
         let deadline = ContinuousClock.now + limit
-        for bind in sql.binds where bind.bytes?.contains(0) == true {
+        for bind in sql.binds where bind.isTextWithNUL {
             throw PostgresError(.value, step: .statement, message: "a text value contains a NUL byte")
         }
+        let text = sql.text
         do throws(PostgresError) {
-            let name = try prepare(sql, deadline: deadline)
-            return try send(sql, prepared: name, deadline: deadline)
+            let name = try prepare(sql, text, deadline: deadline)
+            return try send(sql, prepared: name, deadline: deadline, asText: asText, mayCancel: mayCancel)
         } catch {
             // A pooler or DISCARD ALL took the statement away: prepare it anew, once, where nothing is at stake.
             guard error.sqlState == "26000" else { throw error }
-            prepared[sql.text] = nil
+            prepared[text] = nil
             if isInTransaction { throw error }
-            let name = try prepare(sql, deadline: deadline)
-            return try send(sql, prepared: name, deadline: deadline)
+            let name = try prepare(sql, text, deadline: deadline)
+            return try send(sql, prepared: name, deadline: deadline, asText: asText, mayCancel: mayCancel)
         }
     }
 
@@ -144,30 +149,33 @@ public struct Connection: ~Copyable {
         }
     }
 
-    private mutating func prepare(_ sql: SQL, deadline: ContinuousClock.Instant) throws(PostgresError) -> String {
-        if let name = prepared[sql.text] { return name }
+    private mutating func prepare(
+        _ sql: SQL, _ text: String, deadline: ContinuousClock.Instant
+    ) throws(PostgresError) -> String {
+        if let name = prepared[text] { return name }
         statementsMade += 1
         let name = "s\(statementsMade)"
         let types = sql.binds.map(\.type)
         let sent = unsafe types.withUnsafeBufferPointer {
-            unsafe PQsendPrepare(handle, name, sql.text, Int32(types.count), $0.baseAddress)
+            unsafe PQsendPrepare(handle, name, text, Int32(types.count), $0.baseAddress)
         }
         try check(sent)
         _ = try collect(deadline: deadline, step: .statement)
-        prepared[sql.text] = name
+        prepared[text] = name
         return name
     }
 
     private mutating func send(
-        _ sql: SQL, prepared name: String, deadline: ContinuousClock.Instant
+        _ sql: SQL, prepared name: String, deadline: ContinuousClock.Instant, asText: Bool, mayCancel: Bool
     ) throws(PostgresError) -> Rows {
-        let values = CStringArray(sql.binds.map(\.bytes))
-        let sent = unsafe values.withPointers { values in
-            unsafe PQsendQueryPrepared(handle, name, Int32(sql.binds.count), values, nil, nil, 0)
+        let values = Parameters(sql.binds)
+        let sent = unsafe values.withPointers { values, lengths, formats in
+            unsafe PQsendQueryPrepared(
+                handle, name, Int32(sql.binds.count), values, lengths, formats, asText ? 0 : 1)
         }
         try check(sent)
         Self.sent.add(1, ordering: .relaxed)
-        return try collect(deadline: deadline, step: .statement)
+        return try collect(deadline: deadline, step: .statement, mayCancel: mayCancel)
     }
 
     /// Sends what is pending and reads results until the server is ready again; keeps the last one.
@@ -288,33 +296,66 @@ extension String {
 /// NUL-terminated strings in one allocation, with the array of pointers that C wants.
 private struct CStringArray {
     private var storage: [UInt8] = []
-    private var offsets: [Int?] = []
+    private var offsets: [Int] = []
 
-    init(_ values: [[UInt8]?]) {
-        storage.reserveCapacity(values.reduce(0) { $0 + ($1?.count ?? 0) + 1 })
+    init(_ values: [String]) {
         for value in values {
-            offsets.append(value == nil ? nil : storage.count)
-            if let value {
-                storage += value
-                storage.append(0)
-            }
+            offsets.append(storage.count)
+            storage += value.utf8
+            storage.append(0)
         }
     }
-
-    init(_ values: [String]) { self.init(values.map { Array($0.utf8) }) }
 
     /// Calls the body with the pointers followed by a null; they are valid only during the call.
     func withPointers<Value>(_ body: (UnsafePointer<UnsafePointer<CChar>?>) -> Value) -> Value {
         unsafe storage.withUnsafeBytes { bytes in
             let base = bytes.baseAddress
             var pointers = unsafe offsets.map { offset in
-                unsafe offset.flatMap { offset in unsafe base?.advanced(by: offset).assumingMemoryBound(to: CChar.self)
-                }
+                unsafe base?.advanced(by: offset).assumingMemoryBound(to: CChar.self)
             }
             unsafe pointers.append(nil)
             return unsafe pointers.withUnsafeBufferPointer { buffer in
                 guard let start = buffer.baseAddress else { preconditionFailure("the array is never empty") }
                 return unsafe body(start)
+            }
+        }
+    }
+}
+
+/// The parameters of a statement as libpq takes them: pointers, lengths and formats.
+private struct Parameters {
+    private var storage: [UInt8] = []
+    private var offsets: [Int?] = []
+    private var lengths: [Int32] = []
+    private let formats: [Int32]
+
+    init(_ binds: [Bind]) {
+        storage.reserveCapacity(binds.reduce(1) { $0 + ($1.bytes?.count ?? 0) })
+        for bind in binds {
+            offsets.append(bind.bytes == nil ? nil : storage.count)
+            lengths.append(Int32(bind.bytes?.count ?? 0))
+            if let bytes = bind.bytes { storage += bytes }
+        }
+        // An empty value still needs an address: a null pointer would be NULL.
+        storage.append(0)
+        formats = Array(repeating: 1, count: binds.count)
+    }
+
+    /// Calls the body with the three arrays; they are valid only during the call.
+    func withPointers<Value>(
+        _ body: (UnsafePointer<UnsafePointer<CChar>?>?, UnsafePointer<Int32>?, UnsafePointer<Int32>?) -> Value
+    ) -> Value {
+        unsafe storage.withUnsafeBytes { bytes in
+            let base = bytes.baseAddress
+            let pointers = unsafe offsets.map { offset in
+                unsafe offset.flatMap { unsafe base?.advanced(by: $0).assumingMemoryBound(to: CChar.self) }
+            }
+            return unsafe pointers.withUnsafeBufferPointer { pointers in
+                unsafe lengths.withUnsafeBufferPointer { lengths in
+                    unsafe formats.withUnsafeBufferPointer { formats in
+                        unsafe body(pointers.baseAddress, lengths.baseAddress, formats.baseAddress)
+                    }
+                }
             }
         }
     }

@@ -19,7 +19,12 @@ public final class ConnectionPool: Sendable {
     public init(_ target: ConnectionTarget, size: Int, setUp: String = "") {
         precondition(size > 0, "a pool needs a connection")
         let script = setUp.isEmpty ? Connection.sessionSetUp : Connection.sessionSetUp + "; " + setUp
-        threads = Mutex((0..<size).map { [queue] _ in Thread("pg " + (target.name.split(separator: "/").last ?? "")) { queue.work(target: target, setUp: script) } })
+        threads = Mutex(
+            (0..<size).map { [queue] _ in
+                Thread("pg " + (target.name.split(separator: "/").last ?? "")) {
+                    queue.work(target: target, setUp: script)
+                }
+            })
     }
 
     /// Runs the closure on a connection and returns what it returns.

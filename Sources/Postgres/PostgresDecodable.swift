@@ -1,139 +1,141 @@
 // swift-format-ignore-file: AllPublicDeclarationsHaveDocumentation
 // The conformances below say nothing that the protocol's own documentation does not.
 
-/// A value that can be read from a result's text format.
+/// A value that can be read from a result's binary format.
 public protocol PostgresDecodable {
-    /// Reads the text, nil for NULL; the pointer is valid only during the call.
-    init?(postgresText: UnsafeBufferPointer<UInt8>?)
+    /// Whether it reads values of the type with this OID.
+    static func reads(_ type: UInt32) -> Bool
+    /// Reads the bytes, nil for NULL; they are valid only during the call.
+    init?(postgresBytes: UnsafeRawBufferPointer?)
 }
 
 extension Optional: PostgresDecodable where Wrapped: PostgresDecodable {
-    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
-        guard let text = unsafe text else { self = .none; return }
-        guard let value = unsafe Wrapped(postgresText: text) else { return nil }
+    public static func reads(_ type: UInt32) -> Bool { Wrapped.reads(type) }
+    public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
+        guard let bytes = unsafe bytes else { self = .none; return }
+        guard let value = unsafe Wrapped(postgresBytes: bytes) else { return nil }
         self = .some(value)
     }
 }
 
+extension UnsafeRawBufferPointer {
+    fileprivate func bigEndian<Value: FixedWidthInteger>(_ type: Value.Type, at offset: Int = 0) -> Value? {
+        guard offset >= 0, offset + MemoryLayout<Value>.size <= count else { return nil }
+        return Value(bigEndian: unsafe loadUnaligned(fromByteOffset: offset, as: Value.self))
+    }
+}
+
 extension Int64: PostgresDecodable {
-    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
-        guard let text = unsafe text, let first = unsafe text.first else { return nil }
-        let isNegative = first == UInt8(ascii: "-")
-        var value: Int64 = 0
-        for position in (isNegative ? 1 : 0)..<text.count {
-            let byte = unsafe text[position]
-            guard byte >= 48, byte <= 57 else { return nil }
-            // Accumulated as a negative number, whose range is one larger.
-            let (product, overflow) = value.multipliedReportingOverflow(by: 10)
-            let (next, underflow) = product.subtractingReportingOverflow(Int64(byte - 48))
-            if overflow || underflow { return nil }
-            value = next
-        }
-        if isNegative { self = value } else if value == .min { return nil } else { self = -value }
+    public static func reads(_ type: UInt32) -> Bool {
+        type == PostgresType.int8 || type == PostgresType.int4 || type == PostgresType.int2
+    }
+    public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
+        guard let bytes = unsafe bytes else { return nil }
+        let value: Int64? =
+            switch bytes.count {
+            case 8: unsafe bytes.bigEndian(Int64.self)
+            case 4: unsafe bytes.bigEndian(Int32.self).map { Int64($0) }
+            case 2: unsafe bytes.bigEndian(Int16.self).map { Int64($0) }
+            default: nil
+            }
+        guard let value else { return nil }
+        self = value
     }
 }
 
 extension Int: PostgresDecodable {
-    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
-        guard let value = unsafe Int64(postgresText: text) else { return nil }
+    public static func reads(_ type: UInt32) -> Bool { Int64.reads(type) }
+    public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
+        guard let value = unsafe Int64(postgresBytes: bytes) else { return nil }
         self = Int(value)
     }
 }
 
 extension Double: PostgresDecodable {
-    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
-        guard let text = unsafe String(postgresText: text), let value = Double(text) else { return nil }
-        self = value
+    public static func reads(_ type: UInt32) -> Bool { type == PostgresType.float8 }
+    public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
+        guard let bits = unsafe bytes?.bigEndian(UInt64.self) else { return nil }
+        self.init(bitPattern: bits)
     }
 }
 
 extension Bool: PostgresDecodable {
-    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
-        guard let first = unsafe text?.first else { return nil }
-        self = first == UInt8(ascii: "t")
+    public static func reads(_ type: UInt32) -> Bool { type == PostgresType.bool }
+    public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
+        guard let first = unsafe bytes?.first else { return nil }
+        self = first != 0
     }
 }
 
 extension String: PostgresDecodable {
-    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
-        guard let text = unsafe text else { return nil }
-        self = unsafe String(decoding: text, as: UTF8.self)
+    /// Types whose binary form is their text.
+    public static func reads(_ type: UInt32) -> Bool {
+        type == PostgresType.text || type == PostgresType.varchar || type == PostgresType.name
+            || type == PostgresType.json || type == PostgresType.unknown
+    }
+    public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
+        guard let bytes = unsafe bytes else { return nil }
+        self = unsafe String(decoding: bytes, as: UTF8.self)
     }
 }
 
 extension UniqueID: PostgresDecodable {
-    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
-        guard let text = unsafe text else { return nil }
-        unsafe self.init(ascii: text)
+    public static func reads(_ type: UInt32) -> Bool { type == PostgresType.uuid }
+    public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
+        guard let bytes = unsafe bytes, let high = unsafe bytes.bigEndian(UInt64.self),
+            let low = unsafe bytes.bigEndian(UInt64.self, at: 8)
+        else { return nil }
+        self.init(high: high, low: low)
     }
 }
 
 extension Timestamp: PostgresDecodable {
-    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
-        guard let text = unsafe text else { return nil }
-        unsafe self.init(iso: text)
+    public static func reads(_ type: UInt32) -> Bool { type == PostgresType.timestamptz }
+    public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
+        guard let value = unsafe bytes?.bigEndian(Int64.self) else { return nil }
+        let isFinite = value != .min && value != .max
+        self.init(microseconds: isFinite ? value + Self.postgresEpoch : value)
     }
 }
 
 extension JSONText: PostgresDecodable {
-    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
-        guard let text = unsafe text else { return nil }
-        self.init(unsafe Array(text))
+    public static func reads(_ type: UInt32) -> Bool { type == PostgresType.json }
+    public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
+        guard let bytes = unsafe bytes else { return nil }
+        self.init(unsafe Array(bytes))
     }
 }
 
 extension Bytes: PostgresDecodable {
-    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
-        guard let text = unsafe text, text.count >= 2, text.count.isMultiple(of: 2) else { return nil }
-        var bytes: [UInt8] = []
-        bytes.reserveCapacity(text.count / 2)
-        for position in stride(from: 2, to: text.count, by: 2) {
-            guard let high = unsafe hexadecimalValue(text[position]),
-                let low = unsafe hexadecimalValue(text[position + 1])
-            else { return nil }
-            bytes.append(high << 4 | low)
-        }
-        self.init(bytes)
+    public static func reads(_ type: UInt32) -> Bool { type == PostgresType.bytea }
+    public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
+        guard let bytes = unsafe bytes else { return nil }
+        self.init(unsafe Array(bytes))
     }
 }
 
-extension Array: PostgresDecodable where Element: PostgresDecodable {
-    /// Reads a one-dimensional array literal.
-    public init?(postgresText text: UnsafeBufferPointer<UInt8>?) {
-        guard let text = unsafe text, unsafe text.first == UInt8(ascii: "{"), unsafe text.last == UInt8(ascii: "}")
-        else { return nil }
-        var elements: [Element] = []
-        var current: [UInt8] = []
-        var wasQuoted = false
-        var isQuoted = false
-        var isEscaped = false
-        func finish() -> Bool {
-            let isNull = !wasQuoted && current == [UInt8]("NULL".utf8)
-            let element = unsafe current.withUnsafeBufferPointer { unsafe Element(postgresText: isNull ? nil : $0) }
-            guard let element else { return false }
-            elements.append(element)
-            current = []
-            wasQuoted = false
-            return true
+extension Array: PostgresDecodable where Element: PostgresDecodable & PostgresEncodable {
+    public static func reads(_ type: UInt32) -> Bool { type == Element.postgresArrayType }
+    /// Reads an array of at most one dimension.
+    public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
+        guard let bytes = unsafe bytes, let dimensions = unsafe bytes.bigEndian(Int32.self), dimensions <= 1 else {
+            return nil
         }
-        let inner = unsafe text.dropFirst().dropLast()
-        for position in unsafe inner.indices {
-            let byte = unsafe inner[position]
-            if isEscaped {
-                current.append(byte)
-                isEscaped = false
-            } else if byte == UInt8(ascii: "\\") {
-                isEscaped = true
-            } else if byte == UInt8(ascii: "\"") {
-                isQuoted.toggle()
-                wasQuoted = true
-            } else if byte == UInt8(ascii: ","), !isQuoted {
-                guard finish() else { return nil }
-            } else {
-                current.append(byte)
+        var elements: [Element] = []
+        if dimensions == 1 {
+            guard let count = unsafe bytes.bigEndian(Int32.self, at: 12), count >= 0 else { return nil }
+            elements.reserveCapacity(Int(count))
+            var offset = 20
+            for _ in 0..<count {
+                guard let length = unsafe bytes.bigEndian(Int32.self, at: offset).map({ Int($0) }) else { return nil }
+                offset += 4
+                guard length <= bytes.count - offset else { return nil }
+                let part = unsafe length < 0 ? nil : UnsafeRawBufferPointer(rebasing: bytes[offset..<(offset + length)])
+                guard let element = unsafe Element(postgresBytes: part) else { return nil }
+                elements.append(element)
+                offset += Swift.max(0, length)
             }
         }
-        if unsafe !inner.isEmpty { guard finish() else { return nil } }
         self = elements
     }
 }

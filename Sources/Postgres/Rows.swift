@@ -52,23 +52,23 @@ public struct Row {
 
     /// The value of the column at this place, as the type that the caller asks for.
     ///
-    /// Throws a `PostgresError` of kind value when the text cannot be read as that type.
+    /// Throws a `PostgresError` of kind value when the column is of another type.
     public subscript<Value: PostgresDecodable>(_ column: Int) -> Value {
         get throws(PostgresError) {
-            guard let value = unsafe Value(postgresText: text(column)) else {
+            let place = Int32(column)
+            let type = unsafe PQfformat(result, place) == 0 ? PostgresType.text : UInt32(PQftype(result, place))
+            guard Value.reads(type), let value = unsafe Value(postgresBytes: bytes(place)) else {
                 throw PostgresError(
                     .value, step: .decode,
-                    message: "column \(unsafe String(cString: PQfname(result, Int32(column)))) is no \(Value.self)")
+                    message: "column \(unsafe String(cString: PQfname(result, place))) is no \(Value.self)")
             }
             return value
         }
     }
 
-    private func text(_ column: Int) -> UnsafeBufferPointer<UInt8>? {
-        if unsafe PQgetisnull(result, index, Int32(column)) == 1 { return nil }
-        guard let start = unsafe PQgetvalue(result, index, Int32(column)) else { return nil }
-        let length = Int(unsafe PQgetlength(result, index, Int32(column)))
-        return unsafe UnsafeBufferPointer(
-            start: UnsafeRawPointer(start).assumingMemoryBound(to: UInt8.self), count: length)
+    private func bytes(_ column: Int32) -> UnsafeRawBufferPointer? {
+        if unsafe PQgetisnull(result, index, column) == 1 { return nil }
+        guard let start = unsafe PQgetvalue(result, index, column) else { return nil }
+        return unsafe UnsafeRawBufferPointer(start: start, count: Int(PQgetlength(result, index, column)))
     }
 }

@@ -5,78 +5,89 @@
 /// Text that is part of the statement itself, such as a limit which the planner must see, goes in as `\(raw:)`;
 /// only constants of ours may.
 public struct SQL: ExpressibleByStringInterpolation, Sendable {
-    let text: String
+    /// The text around the parameters: one piece more than there are binds.
+    private let pieces: [String]
     let binds: [Bind]
 
     /// A statement without parameters.
     public init(stringLiteral value: String) {
-        text = value
+        pieces = [value]
         binds = []
     }
 
     /// A statement with its interpolated values as parameters.
     public init(stringInterpolation: StringInterpolation) {
-        text = stringInterpolation.text
+        pieces = stringInterpolation.pieces
         binds = stringInterpolation.binds
+    }
+
+    /// The text as the server gets it, with numbered parameters.
+    var text: String {
+        var text = pieces[0]
+        for number in pieces.indices.dropFirst() { text += "$\(number)" + pieces[number] }
+        return text
     }
 
     /// Collects the text and the parameters.
     public struct StringInterpolation: StringInterpolationProtocol {
-        var text = ""
-        var binds: [Bind] = []
+        fileprivate var pieces = [""]
+        fileprivate var binds: [Bind] = []
 
         /// An empty statement with room for so much.
         public init(literalCapacity: Int, interpolationCount: Int) {
-            text.reserveCapacity(literalCapacity + interpolationCount * 3)
+            pieces.reserveCapacity(interpolationCount + 1)
             binds.reserveCapacity(interpolationCount)
         }
 
         /// Adds the statement's own text.
         public mutating func appendLiteral(_ literal: String) {
-            text += literal
+            pieces[pieces.count - 1] += literal
         }
 
         /// Adds a value as the next parameter.
         public mutating func appendInterpolation(_ value: some PostgresEncodable) {
             binds.append(Bind(value))
-            text += "$\(binds.count)"
+            pieces.append("")
         }
 
         /// Adds a value, or NULL, as the next parameter.
         public mutating func appendInterpolation<Value: PostgresEncodable>(_ value: Value?) {
             binds.append(Bind(value))
-            text += "$\(binds.count)"
+            pieces.append("")
         }
 
         /// Adds text of ours to the statement.
         public mutating func appendInterpolation(raw: String) {
-            text += raw
+            appendLiteral(raw)
         }
 
-        /// Adds another statement's text and parameters, renumbered.
+        /// Adds another statement's text and parameters.
         public mutating func appendInterpolation(_ part: SQL) {
-            var number = binds.count
-            var rest = part.text[...]
-            for index in part.binds.indices {
-                let mark = "$\(index + 1)"
-                guard let range = rest.firstRange(of: mark) else { continue }
-                number += 1
-                text += rest[..<range.lowerBound] + "$\(number)"
-                rest = rest[range.upperBound...]
-            }
-            text += rest
+            appendLiteral(part.pieces[0])
+            pieces += part.pieces.dropFirst()
             binds += part.binds
         }
     }
 }
 
-/// One parameter: its type and its bytes, nil for NULL.
+/// One parameter: its type and its bytes in the binary format, nil for NULL.
 struct Bind: Sendable {
     let type: UInt32
     let bytes: [UInt8]?
 
-    init(_ value: some PostgresEncodable) {
-        type = value.postgresType
-        bytes = value.postgresText
+    init<Value: PostgresEncodable>(_ value: Value) {
+        type = Value.postgresType
+        if value.isNull {
+            bytes = nil
+        } else {
+            var encoded: [UInt8] = []
+            value.encode(into: &encoded)
+            bytes = encoded
+        }
+    }
+
+    /// True for a text that the server would refuse with a message that names nothing.
+    var isTextWithNUL: Bool {
+        (type == PostgresType.text || type == PostgresType.json) && bytes?.contains(0) == true
     }
 }

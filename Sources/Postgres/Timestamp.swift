@@ -50,22 +50,6 @@ public struct Timestamp: Hashable, Comparable, Sendable, CustomStringConvertible
         let days = daysSinceEpoch(year: year, month: month, day: day)
         self.init(microseconds: ((days * 24 + hour) * 60 + minute) * 60_000_000 + second * 1_000_000)
     }
-
-    /// Reads what PostgreSQL writes with `DateStyle` ISO, as in `2026-11-21 06:03:43.123456+00`.
-    init?(iso bytes: some Collection<UInt8>) {
-        let text = Array(bytes)
-        if text == Array("infinity".utf8) { self = .distantFuture; return }
-        if text == Array("-infinity".utf8) { self = .distantPast; return }
-        var reader = DigitReader(text)
-        guard let year = reader.number(), reader.take("-"), let month = reader.number(), reader.take("-"),
-            let day = reader.number(), reader.take(" "), let hour = reader.number(), reader.take(":"),
-            let minute = reader.number(), reader.take(":"), let second = reader.number()
-        else { return nil }
-        let fraction = reader.take(".") ? reader.fraction() : 0
-        guard let offset = reader.offset(), reader.isAtEnd else { return nil }
-        let time = Timestamp(year: year, month: month, day: day, hour: hour, minute: minute, second: second)
-        self.init(microseconds: time.microseconds + fraction - offset * 1_000_000)
-    }
 }
 
 extension Duration {
@@ -77,48 +61,6 @@ extension Duration {
 
     /// The duration in whole milliseconds, cut off towards zero.
     public var milliseconds: Int64 { microseconds / 1000 }
-}
-
-/// Reads the digits of a timestamp one field at a time.
-private struct DigitReader {
-    private var rest: ArraySlice<UInt8>
-
-    init(_ text: [UInt8]) { rest = text[...] }
-
-    var isAtEnd: Bool { rest.isEmpty }
-
-    mutating func take(_ character: Character) -> Bool {
-        guard let first = rest.first, first == character.asciiValue else { return false }
-        rest.removeFirst()
-        return true
-    }
-
-    mutating func number() -> Int64? {
-        let digits = rest.prefix { $0 >= 48 && $0 <= 57 }
-        guard !digits.isEmpty, digits.count < 10 else { return nil }
-        rest.removeFirst(digits.count)
-        return digits.reduce(0) { $0 * 10 + Int64($1 - 48) }
-    }
-
-    /// Microseconds from up to six digits.
-    mutating func fraction() -> Int64 {
-        let digits = rest.prefix { $0 >= 48 && $0 <= 57 }
-        rest.removeFirst(digits.count)
-        let six = digits.prefix(6)
-        let value = six.reduce(Int64(0)) { $0 * 10 + Int64($1 - 48) }
-        return (six.count..<6).reduce(value) { value, _ in value * 10 }
-    }
-
-    /// Seconds east of UTC, from `+00`, `-03:30` or `+05:53:28`.
-    mutating func offset() -> Int64? {
-        let sign: Int64
-        if take("+") { sign = 1 } else if take("-") { sign = -1 } else { return nil }
-        guard let hours = number() else { return nil }
-        let minutes = take(":") ? number() : 0
-        let seconds = take(":") ? number() : 0
-        guard let minutes, let seconds else { return nil }
-        return sign * (hours * 3600 + minutes * 60 + seconds)
-    }
 }
 
 private func floorDivide(_ value: Int64, _ divisor: Int64) -> Int64 {

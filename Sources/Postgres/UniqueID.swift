@@ -2,10 +2,10 @@
 ///
 /// Foundation's `UUID` would bring Foundation into the targets that wrap C; this is all we need of it.
 public struct UniqueID: Hashable, Sendable, CustomStringConvertible {
-    private let high: UInt64
-    private let low: UInt64
+    let high: UInt64
+    let low: UInt64
 
-    private init(high: UInt64, low: UInt64) {
+    init(high: UInt64, low: UInt64) {
         self.high = high
         self.low = low
     }

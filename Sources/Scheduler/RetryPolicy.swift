@@ -26,8 +26,14 @@ enum RetryPolicy {
     ///   - number: which attempt this was; the schedule's n-th wait follows the n-th failure.
     ///   - jitter: 0 up to 1; spreads the wait over 80 to 120 percent, so that failures do not return together.
     static func judge(
-        _ exchange: HTTPExchange, endpoint: Endpoint, number: Int, trigger: Trigger, now: Timestamp, jitter: Double
+        _ exchange: HTTPExchange, endpoint: Endpoint, number: Int, trigger: Trigger, now: Timestamp,
+        jitter: @autoclosure () -> Double
     ) -> Verdict {
+        if let status = exchange.status, (200...299).contains(status) {
+            return Verdict(isSuccess: true, resolution: .delivered, attempts: number)
+        }
+        // Only failures are random, and randomness costs a system call.
+        let jitter = jitter()
         if let status = exchange.status { return judge(status, exchange, endpoint, number, now, jitter) }
         let failure = exchange.failure ?? .protocolError
         var verdict = Verdict(
@@ -54,7 +60,6 @@ enum RetryPolicy {
     private static func judge(
         _ status: Int, _ exchange: HTTPExchange, _ endpoint: Endpoint, _ number: Int, _ now: Timestamp, _ jitter: Double
     ) -> Verdict {
-        if (200...299).contains(status) { return Verdict(isSuccess: true, resolution: .delivered, attempts: number) }
         var verdict = Verdict(
             isSuccess: false, errorClass: errorClass(status), error: "HTTP \(status)",
             resolution: retry(endpoint, number, atLeast: .zero, jitter), attempts: number)

@@ -237,7 +237,7 @@ final class Sender: Service {
     private func complete(_ send: Send, endpoint: Endpoint, startedAt: Timestamp, _ exchange: HTTPExchange) {
         let verdict = RetryPolicy.judge(
             exchange, endpoint: endpoint, number: send.number, trigger: send.trigger, now: clock.now,
-            jitter: Double.random(in: 0..<1))
+            jitter: .random(in: 0..<1))
         let timing = exchange.timing
         let attempt = Attempt(
             number: send.number, trigger: send.trigger, startedAt: startedAt, dns: timing.dns, connect: timing.connect,

@@ -57,7 +57,9 @@ package struct HTTPHeader: Sendable, Hashable {
         for byte in value where byte < 0x20 && byte != 0x09 || byte == 0x7F {
             throw Refusal(description: "header \(name()) contains a control character")
         }
-        if let first = value.first, let last = value.last, first == 0x20 || first == 0x09 || last == 0x20 || last == 0x09 {
+        if let first = value.first, let last = value.last,
+            first == 0x20 || first == 0x09 || last == 0x20 || last == 0x09
+        {
             throw Refusal(description: "header \(name()) begins or ends with white space")
         }
     }

@@ -111,7 +111,7 @@ package final class TestDatabase: Sendable {
 
     /// Runs a statement and returns its first column as text.
     package func column(_ sql: SQL) async throws -> [String?] {
-        try await pool.query(sql) { row throws(PostgresError) in try row[0] }
+        try await pool.run { try $0.query(sql, asText: true).map { row throws(PostgresError) in try row[0] } }
     }
 
     /// Runs a statement and returns the first number of its first row.

@@ -15,7 +15,8 @@ import Transport
         let transport = Transport(policy: local)
         let exchange = await transport.send(
             HTTPRequest(
-                method: method, url: ledger.url + "/a%20b?q=1&q=%2F", headers: headers, body: Array(body.utf8),
+                method: method, url: ledger.url + "/a%20b?q=1&q=%2F", headers: HTTPHeaders(headers),
+                body: Array(body.utf8),
                 timeout: timeout))
         await transport.stop()
         ledger.receiver.stop()

@@ -61,3 +61,10 @@ BEGIN
     END IF;
     RETURN last.n;
 END $$;
+
+-- Undoes the statement that asks when fewer leases than expected turned out to be its own.
+CREATE FUNCTION outbox.require_leases(deleted bigint, expected bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF deleted <> expected THEN RAISE EXCEPTION USING errcode = 'OB011', message = 'lease_lost: another worker holds it'; END IF;
+END $$;

@@ -39,7 +39,7 @@ GRANT UPDATE ON outbox.batch, outbox.lane, outbox.delivery, outbox.dead_letter, 
 GRANT UPDATE (disabled_at, disabled_reason, generation, updated_at) ON outbox.endpoint TO outbox_worker;
 GRANT DELETE ON outbox.cut, outbox.batch, outbox.delivery, outbox.dead_letter, outbox.worker, outbox.dedup, outbox.secret
     TO outbox_worker;
-GRANT EXECUTE ON FUNCTION outbox.cut(int, int), outbox.make_partitions(), outbox.drop_expired_partition(),
+GRANT EXECUTE ON FUNCTION outbox.cut(int, int), outbox.require_leases(bigint, bigint), outbox.make_partitions(), outbox.drop_expired_partition(),
     outbox.webhook_id(bigint), outbox.is_needed(name, oid, timestamptz, timestamptz), outbox.partition_bounds(timestamptz) TO outbox_worker;
 
 GRANT SELECT ON outbox.deliveries, outbox.attempts, outbox.dead_letters, outbox.backlog, outbox.endpoint_health,
