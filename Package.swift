@@ -41,7 +41,7 @@ let package = Package(
         .systemLibrary(name: "CEpoll"),
         .target(name: "Threads", dependencies: ["CEpoll"], swiftSettings: wrapsC),
         .target(name: "Postgres", dependencies: ["CPostgres", "Threads"], swiftSettings: wrapsC),
-        .target(name: "Transport", dependencies: ["CCurl", "Threads"], swiftSettings: wrapsC),
+        .target(name: "Transport", dependencies: ["CCurl", "Threads", deque], swiftSettings: wrapsC),
         .target(
             name: "OutboxSchema", path: "sql", exclude: ["schema.sql"],
             resources: [.embedInCode("migrations")], swiftSettings: common),

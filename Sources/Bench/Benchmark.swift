@@ -193,7 +193,7 @@ struct Bench: Sendable {
     ) async throws -> (Value, statements: Int) {
         var environment = [
             "DATABASE_URL": scratch.target.conninfo, "OUTBOX_SECRET_KEY_FILE": keyFile, "OUTBOX_LOG_FORMAT": "json",
-            "OUTBOX_LOG_LEVEL": "info", "OUTBOX_MAX_IN_FLIGHT": "\(max(4096, plan.inFlight * plan.endpoints))",
+            "OUTBOX_LOG_LEVEL": "info", "OUTBOX_MAX_IN_FLIGHT": "\(max(4096, plan.inFlight))",
         ]
         if sink != nil { environment["OUTBOX_ALLOW_NETWORKS"] = "127.0.0.0/8" }
         var workers: [Child] = []

@@ -160,15 +160,8 @@ package final class Receiver: Sendable {
         let connection = ReceiverConnection(descriptor)
         while let request = connection.readRequest(number) {
             let answer = answer(request)
-            if answer.delay > .zero { pause(answer.delay) }
+            if answer.delay > .zero { Thread.pause(answer.delay) }
             guard connection.write(answer, isStopped: { self.state.withLock { $0.isStopped } }) else { return }
         }
     }
-}
-
-func pause(_ duration: Duration) {
-    let (seconds, attoseconds) = duration.components
-    var time = timespec(tv_sec: Int(seconds), tv_nsec: Int(attoseconds / 1_000_000_000))
-    var left = timespec()
-    while nanosleep(&time, &left) != 0, errno == EINTR { time = left }
 }

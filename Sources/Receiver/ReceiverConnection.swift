@@ -1,4 +1,5 @@
 import Glibc
+import Threads
 
 /// One connection of a receiver: reads requests, writes answers, well or badly.
 final class ReceiverConnection {
@@ -59,18 +60,18 @@ final class ReceiverConnection {
         case .hangUp:
             return false
         case .silence:
-            while !isStopped(), isOpen() { pause(.milliseconds(50)) }
+            while !isStopped(), isOpen() { Thread.pause(.milliseconds(50)) }
             return false
         case .drip(let interval):
             guard send(Array((head + length).utf8)) else { return false }
             for byte in answer.body {
-                pause(interval)
+                Thread.pause(interval)
                 if isStopped() || !send([byte]) { return false }
             }
             return true
         case .stall:
             guard send(Array((head + "Content-Length: 1000000\r\n\r\n").utf8)) else { return false }
-            while !isStopped(), isOpen() { pause(.milliseconds(50)) }
+            while !isStopped(), isOpen() { Thread.pause(.milliseconds(50)) }
             return false
         case .endlessBody:
             guard send(Array((head + "Connection: close\r\n\r\n").utf8)) else { return false }

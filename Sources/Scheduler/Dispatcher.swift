@@ -74,42 +74,57 @@ final class Dispatcher: Service {
         let resolved =
             batch.claims > 1 ? try await parts.pool.run { try $0.resolvedPairs(of: batch.events.map(\.id)) } : []
         let now = parts.clock.now
-        var pairs: [(event: Event, endpoint: Endpoint)] = []
-        for event in batch.events {
+        var pairs = 0
+        let matches = batch.events.map { event in
+            var matching: [Endpoint] = []
             endpoints.forEach(wanting: event) { endpoint in
                 if resolved.isEmpty || !resolved.contains(Pair(event: event.id, endpoint: endpoint.id)) {
-                    pairs.append((event, endpoint))
+                    matching.append(endpoint)
                 }
             }
+            pairs += matching.count
+            return matching
         }
         let lease = Lease(
-            .batch(batch.id, batch.lease), claims: batch.claims, events: batch.events.map(\.id),
-            unresolved: pairs.count,
+            .batch(batch.id, batch.lease), claims: batch.claims, events: batch.events.map(\.id), unresolved: pairs,
             trustedUntil: claimedAt + parts.configuration.lease)
-        if pairs.isEmpty { return parts.recorder.finish(lease) }
+        if pairs == 0 { return parts.recorder.finish(lease) }
         parts.keeper.keep(lease)
 
         var sends: [Send] = []
         var waiting: [Recorder.Report] = []
-        sends.reserveCapacity(pairs.count)
-        for (event, endpoint) in pairs {
+        for (event, matching) in zip(batch.events, matches) {
             // A batch that keeps losing its workers goes to the lanes, where a lethal payload is found out alone.
             let isDangerous = batch.claims >= parts.configuration.mostBatchClaims
             let rest = event.deliverAt.map { Duration.microseconds($0.microseconds - now.microseconds) } ?? .zero
-            if isDangerous || rest > .zero || !endpoint.isOpen(at: now) {
-                let outcome = Outcome(
-                    pair: Pair(event: event.id, endpoint: endpoint.id), eventAt: event.createdAt, holder: lease.holder,
-                    mayBeShared: lease.mayBeShared, attempt: nil, attempts: 0,
-                    resolution: .wait(max(rest, .zero), .first))
-                waiting.append(Recorder.Report(outcome: outcome, lease: lease))
-            } else {
-                sends.append(
-                    Send(
-                        event: event, endpoint: endpoint.id, number: batch.claims, trigger: .first, lease: lease,
-                        startBy: claimedAt + parts.configuration.softDeadline))
+            for endpoint in matching {
+                if isDangerous || rest > .zero || !endpoint.isOpen(at: now) {
+                    let outcome = Outcome(
+                        pair: Pair(event: event.id, endpoint: endpoint.id), eventAt: event.createdAt,
+                        holder: lease.holder, mayBeShared: lease.mayBeShared, attempt: nil, attempts: 0,
+                        resolution: .wait(max(rest, .zero), .first))
+                    waiting.append(Recorder.Report(outcome: outcome, lease: lease))
+                } else {
+                    sends.append(
+                        Send(
+                            event: event, endpoint: endpoint.id, number: batch.claims, trigger: .first, lease: lease,
+                            startBy: .now + parts.configuration.softDeadline))
+                }
+            }
+            // A batch for many endpoints goes in as the sender takes it, not all at once.
+            if sends.count + waiting.count >= Self.mostAtOnce {
+                parts.recorder.submit(waiting)
+                parts.sender.enqueue(sends)
+                (sends, waiting) = ([], [])
+                while !(parts.sender.hasRoom && parts.recorder.hasRoom), !parts.sender.isStopping {
+                    await wakeup.wait(upTo: .milliseconds(50))
+                }
             }
         }
         parts.recorder.submit(waiting)
         parts.sender.enqueue(sends)
     }
+
+    /// How many pairs are handed on at a time.
+    private static let mostAtOnce = 1000
 }

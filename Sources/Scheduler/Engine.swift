@@ -52,7 +52,7 @@ package struct Engine: Sendable {
         let recorder = Recorder(
             pool: recording, keeper: keeper, waking: claiming, laneClaiming, worker: configuration.worker,
             logger: logger)
-        let transport = Transport(policy: configuration.policy)
+        let transport = Transport(policy: configuration.policy, capacity: configuration.mostInFlight)
         let sender = Sender(
             transport: transport, recorder: recorder, waking: claiming, directory: directory, clock: clock,
             instance: instance, configuration: configuration, logger: logger)

@@ -13,8 +13,8 @@ final class Send: Sendable {
     let number: Int
     let trigger: Trigger
     let lease: Lease
-    /// A send from a batch that has not started by then moves into the endpoint's lane, so that one slow endpoint never
-    /// keeps a batch open.
+    /// A send from a batch that has not started by then, because its endpoint is at its cap, moves into the endpoint's
+    /// lane: one slow endpoint never keeps a batch open.
     let startBy: ContinuousClock.Instant?
     /// Set when its row says already that the worker died in this send: whatever happens instead must be written down.
     /// So many crashes the row had before.
@@ -240,7 +240,8 @@ final class Sender: Service {
             jitter: .random(in: 0..<1))
         let timing = exchange.timing
         let attempt = Attempt(
-            number: send.number, trigger: send.trigger, startedAt: startedAt, dns: timing.dns, connect: timing.connect,
+            number: send.number, trigger: send.trigger, startedAt: startedAt + timing.queued, dns: timing.dns,
+            connect: timing.connect,
             tls: timing.tls, firstByte: timing.firstByte, total: timing.total, isSuccess: verdict.isSuccess,
             status: exchange.status, errorClass: verdict.errorClass, error: verdict.error.map(storable),
             response: verdict.isSuccess || exchange.body.isEmpty ? nil : exchange.body,
@@ -277,29 +278,34 @@ final class Sender: Service {
 
     // MARK: Not starting
 
-    /// Moves what has waited too long, or belongs to an endpoint that is closed now, out of the queues.
+    /// Moves what has waited too long for its endpoint, or belongs to one that is closed now, out of the queues. What
+    /// waits because this process is busy stays: in a lane it would wait for the same process.
     private func expire() {
         let now = ContinuousClock.now
         let databaseNow = clock.now
         let endpoints = directory.current.byID
         let expired = state.withLock { state in
-            remove(from: &state) { send in
-                if let startBy = send.startBy, startBy <= now { return true }
-                return endpoints[send.endpoint]?.isOpen(at: databaseNow) != true
+            remove(from: &state) { id, queue, send in
+                guard let endpoint = endpoints[id], endpoint.isOpen(at: databaseNow) else { return true }
+                return queue.inFlight >= endpoint.maxInFlight && send.startBy.map { $0 <= now } ?? false
             }
         }
         putOff(expired)
         if !expired.isEmpty { claiming.signal() }
     }
 
-    private func remove(from state: inout State, where shouldGo: (Send) -> Bool) -> [Send] {
+    private func remove(from state: inout State, where shouldGo: (EndpointID, Queue, Send) -> Bool) -> [Send] {
         if state.pending == 0 { return [] }
         var removed: [Send] = []
-        for (id, queue) in state.queues where queue.pending.contains(where: shouldGo) {
-            removed += queue.pending.filter(shouldGo)
-            queue.pending.removeAll(where: shouldGo)
+        for (id, queue) in state.queues {
+            let before = removed.count
+            queue.pending.removeAll { send in
+                let goes = shouldGo(id, queue, send)
+                if goes { removed.append(send) }
+                return goes
+            }
             // An endpoint without anything to start is passed over when its turn comes.
-            if queue.inFlight == 0, queue.pending.isEmpty { state.queues[id] = nil }
+            if removed.count > before, queue.inFlight == 0, queue.pending.isEmpty { state.queues[id] = nil }
         }
         state.pending -= removed.count
         state.pendingFromBatches -= removed.count { $0.isFromBatch }
@@ -346,7 +352,7 @@ final class Sender: Service {
     private func drain() async {
         let pending = state.withLock { state in
             state.isStopping = true
-            return remove(from: &state) { _ in true }
+            return remove(from: &state) { _, _, _ in true }
         }
         putOff(pending)
         let deadline = ContinuousClock.now + grace

@@ -30,6 +30,14 @@ package struct Thread: Sendable {
         pthread_join(id, nil)
     }
 
+    /// Blocks the calling thread for so long.
+    package static func pause(_ duration: Duration) {
+        let (seconds, attoseconds) = duration.components
+        var time = timespec(tv_sec: Int(seconds), tv_nsec: Int(attoseconds / 1_000_000_000))
+        var left = timespec()
+        while unsafe nanosleep(&time, &left) != 0, errno == EINTR { time = left }
+    }
+
     private static func start(_ body: @escaping @Sendable () -> Void) -> pthread_t {
         let box = unsafe Unmanaged.passRetained(Body(run: body)).toOpaque()
         var all = sigset_t()

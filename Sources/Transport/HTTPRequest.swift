@@ -54,6 +54,8 @@ package struct HTTPExchange: Sendable {
 
     /// How long each part took; nil where the part did not happen.
     package struct Timing: Sendable {
+        /// From `submit` to the start; not part of the total.
+        package var queued: Duration = .zero
         package var dns: Duration?
         package var connect: Duration?
         package var tls: Duration?

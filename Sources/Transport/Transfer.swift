@@ -88,10 +88,12 @@ final class Transfer {
     }
 
     /// Loads the next request into the handle.
-    func prepare(_ request: HTTPRequest, id: UInt64, completion: @escaping @Sendable (HTTPExchange) -> Void) {
-        self.id = id
-        self.completion = completion
+    func prepare(_ start: Transport.Start) {
+        let request = start.request
+        id = start.id
+        completion = start.completion
         exchange = HTTPExchange()
+        exchange.timing.queued = .now - start.submittedAt
         received = 0
         isHeaderComplete = false
         currentStatus = 0

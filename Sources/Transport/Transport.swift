@@ -8,7 +8,7 @@ import Threads
 /// Every request is sent exactly as given and at most once; what becomes of it is always reported, also when it is
 /// cancelled or the transport is stopped. Completions run on the transport thread: they must be short and never block.
 ///
-///     submit ─► inbox ─► loop: perform · read results · drain inbox · poll
+///     submit ─► inbox ─► loop: perform and read results · drain inbox · start some · poll
 ///
 /// The loop's order is immune to a lost `curl_multi_wakeup` (curl issue 22272): the inbox is read between performing and
 /// polling, and the poll is bounded.
@@ -22,13 +22,17 @@ package final class Transport: Sendable {
         var isClosed = false
     }
 
-    private enum Command: Sendable {
-        case start(id: UInt64, HTTPRequest, completion: @Sendable (HTTPExchange) -> Void)
+    enum Command: Sendable {
+        case start(Start)
         case cancel(id: UInt64)
     }
 
-    /// How many handles are kept for later requests.
-    private static let mostIdle = 512
+    struct Start: Sendable {
+        let id: UInt64
+        let request: HTTPRequest
+        let submittedAt: ContinuousClock.Instant
+        let completion: @Sendable (HTTPExchange) -> Void
+    }
 
     private let inbox = Mutex(Inbox())
     // Shared only for curl_multi_wakeup, which libcurl documents as safe from any thread; freed after the thread ended.
@@ -37,13 +41,14 @@ package final class Transport: Sendable {
 
     /// Starts the thread.
     ///
-    /// - Parameter idleConnections: how many connections are kept open for the next request.
-    package init(policy: AddressPolicy, idleConnections: Int = 1024) {
+    /// - Parameter capacity: how many requests will be in flight at most. So many connections and handles are kept for later
+    ///   requests; with fewer, every request beyond them would connect anew.
+    package init(policy: AddressPolicy, capacity: Int = 1024) {
         Self.initializeLibrary()
         guard let multi = unsafe curl_multi_init() else { preconditionFailure("curl_multi_init: out of memory") }
         unsafe self.multi = multi
-        unsafe curl_multi_set_long(multi, CURLMOPT_MAXCONNECTS, idleConnections)
-        thread.withLock { $0 = Thread("transport") { self.loop(policy) } }
+        unsafe curl_multi_set_long(multi, CURLMOPT_MAXCONNECTS, capacity)
+        thread.withLock { $0 = Thread("transport") { self.loop(policy, capacity: capacity) } }
     }
 
     static func initializeLibrary() { _ = globalInitialization }
@@ -59,9 +64,14 @@ package final class Transport: Sendable {
     /// Starts a request and returns its number; the completion is called exactly once, on the transport thread.
     @discardableResult
     package func submit(_ request: HTTPRequest, completion: @escaping @Sendable (HTTPExchange) -> Void) -> UInt64 {
+        let now = ContinuousClock.now
         let (id, isClosed) = inbox.withLock { inbox in
             inbox.lastID += 1
-            if !inbox.isClosed { append(.start(id: inbox.lastID, request, completion: completion), to: &inbox) }
+            if !inbox.isClosed {
+                append(
+                    .start(Start(id: inbox.lastID, request: request, submittedAt: now, completion: completion)),
+                    to: &inbox)
+            }
             return (inbox.lastID, inbox.isClosed)
         }
         if isClosed { completion(.unsent(.cancelled, "the transport is stopped")) }
@@ -126,68 +136,22 @@ package final class Transport: Sendable {
 
     // MARK: The transport thread
 
-    private func loop(_ policy: AddressPolicy) {
-        var active: [UInt64: Transfer] = [:]
-        var idle: [Transfer] = []
+    private func loop(_ policy: AddressPolicy, capacity: Int) {
+        let loop = unsafe TransportLoop(multi, policy: policy, capacity: capacity)
         var commands: [Command] = []
         while true {
-            var running: Int32 = 0
-            unsafe curl_multi_perform(multi, &running)
-
-            var remaining: Int32 = 0
-            while let message = unsafe curl_multi_info_read(multi, &remaining) {
-                guard unsafe message.pointee.msg == CURLMSG_DONE, let handle = unsafe message.pointee.easy_handle else {
-                    continue
-                }
-                let result = unsafe curl_message_result(message)
-                guard let transfer = unsafe transfer(of: handle) else { continue }
-                unsafe curl_multi_remove_handle(multi, handle)
-                active[transfer.id] = nil
-                transfer.finish(result)
-                if idle.count < Self.mostIdle { idle.append(transfer) }
-            }
-
+            loop.finishReady()
             // Swapped, so that both arrays keep their memory.
             commands.removeAll(keepingCapacity: true)
             let isClosed = inbox.withLock { inbox in
                 swap(&commands, &inbox.commands)
-                inbox.isAsleep = commands.isEmpty
+                inbox.isAsleep = commands.isEmpty && !loop.isStarting
                 return inbox.isClosed
             }
-            for command in commands {
-                switch command {
-                case .start(let id, let request, let completion):
-                    guard let transfer = idle.popLast() ?? Transfer(policy: policy) else {
-                        completion(.unsent(.localResources, "out of memory"))
-                        continue
-                    }
-                    transfer.prepare(request, id: id, completion: completion)
-                    guard unsafe curl_multi_add_handle(multi, transfer.handle) == CURLM_OK else {
-                        transfer.finish(CURLE_OUT_OF_MEMORY)
-                        continue
-                    }
-                    active[id] = transfer
-                case .cancel(let id):
-                    guard let transfer = active.removeValue(forKey: id) else { continue }
-                    unsafe curl_multi_remove_handle(multi, transfer.handle)
-                    transfer.abandon()
-                }
-            }
-            if isClosed {
-                for transfer in active.values {
-                    unsafe curl_multi_remove_handle(multi, transfer.handle)
-                    transfer.abandon()
-                }
-                return
-            }
-            if commands.isEmpty { unsafe curl_multi_poll(multi, nil, 0, 1000, nil) }
+            for command in commands { loop.take(command) }
+            if isClosed { return loop.abandonAll() }
+            loop.startSome()
+            if commands.isEmpty, !loop.isStarting { loop.wait() }
         }
-    }
-
-    private func transfer(of handle: UnsafeMutableRawPointer) -> Transfer? {
-        var context: UnsafeMutableRawPointer?
-        unsafe curl_get_pointer(handle, CURLINFO_PRIVATE, &context)
-        guard let context = unsafe context else { return nil }
-        return unsafe Unmanaged<Transfer>.fromOpaque(context).takeUnretainedValue()
     }
 }
