@@ -210,6 +210,7 @@ column secret.created_at timestamp with time zone not null default clock_timesta
 column secret.expires_at timestamp with time zone not null default 'infinity'::timestamp with time zone
 column setting.singleton boolean not null default true
 column setting.instance text not null default "left"(replace((gen_random_uuid())::text, '-'::text, ''::text), 8)
+column setting.cluster bigint not null default cluster_identifier()
 column setting.endpoint_generation bigint not null default 0
 column setting.partition_unit text not null default 'day'::text
 column setting.event_retention interval not null default '30 days'::interval
@@ -305,16 +306,19 @@ CREATE UNIQUE INDEX token_hash_key ON outbox.token USING btree (hash)
 CREATE UNIQUE INDEX token_pkey ON outbox.token USING btree (id)
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
 function begin_operation(uuid,text) returns uuid fd103b3a64594dea259c62b04ac169e6
+function cluster_identifier() returns bigint 1ebfe2c75db01fd8795b81c4f2b923d3
 function current_identity() returns text aaf02ef950f9c6400092af3493f30785
 function current_transaction_id() returns uuid 2942e247fddc5b578b876d8f4a7f224a
-function cut(integer,integer) returns integer c681c6288abd9d370ec1d62ffb23af67
+function cut(integer,integer) returns integer 785a445438c903ba6c698281650a80b7
 function drop_expired_partition() returns text security definer 0e32d8946608c019ab9bd728a8cca12d
 function emit() returns trigger security definer f0ac42c2fec5054101c5fd676d090002
 function endpoint_changed() returns trigger security definer e5c728ffd00d66086617e58ebfaa2fae
 function is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean ecccadc8bf80d0adb161635e5afdf985
+function is_restored(cut) returns boolean 61cf21761483f239f9fbc53f0cc8e947
 function make_partitions() returns integer security definer 7d8d7c179ae46586fd382495ce7f9408
 function partition_bounds(timestamp with time zone) returns record 17ac21df5470acd9440a253201df343f
 function publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 65b8e057d7674359e8253da7152441c2
+function rebase(integer) returns record security definer f8721b6decd1b18e8dc0d5b400fa0d00
 function refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
 function require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
 function set_body_limit(bigint) returns void security definer 9d5c432859159116feed4a3a5ef60ded
@@ -327,7 +331,7 @@ view dead_letters 04c1b60487271f8a3c2328342da79249
 view deliveries de5a72aa3dda86324d8d3bf9bd7714fc
 view endpoint_health 331c4071b57438b4ac2e7b3aca89dc07
 view partitions ec6e00fa80f2d7ed7b10d260479cf98f
-view problems 1ed9b3298dda056bde7b9de27cccd2e5
+view problems 060192d5eb8ba3c0504f0d3d8091c030
 view transactions 03a7c07ba5a780c28acad0163fcb6f8a
 CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION endpoint_changed()
 CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT WHEN ((NOT pg_try_advisory_xact_lock_shared(7231, 2))) EXECUTE FUNCTION wake_worker()
@@ -420,10 +424,13 @@ grant insert on worker to outbox_worker
 grant select on worker to outbox_worker
 grant update on worker to outbox_worker
 grant execute on begin_operation to outbox_operator
+grant execute on cluster_identifier to outbox_operator
 grant execute on current_identity to outbox_operator
 grant execute on current_transaction_id to outbox_operator
 grant execute on emit to outbox_operator
+grant execute on is_restored to outbox_operator
 grant execute on publish to outbox_operator
+grant execute on rebase to outbox_operator
 grant execute on refuse_body to outbox_operator
 grant execute on set_body_limit to outbox_operator
 grant execute on transaction_uuid to outbox_operator
@@ -437,10 +444,14 @@ grant execute on publish to outbox_producer
 grant execute on refuse_body to outbox_producer
 grant execute on transaction_uuid to outbox_producer
 grant execute on wake_worker to outbox_producer
+grant execute on cluster_identifier to outbox_reader
+grant execute on is_restored to outbox_reader
 grant execute on webhook_id to outbox_reader
+grant execute on cluster_identifier to outbox_worker
 grant execute on cut to outbox_worker
 grant execute on drop_expired_partition to outbox_worker
 grant execute on is_needed to outbox_worker
+grant execute on is_restored to outbox_worker
 grant execute on make_partitions to outbox_worker
 grant execute on partition_bounds to outbox_worker
 grant execute on require_leases to outbox_worker

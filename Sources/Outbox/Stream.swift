@@ -29,6 +29,15 @@ extension Connection {
         try query("SELECT pg_advisory_unlock(7231, 2)")
     }
 
+    /// Puts the stream of a database that was restored from another cluster onto this one's transaction ids; returns how
+    /// many events became batches. One transaction, in which no producer publishes; its time follows the events kept.
+    ///
+    /// Throws a `PostgresError` whose SQLSTATE is `OB012` when the database was not restored.
+    package mutating func rebase(batchSize: Int = 500) throws -> Int {
+        try query("SELECT requeued FROM outbox.rebase(\(Int32(batchSize)))", within: .seconds(3600))
+            .first { row throws(PostgresError) in try row[0] } ?? 0
+    }
+
     /// Removes cuts that nothing reads any more; the newest thousand stay for whoever investigates.
     package mutating func trimCuts() throws {
         try query("DELETE FROM outbox.cut WHERE id < (SELECT max(id) - 1000 FROM outbox.cut)")

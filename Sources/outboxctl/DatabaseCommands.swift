@@ -7,7 +7,7 @@ import Postgres
 struct DatabaseCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "db", abstract: "The schema: where it stands, and moving it forward.",
-        subcommands: [Status.self, Plan.self, Migrate.self, Validate.self, SQLCommand.self])
+        subcommands: [Status.self, Plan.self, Migrate.self, Validate.self, Rebase.self, SQLCommand.self])
 
     struct Status: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "Show which migrations are applied.")
@@ -98,6 +98,30 @@ struct DatabaseCommand: AsyncParsableCommand {
             options.format.fact(
                 [("schema_version", "\(Migrator.expectedVersion)"), ("valid", "true")],
                 text: "the schema is at version \(Migrator.expectedVersion) and fits")
+        }
+    }
+
+    struct Rebase: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Repair the stream of a database that was restored from a dump.",
+            discussion: """
+                A dump keeps transaction ids that mean nothing in another cluster, so workers refuse to go on. Stop \
+                producers and workers first. What had not been dispatched when the dump was made is delivered; what had \
+                been is not repeated. One transaction; its time follows the number of events that are kept.
+                """)
+        @OptionGroup var options: GlobalOptions
+
+        func run() async throws {
+            do {
+                let requeued = try await Session.run(options) { try $0.rebase() }
+                options.format.fact(
+                    [("rebased", "true"), ("events_requeued", "\(requeued)")],
+                    text: "rebased; \(requeued) events that had not been dispatched will be")
+            } catch let error as PostgresError where error.sqlState == "OB012" {
+                options.format.fact(
+                    [("rebased", "false"), ("events_requeued", "0")],
+                    text: "nothing to do: this database was not restored from another cluster")
+            }
         }
     }
 

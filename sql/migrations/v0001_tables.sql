@@ -1,10 +1,15 @@
 -- The tables. What is written once is never updated; what is updated is small (docs/architecture.md says why).
 
+CREATE FUNCTION outbox.cluster_identifier() RETURNS bigint
+LANGUAGE sql STABLE AS $$ SELECT system_identifier FROM pg_control_system() $$;
+
 -- One row: what this installation is and how long it keeps things.
 CREATE TABLE outbox.setting (
     singleton           boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     -- Part of every webhook-id, so that two source databases never collide at one receiver.
     instance            text NOT NULL DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 8),
+    -- Whose transaction ids the stream is cut by; in another cluster they mean other transactions (outbox.rebase).
+    cluster             bigint NOT NULL DEFAULT outbox.cluster_identifier(),
     -- Grows with every change to an endpoint or to its pause: workers then read the endpoints again.
     endpoint_generation bigint NOT NULL DEFAULT 0,
     partition_unit      text NOT NULL DEFAULT 'day' CHECK (partition_unit IN ('hour', 'day')),

@@ -1,5 +1,14 @@
 -- The stream: newly committed events become batches.
 
+-- True when the stream was cut elsewhere: a dump keeps transaction ids as values, and in another cluster they mean other
+-- transactions, past or future. (An upgraded cluster looks the same; rebasing it changes nothing.)
+CREATE FUNCTION outbox.is_restored(k outbox.cut) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT s.cluster <> outbox.cluster_identifier()
+           OR pg_snapshot_xmax(coalesce(k.target, k.done)) > pg_snapshot_xmax(pg_current_snapshot())
+      FROM outbox.setting s
+$$;
+
 -- Turns up to `budget` newly committed events into batches of `batch_size`; returns how many, or -1 when another worker
 -- is cutting. "Newly committed" is the difference of two snapshots: a transaction that commits late is cut late and
 -- never skipped, and one that stays open holds up only its own rows. The scan starts at xmax of the last snapshot and
@@ -21,10 +30,10 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(7231, 1) THEN RETURN -1; END IF;
     PERFORM set_config('synchronous_commit', 'off', true);
     SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;   -- a new statement: sees the last cutter's commit
-    IF pg_snapshot_xmax(coalesce(k.target, k.done)) > pg_snapshot_xmax(pg_current_snapshot()) THEN
+    IF outbox.is_restored(k) THEN
         RAISE EXCEPTION USING errcode = 'OB010',
-            message = 'restored_database: the stream was last cut in the future of this cluster''s transaction ids',
-            hint = 'This database was restored from a dump. Stop the workers and run: outboxctl db rebase';
+            message = 'restored_database: the stream was last cut by the transaction ids of another cluster',
+            hint = 'This database was restored from a dump. Stop producers and workers and run: outboxctl db rebase';
     END IF;
     IF k.target IS NULL THEN
         k.target := pg_current_snapshot();
@@ -67,4 +76,45 @@ CREATE FUNCTION outbox.require_leases(deleted bigint, expected bigint) RETURNS v
 LANGUAGE plpgsql AS $$
 BEGIN
     IF deleted <> expected THEN RAISE EXCEPTION USING errcode = 'OB011', message = 'lease_lost: another worker holds it'; END IF;
+END $$;
+
+-- Puts the stream of a restored database onto this cluster's transaction ids: what the old cluster had not cut yet and
+-- what was published here since becomes batches; everything else counts as cut. Nothing is lost and nothing repeated.
+-- Producers are locked out meanwhile. Returns how many events became batches and how many rows were changed.
+--
+-- Rows that were published here are told from restored ones by who wrote them: a restore creates its triggers after it
+-- has loaded its rows, and producers come after that.
+CREATE FUNCTION outbox.rebase(batch_size int, OUT requeued bigint, OUT changed bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_sort = on AS $$
+DECLARE
+    k        outbox.cut;
+    restored int;   -- the age of the restore: rows that are not older were written since
+BEGIN
+    PERFORM pg_advisory_xact_lock(7231, 1);
+    LOCK TABLE outbox.event IN SHARE ROW EXCLUSIVE MODE;
+    SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
+    IF NOT outbox.is_restored(k) THEN
+        RAISE EXCEPTION USING errcode = 'OB012', message = 'not_restored: this database was not restored from another cluster',
+            hint = 'There is nothing to repair.';
+    END IF;
+    SELECT age(xmin) INTO STRICT restored FROM pg_trigger WHERE tgrelid = 'outbox.event'::regclass AND tgname = 'wake_worker';
+
+    CREATE TEMPORARY TABLE uncut ON COMMIT DROP AS
+    SELECT e.id, e.created_at FROM outbox.event e
+     WHERE age(e.xmin) < restored
+        OR (NOT pg_visible_in_snapshot(e.tx, k.done)
+            -- A sweep that was under way had got this far.
+            AND NOT coalesce(pg_visible_in_snapshot(e.tx, k.target) AND (e.tx, e.id) <= (k.at_tx, k.at_id), false));
+    INSERT INTO outbox.batch (ids, size, first_at, last_at)
+    SELECT range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at)
+      FROM (SELECT *, (row_number() OVER (ORDER BY id) - 1) / batch_size AS part FROM uncut) n GROUP BY part ORDER BY part;
+    SELECT count(*) INTO requeued FROM uncut;
+    -- What lies in the future here would be cut again when this cluster gets there. '3' is the first transaction id that
+    -- any cluster gives out.
+    UPDATE outbox.event SET tx = '3' WHERE tx >= pg_snapshot_xmin(pg_current_snapshot());
+    GET DIAGNOSTICS changed = ROW_COUNT;
+    INSERT INTO outbox.cut (done) VALUES (pg_current_snapshot());
+    UPDATE outbox.setting SET cluster = outbox.cluster_identifier();
+    INSERT INTO outbox.audit (action, object, detail)
+    VALUES ('db.rebase', 'database', jsonb_build_object('requeued', requeued, 'changed', changed));
 END $$;

@@ -121,6 +121,10 @@ UNION ALL
 SELECT 'lease_not_taken_over', format('batch %s has been without a worker since %s', id, lease_until), 'Start a worker: outboxctl run'
   FROM outbox.batch WHERE claims > 0 AND lease_until < clock_timestamp() - interval '5 min'
 UNION ALL
+SELECT 'restored_database', 'the stream was last cut by the transaction ids of another cluster; nothing new is delivered',
+       'Stop producers and workers and run: outboxctl db rebase'
+  FROM (SELECT * FROM outbox.cut ORDER BY id DESC LIMIT 1) k WHERE outbox.is_restored(k)
+UNION ALL
 SELECT 'no_worker', 'events or deliveries wait and no worker has reported for 30 seconds', 'Start a worker: outboxctl run'
  WHERE NOT EXISTS (SELECT FROM outbox.worker WHERE heartbeat_at > clock_timestamp() - interval '30 s')
    AND (EXISTS (SELECT FROM outbox.batch) OR EXISTS (SELECT FROM outbox.delivery)

@@ -52,6 +52,7 @@ GRANT INSERT, UPDATE ON outbox.endpoint, outbox.secret, outbox.lane, outbox.deli
 GRANT INSERT, UPDATE, DELETE ON outbox.dead_letter TO outbox_operator;
 GRANT DELETE ON outbox.delivery, outbox.secret TO outbox_operator;
 GRANT INSERT ON outbox.audit TO outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint) TO outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int) TO outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.is_restored(outbox.cut), outbox.cluster_identifier() TO outbox_worker, outbox_reader, outbox_operator;
 
 SELECT outbox.make_partitions();
