@@ -309,7 +309,7 @@ function begin_operation(uuid,text) returns uuid fd103b3a64594dea259c62b04ac169e
 function cluster_identifier() returns bigint 1ebfe2c75db01fd8795b81c4f2b923d3
 function current_identity() returns text aaf02ef950f9c6400092af3493f30785
 function current_transaction_id() returns uuid 2942e247fddc5b578b876d8f4a7f224a
-function cut(integer,integer) returns integer 785a445438c903ba6c698281650a80b7
+function cut(integer,integer) returns integer 21f1bace34b8d172ec497dd299739d0a
 function drop_expired_partition() returns text security definer 0e32d8946608c019ab9bd728a8cca12d
 function emit() returns trigger security definer f0ac42c2fec5054101c5fd676d090002
 function endpoint_changed() returns trigger security definer e5c728ffd00d66086617e58ebfaa2fae
@@ -322,6 +322,7 @@ function rebase(integer) returns record security definer f8721b6decd1b18e8dc0d5b
 function refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
 function require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
 function set_body_limit(bigint) returns void security definer 9d5c432859159116feed4a3a5ef60ded
+function stored_size(json,json) returns integer c47cddd1c8d25a272db24a5f176b037b
 function transaction_uuid(timestamp with time zone,xid8) returns uuid 78e6bdc81a4b2d582718afdd128ef408
 function wake_worker() returns trigger e0c58bcdffdca2677cb288b2799526ef
 function webhook_id(bigint) returns text security definer 98f8afa6e4a8178b372393f8c571809c
@@ -455,4 +456,5 @@ grant execute on is_restored to outbox_worker
 grant execute on make_partitions to outbox_worker
 grant execute on partition_bounds to outbox_worker
 grant execute on require_leases to outbox_worker
+grant execute on stored_size to outbox_worker
 grant execute on webhook_id to outbox_worker

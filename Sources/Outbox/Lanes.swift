@@ -88,11 +88,15 @@ extension Connection {
         try query(
             """
             SELECT d.event_id, d.event_at, d.due_at, d.attempts, d.crashes, d.trigger, e.id IS NOT NULL, \(raw: Event.columns)
-              FROM (SELECT * FROM outbox.delivery
-                     WHERE endpoint_id = \(endpoint) AND due_at <= statement_timestamp()
-                       AND (due_at, event_id) > (\(cursor.dueAt), \(cursor.event))
-                     ORDER BY due_at, event_id LIMIT 200) d
+              FROM (SELECT p.*, sum(outbox.stored_size(b.before, b.after)) OVER (
+                               ORDER BY p.due_at, p.event_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+                      FROM (SELECT * FROM outbox.delivery
+                             WHERE endpoint_id = \(endpoint) AND due_at <= statement_timestamp()
+                               AND (due_at, event_id) > (\(cursor.dueAt), \(cursor.event))
+                             ORDER BY due_at, event_id LIMIT 200) p
+                      LEFT JOIN outbox.event b ON b.id = p.event_id AND b.created_at = p.event_at) d
               LEFT JOIN outbox.event e ON e.id = d.event_id AND e.created_at = d.event_at
+             WHERE coalesce(d.bytes_before, 0) < 1048576
              ORDER BY d.due_at, d.event_id
             """
         ).map { row throws(PostgresError) in

@@ -6,6 +6,8 @@ package enum Cut: Sendable, Equatable {
     case events(Int)
     /// Another worker is cutting at this moment.
     case busy
+    /// Enough batches wait to be claimed.
+    case enough
 }
 
 extension Connection {
@@ -15,7 +17,11 @@ extension Connection {
         let events: Int =
             try query("SELECT outbox.cut(\(Int32(batchSize)), \(Int32(budget)))")
             .first { row throws(PostgresError) in try row[0] } ?? 0
-        return events < 0 ? .busy : .events(events)
+        return switch events {
+        case -1: .busy
+        case ..<0: .enough
+        default: .events(events)
+        }
     }
 
     /// Says that this session's worker is about to sleep, so that the next producer notifies. False when a producer has

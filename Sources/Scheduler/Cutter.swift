@@ -32,10 +32,17 @@ final class Cutter: Service {
     func run() async {
         var pause = Self.shortest
         await wakeup.run(complaint: "cannot look for new events; trying again", to: logger) {
-            if case .events(let count) = try await cut(pool), count > 0 {
+            switch try await cut(pool) {
+            case .events(let count) where count > 0:
                 claiming.signal()
                 pause = Self.shortest * 2
                 return count >= configuration.cutBudget ? nil : Self.gathering(after: count)
+            case .enough:
+                // Some thousand events ahead: time enough.
+                claiming.signal()
+                pause = Self.shortest
+                return .milliseconds(20)
+            case .events, .busy: break
             }
             if pause >= Self.sleepy, let listener, try await sleep(listener) {
                 pause = Self.shortest
@@ -78,7 +85,7 @@ final class Cutter: Service {
                     wasWoken = try connection.waitForNotification(
                         upTo: min(.milliseconds(100), configuration.pollInterval))
                 }
-            } else if case .events = last {
+            } else if last != .busy {
                 claiming.signal()
                 wasWoken = true
             }

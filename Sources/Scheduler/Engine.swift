@@ -50,7 +50,7 @@ package struct Engine: Sendable {
         let keeper = LeaseKeeper(pool: renewing, duration: configuration.lease, logger: logger)
         let (claiming, laneClaiming) = (Wakeup(), Wakeup())
         let recorder = Recorder(
-            pool: recording, keeper: keeper, waking: claiming, laneClaiming, worker: configuration.worker,
+            pool: recording, keeper: keeper, waking: claiming, laneClaiming, configuration: configuration,
             logger: logger)
         let transport = Transport(policy: configuration.policy, capacity: configuration.mostInFlight)
         let sender = Sender(

@@ -26,6 +26,11 @@ package struct EngineConfiguration: Sendable {
     package var mostBatchClaims = 3
     /// Requests in flight, all endpoints together.
     package var mostInFlight = 4096
+    /// Bytes of the events that are in flight, all endpoints together; one endpoint has at most an eighth of it, and as
+    /// much again may wait to be started. What a process takes is a small multiple of this, however much is waiting.
+    package var mostBytes = 64 << 20
+    /// Outcomes that may wait to be recorded before no more work is claimed.
+    package var mostUnrecorded = 10_000
     /// How long a graceful stop waits for requests in flight.
     package var grace: Duration = .seconds(10)
     /// Connections for claiming and reading, beside those for recording, lease renewal and listening.

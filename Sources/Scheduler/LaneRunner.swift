@@ -80,7 +80,7 @@ final class LaneRunner: Service {
             var suspects = lane.claims > 1 ? Self.mostSuspects : 0
             var cursor = LaneCursor.start
             while isWorkable(lane, lease) {
-                guard parts.recorder.hasRoom else {
+                guard parts.recorder.hasRoom, parts.sender.hasRoom(for: lane.endpoint) else {
                     try await Task.sleep(for: .milliseconds(50))
                     continue
                 }

@@ -26,7 +26,7 @@ final class Recorder: Service {
 
     /// How many outcomes one transaction writes at most, and how many may wait before claiming stops.
     private static let largestGroup = 1000
-    private static let mostUnrecorded = 10_000
+    private let mostUnrecorded: Int
 
     private let pool: ConnectionPool
     private let keeper: LeaseKeeper
@@ -40,19 +40,20 @@ final class Recorder: Service {
     private let lanes: Wakeup
 
     init(
-        pool: ConnectionPool, keeper: LeaseKeeper, waking claiming: Wakeup, _ lanes: Wakeup, worker: String,
-        logger: Logger
+        pool: ConnectionPool, keeper: LeaseKeeper, waking claiming: Wakeup, _ lanes: Wakeup,
+        configuration: EngineConfiguration, logger: Logger
     ) {
+        mostUnrecorded = configuration.mostUnrecorded
         self.pool = pool
         self.keeper = keeper
         self.claiming = claiming
         self.lanes = lanes
-        self.worker = worker
+        worker = configuration.worker
         self.logger = logger
     }
 
     /// False while outcomes pile up: claim nothing more.
-    var hasRoom: Bool { inbox.withLock { $0.unrecorded < Self.mostUnrecorded } }
+    var hasRoom: Bool { inbox.withLock { $0.unrecorded < mostUnrecorded } }
 
     /// Takes news of pairs; returns at once.
     func submit(_ reports: [Report]) {
@@ -140,7 +141,7 @@ final class Recorder: Service {
         }
         let hadRoom = inbox.withLock { inbox in
             defer { inbox.unrecorded -= reports.count }
-            return inbox.unrecorded < Self.mostUnrecorded
+            return inbox.unrecorded < mostUnrecorded
         }
         if !hadRoom { claiming.signal() }
         if group.outcomes.contains(where: { if case .wait = $0.resolution { true } else { false } }) { lanes.signal() }

@@ -46,8 +46,15 @@ final class Sender: Service {
     /// What waits for one endpoint. A class, because a value taken out of a dictionary and put back is copied whole.
     private final class Queue {
         var pending: Deque<Send> = []
+        var pendingBytes = 0
         var inFlight = 0
+        var bytesInFlight = 0
         var isInTurn = false
+
+        /// True when no request may be started now. One may always be, however large.
+        func isAtCap(_ endpoint: Endpoint?, mostBytes: Int) -> Bool {
+            inFlight >= endpoint?.maxInFlight ?? 1 || (inFlight > 0 && bytesInFlight >= mostBytes)
+        }
     }
 
     private struct State {
@@ -57,7 +64,9 @@ final class Sender: Service {
         var pending = 0
         /// Of those, the ones from batches: only they are bounded here, lanes bound themselves.
         var pendingFromBatches = 0
+        var pendingBytesFromBatches = 0
         var inFlight = 0
+        var bytesInFlight = 0
         var inFlightFromLanes = 0
         var isStopping = false
 
@@ -80,6 +89,8 @@ final class Sender: Service {
     private let directory: EndpointDirectory
     private let clock: DatabaseClock
     private let mostInFlight: Int
+    private let mostBytes: Int
+    private let mostBytesPerEndpoint: Int
     private let grace: Duration
     private let lease: Duration
     private let logger: Logger
@@ -100,13 +111,24 @@ final class Sender: Service {
         self.directory = directory
         self.clock = clock
         mostInFlight = configuration.mostInFlight
+        mostBytes = configuration.mostBytes
+        mostBytesPerEndpoint = configuration.mostBytes / 8
         grace = configuration.grace
         lease = configuration.lease
         self.logger = logger
     }
 
     /// False while enough waits to be started: claim nothing more.
-    var hasRoom: Bool { state.withLock { $0.pendingFromBatches < Self.mostPending && !$0.isStopping } }
+    var hasRoom: Bool {
+        state.withLock {
+            $0.pendingFromBatches < Self.mostPending && $0.pendingBytesFromBatches < mostBytes && !$0.isStopping
+        }
+    }
+
+    /// False while the events that wait for an endpoint take too much memory: read no more of its lane.
+    func hasRoom(for endpoint: EndpointID) -> Bool {
+        state.withLock { ($0.queues[endpoint]?.pendingBytes ?? 0) < mostBytesPerEndpoint }
+    }
 
     /// True once nothing more is started.
     var isStopping: Bool { state.withLock { $0.isStopping } }
@@ -133,6 +155,8 @@ final class Sender: Service {
                 let queue = state.queues[send.endpoint] ?? Queue()
                 if queue.pending.isEmpty, queue.inFlight == 0 { state.queues[send.endpoint] = queue }
                 queue.pending.append(send)
+                queue.pendingBytes += send.event.size
+                if send.isFromBatch { state.pendingBytesFromBatches += send.event.size }
                 state.takeTurn(send.endpoint, queue)
             }
             state.pending += sends.count
@@ -171,26 +195,32 @@ final class Sender: Service {
     private func next() -> (Send, Endpoint?)? {
         let endpoints = directory.current.byID
         return state.withLock { state in
-            guard state.inFlight < mostInFlight else { return nil }
+            guard state.inFlight < mostInFlight, state.bytesInFlight < mostBytes else { return nil }
             for _ in 0..<state.turn.count {
                 guard let id = state.turn.popFirst(), let queue = state.queues[id] else { continue }
                 queue.isInTurn = false
                 let endpoint = endpoints[id]
-                guard queue.inFlight < endpoint?.maxInFlight ?? 1, let first = queue.pending.first else {
+                guard !queue.isAtCap(endpoint, mostBytes: mostBytesPerEndpoint), let first = queue.pending.first else {
                     // At its cap: a finished request of this endpoint brings it back into the turn.
                     continue
                 }
                 // Lanes are where the slow endpoints are: a quarter of what may be in flight is not theirs to take.
-                if !first.isFromBatch, state.inFlightFromLanes >= mostInFlight / 4 * 3 {
+                let isCrowded =
+                    state.inFlightFromLanes >= mostInFlight / 4 * 3 || state.bytesInFlight >= mostBytes / 4 * 3
+                if !first.isFromBatch, isCrowded {
                     state.takeTurn(id, queue)
                     continue
                 }
                 let send = queue.pending.removeFirst()
                 queue.inFlight += 1
+                queue.bytesInFlight += send.event.size
                 state.inFlight += 1
+                state.bytesInFlight += send.event.size
                 state.pending -= 1
+                queue.pendingBytes -= send.event.size
                 if send.isFromBatch {
                     state.pendingFromBatches -= 1
+                    state.pendingBytesFromBatches -= send.event.size
                     // Once per descent, not once per request.
                     if state.pendingFromBatches == Self.fewPending { claiming.signal() }
                 } else {
@@ -268,9 +298,11 @@ final class Sender: Service {
         let endpoint = send.endpoint
         state.withLock { state in
             state.inFlight -= 1
+            state.bytesInFlight -= send.event.size
             if !send.isFromBatch { state.inFlightFromLanes -= 1 }
             guard let queue = state.queues[endpoint] else { return }
             queue.inFlight -= 1
+            queue.bytesInFlight -= send.event.size
             if queue.inFlight == 0, queue.pending.isEmpty { state.queues[endpoint] = nil }
             state.takeTurn(endpoint, queue)
         }
@@ -287,7 +319,8 @@ final class Sender: Service {
         let expired = state.withLock { state in
             remove(from: &state) { id, queue, send in
                 guard let endpoint = endpoints[id], endpoint.isOpen(at: databaseNow) else { return true }
-                return queue.inFlight >= endpoint.maxInFlight && send.startBy.map { $0 <= now } ?? false
+                return queue.isAtCap(endpoint, mostBytes: mostBytesPerEndpoint)
+                    && send.startBy.map { $0 <= now } ?? false
             }
         }
         putOff(expired)
@@ -301,13 +334,17 @@ final class Sender: Service {
             let before = removed.count
             queue.pending.removeAll { send in
                 let goes = shouldGo(id, queue, send)
-                if goes { removed.append(send) }
+                if goes {
+                    removed.append(send)
+                    queue.pendingBytes -= send.event.size
+                }
                 return goes
             }
             // An endpoint without anything to start is passed over when its turn comes.
             if removed.count > before, queue.inFlight == 0, queue.pending.isEmpty { state.queues[id] = nil }
         }
         state.pending -= removed.count
+        state.pendingBytesFromBatches -= removed.reduce(0) { $0 + ($1.isFromBatch ? $1.event.size : 0) }
         state.pendingFromBatches -= removed.count { $0.isFromBatch }
         return removed
     }

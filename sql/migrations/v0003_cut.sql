@@ -1,5 +1,9 @@
 -- The stream: newly committed events become batches.
 
+-- What the bodies of an event take where they are stored: known without reading them.
+CREATE FUNCTION outbox.stored_size(before json, after json) RETURNS int
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0) $$;
+
 -- True when the stream was cut elsewhere: a dump keeps transaction ids as values, and in another cluster they mean other
 -- transactions, past or future. (An upgraded cluster looks the same; rebasing it changes nothing.)
 CREATE FUNCTION outbox.is_restored(k outbox.cut) RETURNS boolean
@@ -9,8 +13,10 @@ LANGUAGE sql STABLE AS $$
       FROM outbox.setting s
 $$;
 
--- Turns up to `budget` newly committed events into batches of `batch_size`; returns how many, or -1 when another worker
--- is cutting. "Newly committed" is the difference of two snapshots: a transaction that commits late is cut late and
+-- Turns up to `budget` newly committed events into batches of `batch_size`; returns how many, -1 when another worker is
+-- cutting, or -2 when enough batches wait to be claimed: however much is waiting, cutting never runs far ahead of
+-- delivering, and the table of batches stays small. A batch of large events has fewer: a worker reads it whole, so it ends
+-- at 1 MiB as stored. "Newly committed" is the difference of two snapshots: a transaction that commits late is cut late and
 -- never skipped, and one that stays open holds up only its own rows. The scan starts at xmax of the last snapshot and
 -- visits the transactions that were open then one by one, so that its cost follows the new events and never the age of
 -- the oldest transaction.
@@ -28,6 +34,9 @@ DECLARE
     last record;
 BEGIN
     IF NOT pg_try_advisory_xact_lock(7231, 1) THEN RETURN -1; END IF;
+    -- Looked up by their numbers: counted from the newest down, the dead rows of finished batches would be passed, too.
+    IF (SELECT count(*) FROM outbox.batch b
+         WHERE b.id > (SELECT last_value - 100 FROM outbox.batch_id_seq) AND b.claims = 0) >= 100 THEN RETURN -2; END IF;
     PERFORM set_config('synchronous_commit', 'off', true);
     SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;   -- a new statement: sees the last cutter's commit
     IF outbox.is_restored(k) THEN
@@ -47,18 +56,20 @@ BEGIN
     from_id := CASE WHEN k.at_tx >= pg_snapshot_xmax(k.done) THEN k.at_id ELSE 0 END;
     WITH candidate AS MATERIALIZED (
         SELECT * FROM (
-            (SELECT tx, id, created_at FROM outbox.event
+            (SELECT tx, id, created_at, outbox.stored_size(before, after) AS bytes FROM outbox.event
               WHERE tx = ANY (k.late) AND (tx, id) > (k.at_tx, k.at_id) ORDER BY tx, id LIMIT budget)
             UNION ALL
-            (SELECT tx, id, created_at FROM outbox.event
+            (SELECT tx, id, created_at, outbox.stored_size(before, after) FROM outbox.event
               WHERE (tx, id) > (from_tx, from_id) AND tx < pg_snapshot_xmax(k.target)
                 AND pg_visible_in_snapshot(tx, k.target) ORDER BY tx, id LIMIT budget)) u
         ORDER BY tx, id LIMIT budget),
-    numbered AS (SELECT *, (row_number() OVER (ORDER BY id) - 1) / batch_size AS part FROM candidate),
+    numbered AS (
+        SELECT *, (row_number() OVER in_order - 1) / batch_size AS part, sum(bytes) OVER in_order / 1048576 AS mebibyte
+          FROM candidate WINDOW in_order AS (ORDER BY id)),
     made AS (
         INSERT INTO outbox.batch (ids, size, first_at, last_at)
         SELECT range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at)
-          FROM numbered GROUP BY part ORDER BY part RETURNING 1)
+          FROM numbered GROUP BY part, mebibyte ORDER BY part, mebibyte RETURNING 1)
     SELECT (SELECT count(*) FROM candidate) AS n, c.tx, c.id, (SELECT count(*) FROM made) INTO last
       FROM (VALUES (1)) v LEFT JOIN LATERAL (SELECT tx, id FROM candidate ORDER BY tx DESC, id DESC LIMIT 1) c ON true;
     IF last.n >= budget THEN

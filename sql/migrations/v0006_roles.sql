@@ -32,6 +32,7 @@ GRANT EXECUTE ON FUNCTION
     TO outbox_producer, outbox_operator;
 
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_worker;
+GRANT SELECT ON SEQUENCE outbox.batch_id_seq TO outbox_worker;
 REVOKE SELECT ON outbox.token FROM outbox_worker;
 GRANT INSERT ON outbox.cut, outbox.batch, outbox.attempt, outbox.delivery, outbox.dead_letter, outbox.worker,
     outbox.stat, outbox.audit TO outbox_worker;
@@ -39,7 +40,8 @@ GRANT UPDATE ON outbox.batch, outbox.lane, outbox.delivery, outbox.dead_letter, 
 GRANT UPDATE (disabled_at, disabled_reason, generation, updated_at) ON outbox.endpoint TO outbox_worker;
 GRANT DELETE ON outbox.cut, outbox.batch, outbox.delivery, outbox.dead_letter, outbox.worker, outbox.dedup, outbox.secret
     TO outbox_worker;
-GRANT EXECUTE ON FUNCTION outbox.cut(int, int), outbox.require_leases(bigint, bigint), outbox.make_partitions(), outbox.drop_expired_partition(),
+GRANT EXECUTE ON FUNCTION outbox.cut(int, int), outbox.require_leases(bigint, bigint), outbox.stored_size(json, json),
+    outbox.make_partitions(), outbox.drop_expired_partition(),
     outbox.webhook_id(bigint), outbox.is_needed(name, oid, timestamptz, timestamptz), outbox.partition_bounds(timestamptz) TO outbox_worker;
 
 GRANT SELECT ON outbox.deliveries, outbox.attempts, outbox.dead_letters, outbox.backlog, outbox.endpoint_health,
