@@ -21,7 +21,8 @@ package struct Engine: Sendable {
     /// Throws a `Migrator.Refusal` when the schema does not fit, and a `PostgresError` when the database does not answer.
     package init(_ configuration: EngineConfiguration, keyring: Keyring, logger: Logger) async throws {
         let target = configuration.database
-        let pool = ConnectionPool(target.named("outbox/\(configuration.worker)"), size: configuration.connections)
+        let pool = ConnectionPool(target.named("outbox/\(configuration.worker)"), size: configuration.connections,
+            setUp: WorkerSession.setUp)
         let instance: String
         do {
             instance = try await pool.run { connection in
@@ -33,11 +34,13 @@ package struct Engine: Sendable {
             await pool.close()
             throw error
         }
-        let recording = ConnectionPool(target.named("outbox/\(configuration.worker)/record"), size: 1)
+        let recording = ConnectionPool(
+            target.named("outbox/\(configuration.worker)/record"), size: 1, setUp: WorkerSession.setUp)
         let renewing = ConnectionPool(target.named("outbox/\(configuration.worker)/renew"), size: 1)
         let listener =
             configuration.listens
-            ? ConnectionPool(target.named("outbox/\(configuration.worker)/listen"), size: 1, setUp: "LISTEN outbox")
+            ? ConnectionPool(target.named("outbox/\(configuration.worker)/listen"), size: 1, 
+                setUp: "LISTEN outbox; " + WorkerSession.setUp)
             : nil
         let pools = Connections(pools: [pool, recording, renewing] + (listener.map { [$0] } ?? []))
 

@@ -1,0 +1,109 @@
+import Outbox
+import Postgres
+import TestSupport
+import Testing
+
+/// The hot statements on large tables: what they read follows what they deliver, never what is kept. The server's own
+/// counters say what was read, so that a plan which looks right and is not is found, too.
+@Suite struct PlanTests {
+    private struct Reads: Equatable {
+        /// Rows read by scans of whole tables (those of empty partitions read none), and through indexes.
+        let sequentially: Int
+        let byIndex: Int
+    }
+
+    private func reads(of table: String, _ pool: ConnectionPool) async throws -> Reads {
+        try await pool.run { connection in
+            try connection.query("SELECT pg_stat_force_next_flush()")
+            return try connection.query(
+                """
+                SELECT coalesce(sum(seq_tup_read), 0)::int8, coalesce(sum(idx_tup_fetch), 0)::int8
+                  FROM pg_stat_user_tables WHERE schemaname = 'outbox' AND relname LIKE \(table + "%")
+                """
+            ).first { row throws(PostgresError) in Reads(sequentially: try row[0], byIndex: try row[1]) }
+                ?? Reads(sequentially: 0, byIndex: 0)
+        }
+    }
+
+    /// 100,000 events, attempts of all of them, and 20,000 deliveries that wait; with statistics that know them, or that
+    /// were taken while the tables were empty.
+    private func largeDatabase(isAnalyzed: Bool) async throws -> (ConnectionPool, EndpointID) {
+        let database = try await TestCluster.database()
+        let endpoint = try await database.endpoint("e", url: "https://example.com/")
+        try await database.script(
+            """
+            DO $$ DECLARE t regclass; BEGIN
+                FOR t IN SELECT c.oid FROM pg_class c WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'r' LOOP
+                    EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off)', t);
+                END LOOP;
+            END $$;
+            ANALYZE;
+            INSERT INTO outbox.event (type, after) SELECT 'test', '{"n":1}' FROM generate_series(1, 100000);
+            INSERT INTO outbox.attempt (event_id, endpoint_id, number, trigger, lease_id, worker, started_at, total_us, outcome, status)
+            SELECT id, '\(endpoint.id)', 1, 'first', '\(UniqueID.random())', 'w', clock_timestamp(), 1000, 'failure', 500 FROM outbox.event;
+            INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger)
+            SELECT id, '\(endpoint.id)', created_at, clock_timestamp(), 'retry' FROM outbox.event ORDER BY id LIMIT 20000;
+            UPDATE outbox.lane SET due_at = clock_timestamp();
+            \(isAnalyzed ? "ANALYZE" : "")
+            """)
+        return (try database.newPool(setUp: WorkerSession.setUp), endpoint.id)
+    }
+
+    @Test(arguments: [true, false])
+    func `cut, claim, record and lanes read what they work on and nothing else`(isAnalyzed: Bool) async throws {
+        let (pool, endpoint) = try await largeDatabase(isAnalyzed: isAnalyzed)
+        let before = (
+            event: try await reads(of: "event", pool), attempt: try await reads(of: "attempt", pool),
+            delivery: try await reads(of: "delivery", pool)
+        )
+        // Often enough that prepared statements get their generic plans.
+        let rounds = 10
+        for _ in 0..<rounds {
+            let cut = try await pool.run { try $0.cut(batchSize: 500, budget: 1000) }
+            #expect(cut == .events(1000))
+            let lease = LeaseID.random()
+            let batch = try await pool.run { connection in
+                try connection.claimBatch(
+                    lease: lease, worker: "w", for: .seconds(60), floor: BatchID(rawValue: 0)
+                ).batch
+            }
+            let claimed = try #require(batch)
+            #expect(claimed.events.count == 500)
+            var group = RecordGroup()
+            group.outcomes = claimed.events.map { event in
+                Outcome(
+                    pair: Pair(event: event.id, endpoint: endpoint), eventAt: event.createdAt,
+                    holder: .batch(claimed.id, lease), mayBeShared: false,
+                    attempt: Attempt(
+                        number: 1, trigger: .first, startedAt: event.createdAt, total: .milliseconds(1), isSuccess: true,
+                        status: 200), attempts: 1, resolution: .delivered)
+            }
+            group.finishedBatches = [claimed.id: lease]
+            let receipt = try await pool.run { [group] in try $0.record(group, worker: "w") }
+            #expect(receipt.lost.isEmpty)
+            let lane = LeaseID.random()
+            let lanes = try await pool.run {
+                try $0.claimLanes(lease: lane, worker: "w", for: .seconds(60), excluding: [])
+            }
+            #expect(lanes.lanes.count == 1)
+            let page = try await pool.run { try $0.lanePage(of: endpoint, after: .start) }
+            #expect(page.count == 200)
+            try await pool.execute("UPDATE outbox.lane SET lease_until = '-infinity'")
+        }
+        func read(_ table: String, since before: Reads) async throws -> Reads {
+            let now = try await reads(of: table, pool)
+            return Reads(sequentially: now.sequentially - before.sequentially, byIndex: now.byIndex - before.byIndex)
+        }
+        // Cut 1,000 a round, claimed 500, and 200 of a lane's page twice.
+        let event = try await read("event", since: before.event)
+        #expect(event.sequentially == 0)
+        #expect(event.byIndex <= rounds * 2000)
+        #expect(try await read("attempt", since: before.attempt) == Reads(sequentially: 0, byIndex: 0))
+        let delivery = try await read("delivery", since: before.delivery)
+        #expect(delivery.sequentially == 0)
+        #expect(delivery.byIndex <= rounds * 200)
+        let jit = try await pool.run { try $0.query("SHOW jit").first { row throws(PostgresError) in try row[0] as String } }
+        #expect(jit == "off")
+        await pool.close()
+    }
+}
