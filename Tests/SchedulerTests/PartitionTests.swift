@@ -1,0 +1,71 @@
+import Outbox
+import Postgres
+import Receiver
+import TestSupport
+import Testing
+
+/// Partitions come and go while producers and workers are at work.
+@Suite struct PartitionTests {
+    @Test func `made, rolled over, missing and dropped under load: no producer fails and no event is lost`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        try await database.endpoint("e", url: ledger.url)
+        // Yesterday's and older partitions are due to go as soon as nothing in them is outstanding.
+        try await database.script(
+            """
+            UPDATE outbox.setting SET event_retention = '1 hour', attempt_retention = '1 hour';
+            DO $$ BEGIN FOR d IN 1..20 LOOP
+                EXECUTE format('CREATE TABLE outbox.event_old_%s PARTITION OF outbox.event FOR VALUES FROM (%L) TO (%L)',
+                               d, timestamptz '2020-01-01Z' + d * interval '1 day', timestamptz '2020-01-01Z' + (d + 1) * interval '1 day');
+            END LOOP; END $$
+            """)
+        let isProducing = Flag(true)
+        let (producers, each) = (4, 150)
+        try await TestWorker.run(database) {
+            try await withThrowingTaskGroup(of: Void.self) { group in
+                let upkeep = try database.newPool(size: 2)
+                for _ in 0..<2 {
+                    group.addTask {
+                        while isProducing.isSet { _ = try await upkeep.run { try $0.keepHouse() } }
+                    }
+                }
+                try await withThrowingTaskGroup(of: Void.self) { inserting in
+                    for producer in 0..<producers {
+                        let pool = try database.newPool()
+                        inserting.addTask {
+                            for number in 0..<each {
+                                // Old partitions while they last and what nobody prepared for; across the next days' bounds.
+                                let place =
+                                    switch number % 4 {
+                                    case 0: "timestamptz '2020-01-01Z' + interval '\(1 + number % 20) days 1 hour'"
+                                    case 1: "timestamptz '2031-01-01Z'"
+                                    case 2: "date_trunc('day', now()) + interval '\(producer % 3) days'"
+                                    default: "clock_timestamp()"
+                                    }
+                                try await pool.run {
+                                    try $0.script(
+                                        "INSERT INTO outbox.event (type, created_at) VALUES ('test', \(place))")
+                                }
+                            }
+                            await pool.close()
+                        }
+                    }
+                    try await inserting.waitForAll()
+                }
+                #expect(await eventually { ledger.counts.count == producers * each })
+                #expect(try await eventually { try await database.isDrained() })
+                // With nothing outstanding any more they all go.
+                #expect(
+                    try await eventually {
+                        try await database.number(
+                            "SELECT count(*) FROM outbox.partitions WHERE upper < now() - interval '1 day'") == 0
+                    })
+                isProducing.isSet = false
+                try await group.waitForAll()
+                await upkeep.close()
+            }
+        }
+        #expect(ledger.all.count == producers * each)
+        ledger.receiver.stop()
+    }
+}
