@@ -309,7 +309,7 @@ function begin_operation(uuid,text) returns uuid fd103b3a64594dea259c62b04ac169e
 function cluster_identifier() returns bigint 1ebfe2c75db01fd8795b81c4f2b923d3
 function current_identity() returns text aaf02ef950f9c6400092af3493f30785
 function current_transaction_id() returns uuid 2942e247fddc5b578b876d8f4a7f224a
-function cut(integer,integer) returns integer 21f1bace34b8d172ec497dd299739d0a
+function cut(integer,integer) returns integer 2788eb53f3337db48dad54263c8b3e74
 function drop_expired_partition() returns text security definer 0e32d8946608c019ab9bd728a8cca12d
 function emit() returns trigger security definer f0ac42c2fec5054101c5fd676d090002
 function endpoint_changed() returns trigger security definer e5c728ffd00d66086617e58ebfaa2fae

@@ -21,7 +21,8 @@ package struct Engine: Sendable {
     /// Throws a `Migrator.Refusal` when the schema does not fit, and a `PostgresError` when the database does not answer.
     package init(_ configuration: EngineConfiguration, keyring: Keyring, logger: Logger) async throws {
         let target = configuration.database
-        let pool = ConnectionPool(target.named("outbox/\(configuration.worker)"), size: configuration.connections,
+        let pool = ConnectionPool(
+            target.named("outbox/\(configuration.worker)"), size: configuration.connections,
             setUp: WorkerSession.setUp)
         let instance: String
         do {
@@ -39,7 +40,8 @@ package struct Engine: Sendable {
         let renewing = ConnectionPool(target.named("outbox/\(configuration.worker)/renew"), size: 1)
         let listener =
             configuration.listens
-            ? ConnectionPool(target.named("outbox/\(configuration.worker)/listen"), size: 1, 
+            ? ConnectionPool(
+                target.named("outbox/\(configuration.worker)/listen"), size: 1,
                 setUp: "LISTEN outbox; " + WorkerSession.setUp)
             : nil
         let pools = Connections(pools: [pool, recording, renewing] + (listener.map { [$0] } ?? []))

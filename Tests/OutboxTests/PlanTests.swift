@@ -75,7 +75,8 @@ import Testing
                     pair: Pair(event: event.id, endpoint: endpoint), eventAt: event.createdAt,
                     holder: .batch(claimed.id, lease), mayBeShared: false,
                     attempt: Attempt(
-                        number: 1, trigger: .first, startedAt: event.createdAt, total: .milliseconds(1), isSuccess: true,
+                        number: 1, trigger: .first, startedAt: event.createdAt, total: .milliseconds(1),
+                        isSuccess: true,
                         status: 200), attempts: 1, resolution: .delivered)
             }
             group.finishedBatches = [claimed.id: lease]
@@ -102,7 +103,9 @@ import Testing
         let delivery = try await read("delivery", since: before.delivery)
         #expect(delivery.sequentially == 0)
         #expect(delivery.byIndex <= rounds * 200)
-        let jit = try await pool.run { try $0.query("SHOW jit").first { row throws(PostgresError) in try row[0] as String } }
+        let jit = try await pool.run {
+            try $0.query("SHOW jit").first { row throws(PostgresError) in try row[0] as String }
+        }
         #expect(jit == "off")
         await pool.close()
     }

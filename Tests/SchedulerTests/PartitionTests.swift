@@ -6,7 +6,9 @@ import Testing
 
 /// Partitions come and go while producers and workers are at work.
 @Suite struct PartitionTests {
-    @Test func `made, rolled over, missing and dropped under load: no producer fails and no event is lost`() async throws {
+    @Test func `made, rolled over, missing and dropped under load: no producer fails and no event is lost`()
+        async throws
+    {
         let database = try await TestCluster.database()
         let ledger = try Ledger()
         try await database.endpoint("e", url: ledger.url)
