@@ -65,6 +65,7 @@ import Testing
             kills += 1
         }
         let last = try await Daemon.start(database.connectionString, keyFile: key)
+        #expect(await last.waitUntilReady())
         #expect(try await eventually(within: .seconds(120)) { try await database.isDrained() })
         last.signal(SIGTERM)
         #expect(await last.wait() == .exit(0))
