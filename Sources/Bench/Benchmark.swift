@@ -198,12 +198,10 @@ struct Bench: Sendable {
         if sink != nil { environment["OUTBOX_ALLOW_NETWORKS"] = "127.0.0.0/8" }
         var workers: [Child] = []
         do {
-            workers = try await withThrowingTaskGroup(of: Child.self) { [environment] group in
-                for _ in 0..<count {
-                    group.addTask { try await Child.start(["run", "--grace", "2s"], environment: environment) }
-                }
-                return try await group.reduce(into: []) { $0.append($1) }
+            for _ in 0..<count {
+                workers.append(try Child(["run", "--grace", "2s"], environment: environment))
             }
+            for worker in workers { try await worker.waitUntilReady() }
             let value = try await body(workers)
             var statements = 0
             for worker in workers { statements += try await worker.stop() }

@@ -11,9 +11,11 @@ final class Child: Sendable {
     private let process: Process
     private let errors: Tail
 
-    /// Starts the worker and waits until it says that it is ready.
-    static func start(_ arguments: [String], environment: [String: String]) async throws -> Child {
-        let process = Process()
+    private let output: AsyncStream<String>
+
+    /// Starts the worker.
+    init(_ arguments: [String], environment: [String: String]) throws {
+        process = Process()
         process.executableURL = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
         process.arguments = arguments
         process.environment = ProcessInfo.processInfo.environment.merging(environment) { $1 }
@@ -22,15 +24,16 @@ final class Child: Sendable {
         process.standardOutput = output
         process.standardError = errors
         try process.run()
-        let child = Child(process, errors: Tail(errors.fileHandleForReading))
-        for await line in lines(of: output.fileHandleForReading) where line.hasPrefix("outbox: ready") { return child }
-        throw Failure(
-            description: "a worker did not start: \(await child.errors.atEnd.suffix(3).joined(separator: " · "))")
+        self.output = lines(of: output.fileHandleForReading)
+        self.errors = Tail(errors.fileHandleForReading)
     }
 
-    private init(_ process: Process, errors: Tail) {
-        self.process = process
-        self.errors = errors
+    /// Waits until it says that it is ready.
+    func waitUntilReady() async throws {
+        for await line in output where line.hasPrefix("outbox: ready") { return }
+        // Cancelled, or its output has ended: it is not needed, or gone already.
+        try Task.checkCancellation()
+        throw Failure(description: "a worker did not start: \(await errors.atEnd.suffix(3).joined(separator: " · "))")
     }
 
     var pid: Int32 { process.processIdentifier }

@@ -116,7 +116,8 @@ final class Dispatcher: Service {
                 parts.recorder.submit(waiting)
                 parts.sender.enqueue(sends)
                 (sends, waiting) = ([], [])
-                while !(parts.sender.hasRoom && parts.recorder.hasRoom), !parts.sender.isStopping {
+                // At a stop the rest goes in at once: the sender puts off what it cannot start any more.
+                while !(parts.sender.hasRoom && parts.recorder.hasRoom), !wakeup.isStopped, !Task.isCancelled {
                     await wakeup.wait(upTo: .milliseconds(50))
                 }
             }

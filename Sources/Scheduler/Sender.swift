@@ -68,6 +68,7 @@ final class Sender: Service {
         var inFlight = 0
         var bytesInFlight = 0
         var inFlightFromLanes = 0
+        var bytesInFlightFromLanes = 0
         var isStopping = false
 
         mutating func takeTurn(_ id: EndpointID, _ queue: Queue) {
@@ -206,7 +207,8 @@ final class Sender: Service {
                 }
                 // Lanes are where the slow endpoints are: a quarter of what may be in flight is not theirs to take.
                 let isCrowded =
-                    state.inFlightFromLanes >= mostInFlight / 4 * 3 || state.bytesInFlight >= mostBytes / 4 * 3
+                    state.inFlightFromLanes >= mostInFlight / 4 * 3
+                    || state.bytesInFlightFromLanes >= mostBytes / 4 * 3
                 if !first.isFromBatch, isCrowded {
                     state.takeTurn(id, queue)
                     continue
@@ -225,6 +227,7 @@ final class Sender: Service {
                     if state.pendingFromBatches == Self.fewPending { claiming.signal() }
                 } else {
                     state.inFlightFromLanes += 1
+                    state.bytesInFlightFromLanes += send.event.size
                 }
                 state.takeTurn(id, queue)
                 return (send, endpoint)
@@ -299,7 +302,10 @@ final class Sender: Service {
         state.withLock { state in
             state.inFlight -= 1
             state.bytesInFlight -= send.event.size
-            if !send.isFromBatch { state.inFlightFromLanes -= 1 }
+            if !send.isFromBatch {
+                state.inFlightFromLanes -= 1
+                state.bytesInFlightFromLanes -= send.event.size
+            }
             guard let queue = state.queues[endpoint] else { return }
             queue.inFlight -= 1
             queue.bytesInFlight -= send.event.size
