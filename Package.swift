@@ -39,7 +39,7 @@ let package = Package(
         .systemLibrary(name: "CPostgres", pkgConfig: "libpq", providers: [.apt(["libpq-dev"])]),
         .systemLibrary(name: "CCurl", pkgConfig: "libcurl", providers: [.apt(["libcurl4-openssl-dev"])]),
         .systemLibrary(name: "CEpoll"),
-        .target(name: "Threads", dependencies: ["CEpoll"], swiftSettings: wrapsC),
+        .target(name: "Threads", swiftSettings: wrapsC),
         .target(name: "Postgres", dependencies: ["CPostgres", "Threads"], swiftSettings: wrapsC),
         .target(name: "Transport", dependencies: ["CCurl", "Threads", deque], swiftSettings: wrapsC),
         .target(
@@ -53,13 +53,13 @@ let package = Package(
         .target(name: "EmbeddedPostgres", dependencies: ["Postgres"], swiftSettings: common),
         .target(name: "Receiver", dependencies: ["Threads"], swiftSettings: common),
         .target(
-            name: "Bench", dependencies: ["Outbox", "Postgres", "Transport", "Threads", histogram],
+            name: "Bench", dependencies: ["Outbox", "Postgres", "Transport", "Threads", "CEpoll", histogram],
             swiftSettings: common),
         .executableTarget(
             name: "outboxctl",
             dependencies: [
-                "Outbox", "Scheduler", "Postgres", "Transport", "EmbeddedPostgres", "Receiver", "Bench", "OutboxSchema",
-                arguments, logging, lifecycle, signals,
+                "Outbox", "Scheduler", "Postgres", "Transport", "Threads", "EmbeddedPostgres", "Receiver", "Bench",
+                "OutboxSchema", arguments, logging, lifecycle, signals,
             ],
             swiftSettings: common),
         .target(

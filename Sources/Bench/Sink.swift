@@ -7,10 +7,6 @@ import Threads
 /// It remembers which delivery each request was for, so that requests, duplicates and losses are counted by somebody
 /// other than the workers that are measured. Loopback only.
 final class Sink: Sendable {
-    struct Refusal: Error, CustomStringConvertible {
-        let description: String
-    }
-
     let port: UInt16
     private let listening: Int32
     private let delay: Duration
@@ -26,26 +22,10 @@ final class Sink: Sendable {
     /// - Parameters:
     ///   - delay: how long every answer takes.
     ///   - failRate: the share of requests, 0 to 1, that is answered with status 500.
-    init(delay: Duration, failRate: Double) throws(Refusal) {
-        let descriptor = socket(
-            AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
-        var address = sockaddr_in()
-        address.sin_family = sa_family_t(AF_INET)
-        address.sin_addr.s_addr = UInt32(0x7F00_0001).bigEndian
-        var length = socklen_t(MemoryLayout<sockaddr_in>.size)
-        let isBound = withUnsafeMutablePointer(to: &address) { pointer in
-            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { pointer in
-                bind(descriptor, pointer, length) == 0 && listen(descriptor, 8192) == 0
-                    && getsockname(descriptor, pointer, &length) == 0
-            }
-        }
-        guard isBound else {
-            let reason = String(cString: strerror(errno))
-            close(descriptor)
-            throw Refusal(description: "the benchmark's sink cannot listen on 127.0.0.1: \(reason)")
-        }
-        listening = descriptor
-        port = UInt16(bigEndian: address.sin_port)
+    init(delay: Duration, failRate: Double) throws(LoopbackListener.Refusal) {
+        let listener = try LoopbackListener(isNonBlocking: true)
+        listening = listener.descriptor
+        port = listener.port
         self.delay = delay
         self.failRate = failRate
         thread.withLock { $0 = Thread("sink") { self.loop() } }
@@ -89,7 +69,7 @@ final class Sink: Sendable {
     }
 
     private func loop() {
-        poller.watch(listening, for: .read)
+        poller.watch(listening)
         var connections: [Int32: SinkConnection] = [:]
         var due: [Due] = []
         var nextDue = 0
@@ -102,7 +82,7 @@ final class Sink: Sendable {
                     ? 0
                     : Int32(left.components.seconds * 1000 + left.components.attoseconds / 1_000_000_000_000_000 + 1)
             }
-            poller.wait(upTo: timeout) { descriptor, _ in
+            poller.wait(upTo: timeout) { descriptor in
                 if descriptor == listening {
                     accept(into: &connections)
                     return
@@ -146,7 +126,7 @@ final class Sink: Sendable {
             var on: Int32 = 1
             setsockopt(descriptor, Int32(IPPROTO_TCP), TCP_NODELAY, &on, socklen_t(MemoryLayout<Int32>.size))
             connections[descriptor] = SinkConnection(descriptor)
-            poller.watch(descriptor, for: .read)
+            poller.watch(descriptor)
         }
     }
 

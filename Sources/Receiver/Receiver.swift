@@ -1,6 +1,6 @@
 import Glibc
 import Synchronization
-import Threads
+package import Threads
 
 /// A local HTTP/1.1 server that keeps the raw bytes of what it gets and can misbehave in every way that real receivers
 /// do: `outboxctl listen` and the tests use it. One thread per connection; loopback only; not for production.
@@ -65,11 +65,6 @@ package final class Receiver: Sendable {
         }
     }
 
-    /// Why the receiver could not be started.
-    package struct Refusal: Error, CustomStringConvertible {
-        package let description: String
-    }
-
     package let port: UInt16
     private let listening: Int32
     private let answer: @Sendable (Request) -> Answer
@@ -86,29 +81,11 @@ package final class Receiver: Sendable {
     /// connection's thread and may block.
     ///
     /// - Parameter port: 0 for any free one.
-    package init(port: UInt16 = 0, answer: @escaping @Sendable (Request) -> Answer) throws(Refusal) {
-        let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
-        var on: Int32 = 1
-        setsockopt(descriptor, SOL_SOCKET, SO_REUSEADDR, &on, socklen_t(MemoryLayout<Int32>.size))
-        var address = sockaddr_in()
-        address.sin_family = sa_family_t(AF_INET)
-        address.sin_port = port.bigEndian
-        address.sin_addr.s_addr = UInt32(0x7F00_0001).bigEndian
-        var length = socklen_t(MemoryLayout<sockaddr_in>.size)
-        let isBound = withUnsafeMutablePointer(to: &address) { pointer in
-            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { pointer in
-                bind(descriptor, pointer, length) == 0 && listen(descriptor, 1024) == 0
-                    && getsockname(descriptor, pointer, &length) == 0
-            }
-        }
-        guard isBound else {
-            let reason = String(cString: strerror(errno))
-            close(descriptor)
-            throw Refusal(description: "cannot listen on 127.0.0.1:\(port): \(reason)")
-        }
+    package init(port: UInt16 = 0, answer: @escaping @Sendable (Request) -> Answer) throws(LoopbackListener.Refusal) {
+        let listener = try LoopbackListener(port: port)
         signal(SIGPIPE, SIG_IGN)
-        listening = descriptor
-        self.port = UInt16(bigEndian: address.sin_port)
+        listening = listener.descriptor
+        self.port = listener.port
         self.answer = answer
         Thread.detach { self.accept() }
     }

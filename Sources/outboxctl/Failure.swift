@@ -2,7 +2,7 @@ import EmbeddedPostgres
 import Foundation
 import Outbox
 import Postgres
-import Receiver
+import Threads
 import Transport
 
 /// An error as the user gets it: what failed, why, what to do next, and the exit code (docs/cli.md, "Exit codes").
@@ -44,7 +44,7 @@ struct Failure {
         case let error as EmbeddedCluster.Refusal:
             let isWriting = error.description.hasPrefix("cannot write") || error.description.hasPrefix("cannot make")
             self.init(isWriting ? .notPermitted : .unreachable, "embedded_postgres", error.description)
-        case let error as Receiver.Refusal:
+        case let error as LoopbackListener.Refusal:
             self.init(.unreachable, "port_unavailable", error.description, "Choose another with --port")
         case let error as HTTPHeader.Refusal: self.init(.usage, "header_invalid", error.description)
         case let error as SigningSecret.Refusal: self.init(.usage, "secret_invalid", error.description)

@@ -17,20 +17,10 @@ package final class CuttingProxy: Sendable {
     package init?(socketPath: String, plan: [Cut]) {
         self.socketPath = socketPath
         self.plan = Mutex(plan)
-        let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
-        var address = sockaddr_in()
-        address.sin_family = sa_family_t(AF_INET)
-        address.sin_addr.s_addr = UInt32(0x7F00_0001).bigEndian
-        var length = socklen_t(MemoryLayout<sockaddr_in>.size)
-        let isBound = withUnsafeMutablePointer(to: &address) { pointer in
-            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { pointer in
-                bind(descriptor, pointer, length) == 0 && listen(descriptor, 64) == 0
-                    && getsockname(descriptor, pointer, &length) == 0
-            }
-        }
-        guard isBound else { return nil }
+        guard let listener = try? LoopbackListener() else { return nil }
+        let descriptor = listener.descriptor
         listening = descriptor
-        port = UInt16(bigEndian: address.sin_port)
+        port = listener.port
         Thread.detach {
             while true {
                 let client = accept(descriptor, nil, nil)
