@@ -47,6 +47,11 @@ package struct Benchmark: Sendable {
         package init() {}
     }
 
+    /// A worker that did not start or end as it should, with what it said last; or no place for the key file.
+    package struct Failure: Error, CustomStringConvertible {
+        package let description: String
+    }
+
     let plan: Plan
     let target: ConnectionTarget
     let progress: Progress
@@ -146,7 +151,7 @@ struct Bench: Sendable {
         guard
             FileManager.default.createFile(
                 atPath: keyFile, contents: Data(line.utf8), attributes: [.posixPermissions: 0o600])
-        else { throw Child.Failure(description: "cannot write \(keyFile)") }
+        else { throw Benchmark.Failure(description: "cannot write \(keyFile)") }
     }
 
     func removeKey() {
@@ -161,6 +166,8 @@ struct Bench: Sendable {
             change.name = "bench-\(number)"
             change.url = benchmark.url(endpoint: number, sink: sink)
             change.maxInFlight = plan.inFlight
+            // What --fail-rate fails comes again soon: the last of it would otherwise take hours.
+            change.retrySchedule = Array(repeating: .seconds(1), count: 20)
             try await scratch.pool.run { [change, keyring] in
                 _ = try $0.createEndpoint(change, secret: .generate(), keyring: keyring)
             }

@@ -3,11 +3,6 @@ import Synchronization
 
 /// A worker process: this program again, as `outboxctl run` on the scratch database.
 final class Child: Sendable {
-    /// A worker that did not start or end as it should; with what it said last.
-    struct Failure: Error, CustomStringConvertible {
-        let description: String
-    }
-
     private let process: Process
     private let errors: Tail
 
@@ -33,7 +28,7 @@ final class Child: Sendable {
         for await line in output where line.hasPrefix("outbox: ready") { return }
         // Cancelled, or its output has ended: it is not needed, or gone already.
         try Task.checkCancellation()
-        throw Failure(description: "a worker did not start: \(await errors.atEnd.suffix(3).joined(separator: " · "))")
+        throw Benchmark.Failure(description: "a worker did not start: \(await errors.atEnd.suffix(3).joined(separator: " · "))")
     }
 
     var pid: Int32 { process.processIdentifier }
@@ -53,7 +48,7 @@ final class Child: Sendable {
         guard let last = lines.last(where: { $0.contains(word) }), let place = last.range(of: word),
             let count = Int(last[place.upperBound...].prefix { $0.isNumber })
         else {
-            throw Failure(
+            throw Benchmark.Failure(
                 description: "a worker did not stop as it should: \(lines.suffix(3).joined(separator: " · "))")
         }
         return count

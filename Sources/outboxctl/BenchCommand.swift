@@ -94,11 +94,10 @@ struct BenchCommand: AsyncParsableCommand {
                 return nil
             }
             defer { group.cancelAll() }
-            while let value = try await group.next() {
-                if let value { return value }
-                // Interrupted: the body notices that it is cancelled, tidies up and throws.
-                group.cancelAll()
-            }
+            if let value = try await group.next(), let value { return value }
+            // Interrupted: the body notices that it is cancelled, tidies up and throws. Whatever it says then is only that.
+            group.cancelAll()
+            _ = await group.nextResult()
             throw CancellationError()
         }
     }
