@@ -42,13 +42,15 @@ let package = Package(
         .target(name: "Threads", swiftSettings: wrapsC),
         .target(name: "Postgres", dependencies: ["CPostgres", "Threads"], swiftSettings: wrapsC),
         .target(name: "Transport", dependencies: ["CCurl", "Threads", deque], swiftSettings: wrapsC),
+        .target(name: "Templates", swiftSettings: common),
         .target(
             name: "OutboxSchema", path: "sql", exclude: ["schema.sql"],
             resources: [.embedInCode("migrations")], swiftSettings: common),
         .target(
-            name: "Outbox", dependencies: ["Postgres", "Transport", "OutboxSchema", crypto], swiftSettings: common),
+            name: "Outbox", dependencies: ["Postgres", "Transport", "Templates", "OutboxSchema", crypto],
+            swiftSettings: common),
         .target(
-            name: "Scheduler", dependencies: ["Outbox", "Postgres", "Transport", deque, logging, lifecycle],
+            name: "Scheduler", dependencies: ["Outbox", "Postgres", "Templates", "Transport", deque, logging, lifecycle],
             swiftSettings: withFailPoints),
         .target(name: "EmbeddedPostgres", dependencies: ["Postgres"], swiftSettings: common),
         .target(name: "Receiver", dependencies: ["Threads"], swiftSettings: common),
@@ -59,7 +61,7 @@ let package = Package(
             name: "outboxctl",
             dependencies: [
                 "Outbox", "Scheduler", "Postgres", "Transport", "Threads", "EmbeddedPostgres", "Receiver", "Bench",
-                "OutboxSchema", arguments, logging, lifecycle, signals,
+                "OutboxSchema", "Templates", arguments, logging, lifecycle, signals,
             ],
             swiftSettings: common),
         .target(

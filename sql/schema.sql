@@ -128,8 +128,17 @@ column endpoint.customer_id text not null default '*'::text
 column endpoint.description text
 column endpoint.method text not null default 'POST'::text
 column endpoint.url text not null
+column endpoint.url_has_parameters boolean not null default false
 column endpoint.headers jsonb not null default '[]'::jsonb
 column endpoint.format text not null default 'standard'::text
+column endpoint.template text
+column endpoint.template_kind text not null default 'json'::text
+column endpoint.rules jsonb not null default '{}'::jsonb
+column endpoint.authentication jsonb not null default '{"kind": "none"}'::jsonb
+column endpoint.ca_certificate text
+column endpoint.client_certificate text
+column endpoint.allows_http2 boolean not null default false
+column endpoint.most_bytes integer
 column endpoint.event_type text not null default '*'::text
 column endpoint.change_type text not null default '*'::text
 column endpoint.timeout interval not null default '00:00:15'::interval
@@ -204,6 +213,7 @@ column replay.total bigint not null default 0
 column replay.processed bigint not null default 0
 column secret.id uuid not null default gen_random_uuid()
 column secret.endpoint_id uuid not null
+column secret.kind text not null
 column secret.key_id text not null
 column secret.sealed bytea not null
 column secret.created_at timestamp with time zone not null default clock_timestamp()
@@ -245,7 +255,7 @@ column worker.pid integer not null
 column worker.started_at timestamp with time zone not null default clock_timestamp()
 column worker.heartbeat_at timestamp with time zone not null default clock_timestamp()
 constraint attempt attempt_outcome_check CHECK ((outcome = ANY (ARRAY['success'::text, 'failure'::text])))
-constraint attempt attempt_trigger_check CHECK ((trigger = ANY (ARRAY['first'::text, 'retry'::text, 'replay'::text, 'test'::text])))
+constraint attempt attempt_trigger_check CHECK ((trigger = ANY (ARRAY['first'::text, 'retry'::text, 'replay'::text, 'test'::text, 'evaluate'::text])))
 constraint audit audit_pkey PRIMARY KEY (id)
 constraint batch batch_pkey PRIMARY KEY (id)
 constraint cut cut_pkey PRIMARY KEY (id)
@@ -255,12 +265,15 @@ constraint dedup dedup_pkey PRIMARY KEY (customer_id, key)
 constraint delivery delivery_pkey PRIMARY KEY (event_id, endpoint_id)
 constraint delivery delivery_trigger_check CHECK ((trigger = ANY (ARRAY['first'::text, 'retry'::text, 'replay'::text])))
 constraint endpoint endpoint_connect_timeout_check CHECK (((connect_timeout >= '00:00:00.1'::interval) AND (connect_timeout <= '00:01:00'::interval)))
-constraint endpoint endpoint_format_check CHECK ((format = ANY (ARRAY['standard'::text, 'citrix'::text, 'raw'::text])))
+constraint endpoint endpoint_format_check CHECK ((format = ANY (ARRAY['standard'::text, 'citrix'::text, 'raw'::text, 'cloudevents'::text, 'cloudevents-binary'::text, 'template'::text])))
 constraint endpoint endpoint_headers_check CHECK ((jsonb_typeof(headers) = 'array'::text))
 constraint endpoint endpoint_max_in_flight_check CHECK (((max_in_flight >= 1) AND (max_in_flight <= 10000)))
 constraint endpoint endpoint_method_check CHECK ((method = ANY (ARRAY['POST'::text, 'PUT'::text, 'PATCH'::text, 'GET'::text])))
+constraint endpoint endpoint_most_bytes_check CHECK ((most_bytes > 0))
 constraint endpoint endpoint_name_check CHECK (((length(name) >= 1) AND (length(name) <= 128)))
 constraint endpoint endpoint_pkey PRIMARY KEY (id)
+constraint endpoint endpoint_rules_check CHECK ((jsonb_typeof(rules) = 'object'::text))
+constraint endpoint endpoint_template_kind_check CHECK ((template_kind = ANY (ARRAY['json'::text, 'xml'::text, 'text'::text])))
 constraint endpoint endpoint_timeout_check CHECK (((timeout >= '00:00:00.1'::interval) AND (timeout <= '00:05:00'::interval)))
 constraint lane lane_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES endpoint(id)
 constraint lane lane_pkey PRIMARY KEY (endpoint_id)
@@ -268,6 +281,7 @@ constraint migration migration_pkey PRIMARY KEY (version)
 constraint replay replay_pkey PRIMARY KEY (id)
 constraint replay replay_state_check CHECK ((state = ANY (ARRAY['running'::text, 'paused'::text, 'done'::text, 'cancelled'::text])))
 constraint secret secret_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES endpoint(id)
+constraint secret secret_kind_check CHECK ((kind = ANY (ARRAY['v1'::text, 'v1a'::text, 'credentials'::text])))
 constraint secret secret_pkey PRIMARY KEY (id)
 constraint setting setting_attempt_retention_check CHECK ((attempt_retention >= '01:00:00'::interval))
 constraint setting setting_event_retention_check CHECK ((event_retention >= '01:00:00'::interval))
@@ -329,7 +343,7 @@ function webhook_id(bigint) returns text security definer 98f8afa6e4a8178b372393
 view attempts abc08b6224bdec80cb4db373815e1514
 view backlog 15645c496003312b6aa30d7aa90f2fd9
 view dead_letters 04c1b60487271f8a3c2328342da79249
-view deliveries de5a72aa3dda86324d8d3bf9bd7714fc
+view deliveries 837c2615b38e4b84f0030f78209071d2
 view endpoint_health 331c4071b57438b4ac2e7b3aca89dc07
 view partitions ec6e00fa80f2d7ed7b10d260479cf98f
 view problems 060192d5eb8ba3c0504f0d3d8091c030

@@ -28,7 +28,8 @@ final class Child: Sendable {
         for await line in output where line.hasPrefix("outbox: ready") { return }
         // Cancelled, or its output has ended: it is not needed, or gone already.
         try Task.checkCancellation()
-        throw Benchmark.Failure(description: "a worker did not start: \(await errors.atEnd.suffix(3).joined(separator: " · "))")
+        throw Benchmark.Failure(
+            description: "a worker did not start: \(await errors.atEnd.suffix(3).joined(separator: " · "))")
     }
 
     var pid: Int32 { process.processIdentifier }

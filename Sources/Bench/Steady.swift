@@ -92,7 +92,9 @@ extension Bench {
         let deadline = ContinuousClock.now + .seconds(60)
         while !(try await isDrained()) {
             try Task.checkCancellation()
-            guard .now < deadline else { throw Benchmark.Failure(description: "the workers do not keep up with the rate") }
+            guard .now < deadline else {
+                throw Benchmark.Failure(description: "the workers do not keep up with the rate")
+            }
             try await Task.sleep(for: .milliseconds(50))
         }
         try await Task.sleep(for: .seconds(1))

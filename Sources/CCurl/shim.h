@@ -19,6 +19,11 @@ static inline CURLcode curl_set_pointer(CURL *handle, CURLoption option, const v
 static inline CURLcode curl_set_list(CURL *handle, CURLoption option, struct curl_slist *value) {
     return curl_easy_setopt(handle, option, value);
 }
+// libcurl copies the bytes; none unsets the option.
+static inline CURLcode curl_set_blob(CURL *handle, CURLoption option, const void *bytes, size_t count) {
+    struct curl_blob blob = { (void *)bytes, count, CURL_BLOB_COPY };
+    return curl_easy_setopt(handle, option, count ? &blob : NULL);
+}
 typedef size_t (*curl_shim_data_callback)(char *, size_t, size_t, void *);
 static inline CURLcode curl_set_data_callback(CURL *handle, CURLoption option, curl_shim_data_callback callback) {
     return curl_easy_setopt(handle, option, callback);

@@ -90,7 +90,7 @@ extension Connection {
         let pairs = try query(
             """
             SELECT event_id, endpoint_id FROM outbox.attempt
-             WHERE event_id = ANY (\(events)) AND outcome = 'success' AND trigger <> 'test'
+             WHERE event_id = ANY (\(events)) AND outcome = 'success' AND trigger NOT IN ('test', 'evaluate')
             UNION SELECT event_id, endpoint_id FROM outbox.delivery WHERE event_id = ANY (\(events))
             UNION SELECT event_id, endpoint_id FROM outbox.dead_letter WHERE event_id = ANY (\(events))
             """

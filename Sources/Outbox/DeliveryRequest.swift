@@ -1,8 +1,43 @@
 package import Postgres
+import Templates
 package import Transport
 
 /// The version that this build reports, in `User-Agent` and everywhere else.
 public let outboxVersion = "0.1.0"
+
+/// Why the request for an event cannot be built: trying again would not help.
+package struct RequestRefusal: Error, Sendable, CustomStringConvertible {
+    /// As in the attempt log: `template`, `too_large` or `render_error`.
+    package let errorClass: String
+    package let description: String
+
+    init(_ error: Template.Refusal, in what: String) {
+        errorClass = "template"
+        description = "\(what): \(error)"
+    }
+
+    init(_ error: HTTPHeader.Refusal) {
+        errorClass = "render_error"
+        description = error.description
+    }
+
+    init(tooLarge size: Int, most: Int) {
+        errorClass = "too_large"
+        description = "the body has \(size) bytes, and the endpoint takes \(most)"
+    }
+
+    init(url: String) {
+        errorClass = "render_error"
+        description = "the URL \(url)"
+    }
+}
+
+/// A request that delivers an event, and what should be noted about how it was filled.
+package struct DeliveryRequest: Sendable {
+    package var request: HTTPRequest
+    /// Parameters that had no value, or whose line breaks were removed.
+    package var note: String?
+}
 
 extension HTTPRequest {
     /// The request that delivers one event to one endpoint for the n-th time (design.md 7.3).
@@ -10,19 +45,77 @@ extension HTTPRequest {
     /// - Parameters:
     ///   - webhookID: constant across retries and replays, so that receivers can tell duplicates.
     ///   - now: the database's time; receivers refuse signatures whose timestamp is far from theirs.
-    /// - Throws: an `HTTPHeader.Refusal` when something of the event cannot be put into a header.
+    ///   - token: the access token, for an endpoint that needs one.
     package static func delivery(
-        of event: Event, to endpoint: Endpoint, number: Int, webhookID: String, at now: Timestamp
-    ) throws(HTTPHeader.Refusal) -> HTTPRequest {
-        let body = endpoint.method == .get ? [] : event.body(endpoint.format)
+        of event: Event, to endpoint: Endpoint, number: Int, webhookID: String, at now: Timestamp, token: String? = nil
+    ) throws(RequestRefusal) -> DeliveryRequest {
+        var builder = RequestBuilder(event: event, endpoint: endpoint, number: number, webhookID: webhookID, now: now)
+        return try builder.build(token: token)
+    }
+}
+
+private struct RequestBuilder {
+    let event: Event
+    let endpoint: Endpoint
+    let number: Int
+    let webhookID: String
+    let now: Timestamp
+    private var values: EventValues?
+    private var missing: [String] = []
+    private var cleaned: [String] = []
+
+    init(event: Event, endpoint: Endpoint, number: Int, webhookID: String, now: Timestamp) {
+        self.event = event
+        self.endpoint = endpoint
+        self.number = number
+        self.webhookID = webhookID
+        self.now = now
+    }
+
+    mutating func build(token: String?) throws(RequestRefusal) -> DeliveryRequest {
+        let settings = endpoint.settings
+        let body = try body()
+        if let most = settings.mostBytes, body.count > most { throw RequestRefusal(tooLarge: body.count, most: most) }
+        let headers: HTTPHeaders
+        do throws(HTTPHeader.Refusal) { headers = try constantAndSigned(body, token: token) } catch {
+            throw RequestRefusal(error)
+        }
+        var request = HTTPRequest(
+            method: settings.method, url: settings.url, headers: headers, body: body, timeout: settings.timeout,
+            connectTimeout: settings.connectTimeout)
+        request.tls = settings.tls
+        request.allowsHTTP2 = settings.allowsHTTP2
+        if settings.rules.readBody { request.keptBody = HTTPRequest.mostBody }
+        try fillHeaders(&request)
+        if let template = endpoint.urlTemplate {
+            request.url = String(decoding: try fill(template, "the URL"), as: UTF8.self)
+            do throws(TargetURL.Refusal) { _ = try TargetURL(request.url) } catch {
+                throw RequestRefusal(url: error.description)
+            }
+        }
+        return DeliveryRequest(request: request, note: note)
+    }
+
+    private mutating func body() throws(RequestRefusal) -> [UInt8] {
+        if endpoint.settings.method == .get { return [] }
+        guard endpoint.settings.format == .template else {
+            return event.body(endpoint.settings.format, webhookID: webhookID)
+        }
+        guard let template = endpoint.settings.template else {
+            throw RequestRefusal(Template.Refusal(reason: "there is none"), in: "the template")
+        }
+        return try fill(template, "the template")
+    }
+
+    private func constantAndSigned(_ body: [UInt8], token: String?) throws(HTTPHeader.Refusal) -> HTTPHeaders {
         let timestamp = now.seconds
         var headers = HTTPHeaders()
         headers.reserveCapacity(512 + endpoint.constantHeaders.count * 64)
         try headers.append(own: "webhook-id") { $0 += webhookID.utf8 }
         try headers.append(own: "webhook-timestamp") { $0.appendDecimal(timestamp) }
-        if !endpoint.secrets.isEmpty {
+        if !endpoint.settings.secrets.isEmpty {
             try headers.append(own: "webhook-signature") { value in
-                for (index, secret) in endpoint.secrets.enumerated() {
+                for (index, secret) in endpoint.settings.secrets.enumerated() {
                     if index > 0 { value.append(UInt8(ascii: " ")) }
                     value += secret.signature(id: webhookID, timestamp: timestamp, body: body).utf8
                 }
@@ -35,16 +128,57 @@ extension HTTPRequest {
             value.appendDecimal(Int64(max(number, endpoint.retrySchedule.count + 1)))
         }
         if let traceparent = event.traceparent { try headers.append(own: "traceparent") { $0 += traceparent.utf8 } }
+        if endpoint.settings.format == .cloudeventsBinary {
+            for (name, value) in Payload.cloudEventAttributes(of: event, webhookID: webhookID) {
+                headers.append(try HTTPHeader(own: "ce-" + name, value: Payload.headerValue(value)))
+            }
+        }
         headers.append(endpoint.constantHeaders)
-        return HTTPRequest(
-            method: endpoint.method, url: endpoint.url, headers: headers, body: body, timeout: endpoint.timeout,
-            connectTimeout: endpoint.connectTimeout)
+        if let token { headers.append(try HTTPHeader(own: "Authorization", value: "Bearer \(token)")) }
+        return headers
+    }
+
+    /// Headers whose values have parameters. They are checked after filling, as nothing else could be.
+    private mutating func fillHeaders(_ request: inout HTTPRequest) throws(RequestRefusal) {
+        for (name, template) in endpoint.headerTemplates {
+            let bytes = try fill(template, "the header \(name)")
+            do throws(HTTPHeader.Refusal) {
+                request.headers.append(try HTTPHeader(name: name, value: trimmed(bytes)))
+            } catch { throw RequestRefusal(error) }
+        }
+    }
+
+    private mutating func fill(_ template: Template, _ what: String) throws(RequestRefusal) -> [UInt8] {
+        let values =
+            values ?? EventValues(event: event, endpoint: endpoint, number: number, webhookID: webhookID, now: now)
+        self.values = values
+        do throws(Template.Refusal) {
+            let rendering = try template.render(values)
+            missing += rendering.missing
+            cleaned += rendering.cleaned
+            return rendering.bytes
+        } catch { throw RequestRefusal(error, in: what) }
+    }
+
+    /// What a value has at its ends is not the header's.
+    private func trimmed(_ bytes: [UInt8]) -> String {
+        var bytes = bytes.drop { $0 == 0x20 || $0 == 0x09 }
+        while let last = bytes.last, last == 0x20 || last == 0x09 { bytes.removeLast() }
+        return String(decoding: bytes, as: UTF8.self)
+    }
+
+    private var note: String? {
+        var notes: [String] = []
+        if !missing.isEmpty { notes.append("no value for " + missing.map { "%\($0)%" }.joined(separator: ", ")) }
+        if !cleaned.isEmpty {
+            notes.append("line breaks removed from " + cleaned.map { "%\($0)%" }.joined(separator: ", "))
+        }
+        return notes.isEmpty ? nil : "note: " + notes.joined(separator: "; ")
     }
 }
 
 extension HTTPHeader {
     static let userAgent = constant("User-Agent", "outbox/\(outboxVersion)")
-    static let jsonContent = constant("Content-Type", "application/json")
 
     private static func constant(_ name: String, _ value: String) -> HTTPHeader {
         do { return try HTTPHeader(own: name, value: value) } catch {

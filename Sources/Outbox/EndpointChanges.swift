@@ -1,85 +1,17 @@
+import FoundationEssentials
 package import Postgres
+import Templates
 package import Transport
-
-/// What an operator says about an endpoint; nil leaves a setting as it is, or at its default.
-package struct EndpointChange: Sendable {
-    package var name: String?
-    package var customerID: String?
-    package var description: String?
-    package var method: HTTPRequest.Method?
-    package var url: String?
-    package var headers: [HTTPHeader]?
-    package var format: Endpoint.Format?
-    package var eventType: String?
-    package var changeType: String?
-    package var timeout: Duration?
-    package var connectTimeout: Duration?
-    package var retrySchedule: [Duration]?
-    package var maxInFlight: Int?
-
-    package init() {}
-
-    /// Throws an `OperationRefusal` that names the setting, what is wrong with it and what would be right.
-    fileprivate func validate() throws {
-        if let name {
-            let isWord = name.utf8.allSatisfy { $0 > 0x20 && $0 != 0x7F } && !name.contains(":") && !name.contains("/")
-            guard (1...128).contains(name.count), isWord, UniqueID(name) == nil else {
-                throw OperationRefusal(
-                    .invalid, "endpoint name \"\(name.prefix(64))\" is not valid",
-                    hint: "Use 1 to 128 characters without white space, colon or slash, and not the form of a UUID")
-            }
-        }
-        if let url {
-            do { _ = try TargetURL(url) } catch {
-                throw OperationRefusal(
-                    .invalid, "the URL \(error)", hint: "Expected something like https://example.com/hook")
-            }
-        }
-        if let retrySchedule,
-            retrySchedule.count > 100 || retrySchedule.contains(where: { $0 < .zero || $0 > .seconds(30 * 86_400) })
-        {
-            throw OperationRefusal(
-                .invalid, "the retry schedule has more than 100 waits, or one that is negative or over 30 days")
-        }
-        if let timeout, timeout < .milliseconds(100) || timeout > .seconds(300) {
-            throw OperationRefusal(.invalid, "the timeout must be 100 ms to 5 min")
-        }
-        if let connectTimeout, connectTimeout < .milliseconds(100) || connectTimeout > .seconds(60) {
-            throw OperationRefusal(.invalid, "the connect timeout must be 100 ms to 1 min")
-        }
-        if let maxInFlight, !(1...10_000).contains(maxInFlight) {
-            throw OperationRefusal(.invalid, "the cap on requests in flight must be 1 to 10000")
-        }
-        for (value, what) in [(eventType, "event type"), (changeType, "change type"), (customerID, "customer")] {
-            if let value, !(1...256).contains(value.count) {
-                throw OperationRefusal(.invalid, "the \(what) must have 1 to 256 characters")
-            }
-        }
-    }
-
-    fileprivate var headersJSON: JSONText? {
-        headers.map { headers in
-            var text = [UInt8(ascii: "[")]
-            for header in headers {
-                if text.count > 1 { text.append(UInt8(ascii: ",")) }
-                text += Array(#"{"name":"#.utf8)
-                text.appendJSONString(header.name.utf8)
-                text += Array(#","value":"#.utf8)
-                text.appendJSONString(header.value.utf8)
-                text.append(UInt8(ascii: "}"))
-            }
-            text.append(UInt8(ascii: "]"))
-            return JSONText(text)
-        }
-    }
-}
 
 extension Connection {
     /// Creates an endpoint with its lane and its signing secret, and returns its id.
+    ///
+    /// - Parameter policy: where requests may go, to refuse early what can be refused early; nil leaves all of it to the
+    ///   workers.
     package mutating func createEndpoint(
-        _ change: EndpointChange, secret: SigningSecret, keyring: Keyring
+        _ change: EndpointChange, secret: SigningSecret, keyring: Keyring, policy: AddressPolicy? = nil
     ) throws -> EndpointID {
-        try change.validate()
+        try change.validate(policy)
         let name = change.name ?? ""
         let url = change.url ?? ""
         return try transaction { connection in
@@ -87,9 +19,7 @@ extension Connection {
             do {
                 let created = try connection.query(
                     """
-                    INSERT INTO outbox.endpoint (name, customer_id, description, method, url, format, event_type, change_type)
-                    VALUES (\(name), \(change.customerID ?? "*"), \(change.description), \(change.method?.rawValue ?? "POST"), \(url),
-                            \(change.format?.rawValue ?? "standard"), \(change.eventType ?? "*"), \(change.changeType ?? "*"))
+                    INSERT INTO outbox.endpoint (name, customer_id, url) VALUES (\(name), \(change.customerID ?? "*"), \(url))
                     RETURNING id
                     """
                 ).first { row throws(PostgresError) in try row[0] as EndpointID }
@@ -100,49 +30,97 @@ extension Connection {
                     .conflict, "an endpoint named \"\(name)\" exists already for this customer",
                     hint: "Choose another name, or change it with: outboxctl endpoint update \(name)")
             }
-            try connection.applyOptional(change, to: id)
             try connection.query("INSERT INTO outbox.lane (endpoint_id) VALUES (\(id))")
-            let sealed = try keyring.seal(secret, for: id)
-            try connection.query(
-                "INSERT INTO outbox.secret (endpoint_id, key_id, sealed) VALUES (\(id), \(sealed.keyID), \(Bytes(sealed.bytes)))"
-            )
+            try connection.store(change, of: id, keyring: keyring)
+            try connection.addSecret(secret, to: id, keyring: keyring)
             try connection.audit("endpoint.create", endpoint: id)
             return id
         }
     }
 
     /// Changes an endpoint; requests that are built from now on use the new settings.
-    package mutating func updateEndpoint(_ id: EndpointID, _ change: EndpointChange) throws {
-        try change.validate()
+    package mutating func updateEndpoint(
+        _ id: EndpointID, _ change: EndpointChange, keyring: Keyring, policy: AddressPolicy? = nil
+    ) throws {
+        try change.validate(policy)
         try transaction { connection in
             do {
                 try connection.query(
                     """
                     UPDATE outbox.endpoint
                        SET name = coalesce(\(change.name), name), customer_id = coalesce(\(change.customerID), customer_id),
-                           description = coalesce(\(change.description), description), method = coalesce(\(change.method?.rawValue), method),
-                           url = coalesce(\(change.url), url), format = coalesce(\(change.format?.rawValue), format),
-                           event_type = coalesce(\(change.eventType), event_type), change_type = coalesce(\(change.changeType), change_type),
-                           generation = generation + 1, updated_at = clock_timestamp()
+                           url = coalesce(\(change.url), url), generation = generation + 1, updated_at = clock_timestamp()
                      WHERE id = \(id)
                     """)
             } catch let error as PostgresError where error.sqlState == "23505" {
                 throw OperationRefusal(.conflict, "another endpoint of this customer has that name already")
             }
-            try connection.applyOptional(change, to: id)
+            try connection.store(change, of: id, keyring: keyring)
             try connection.audit("endpoint.update", endpoint: id)
         }
     }
 
-    private mutating func applyOptional(_ change: EndpointChange, to id: EndpointID) throws {
+    /// Writes what may be left out, and what is sealed.
+    private mutating func store(_ change: EndpointChange, of id: EndpointID, keyring: Keyring) throws {
+        func json(_ value: (some Encodable)?) throws -> JSONText? {
+            try value.map { JSONText(Array(try JSONEncoder().encode($0))) }
+        }
         try query(
             """
             UPDATE outbox.endpoint
-               SET headers = coalesce(\(change.headersJSON)::jsonb, headers), timeout = coalesce(\(change.timeout), timeout),
+               SET description = coalesce(\(change.description), description), method = coalesce(\(change.method?.rawValue), method),
+                   format = coalesce(\(change.format?.rawValue), format), event_type = coalesce(\(change.eventType), event_type),
+                   change_type = coalesce(\(change.changeType), change_type),
+                   url_has_parameters = coalesce(\(change.urlHasParameters), url_has_parameters),
+                   template = coalesce(\(change.template?.source), template),
+                   template_kind = coalesce(\(change.template?.kind.stored), template_kind),
+                   rules = coalesce(\(try json(change.rules))::jsonb, rules),
+                   authentication = coalesce(\(try json(change.authentication))::jsonb, authentication),
+                   ca_certificate = nullif(coalesce(\(change.authorities), ca_certificate), ''),
+                   client_certificate = nullif(coalesce(\(change.clientCertificate), client_certificate), ''),
+                   allows_http2 = coalesce(\(change.allowsHTTP2), allows_http2),
+                   most_bytes = nullif(coalesce(\(change.mostBytes.map { Int32($0) }), most_bytes), 0)
+             WHERE id = \(id)
+            """)
+        try query(
+            """
+            UPDATE outbox.endpoint
+               SET headers = coalesce(\(try change.headers.map { try StoredHeader.json($0) })::jsonb, headers),
+                   timeout = coalesce(\(change.timeout), timeout),
                    connect_timeout = coalesce(\(change.connectTimeout), connect_timeout),
                    retry_schedule = coalesce(\(change.retrySchedule), retry_schedule),
                    max_in_flight = coalesce(\(change.maxInFlight.map { Int32($0) }), max_in_flight)
              WHERE id = \(id)
+            """)
+        let isTemplated =
+            try query(
+                "SELECT FROM outbox.endpoint WHERE id = \(id) AND format = 'template' AND template IS NULL"
+            ).count > 0
+        if isTemplated {
+            throw OperationRefusal(
+                .invalid, "the format template needs a template",
+                hint: "Give one with --template @file or --preset NAME")
+        }
+        if change.changesCredentials { try storeCredentials(change, of: id, keyring: keyring) }
+    }
+
+    private mutating func storeCredentials(_ change: EndpointChange, of id: EndpointID, keyring: Keyring) throws {
+        let known = try query(
+            "SELECT key_id, sealed FROM outbox.secret WHERE endpoint_id = \(id) AND kind = 'credentials' FOR UPDATE"
+        ).map { row throws(PostgresError) in (try row[0] as String, (try row[1] as Bytes).bytes) }
+        var credentials = Credentials()
+        if let (keyID, bytes) = known.first {
+            credentials = try Credentials(try keyring.open(bytes, .credentials, keyID: keyID, for: id))
+        }
+        let changed = change.changed(credentials)
+        if changed == credentials { return }
+        try query("DELETE FROM outbox.secret WHERE endpoint_id = \(id) AND kind = 'credentials'")
+        if changed.isEmpty { return }
+        let sealed = try changed.sealed(keyring, for: id)
+        try query(
+            """
+            INSERT INTO outbox.secret (endpoint_id, kind, key_id, sealed)
+            VALUES (\(id), 'credentials', \(sealed.keyID), \(Bytes(sealed.bytes)))
             """)
     }
 
@@ -261,26 +239,16 @@ extension Connection {
                        AS retry_schedule_seconds,
                    n.max_in_flight,
                    (SELECT coalesce(json_agg(json_build_object('name', x ->> 'name', 'value',
-                           CASE WHEN x ->> 'name' ~* '(auth|token|secret|key|cookie|password|signature)' THEN '***' ELSE x ->> 'value' END)
+                           CASE WHEN coalesce((x -> 'secret')::bool, false)
+                             OR x ->> 'name' ~* '(auth|token|secret|key|cookie|password|signature)' THEN '***' ELSE x ->> 'value' END)
                            ORDER BY place), '[]') FROM jsonb_array_elements(n.headers) WITH ORDINALITY y(x, place)) AS headers,
+                   n.template, n.template_kind, n.url_has_parameters, n.rules::text AS rules,
+                   n.authentication ->> 'kind' AS authentication, n.allows_http2, n.most_bytes,
+                   n.ca_certificate IS NOT NULL AS has_ca_certificate, n.client_certificate IS NOT NULL AS has_client_certificate,
                    h.waiting, h.dead_letters, n.generation, n.created_at, n.updated_at
               FROM outbox.endpoint n JOIN outbox.endpoint_health h ON h.endpoint_id = n.id
              WHERE n.deleted_at IS NULL AND (\(id) IS NULL OR n.id = \(id))
              ORDER BY n.customer_id, n.name
             """)
     }
-}
-
-/// How many letters must be changed, added or removed to make one word of the other (Levenshtein).
-package func editDistance(_ left: String, _ right: String) -> Int {
-    let (left, right) = (Array(left), Array(right))
-    var row = Array(0...right.count)
-    for (i, a) in left.enumerated() {
-        var diagonal = row[0]
-        row[0] = i + 1
-        for (j, b) in right.enumerated() {
-            (diagonal, row[j + 1]) = (row[j + 1], min(row[j + 1] + 1, row[j] + 1, diagonal + (a == b ? 0 : 1)))
-        }
-    }
-    return row[right.count]
 }

@@ -1,5 +1,6 @@
 package import Postgres
 import Synchronization
+import Templates
 
 /// A committed event as the stream delivers it.
 package final class Event: Sendable {
@@ -19,6 +20,8 @@ package final class Event: Sendable {
     package let occurredAt: Timestamp
     /// Not to be sent earlier.
     package let deliverAt: Timestamp?
+    /// What the producer said beside the data, a JSON object; nil when nothing.
+    package let context: [UInt8]?
     /// W3C trace context of the operation that caused it.
     package let traceparent: String?
 
@@ -29,10 +32,10 @@ package final class Event: Sendable {
     private let lastBody = Mutex<(format: Endpoint.Format, bytes: [UInt8])?>(nil)
 
     /// The request body in a format.
-    package func body(_ format: Endpoint.Format) -> [UInt8] {
+    package func body(_ format: Endpoint.Format, webhookID: String) -> [UInt8] {
         lastBody.withLock { last in
             if let last, last.format == format { return last.bytes }
-            let bytes = Payload.body(of: self, format: format)
+            let bytes = Payload.body(of: self, format: format, webhookID: webhookID)
             last = (format, bytes)
             return bytes
         }
@@ -41,7 +44,7 @@ package final class Event: Sendable {
     /// The columns that `init(row:from:)` reads, of a table or alias named `e`.
     static let columns = """
         e.id, e.created_at, e.customer_id, e.type, e.change_type, e.transaction_id, e.identity, e.before, e.after, \
-        coalesce(e.occurred_at, e.created_at), e.deliver_at, e.headers ->> 'traceparent'
+        coalesce(e.occurred_at, e.created_at), e.deliver_at, nullif(e.headers, '{}')::text
         """
 
     /// Reads the columns from the given place on.
@@ -57,13 +60,14 @@ package final class Event: Sendable {
         after = (try row[first + 8] as JSONText?)?.bytes
         occurredAt = try row[first + 9]
         deliverAt = try row[first + 10]
-        traceparent = try row[first + 11]
+        context = (try row[first + 11] as String?).map { Array($0.utf8) }
+        traceparent = context.flatMap(Self.traceparent)
     }
 
     package init(
         id: EventID, createdAt: Timestamp, customerID: String, type: String, changeType: String,
         transactionID: UniqueID, identity: String?, before: [UInt8]?, after: [UInt8]?, occurredAt: Timestamp,
-        deliverAt: Timestamp? = nil, traceparent: String? = nil
+        deliverAt: Timestamp? = nil, context: [UInt8]? = nil
     ) {
         self.id = id
         self.createdAt = createdAt
@@ -76,6 +80,13 @@ package final class Event: Sendable {
         self.after = after
         self.occurredAt = occurredAt
         self.deliverAt = deliverAt
-        self.traceparent = traceparent
+        self.context = context
+        traceparent = context.flatMap(Self.traceparent)
+    }
+
+    private static func traceparent(in context: [UInt8]) -> String? {
+        // Most contexts have none, and then nothing is parsed.
+        guard context.firstRange(of: "traceparent".utf8) != nil else { return nil }
+        return (try? JSON(context))?.value(at: ["traceparent"])?.text
     }
 }

@@ -44,29 +44,40 @@ package struct Keyring: Sendable {
         hexadecimal(SHA256.hash(data: key).prefix(4))
     }
 
-    /// Seals a secret for one endpoint: moved to another endpoint's row it cannot be opened.
-    func seal(_ secret: SigningSecret, for endpoint: EndpointID) throws(Refusal) -> (keyID: String, bytes: [UInt8]) {
+    /// What is sealed; each kind opens only as itself.
+    enum Purpose: String {
+        case signing = "secret"
+        case credentials
+    }
+
+    /// Seals bytes for one endpoint: moved to another endpoint's row they cannot be opened.
+    func seal(
+        _ bytes: [UInt8], _ purpose: Purpose, for endpoint: EndpointID
+    ) throws(Refusal) -> (keyID: String, bytes: [UInt8]) {
         guard let (id, key) = keys.first else {
             throw Refusal(description: "there is no key to seal the secret with; set OUTBOX_SECRET_KEY_FILE")
         }
-        guard let box = try? AES.GCM.seal(secret.bytes, using: key, authenticating: context(endpoint)).combined else {
+        guard let box = try? AES.GCM.seal(bytes, using: key, authenticating: context(purpose, endpoint)).combined else {
             throw Refusal(description: "the secret could not be sealed with key \(id)")
         }
         return (id, Array(box))
     }
 
     /// Opens what `seal` made.
-    func open(_ bytes: [UInt8], keyID: String, for endpoint: EndpointID) throws(Refusal) -> SigningSecret {
+    func open(
+        _ bytes: [UInt8], _ purpose: Purpose, keyID: String, for endpoint: EndpointID
+    ) throws(Refusal) -> [UInt8] {
         guard let key = keys.first(where: { $0.id == keyID })?.key else {
             throw Refusal(
                 description: "its secret is sealed with key \(keyID), which OUTBOX_SECRET_KEY_FILE does not hold")
         }
         guard let box = try? AES.GCM.SealedBox(combined: bytes),
-            let opened = try? AES.GCM.open(box, using: key, authenticating: context(endpoint)),
-            let secret = try? SigningSecret(bytes: Array(opened))
+            let opened = try? AES.GCM.open(box, using: key, authenticating: context(purpose, endpoint))
         else { throw Refusal(description: "its sealed secret was damaged or belongs to another endpoint") }
-        return secret
+        return Array(opened)
     }
 
-    private func context(_ endpoint: EndpointID) -> [UInt8] { Array("outbox/secret/\(endpoint)".utf8) }
+    private func context(_ purpose: Purpose, _ endpoint: EndpointID) -> [UInt8] {
+        Array("outbox/\(purpose.rawValue)/\(endpoint)".utf8)
+    }
 }

@@ -3,6 +3,8 @@ package import Postgres
 /// Why a request was made.
 package enum Trigger: String, Sendable {
     case first, retry, replay
+    /// `endpoint test` and `endpoint evaluate`: no delivery.
+    case test, evaluate
 }
 
 /// One HTTP request as the attempt log keeps it.

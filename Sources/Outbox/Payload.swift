@@ -1,13 +1,17 @@
 import Postgres
+import Templates
 
-/// The body of a request in each of the formats, and its content type.
+/// The body of a request in each of the formats.
 enum Payload {
     /// The bytes for the event; nothing of the producer's JSON is parsed or changed.
-    static func body(of event: Event, format: Endpoint.Format) -> [UInt8] {
+    static func body(of event: Event, format: Endpoint.Format, webhookID: String) -> [UInt8] {
         switch format {
-        case .raw: event.after ?? []
+        case .raw, .cloudeventsBinary: event.after ?? []
         case .standard: standard(event)
         case .citrix: citrix(event)
+        case .cloudevents: cloudEvent(event, webhookID)
+        // Rendered per endpoint, see `RequestBuilder`.
+        case .template: []
         }
     }
 
@@ -44,25 +48,46 @@ enum Payload {
         body.append(UInt8(ascii: "}"))
         return body
     }
-}
 
-extension [UInt8] {
-    /// Appends UTF-8 text as a JSON string (RFC 8259 7): quotes, backslashes and control characters are escaped, all
-    /// else stays as it is.
-    mutating func appendJSONString(_ text: some Collection<UInt8>) {
-        append(UInt8(ascii: "\""))
-        for byte in text {
-            switch byte {
-            case UInt8(ascii: "\""): self += Array(#"\""#.utf8)
-            case UInt8(ascii: "\\"): self += Array(#"\\"#.utf8)
-            case 0x0A: self += Array(#"\n"#.utf8)
-            case 0x0D: self += Array(#"\r"#.utf8)
-            case 0x09: self += Array(#"\t"#.utf8)
-            case 0..<0x20:
-                self += Array((#"\u00"# + hexadecimal([byte])).utf8)
-            default: append(byte)
+    /// CloudEvents 1.0, JSON format in structured mode.
+    private static func cloudEvent(_ event: Event, _ webhookID: String) -> [UInt8] {
+        var body: [UInt8] = []
+        body.reserveCapacity(384 + (event.after?.count ?? 4))
+        for (name, value) in cloudEventAttributes(of: event, webhookID: webhookID) {
+            body.append(UInt8(ascii: body.isEmpty ? "{" : ","))
+            body.appendJSONString(name.utf8)
+            body.append(UInt8(ascii: ":"))
+            body.appendJSONString(value.utf8)
+        }
+        body += Array(#","datacontenttype":"application/json","data":"#.utf8)
+        body += event.after ?? Array("null".utf8)
+        body.append(UInt8(ascii: "}"))
+        return body
+    }
+
+    /// The attributes of the event as CloudEvents 1.0 names them, with our own as extensions. `source` is the
+    /// installation, so that `source` and `id` together are unique; names have only lower-case letters and digits (3.1).
+    static func cloudEventAttributes(of event: Event, webhookID: String) -> [(name: String, value: String)] {
+        let instance = webhookID.split(separator: "_").dropFirst().first ?? ""
+        var attributes = [
+            ("specversion", "1.0"), ("id", webhookID), ("source", "urn:outbox:\(instance)"), ("type", event.type),
+            ("time", event.occurredAt.description), ("customerid", event.customerID), ("changetype", event.changeType),
+            ("transactionid", event.transactionID.description),
+        ]
+        if let identity = event.identity { attributes.append(("identity", identity)) }
+        if let traceparent = event.traceparent { attributes.append(("traceparent", traceparent)) }
+        return attributes
+    }
+
+    /// An attribute as a header's value: what is not printable ASCII, the space, the quote and the percent sign are
+    /// percent-encoded (CloudEvents HTTP binding 3.1.3.2).
+    static func headerValue(_ text: String) -> String {
+        text.utf8.reduce(into: "") { value, byte in
+            if byte > 0x20, byte < 0x7F, byte != UInt8(ascii: "\""), byte != UInt8(ascii: "%") {
+                value.unicodeScalars.append(Unicode.Scalar(byte))
+            } else {
+                value += "%" + hexadecimal([byte]).uppercased()
             }
         }
-        append(UInt8(ascii: "\""))
     }
 }

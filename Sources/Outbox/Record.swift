@@ -237,7 +237,7 @@ extension Connection {
                        AS w(event_id, endpoint_id, event_at, delay, attempts, trigger, last_at, status, error_class, error, shared)
                  WHERE NOT (w.shared AND (
                            EXISTS (SELECT FROM outbox.attempt a WHERE a.event_id = w.event_id AND a.endpoint_id = w.endpoint_id
-                                      AND a.outcome = 'success' AND a.trigger <> 'test')
+                                      AND a.outcome = 'success' AND a.trigger NOT IN ('test', 'evaluate'))
                         OR EXISTS (SELECT FROM outbox.dead_letter x WHERE x.event_id = w.event_id AND x.endpoint_id = w.endpoint_id)))
                 ON CONFLICT (event_id, endpoint_id) DO NOTHING
                 """)
@@ -283,7 +283,7 @@ extension Connection {
               FROM parked p
              WHERE CASE WHEN p.from_batch
                         THEN NOT EXISTS (SELECT FROM outbox.attempt a WHERE a.event_id = p.event_id AND a.endpoint_id = p.endpoint_id
-                                            AND a.outcome = 'success' AND a.trigger <> 'test')
+                                            AND a.outcome = 'success' AND a.trigger NOT IN ('test', 'evaluate'))
                              AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id)
                         ELSE EXISTS (SELECT FROM gone g WHERE g.event_id = p.event_id AND g.endpoint_id = p.endpoint_id) END
             ON CONFLICT (event_id, endpoint_id) DO NOTHING

@@ -1,9 +1,15 @@
 import Crypto
 import FoundationEssentials
 
-/// A symmetric secret of Standard Webhooks: 24 to 64 random bytes, written as `whsec_` and base64.
+/// A key that deliveries are signed with, in one of the two schemes of Standard Webhooks: a symmetric secret (`v1`: 24 to
+/// 64 random bytes, written `whsec_` and base64) or an ed25519 private key (`v1a`: written `whsk_` and base64).
 public struct SigningSecret: Sendable {
-    private let key: SymmetricKey
+    private enum Key: Sendable {
+        case symmetric(SymmetricKey)
+        case ed25519(Curve25519.Signing.PrivateKey)
+    }
+
+    private let key: Key
 
     /// Why a text is no secret. It never repeats the text.
     public struct Refusal: Error, Sendable, CustomStringConvertible {
@@ -11,38 +17,90 @@ public struct SigningSecret: Sendable {
         public let description: String
     }
 
-    /// A new secret of 32 random bytes.
+    /// A new symmetric secret of 32 random bytes.
     public static func generate() -> SigningSecret {
-        SigningSecret(key: SymmetricKey(size: .bits256))
+        SigningSecret(key: .symmetric(SymmetricKey(size: .bits256)))
     }
 
-    /// Reads the `whsec_` form; surrounding white space, as files have it, is ignored.
+    /// A new ed25519 key.
+    public static func generateAsymmetric() -> SigningSecret {
+        SigningSecret(key: .ed25519(Curve25519.Signing.PrivateKey()))
+    }
+
+    /// Reads the `whsec_` or `whsk_` form; surrounding white space, as files have it, is ignored. A private key is the
+    /// seed of 32 bytes, with or without the public key after it.
     public init(_ text: String) throws(Refusal) {
         let trimmed = text.split(whereSeparator: \.isWhitespace)
-        guard trimmed.count == 1, trimmed[0].hasPrefix("whsec_") else {
-            throw Refusal(description: "a signing secret is one line that begins with whsec_")
+        guard trimmed.count == 1, let prefix = ["whsec_", "whsk_"].first(where: { trimmed[0].hasPrefix($0) }) else {
+            throw Refusal(description: "a signing secret is one line that begins with whsec_ or whsk_")
         }
-        guard let bytes = Data(base64Encoded: String(trimmed[0].dropFirst("whsec_".count))) else {
-            throw Refusal(description: "the part of the signing secret after whsec_ is not base64")
+        guard let bytes = Data(base64Encoded: String(trimmed[0].dropFirst(prefix.count))) else {
+            throw Refusal(description: "the part of the signing secret after \(prefix) is not base64")
         }
-        try self.init(bytes: Array(bytes))
+        try self.init(bytes: Array(bytes), scheme: prefix == "whsk_" ? .v1a : .v1)
     }
 
-    init(bytes: [UInt8]) throws(Refusal) {
-        guard (24...64).contains(bytes.count) else {
-            throw Refusal(description: "a signing secret has 24 to 64 bytes, this one has \(bytes.count)")
-        }
-        key = SymmetricKey(data: bytes)
+    /// The signature schemes of Standard Webhooks.
+    package enum Scheme: String, Sendable {
+        case v1, v1a
     }
 
-    private init(key: SymmetricKey) { self.key = key }
+    package var scheme: Scheme { if case .ed25519 = key { .v1a } else { .v1 } }
 
-    var bytes: [UInt8] { key.withUnsafeBytes { Array($0) } }
+    init(bytes: [UInt8], scheme: Scheme) throws(Refusal) {
+        switch scheme {
+        case .v1:
+            guard (24...64).contains(bytes.count) else {
+                throw Refusal(description: "a signing secret has 24 to 64 bytes, this one has \(bytes.count)")
+            }
+            key = .symmetric(SymmetricKey(data: bytes))
+        case .v1a:
+            guard bytes.count == 32 || bytes.count == 64,
+                let private32 = try? Curve25519.Signing.PrivateKey(rawRepresentation: bytes.prefix(32)),
+                bytes.count == 32 || Array(private32.publicKey.rawRepresentation) == Array(bytes[32...])
+            else {
+                throw Refusal(
+                    description: "an ed25519 signing key has a seed of 32 bytes and, after it, at most its public key")
+            }
+            key = .ed25519(private32)
+        }
+    }
+
+    private init(key: Key) { self.key = key }
+
+    /// What is sealed.
+    var bytes: [UInt8] {
+        switch key {
+        case .symmetric(let key): key.withUnsafeBytes { Array($0) }
+        case .ed25519(let key): Array(key.rawRepresentation)
+        }
+    }
 
     /// The secret itself: to be shown once, when it is made.
-    public var revealed: String { "whsec_" + Data(bytes).base64EncodedString() }
+    public var revealed: String {
+        switch key {
+        case .symmetric: "whsec_" + Data(bytes).base64EncodedString()
+        case .ed25519(let key):
+            "whsk_" + (key.rawRepresentation + key.publicKey.rawRepresentation).base64EncodedString()
+        }
+    }
 
-    /// The signature `v1,…` over `id.timestamp.body` (Standard Webhooks, symmetric scheme).
+    /// What receivers verify with: `whpk_…` of an ed25519 key; nil for a symmetric secret, which is its own.
+    public var publicKey: String? {
+        guard case .ed25519(let key) = key else { return nil }
+        return "whpk_" + key.publicKey.rawRepresentation.base64EncodedString()
+    }
+
+    /// What may be shown of it: the form and the last four characters.
+    public var masked: String {
+        let text = revealed
+        return text.prefix { $0 != "_" } + "_…" + text.suffix(4)
+    }
+
+    /// The first bytes of its hash: tells two secrets apart without telling either.
+    public var fingerprint: String { hexadecimal(SHA256.hash(data: bytes).prefix(8)) }
+
+    /// The signature `v1,…` or `v1a,…` over `id.timestamp.body` (Standard Webhooks).
     public func signature(id: String, timestamp: Int64, body: [UInt8]) -> String {
         var head: [UInt8] = []
         head.reserveCapacity(64)
@@ -50,22 +108,36 @@ public struct SigningSecret: Sendable {
         head.append(UInt8(ascii: "."))
         head.appendDecimal(timestamp)
         head.append(UInt8(ascii: "."))
-        var authentication = HMAC<SHA256>(key: key)
-        authentication.update(data: head)
-        authentication.update(data: body)
-        return "v1," + Data(authentication.finalize()).base64EncodedString()
+        switch key {
+        case .symmetric(let key):
+            var authentication = HMAC<SHA256>(key: key)
+            authentication.update(data: head)
+            authentication.update(data: body)
+            return "v1," + Data(authentication.finalize()).base64EncodedString()
+        case .ed25519(let key):
+            // Signing with a valid key fails only when memory does.
+            guard let signature = try? key.signature(for: head + body) else {
+                preconditionFailure("ed25519 signing failed")
+            }
+            return "v1a," + signature.base64EncodedString()
+        }
     }
 
-    /// True when one of the space-separated signatures is ours for exactly these bytes. The comparison takes the same
-    /// time wherever a difference is. The timestamp's age is the caller's to judge.
-    public func verifies(_ signatures: String, id: String, timestamp: Int64, body: [UInt8]) -> Bool {
-        var content = Array("\(id).\(timestamp).".utf8)
-        content += body
-        return signatures.split(separator: " ").contains { signature in
-            guard signature.hasPrefix("v1,"), let code = Data(base64Encoded: String(signature.dropFirst(3))) else {
-                return false
-            }
-            return HMAC<SHA256>.isValidAuthenticationCode(code, authenticating: content, using: key)
+    /// The key that verifies what this one signs.
+    public var verificationKey: VerificationKey {
+        switch key {
+        case .symmetric(let key): VerificationKey(key: .symmetric(key))
+        case .ed25519(let key): VerificationKey(key: .ed25519(key.publicKey))
         }
+    }
+
+    /// True when one of the space-separated signatures is ours for exactly these bytes. The timestamp's age is the
+    /// caller's to judge; receivers use `WebhookVerifier`.
+    package func verifies(_ signatures: String, id: String, timestamp: Int64, body: [UInt8]) -> Bool {
+        do {
+            try WebhookVerifier(keys: [verificationKey])
+                .verify(body, id: id, timestamp: "\(timestamp)", signatures: signatures, now: timestamp)
+            return true
+        } catch { return false }
     }
 }

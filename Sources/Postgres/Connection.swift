@@ -52,6 +52,13 @@ public struct Connection: ~Copyable {
         unsafe PQfinish(handle)
     }
 
+    /// The address and the port that it is connected to; without an address over a local socket.
+    package var server: (address: String?, port: Int) {
+        let address = unsafe PQhostaddr(handle).map { unsafe String(cString: $0) } ?? ""
+        let port = unsafe PQport(handle).map { unsafe String(cString: $0) } ?? ""
+        return (address.isEmpty ? nil : address, Int(port) ?? 5432)
+    }
+
     // MARK: Statements
 
     /// Runs one statement with its values as parameters and returns its rows.

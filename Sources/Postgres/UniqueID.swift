@@ -10,6 +10,9 @@ public struct UniqueID: Hashable, Sendable, CustomStringConvertible {
         self.low = low
     }
 
+    /// The last 53 bits as a number: every JSON reader holds it exactly.
+    package var number: Int64 { Int64(low & (1 << 53 - 1)) }
+
     /// A random identifier (version 4).
     public static func random() -> UniqueID {
         var generator = SystemRandomNumberGenerator()

@@ -15,8 +15,8 @@ final class EndpointDirectory: Sendable {
         init(generation: Int64, endpoints: [Endpoint]) {
             self.generation = generation
             byID = Dictionary(endpoints.map { ($0.id, $0) }, uniquingKeysWith: { first, _ in first })
-            exact = Dictionary(grouping: endpoints.filter { $0.eventType != "*" }, by: \.eventType)
-            wildcard = endpoints.filter { $0.eventType == "*" }
+            exact = Dictionary(grouping: endpoints.filter { $0.settings.eventType != "*" }, by: \.settings.eventType)
+            wildcard = endpoints.filter { $0.settings.eventType == "*" }
         }
 
         /// Calls the body with every endpoint that gets the event.

@@ -24,12 +24,12 @@ package struct Engine: Sendable {
         let pool = ConnectionPool(
             target.named("outbox/\(configuration.worker)"), size: configuration.connections,
             setUp: WorkerSession.setUp)
-        let instance: String
+        let (instance, sockets): (String, [SocketAddress])
         do {
-            instance = try await pool.run { connection in
+            (instance, sockets) = try await pool.run { connection in
                 try Migrator.check(&connection)
                 _ = try connection.keepHouse()
-                return try connection.instance()
+                return (try connection.instance(), connection.serverSockets)
             }
         } catch {
             await pool.close()
@@ -57,7 +57,9 @@ package struct Engine: Sendable {
         let recorder = Recorder(
             pool: recording, keeper: keeper, waking: claiming, laneClaiming, configuration: configuration,
             logger: logger)
-        let transport = Transport(policy: configuration.policy, capacity: configuration.mostInFlight)
+        let transport = Transport(
+            policy: configuration.policy.refusing(sockets), proxy: configuration.proxy,
+            capacity: configuration.mostInFlight)
         let sender = Sender(
             transport: transport, recorder: recorder, waking: claiming, directory: directory, clock: clock,
             instance: instance, configuration: configuration, logger: logger)

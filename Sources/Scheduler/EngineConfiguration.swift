@@ -11,6 +11,8 @@ package struct EngineConfiguration: Sendable {
     package var pid: Int
     /// Which special addresses requests may go to.
     package var policy: AddressPolicy
+    /// The proxy that requests leave through; nil for none.
+    package var proxy: EgressProxy?
     /// How long a batch or lane is ours without renewal. A crash stalls its work for that long; it must exceed any
     /// endpoint's timeout plus the time to record (docs/architecture.md, "Lease arithmetic").
     package var lease: Duration = .seconds(60)

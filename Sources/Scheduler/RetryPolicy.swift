@@ -13,12 +13,42 @@ struct Verdict: Sendable {
     var attempts: Int
     /// False when nothing was sent and nothing needs a line in the attempt log.
     var isAttempt = true
+
+    /// The receiver refused the access token, and a new one may do: at once, and once.
+    mutating func tryAgainWithNewToken() {
+        errorClass = HTTPExchange.Failure.auth.rawValue
+        error = "HTTP 401: the access token was refused; trying again with a new one"
+        resolution = .wait(.zero, .retry)
+    }
+}
+
+extension Attempt {
+    /// The attempt as the log keeps it.
+    ///
+    /// - Parameter note: what should be known of the request although it succeeded.
+    convenience init(
+        _ exchange: HTTPExchange, _ verdict: Verdict, number: Int, trigger: Trigger, startedAt: Timestamp, note: String?
+    ) {
+        let timing = exchange.timing
+        self.init(
+            number: number, trigger: trigger, startedAt: startedAt + timing.queued, dns: timing.dns,
+            connect: timing.connect, tls: timing.tls, firstByte: timing.firstByte, total: timing.total,
+            isSuccess: verdict.isSuccess, status: exchange.status, errorClass: verdict.errorClass,
+            error: (verdict.error ?? note).map(storable),
+            response: verdict.isSuccess || exchange.body.isEmpty ? nil : Array(exchange.body.prefix(16 * 1024)),
+            requestID: exchange.requestID.map(storable))
+    }
+}
+
+/// Text that PostgreSQL can hold: no NUL, bounded.
+func storable(_ text: String) -> String {
+    String(text.unicodeScalars.filter { $0.value != 0 }.prefix(1000).map(Character.init))
 }
 
 /// When and whether a failed delivery is tried again.
 enum RetryPolicy {
-    /// Statuses that say: this event will never be taken (RFC 9110 15.5.14, 15.5.16).
-    private static let permanent: Set<Int> = [413, 415]
+    /// The longest rest that an answer without `Retry-After` gives the whole endpoint.
+    private static let longestRest = Duration.seconds(60)
 
     /// Judges one exchange.
     ///
@@ -29,11 +59,26 @@ enum RetryPolicy {
         _ exchange: HTTPExchange, endpoint: Endpoint, number: Int, trigger: Trigger, now: Timestamp,
         jitter: @autoclosure () -> Double
     ) -> Verdict {
-        if let status = exchange.status, (200...299).contains(status) {
-            return Verdict(isSuccess: true, resolution: .delivered, attempts: number)
+        let rules = endpoint.rules
+        var finding: AnswerRules.Finding?
+        if let status = exchange.status, rules.success.contains(status) {
+            finding = rules.judge(exchange.body, isComplete: exchange.isBodyComplete)
+            if finding == .success { return Verdict(isSuccess: true, resolution: .delivered, attempts: number) }
         }
         // Only failures are random, and randomness costs a system call.
         let jitter = jitter()
+        switch finding {
+        case .failure(let reason):
+            return Verdict(
+                isSuccess: false, errorClass: "rule_failed", error: reason,
+                resolution: rules.isFailureFinal ? .dead(.permanent) : retry(endpoint, number, atLeast: .zero, jitter),
+                attempts: number)
+        case .throttled:
+            var verdict = judge(429, exchange, endpoint, number, now, jitter)
+            verdict.error = "the answer's text says that there were too many requests"
+            return verdict
+        case .success, nil: break
+        }
         if let status = exchange.status { return judge(status, exchange, endpoint, number, now, jitter) }
         let failure = exchange.failure ?? .protocolError
         var verdict = Verdict(
@@ -52,7 +97,7 @@ enum RetryPolicy {
         case .invalidRequest:
             verdict.isAttempt = false
             verdict.resolution = .dead(.renderError)
-        case .dns, .connect, .tls, .timeout, .connectionLost, .blockedAddress, .protocolError: break
+        default: break
         }
         return verdict
     }
@@ -71,15 +116,18 @@ enum RetryPolicy {
             verdict.effect = .disable(reason: "gone: the receiver answered 410")
             verdict.resolution = .wait(.zero, .retry)
         case 429, 503:
-            guard let wish = exchange.retryAfter.flatMap({ RetryAfter.parse($0, now: now) }), wish > .zero else {
-                break
-            }
-            verdict.effect = .hold(wish)
+            // The whole endpoint rests: as long as the receiver asks, or until this delivery is tried again.
+            let wish = exchange.retryAfter.flatMap { RetryAfter.parse($0, now: now) } ?? .zero
             verdict.resolution = retry(endpoint, number, atLeast: wish, jitter)
-        case _ where permanent.contains(status):
-            verdict.resolution = .dead(.permanent)
+            if wish > .zero {
+                verdict.effect = .hold(wish)
+            } else if case .wait(let delay, _) = verdict.resolution {
+                verdict.effect = .hold(min(delay, longestRest))
+            }
         default: break
         }
+        // What the endpoint's rules call final is final, whatever the answer asks for beside it.
+        if status != 410, endpoint.rules.permanent.contains(status) { verdict.resolution = .dead(.permanent) }
         return verdict
     }
 

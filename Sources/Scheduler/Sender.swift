@@ -86,6 +86,7 @@ final class Sender: Service {
     private static let margin = Duration.seconds(2)
 
     private let transport: Transport
+    private let tokens: AccessTokens
     private let recorder: Recorder
     private let directory: EndpointDirectory
     private let clock: DatabaseClock
@@ -108,6 +109,7 @@ final class Sender: Service {
         webhookPrefix = "evt_\(instance)_"
         self.claiming = claiming
         self.transport = transport
+        tokens = AccessTokens(transport: transport)
         self.recorder = recorder
         self.directory = directory
         self.clock = clock
@@ -236,49 +238,72 @@ final class Sender: Service {
         }
     }
 
-    /// Hands the request to the transport; false when it must not or cannot be sent now.
+    /// Hands the request to the transport; false when it must not be sent now.
     private func start(_ send: Send, to endpoint: Endpoint?) -> Bool {
-        let now = clock.now
-        guard let endpoint, mayStart(endpoint, at: now, under: send.lease) else {
+        guard let endpoint, mayStart(endpoint, at: clock.now, under: send.lease) else {
             finished(send)
             return false
         }
-        let request: HTTPRequest
-        do throws(HTTPHeader.Refusal) {
-            request = try HTTPRequest.delivery(
-                of: send.event, to: endpoint, number: send.number,
-                webhookID: "\(webhookPrefix)\(send.event.id)",
-                at: now)
-        } catch {
-            recorder.submit([
-                report(
-                    send, attempt: nil, attempts: send.number, resolution: .dead(.renderError),
-                    note: ("render_error", error.description))
-            ])
-            finished(send)
+        guard let client = endpoint.oauth else {
+            submit(send, to: endpoint, token: nil)
             return true
         }
-        FailPoint.reach(.sendBefore, subject: send.event.type)
-        transport.submit(request) { exchange in
-            FailPoint.reach(.sendAfter, subject: send.event.type)
-            self.complete(send, endpoint: endpoint, startedAt: now, exchange)
+        tokens.token(for: client) { result in
+            switch result {
+            case .success(let token):
+                // Asking took its time.
+                if self.mayStart(endpoint, at: self.clock.now, under: send.lease) {
+                    self.submit(send, to: endpoint, token: token)
+                } else {
+                    self.finished(send)
+                    self.putOff([send])
+                }
+            case .failure(let failure):
+                self.complete(
+                    send, endpoint: endpoint, startedAt: self.clock.now, token: nil, note: nil,
+                    .unsent(.auth, failure.description))
+            }
         }
         return true
     }
 
+    private func submit(_ send: Send, to endpoint: Endpoint, token: AccessTokens.Token?) {
+        let now = clock.now
+        let delivery: DeliveryRequest
+        do throws(RequestRefusal) {
+            delivery = try HTTPRequest.delivery(
+                of: send.event, to: endpoint, number: send.number, webhookID: "\(webhookPrefix)\(send.event.id)",
+                at: now,
+                token: token?.value)
+        } catch {
+            recorder.submit([
+                report(
+                    send, attempt: nil, attempts: send.number, resolution: .dead(.renderError),
+                    note: (error.errorClass, storable(error.description)))
+            ])
+            return finished(send)
+        }
+        FailPoint.reach(.sendBefore, subject: send.event.type)
+        transport.submit(delivery.request) { [note = delivery.note] exchange in
+            FailPoint.reach(.sendAfter, subject: send.event.type)
+            self.complete(send, endpoint: endpoint, startedAt: now, token: token, note: note, exchange)
+        }
+    }
+
     /// Runs on the transport thread.
-    private func complete(_ send: Send, endpoint: Endpoint, startedAt: Timestamp, _ exchange: HTTPExchange) {
-        let verdict = RetryPolicy.judge(
+    private func complete(
+        _ send: Send, endpoint: Endpoint, startedAt: Timestamp, token: AccessTokens.Token?, note: String?,
+        _ exchange: HTTPExchange
+    ) {
+        var verdict = RetryPolicy.judge(
             exchange, endpoint: endpoint, number: send.number, trigger: send.trigger, now: clock.now,
             jitter: .random(in: 0..<1))
-        let timing = exchange.timing
+        if let token {
+            if exchange.status == 401, tokens.reject(token) { verdict.tryAgainWithNewToken() }
+            if verdict.isSuccess { tokens.accept(token) }
+        }
         let attempt = Attempt(
-            number: send.number, trigger: send.trigger, startedAt: startedAt + timing.queued, dns: timing.dns,
-            connect: timing.connect,
-            tls: timing.tls, firstByte: timing.firstByte, total: timing.total, isSuccess: verdict.isSuccess,
-            status: exchange.status, errorClass: verdict.errorClass, error: verdict.error.map(storable),
-            response: verdict.isSuccess || exchange.body.isEmpty ? nil : exchange.body,
-            requestID: exchange.requestID.map(storable))
+            exchange, verdict, number: send.number, trigger: send.trigger, startedAt: startedAt, note: note)
         var report = report(
             send, attempt: verdict.isAttempt ? attempt : nil, attempts: verdict.attempts,
             resolution: verdict.resolution,
@@ -291,7 +316,7 @@ final class Sender: Service {
             metadata: [
                 "event_id": "\(send.event.id)", "endpoint": "\(endpoint.name)", "attempt": "\(send.number)",
                 "transaction_id": "\(send.event.transactionID)", "status": "\(exchange.status ?? 0)",
-                "error_class": "\(verdict.errorClass ?? "-")", "duration_ms": "\(timing.total.milliseconds)",
+                "error_class": "\(verdict.errorClass ?? "-")", "duration_ms": "\(exchange.timing.total.milliseconds)",
             ])
         finished(send)
         pump()
@@ -406,9 +431,4 @@ final class Sender: Service {
         await transport.stop()
         recorder.beginEnd(within: max(grace, .seconds(2)))
     }
-}
-
-/// Text that PostgreSQL can hold: no NUL, bounded.
-private func storable(_ text: String) -> String {
-    String(text.unicodeScalars.filter { $0.value != 0 }.prefix(1000).map(Character.init))
 }

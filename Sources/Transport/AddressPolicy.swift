@@ -7,16 +7,56 @@ import Glibc
 /// updates), and IPv6 forms that carry such an IPv4 address; `allowing` lets networks of one's own through.
 package struct AddressPolicy: Sendable {
     private let allowed: [Network]
+    private let refused: [SocketAddress]
 
-    /// A policy that lets the given networks through although they are special.
-    package init(allowing networks: [Network] = []) {
+    /// A policy that lets the given networks through although they are special, on every port.
+    ///
+    /// - Parameter sockets: never to be called, also inside those networks: the database, and what this service itself
+    ///   listens on.
+    package init(allowing networks: [Network] = [], refusing sockets: [SocketAddress] = []) {
         allowed = networks
+        refused = sockets
     }
 
-    /// True when a connection to the address may be made.
-    package func allows(_ address: IPAddress) -> Bool {
-        allowed.contains { $0.contains(address) } || isGlobal(address)
+    /// The same policy that also refuses these sockets.
+    package func refusing(_ sockets: [SocketAddress]) -> AddressPolicy {
+        AddressPolicy(allowing: allowed, refusing: refused + sockets)
     }
+
+    /// True when a connection to the address and port may be made.
+    package func allows(_ address: IPAddress, port: Int = 443) -> Bool {
+        if refused.contains(where: { $0.includes(address, port) }) { return false }
+        return allowed.contains { $0.contains(address) } || (isGlobal(address) && Self.isUsual(port))
+    }
+
+    /// What is wrong with a URL before its host is resolved, as the end of a sentence that begins with the URL; nil when
+    /// nothing is. What a name resolves to is decided when a connection is made.
+    package func refusal(of target: TargetURL) -> String? {
+        let loopback = IPAddress.v4(0x7F00_0001)
+        if let address = target.address ?? (target.isLocalName ? loopback : nil) {
+            if allows(address, port: target.port) { return nil }
+            if refused.contains(where: { $0.includes(address, target.port) }) {
+                return "leads to this service itself or to its database"
+            }
+            if !isGlobal(address) { return "leads to \(target.host), a private, local or otherwise special address" }
+        }
+        if !Self.isUsual(target.port),
+            target.address.map({ address in !allowed.contains { $0.contains(address) } }) ?? allowed.isEmpty
+        {
+            return "has the port \(target.port); allowed are 80, 443 and those from 1024 on that no database uses"
+        }
+        return nil
+    }
+
+    /// Ports below 1024 belong to services that are no receivers (mail, shells, files), and so do the others here.
+    private static func isUsual(_ port: Int) -> Bool {
+        port == 80 || port == 443 || (1024...65535).contains(port) && !unusualPorts.contains(port)
+    }
+
+    private static let unusualPorts: Set<Int> = [
+        1433, 1521, 2049, 2375, 2376, 2379, 2380, 3306, 5432, 5672, 6000, 6379, 6667, 9042, 9092, 9200, 9300, 11211,
+        27017,
+    ]
 
     private func isGlobal(_ address: IPAddress) -> Bool {
         switch address {
@@ -75,6 +115,56 @@ package enum IPAddress: Hashable, Sendable {
         case AF_INET6:
             self.init(unsafe address.loadUnaligned(as: sockaddr_in6.self).sin6_addr)
         default: return nil
+        }
+    }
+
+    /// The port of a socket address; both families have it at the same place.
+    static func port(_ address: UnsafeRawPointer) -> Int {
+        Int(UInt16(bigEndian: unsafe address.loadUnaligned(as: sockaddr_in.self).sin_port))
+    }
+
+    var isLoopback: Bool {
+        switch self {
+        case .v4(let bits): bits >> 24 == 127 || bits == 0
+        case .v6(let high, let low): high == 0 && low <= 1
+        }
+    }
+
+    /// The addresses of this machine's interfaces, as they are now.
+    static var ofThisMachine: Set<IPAddress> {
+        var list: UnsafeMutablePointer<ifaddrs>?
+        guard unsafe getifaddrs(&list) == 0 else { return [] }
+        defer { unsafe freeifaddrs(list) }
+        var found: Set<IPAddress> = []
+        var next = unsafe list
+        while let entry = unsafe next {
+            if let address = unsafe entry.pointee.ifa_addr,
+                let ip = unsafe IPAddress(UnsafeRawPointer(address), family: Int32(address.pointee.sa_family))
+            {
+                found.insert(ip)
+            }
+            unsafe next = entry.pointee.ifa_next
+        }
+        return found
+    }
+}
+
+/// An address and a port that something listens on; an unspecified address (`0.0.0.0`, `::`) stands for every address of
+/// this machine.
+package struct SocketAddress: Hashable, Sendable {
+    package let address: IPAddress
+    package let port: Int
+
+    package init(_ address: IPAddress, port: Int) {
+        self.address = address
+        self.port = port
+    }
+
+    func includes(_ other: IPAddress, _ port: Int) -> Bool {
+        guard port == self.port else { return false }
+        switch address {
+        case .v4(0), .v6(high: 0, low: 0): return other.isLoopback || IPAddress.ofThisMachine.contains(other)
+        default: return address == other
         }
     }
 }

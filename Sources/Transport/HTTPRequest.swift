@@ -19,6 +19,29 @@ package struct HTTPRequest: Sendable {
     /// For name resolution, TCP and TLS together.
     package var connectTimeout: Duration
 
+    /// How much of the answer's body is kept, in bytes, and how much is read at most so that the connection can be kept.
+    package var keptBody = 16 * 1024
+    package static let mostBody = 256 * 1024
+    /// Whom to trust and who we are, where it is not what the system says.
+    package var tls = TLS()
+    /// HTTP/2 where the receiver offers it (ALPN); otherwise, and by default, HTTP/1.1.
+    package var allowsHTTP2 = false
+
+    /// What a TLS connection is made with; all texts are PEM.
+    package struct TLS: Sendable, Equatable {
+        /// Certificates to trust in place of the system's.
+        package var authorities: String?
+        /// The client's certificate and its private key.
+        package var certificate: String?
+        package var key: String?
+
+        package init(authorities: String? = nil, certificate: String? = nil, key: String? = nil) {
+            self.authorities = authorities
+            self.certificate = certificate
+            self.key = key
+        }
+    }
+
     /// A request with the service's default limits: 15 s as Standard Webhooks advises, 5 s of it to connect.
     package init(
         method: Method = .post, url: String, headers: HTTPHeaders = [], body: [UInt8] = [],
@@ -38,10 +61,26 @@ package struct HTTPExchange: Sendable {
     /// Why there is no complete answer; the raw values are the error classes of the attempt log.
     package enum Failure: String, Sendable, CaseIterable {
         case dns, connect, tls, timeout
+        /// The receiver's certificate is not valid any more, or not yet.
+        case tlsExpired = "tls_expired"
+        /// It is signed by itself.
+        case tlsSelfSigned = "tls_self_signed"
+        /// Nobody we trust signed it, or the receiver does not send the certificates in between.
+        case tlsUnknownIssuer = "tls_unknown_issuer"
+        /// It is for another host.
+        case tlsWrongHost = "tls_wrong_host"
+        /// The receiver speaks no version from TLS 1.2 on.
+        case tlsOldProtocol = "tls_old_protocol"
+        /// The receiver wants a client certificate, or does not take ours.
+        case tlsClientCertificate = "tls_client_certificate"
         /// The connection ended before an answer; the receiver may have acted on the request.
         case connectionLost = "connection_lost"
         /// The address policy refused the address; nothing was sent.
         case blockedAddress = "blocked_address"
+        /// There was no access token to send it with; the receiver was not asked.
+        case auth
+        /// The egress proxy refused or failed; the receiver was not asked.
+        case proxy
         /// What came back was not HTTP.
         case protocolError = "protocol_error"
         /// We lacked a descriptor or memory; nothing was sent.
@@ -70,8 +109,10 @@ package struct HTTPExchange: Sendable {
     package internal(set) var failure: Failure?
     /// What went wrong, in libcurl's words; safe to store: no header, body or query is in it.
     package internal(set) var message: String?
-    /// The first 16 KiB of the body, as sent (never decompressed).
+    /// The beginning of the body (`HTTPRequest.keptBody`), as sent (never decompressed).
     package internal(set) var body: [UInt8] = []
+    /// True when that is all of it, and it ended as it should.
+    package internal(set) var isBodyComplete = false
     /// The value of `Retry-After`, unparsed; with several, the first.
     package internal(set) var retryAfter: String?
     /// The receiver's own id for the request (`X-Request-Id`, `X-Cws-TransactionId` and their like).
@@ -83,8 +124,12 @@ package struct HTTPExchange: Sendable {
     init() {}
 
     /// What a test says came of a request.
-    package init(status: Int? = nil, failure: Failure? = nil, retryAfter: String? = nil, mayHaveBeenSent: Bool = false)
-    {
+    package init(
+        status: Int? = nil, failure: Failure? = nil, retryAfter: String? = nil, mayHaveBeenSent: Bool = false,
+        body: [UInt8] = []
+    ) {
+        self.body = body
+        isBodyComplete = true
         self.status = status
         self.failure = failure
         self.retryAfter = retryAfter
@@ -92,7 +137,7 @@ package struct HTTPExchange: Sendable {
     }
 
     /// An exchange that failed before it began.
-    static func unsent(_ failure: Failure, _ message: String) -> HTTPExchange {
+    package static func unsent(_ failure: Failure, _ message: String) -> HTTPExchange {
         var exchange = HTTPExchange()
         exchange.failure = failure
         exchange.message = message

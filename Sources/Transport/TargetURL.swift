@@ -7,6 +7,8 @@ package struct TargetURL: Sendable {
     package let port: Int
     /// The host as an address, when it is one in any of the spellings that libcurl understands.
     package let address: IPAddress?
+    /// True for names that mean this machine without anybody being asked (RFC 6761 6.3, and usual hosts files).
+    package let isLocalName: Bool
 
     /// Why a URL cannot be an endpoint's. The description does not repeat the URL: it may hold a token.
     package struct Refusal: Error, Sendable, CustomStringConvertible {
@@ -33,9 +35,9 @@ package struct TargetURL: Sendable {
         }
         guard !text.contains("\\") else { throw Refusal(description: "contains a backslash") }
         guard !text.contains("#") else { throw Refusal(description: "has a fragment (#…), which is never sent") }
-        guard lower.drop(while: { $0 != "/" }).dropFirst(2).first != "/" else {
-            throw Refusal(description: "has no host")
-        }
+        let rest = text.drop { $0 != "/" }.dropFirst(2)
+        guard rest.first != "/" else { throw Refusal(description: "has no host") }
+        try Self.checkAuthority(rest.prefix { $0 != "/" && $0 != "?" })
 
         guard let handle = unsafe curl_url() else { throw Refusal(description: "cannot be parsed: out of memory") }
         defer { unsafe curl_url_cleanup(handle) }
@@ -60,12 +62,37 @@ package struct TargetURL: Sendable {
         guard let port = part(CURLUPART_PORT, CURLU_DEFAULT_PORT).flatMap({ Int($0) }), port > 0 else {
             throw Refusal(description: "has no usable port")
         }
-        guard host.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F && $0 != UInt8(ascii: "%") }) || host.hasPrefix("[") else {
+        // What ends in a number is meant as an address (WHATWG URL 3.5), also when it is none.
+        let last = host.split(separator: ".").last ?? ""
+        let isNumber = last.allSatisfy(\.isNumber) || last.lowercased().hasPrefix("0x")
+        guard host.hasPrefix("[") || !isNumber || IPAddress(host) != nil else {
             throw Refusal(description: "has a host that is neither a name nor an address")
         }
         self.scheme = scheme.lowercased()
         self.host = host
         self.port = port
+        isLocalName = Self.isLocal(host)
         address = IPAddress(host.hasPrefix("[") ? String(host.dropFirst().dropLast().prefix { $0 != "%" }) : host)
+    }
+
+    /// Host and port as written: without the spellings that parsers read differently.
+    private static func checkAuthority(_ authority: Substring) throws(Refusal) {
+        guard !authority.contains("%") else {
+            throw Refusal(description: "has a host that is neither a name nor an address")
+        }
+        // Userinfo has a clearer message of its own, later.
+        guard !authority.contains("@") else { return }
+        let end = authority.lastIndex(of: "]") ?? authority.startIndex
+        guard let colon = authority[end...].firstIndex(of: ":") else { return }
+        let port = authority[authority.index(after: colon)...]
+        guard let first = port.utf8.first, (0x31...0x39).contains(first), port.utf8.count <= 5,
+            port.utf8.allSatisfy({ (0x30...0x39).contains($0) })
+        else { throw Refusal(description: "has no usable port") }
+    }
+
+    private static func isLocal(_ host: String) -> Bool {
+        let name = host.lowercased().split(separator: ".").joined(separator: ".")
+        return name == "localhost" || name.hasSuffix(".localhost") || name == "localhost.localdomain"
+            || name == "ip6-localhost" || name == "ip6-loopback"
     }
 }

@@ -5,12 +5,9 @@ import Glibc
 /// requests, one after the other.
 @safe
 final class Transfer {
-    /// What is kept of an answer's body, and how much more is read (and dropped) so that the connection can be kept.
-    static let keptBody = 16 * 1024
-    static let toleratedBody = 256 * 1024
-
     let handle: UnsafeMutableRawPointer
     private let policy: AddressPolicy
+    private let proxy: EgressProxy?
     private let errorText: UnsafeMutablePointer<CChar>
     private let headers = HeaderList()
 
@@ -18,16 +15,21 @@ final class Transfer {
     private var completion: (@Sendable (HTTPExchange) -> Void)?
     private var exchange = HTTPExchange()
     private var received = 0
+    private var keptBody = 0
+    /// What the handle is set to; changed only where the next request differs.
+    private var tls = HTTPRequest.TLS()
+    private var allowsHTTP2 = false
     private var isHeaderComplete = false
     private var currentStatus = 0
     private var sends = 0
     private var wasBlocked = false
     private var lacksDescriptors = false
 
-    init?(policy: AddressPolicy) {
+    init?(policy: AddressPolicy, proxy: EgressProxy?) {
         guard let handle = unsafe curl_easy_init() else { return nil }
         unsafe self.handle = handle
         self.policy = policy
+        self.proxy = proxy
         unsafe errorText = .allocate(capacity: Int(CURL_ERROR_SIZE))
         unsafe errorText.initialize(repeating: 0, count: Int(CURL_ERROR_SIZE))
         setConstantOptions()
@@ -51,7 +53,11 @@ final class Transfer {
         unsafe curl_set_long(handle, CURLOPT_SSL_VERIFYPEER, 1)
         unsafe curl_set_long(handle, CURLOPT_SSL_VERIFYHOST, 2)
         // The environment must not reroute or authenticate a delivery by accident.
-        unsafe curl_set_string(handle, CURLOPT_PROXY, "")
+        unsafe curl_set_string(handle, CURLOPT_PROXY, proxy?.url ?? "")
+        unsafe curl_set_string(handle, CURLOPT_NOPROXY, "")
+        unsafe curl_set_long(handle, CURLOPT_HTTPPROXYTUNNEL, proxy == nil ? 0 : 1)
+        // What the proxy says is not the receiver's answer.
+        unsafe curl_set_long(handle, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1)
         unsafe curl_set_long(handle, CURLOPT_NETRC, 0)
         // Without this, name resolution outlives every other time limit (10 s were measured for a limit of 1 s).
         unsafe curl_set_long(handle, CURLOPT_QUICK_EXIT, 1)
@@ -95,6 +101,7 @@ final class Transfer {
         exchange = HTTPExchange()
         exchange.timing.queued = .now - start.submittedAt
         received = 0
+        keptBody = request.keptBody
         isHeaderComplete = false
         currentStatus = 0
         sends = 0
@@ -106,6 +113,12 @@ final class Transfer {
         unsafe curl_set_string(handle, CURLOPT_URL, request.url)
         unsafe curl_set_long(handle, CURLOPT_TIMEOUT_MS, max(1, Int(request.timeout.inMilliseconds)))
         unsafe curl_set_long(handle, CURLOPT_CONNECTTIMEOUT_MS, max(1, Int(request.connectTimeout.inMilliseconds)))
+        use(request.tls)
+        if request.allowsHTTP2 != allowsHTTP2 {
+            allowsHTTP2 = request.allowsHTTP2
+            // CURL_HTTP_VERSION_2TLS and CURL_HTTP_VERSION_1_1, macros that Swift cannot see.
+            unsafe curl_set_long(handle, CURLOPT_HTTP_VERSION, allowsHTTP2 ? 4 : 2)
+        }
         unsafe curl_set_string(handle, CURLOPT_CUSTOMREQUEST, nil)
         if request.method == .get {
             unsafe curl_set_long(handle, CURLOPT_HTTPGET, 1)
@@ -117,6 +130,21 @@ final class Transfer {
         unsafe curl_set_offset(handle, CURLOPT_POSTFIELDSIZE_LARGE, curl_off_t(request.body.count))
         unsafe request.body.withUnsafeBytes { body in
             unsafe _ = curl_set_pointer(handle, CURLOPT_COPYPOSTFIELDS, body.baseAddress ?? UnsafeRawPointer(errorText))
+        }
+    }
+
+    /// Connections are shared only between requests with the same settings: libcurl compares them.
+    private func use(_ wanted: HTTPRequest.TLS) {
+        if wanted == tls { return }
+        tls = wanted
+        for (option, text) in [
+            (CURLOPT_CAINFO_BLOB, wanted.authorities), (CURLOPT_SSLCERT_BLOB, wanted.certificate),
+            (CURLOPT_SSLKEY_BLOB, wanted.key),
+        ] {
+            let bytes = Array((text ?? "").utf8)
+            unsafe bytes.withUnsafeBytes { raw in
+                _ = unsafe curl_set_blob(handle, option, raw.baseAddress, raw.count)
+            }
         }
     }
 
@@ -153,10 +181,10 @@ final class Transfer {
 
     private func receive(_ bytes: UnsafeRawBufferPointer) -> Int {
         received += bytes.count
-        let room = Self.keptBody - exchange.body.count
+        let room = keptBody - exchange.body.count
         if room > 0 { unsafe exchange.body.append(contentsOf: bytes.prefix(room)) }
         // Taking less than was offered makes libcurl close the connection.
-        return received > Self.toleratedBody ? 0 : bytes.count
+        return received > HTTPRequest.mostBody ? 0 : bytes.count
     }
 
     private func receiveHeader(_ line: UnsafeRawBufferPointer) {
@@ -196,8 +224,12 @@ final class Transfer {
         guard let offset = MemoryLayout<curl_sockaddr>.offset(of: \.addr) else { return -1 }
         let family = unsafe address.pointee.family
         let ip = unsafe IPAddress(UnsafeRawPointer(address) + offset, family: family)
+        let port = unsafe IPAddress.port(UnsafeRawPointer(address) + offset)
         // One forbidden address in the answer spoils the transfer: libcurl would otherwise go on to the next.
-        guard !wasBlocked, let ip, policy.allows(ip) else {
+        let isAllowed = ip.map {
+            proxy?.sockets.contains(SocketAddress($0, port: port)) ?? policy.allows($0, port: port)
+        }
+        guard !wasBlocked, isAllowed == true else {
             wasBlocked = true
             return -1
         }
@@ -224,11 +256,12 @@ final class Transfer {
         // The status line decides: a receiver that said 2xx has taken the event, however its body ended.
         if isHeaderComplete, (100...599).contains(currentStatus) {
             exchange.status = currentStatus
+            exchange.isBodyComplete = result == CURLE_OK && received <= keptBody
             return
         }
         let text = unsafe errorText[0] == 0 ? String(cString: curl_easy_strerror(result)) : String(cString: errorText)
         exchange.message = text
-        exchange.failure = failure(result)
+        exchange.failure = failure(result, text)
         if exchange.failure == .blockedAddress {
             exchange.message =
                 "the host's address is private, local or otherwise special; OUTBOX_ALLOW_NETWORKS lets networks through"
@@ -237,10 +270,12 @@ final class Transfer {
         }
     }
 
-    private func failure(_ result: CURLcode) -> HTTPExchange.Failure {
+    private func failure(_ result: CURLcode, _ text: String) -> HTTPExchange.Failure {
         if wasBlocked { return .blockedAddress }
         if lacksDescriptors { return .localResources }
         if sends > 1 { return .connectionLost }
+        if result == CURLE_PROXY || text.contains("CONNECT tunnel failed") { return .proxy }
+        if let failure = tlsFailure(result, text) { return failure }
         return switch result {
         case CURLE_COULDNT_RESOLVE_HOST, CURLE_COULDNT_RESOLVE_PROXY: .dns
         case CURLE_COULDNT_CONNECT: .connect
@@ -254,6 +289,31 @@ final class Transfer {
         case CURLE_URL_MALFORMAT, CURLE_BAD_FUNCTION_ARGUMENT, CURLE_UNSUPPORTED_PROTOCOL:
             sends == 0 ? .invalidRequest : .protocolError
         default: .protocolError
+        }
+    }
+
+    /// What exactly is wrong with the receiver's TLS: the verification's own code where there is one (X509_V_ERR_…), the
+    /// words of the library where there is none.
+    private func tlsFailure(_ result: CURLcode, _ text: String) -> HTTPExchange.Failure? {
+        if ["certificate required", "alert bad certificate", "alert unknown ca"].contains(where: text.contains) {
+            return .tlsClientCertificate
+        }
+        switch result {
+        case CURLE_PEER_FAILED_VERIFICATION:
+            var code = 0
+            unsafe curl_get_long(handle, CURLINFO_SSL_VERIFYRESULT, &code)
+            switch code {
+            case 9, 10: return .tlsExpired
+            case 18: return .tlsSelfSigned
+            case 2, 19, 20, 21: return .tlsUnknownIssuer
+            case 0, 62, 63, 64: return .tlsWrongHost
+            default: return .tls
+            }
+        case CURLE_SSL_CONNECT_ERROR:
+            let isOld = ["unsupported protocol", "protocol version", "wrong version number"].contains(
+                where: text.contains)
+            return isOld ? .tlsOldProtocol : nil
+        default: return nil
         }
     }
 

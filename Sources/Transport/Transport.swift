@@ -43,12 +43,12 @@ package final class Transport: Sendable {
     ///
     /// - Parameter capacity: how many requests will be in flight at most. So many connections and handles are kept for later
     ///   requests; with fewer, every request beyond them would connect anew.
-    package init(policy: AddressPolicy, capacity: Int = 1024) {
+    package init(policy: AddressPolicy, proxy: EgressProxy? = nil, capacity: Int = 1024) {
         Self.initializeLibrary()
         guard let multi = unsafe curl_multi_init() else { preconditionFailure("curl_multi_init: out of memory") }
         unsafe self.multi = multi
         unsafe curl_multi_set_long(multi, CURLMOPT_MAXCONNECTS, capacity)
-        thread.withLock { $0 = Thread("transport") { self.loop(policy, capacity: capacity) } }
+        thread.withLock { $0 = Thread("transport") { self.loop(policy, proxy, capacity: capacity) } }
     }
 
     static func initializeLibrary() { _ = globalInitialization }
@@ -136,8 +136,8 @@ package final class Transport: Sendable {
 
     // MARK: The transport thread
 
-    private func loop(_ policy: AddressPolicy, capacity: Int) {
-        let loop = unsafe TransportLoop(multi, policy: policy, capacity: capacity)
+    private func loop(_ policy: AddressPolicy, _ proxy: EgressProxy?, capacity: Int) {
+        let loop = unsafe TransportLoop(multi, policy: policy, proxy: proxy, capacity: capacity)
         var commands: [Command] = []
         while true {
             loop.finishReady()

@@ -19,14 +19,16 @@ final class TransportLoop {
 
     private let multi: UnsafeMutableRawPointer
     private let policy: AddressPolicy
+    private let proxy: EgressProxy?
     private let capacity: Int
     private var active: [UInt64: Transfer] = [:]
     private var idle: [Transfer] = []
     private var waiting: Deque<Transport.Start> = []
 
-    init(_ multi: UnsafeMutableRawPointer, policy: AddressPolicy, capacity: Int) {
+    init(_ multi: UnsafeMutableRawPointer, policy: AddressPolicy, proxy: EgressProxy?, capacity: Int) {
         unsafe self.multi = multi
         self.policy = policy
+        self.proxy = proxy
         self.capacity = capacity
     }
 
@@ -67,7 +69,12 @@ final class TransportLoop {
     func startSome() {
         for _ in 0..<max(Self.fewStarts, active.count / 8) {
             guard let start = waiting.popFirst() else { return }
-            guard let transfer = idle.popLast() ?? Transfer(policy: policy) else {
+            // The proxy resolves names, so nobody here sees the address; a literal one is seen now or never.
+            if proxy != nil, let reason = literalRefusal(start.request.url) {
+                start.completion(.unsent(.blockedAddress, "the URL \(reason)"))
+                continue
+            }
+            guard let transfer = idle.popLast() ?? Transfer(policy: policy, proxy: proxy) else {
                 start.completion(.unsent(.localResources, "out of memory"))
                 continue
             }
@@ -92,6 +99,12 @@ final class TransportLoop {
             transfer.abandon()
         }
         for start in waiting { start.completion(.unsent(.cancelled, "the transport is stopped")) }
+    }
+
+    private func literalRefusal(_ url: String) -> String? {
+        do throws(TargetURL.Refusal) { return policy.refusal(of: try TargetURL(url)) } catch {
+            return error.description
+        }
     }
 
     private func transfer(of handle: UnsafeMutableRawPointer) -> Transfer? {

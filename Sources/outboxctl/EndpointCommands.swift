@@ -8,51 +8,9 @@ struct EndpointCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "endpoint", abstract: "Who gets which events, and how.",
         subcommands: [
-            Create.self, List.self, Get.self, Update.self, Delete.self, Pause.self, Resume.self, Enable.self,
-            Disable.self,
+            Create.self, List.self, Get.self, Update.self, Delete.self, Test.self, Evaluate.self, Secret.self,
+            Pause.self, Resume.self, Enable.self, Disable.self,
         ])
-
-    /// The settings that create and update share.
-    struct ChangeOptions: ParsableArguments {
-        @Option(name: .long, help: "Only this customer's events; * for all.") var customer: String?
-        @Option(name: .long, help: "Free text.") var description: String?
-        @Option(name: .long, help: "Exact event type; * for all.") var eventType: String?
-        @Option(name: .long, help: "Exact change type, such as Create; * for all.") var changeType: String?
-        @Option(name: .long, help: "standard, citrix or raw.") var format: Endpoint.Format?
-        @Option(name: .long, help: "POST, PUT, PATCH or GET.") var method: HTTPRequest.Method?
-        @Option(name: .long, help: ArgumentHelp("A request header; may be repeated.", valueName: "K: V")) var header:
-            [HeaderArgument] = []
-        @Option(name: .long, help: "For the whole request.") var timeout: DurationArgument?
-        @Option(name: .long, help: "For name, TCP and TLS.") var connectTimeout: DurationArgument?
-        @Option(name: .long, help: "The waits after failures, as in 5s,30s,2m; \"none\" for no retry.")
-        var retrySchedule: String?
-        @Option(name: .long, help: "Requests in flight per worker process.") var maxInFlight: Int?
-
-        func change() throws -> EndpointChange {
-            var change = EndpointChange()
-            change.customerID = customer
-            change.description = description
-            change.eventType = eventType
-            change.changeType = changeType
-            change.format = format
-            change.method = method
-            if !header.isEmpty { change.headers = try header.map { try $0.header } }
-            change.timeout = timeout?.duration
-            change.connectTimeout = connectTimeout?.duration
-            change.maxInFlight = maxInFlight
-            if let retrySchedule {
-                let waits = retrySchedule == "none" ? [] : retrySchedule.split(separator: ",").map(String.init)
-                change.retrySchedule = try waits.map { wait in
-                    guard let wait = DurationArgument(argument: wait) else {
-                        throw OperationRefusal(
-                            .invalid, "\"\(wait)\" is not a wait", hint: "Expected a list such as 5s,30s,2m,1h")
-                    }
-                    return wait.duration
-                }
-            }
-            return change
-        }
-    }
 
     struct Create: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
@@ -60,8 +18,10 @@ struct EndpointCommand: AsyncParsableCommand {
         @OptionGroup var options: GlobalOptions
         @Argument(help: "A name, unique per customer.") var name: String
         @Option(name: .long, help: "Where to send.") var url: String
-        @OptionGroup var changes: ChangeOptions
-        @Option(name: .long, help: "File with the signing secret (whsec_…) to use instead of a new one; - for stdin.")
+        @OptionGroup var changes: EndpointOptions
+        @Option(
+            name: .long,
+            help: "File with the signing secret (whsec_… or whsk_…) to use instead of a new one; - for stdin.")
         var secretFile: String?
 
         func run() async throws {
@@ -73,28 +33,18 @@ struct EndpointCommand: AsyncParsableCommand {
                 try secretFile.map { file in
                     try SigningSecret(String(decoding: try textArgument(file == "-" ? "-" : "@" + file), as: UTF8.self))
                 } ?? .generate()
-            warnAboutAddress()
+            let policy = try Settings(options).policy()
             let created = try await Session.run(options) { [change] connection in
-                let id = try connection.createEndpoint(change, secret: secret, keyring: keyring)
+                let id = try connection.createEndpoint(
+                    change, secret: secret, keyring: keyring, policy: policy.refusing(connection.serverSockets))
                 return try connection.listEndpoints(id)
             }
+            if let warning = try changes.presetWarning { note(warning) }
             if options.format == .table {
                 options.format.item(created)
                 if secretFile == nil { print("\nsecret (shown once)  \(secret.revealed)") }
             } else if let object = created.json.first {
                 print(secretFile == nil ? object.dropLast() + #","secret":\#(jsonString(secret.revealed))}"# : object)
-            }
-        }
-
-        /// The address policy is the worker's; from here it can only be guessed.
-        private func warnAboutAddress() {
-            guard let target = try? TargetURL(url), let policy = try? Settings(options).policy() else { return }
-            let isLocalName = target.host == "localhost" || target.host.hasSuffix(".localhost")
-            if isLocalName || target.address.map({ !policy.allows($0) }) == true {
-                FileHandle.standardError.write(
-                    Data(
-                        "outboxctl: note: \(target.host) is a special address; workers refuse it (blocked_address) unless OUTBOX_ALLOW_NETWORKS lets it through\n"
-                            .utf8))
             }
         }
     }
@@ -133,14 +83,17 @@ struct EndpointCommand: AsyncParsableCommand {
         @Argument(help: "Name or id.") var endpoint: String
         @Option(name: .long, help: "A new name.") var name: String?
         @Option(name: .long, help: "A new URL.") var url: String?
-        @OptionGroup var changes: ChangeOptions
+        @OptionGroup var changes: EndpointOptions
 
         func run() async throws {
             var change = try changes.change()
             change.name = name
             change.url = url
+            let settings = try Settings(options)
+            let (keyring, policy) = (try settings.keyring(creating: change.changesCredentials), try settings.policy())
             try await changeEndpoint(endpoint, options) { [change] connection, id in
-                try connection.updateEndpoint(id, change)
+                try connection.updateEndpoint(
+                    id, change, keyring: keyring, policy: policy.refusing(connection.serverSockets))
             }
         }
     }
@@ -221,6 +174,9 @@ struct EndpointCommand: AsyncParsableCommand {
         }
     }
 }
+
+/// Says something that is no error, on standard error.
+func note(_ text: String) { FileHandle.standardError.write(Data("outboxctl: note: \(text)\n".utf8)) }
 
 /// Looks the endpoint up, changes it, and prints how it is now.
 private func changeEndpoint(

@@ -1,3 +1,4 @@
+import Bench
 import EmbeddedPostgres
 import Foundation
 import Outbox
@@ -16,6 +17,7 @@ struct Failure {
         case unreachable = 69
         case notPermitted = 77
         case configuration = 78
+        case interrupted = 130
     }
 
     let exit: Exit
@@ -50,6 +52,8 @@ struct Failure {
         case let error as SigningSecret.Refusal: self.init(.usage, "secret_invalid", error.description)
         case let error as Keyring.Refusal: self.init(.configuration, "secret_key", error.description)
         case let error as SettingRefusal: self.init(.configuration, "configuration", error.description)
+        case let error as Benchmark.Failure: self.init(.no, "benchmark_failed", error.description)
+        case is CancellationError: self.init(.interrupted, "interrupted", "interrupted; everything begun is cleaned up")
         case let error as Answer: self.init(error.exit, "no", error.message)
         case let error as CocoaError: self.init(.usage, "file", error.localizedDescription)
         default: return nil
@@ -79,6 +83,10 @@ struct Failure {
         case .value: self.init(.usage, "invalid_value", text)
         case .server:
             switch error.sqlState ?? "" {
+            case "42501" where text.contains("create database"):
+                self.init(
+                    .notPermitted, "not_permitted", text,
+                    "A benchmark makes databases of its own: use a role with CREATEDB")
             case "42501":
                 self.init(.notPermitted, "not_permitted", text, "Grant the role outbox_operator, or use another user")
             case "3F000", "42P01":

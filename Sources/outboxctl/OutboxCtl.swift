@@ -1,6 +1,7 @@
 import ArgumentParser
 import Foundation
 import Outbox
+import Templates
 
 /// The command line. Words, flags and exit codes are described in docs/cli.md.
 @main
@@ -12,8 +13,7 @@ struct OutboxCtl: AsyncParsableCommand {
         subcommands: [
             Run.self, Status.self, Doctor.self, DatabaseCommand.self, EndpointCommand.self, EventCommand.self,
             DeliveryCommand.self, AttemptCommand.self, DeadCommand.self, Listen.self, TriggerCommand.self,
-            BenchCommand.self,
-            Config.self,
+            TemplateCommand.self, Sign.self, Verify.self, BenchCommand.self, Config.self,
         ])
 
     static func main() async {

@@ -31,7 +31,7 @@ struct Run: AsyncParsableCommand {
     func run() async throws {
         let settings = try Settings(options)
         let logger = try LineLogHandler.logger(settings)
-        let policy = try settings.policy()
+        let (policy, proxy) = (try settings.policy(), try settings.proxy())
         let host = ProcessInfo.processInfo.hostName
         let pid = ProcessInfo.processInfo.processIdentifier
         raiseDescriptorLimit()
@@ -57,6 +57,7 @@ struct Run: AsyncParsableCommand {
                 let worker = "\(host)/\(pid)" + (sessions.count > 1 ? "/\(index + 1)" : "")
                 var configuration = EngineConfiguration(
                     database: session.target, worker: worker, host: host, pid: Int(pid), policy: policy)
+                configuration.proxy = proxy
                 configuration.lease = try lease?.duration ?? settings.duration("lease")
                 configuration.grace = try grace?.duration ?? settings.duration("grace")
                 configuration.pollInterval = try settings.duration("poll_interval")

@@ -3,6 +3,7 @@ import EmbeddedPostgres
 import Foundation
 import Outbox
 import Postgres
+import Templates
 import Transport
 
 /// A setting that cannot be used: its name, what is wrong, what would be right. Never its value.
@@ -47,7 +48,8 @@ struct Settings {
     /// The keys of the configuration file; each is `OUTBOX_` and the upper-case key in the environment.
     static let keys: [(key: String, fallback: String?, isSecret: Bool)] = [
         ("database_url", nil, true), ("databases", nil, true), ("secret_key_file", ".outbox/secret.key", false),
-        ("allow_networks", nil, false), ("log_level", "info", false), ("log_format", "text", false),
+        ("allow_networks", nil, false), ("egress_proxy", nil, true), ("log_level", "info", false),
+        ("log_format", "text", false),
         ("lease", "60s", false),
         ("grace", "10s", false), ("poll_interval", "1s", false), ("listen_notifications", "true", false),
         ("max_in_flight", "4096", false), ("postgres_bin", nil, false),
@@ -144,6 +146,12 @@ struct Settings {
                 }
                 return network
             })
+    }
+
+    /// The proxy that requests leave through; nil for none.
+    func proxy() throws -> EgressProxy? {
+        guard let url = self["egress_proxy"], !url.isEmpty else { return nil }
+        do { return try EgressProxy(url) } catch { throw SettingRefusal(description: "OUTBOX_EGRESS_PROXY: \(error)") }
     }
 
     /// The keys that endpoint secrets are sealed with. The default file is made when it is first needed; one that was

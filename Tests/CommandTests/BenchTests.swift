@@ -69,7 +69,8 @@ import Testing
 
     @Test func `a user who may not create databases is told so`() async throws {
         let database = try await TestCluster.database(migrated: false)
-        try await database.script("DO $$ BEGIN CREATE ROLE bench_guest LOGIN; EXCEPTION WHEN duplicate_object THEN END $$")
+        try await database.script(
+            "DO $$ BEGIN CREATE ROLE bench_guest LOGIN; EXCEPTION WHEN duplicate_object THEN END $$")
         let (end, _, errors) = try await ChildProcess.run(
             ["bench", "--phases", "drain"],
             environment: ["DATABASE_URL": database.connectionString + " user=bench_guest"])

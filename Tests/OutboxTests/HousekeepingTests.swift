@@ -125,7 +125,7 @@ import Testing
         let rotated = try Keyring(text: "# newest first\n" + new + old)
         #expect(try await defects(database, rotated) == [nil, nil])
         let opened = try await database.pool.run {
-            try $0.endpoints(keyring: rotated).endpoints.flatMap(\.secrets).map(\.revealed)
+            try $0.endpoints(keyring: rotated).endpoints.flatMap(\.settings.secrets).map(\.revealed)
         }
         #expect(opened == [secret.revealed, secret.revealed])
         // Without the old key they cannot be opened, and the reason names the key's id.

@@ -73,20 +73,24 @@ import Transport
             transactionID: try #require(UniqueID("9cc8c8d0-3d24-46f4-b63c-8c5d092b7205")), identity: identity,
             before: before.map { Array($0.utf8) }, after: after.map { Array($0.utf8) },
             occurredAt: Timestamp(microseconds: 1_524_582_949_493_999),
-            traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+            context: Array(#"{"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#.utf8))
     }
 
     private func request(
         _ event: Event, _ format: Endpoint.Format, method: HTTPRequest.Method = .post, headers: [HTTPHeader] = [],
         secrets: [SigningSecret] = []
     ) throws -> HTTPRequest {
-        let endpoint = Endpoint(
-            id: EndpointID(rawValue: .random()), name: "e", method: method, url: "https://example.com/",
-            headers: headers, format: format,
-            retrySchedule: [.seconds(5), .seconds(30)], secrets: secrets)
+        var settings = Endpoint.Settings(
+            id: EndpointID(rawValue: .random()), name: "e", url: "https://example.com/")
+        settings.method = method
+        settings.headers = headers.map { Endpoint.HeaderSetting(name: $0.name, value: $0.value) }
+        settings.format = format
+        settings.retrySchedule = [.seconds(5), .seconds(30)]
+        settings.secrets = secrets
         return try HTTPRequest.delivery(
-            of: event, to: endpoint, number: 2, webhookID: "evt_abc_7",
-            at: Timestamp(microseconds: 1_700_000_000_900_000))
+            of: event, to: Endpoint(settings), number: 2, webhookID: "evt_abc_7",
+            at: Timestamp(microseconds: 1_700_000_000_900_000)
+        ).request
     }
 
     @Test func `the citrix format has the eight members in order, and the producer's bytes inside strings`() throws {

@@ -127,8 +127,18 @@ CREATE TABLE outbox.endpoint (
     description     text,
     method          text NOT NULL DEFAULT 'POST' CHECK (method IN ('POST', 'PUT', 'PATCH', 'GET')),
     url             text NOT NULL,
+    url_has_parameters boolean NOT NULL DEFAULT false,
     headers         jsonb NOT NULL DEFAULT '[]' CHECK (jsonb_typeof(headers) = 'array'),  -- [{"name":…,"value":…}]
-    format          text NOT NULL DEFAULT 'standard' CHECK (format IN ('standard', 'citrix', 'raw')),
+    format          text NOT NULL DEFAULT 'standard'
+                    CHECK (format IN ('standard', 'citrix', 'raw', 'cloudevents', 'cloudevents-binary', 'template')),
+    template        text,
+    template_kind   text NOT NULL DEFAULT 'json' CHECK (template_kind IN ('json', 'xml', 'text')),
+    rules           jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(rules) = 'object'),   -- when an answer is a success
+    authentication  jsonb NOT NULL DEFAULT '{"kind":"none"}',                             -- what of it is not secret
+    ca_certificate  text,
+    client_certificate text,
+    allows_http2    boolean NOT NULL DEFAULT false,
+    most_bytes      int CHECK (most_bytes > 0),
     event_type      text NOT NULL DEFAULT '*',
     change_type     text NOT NULL DEFAULT '*',
     timeout         interval NOT NULL DEFAULT '15 s' CHECK (timeout BETWEEN '100 ms' AND '5 min'),
@@ -145,10 +155,12 @@ CREATE TABLE outbox.endpoint (
 );
 CREATE UNIQUE INDEX endpoint_name_is_unique ON outbox.endpoint (customer_id, name) WHERE deleted_at IS NULL;
 
--- Signing secrets, sealed outside the database (AES-256-GCM); several while one is being rotated.
+-- Secrets, sealed outside the database (AES-256-GCM): for signing, several while one is being rotated, and one object with
+-- all other credentials.
 CREATE TABLE outbox.secret (
     id          uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     endpoint_id uuid NOT NULL REFERENCES outbox.endpoint,
+    kind        text NOT NULL CHECK (kind IN ('v1', 'v1a', 'credentials')),
     key_id      text NOT NULL,
     sealed      bytea NOT NULL,
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -207,7 +219,7 @@ CREATE TABLE outbox.attempt (
     event_id      bigint NOT NULL,
     endpoint_id   uuid NOT NULL,
     number        int NOT NULL,
-    trigger       text NOT NULL CHECK (trigger IN ('first', 'retry', 'replay', 'test')),
+    trigger       text NOT NULL CHECK (trigger IN ('first', 'retry', 'replay', 'test', 'evaluate')),
     lease_id      uuid NOT NULL,
     worker        text NOT NULL,
     started_at    timestamptz NOT NULL,

@@ -37,12 +37,12 @@ WITH pair AS (
     -- The first recorded success of a pair that has nothing outstanding.
     SELECT a.event_id, a.endpoint_id, NULL, 'delivered', a.number, a.trigger, NULL, a.started_at, a.status, NULL, NULL, NULL
       FROM outbox.attempt a
-     WHERE a.outcome = 'success' AND a.trigger <> 'test'
+     WHERE a.outcome = 'success' AND a.trigger NOT IN ('test', 'evaluate')
        AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = a.event_id AND d.endpoint_id = a.endpoint_id)
        AND NOT EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_id = a.event_id AND d.endpoint_id = a.endpoint_id)
        AND NOT EXISTS (SELECT FROM outbox.attempt o
                         WHERE o.event_id = a.event_id AND o.endpoint_id = a.endpoint_id AND o.outcome = 'success'
-                          AND o.trigger <> 'test' AND (o.started_at, o.number, o.lease_id) < (a.started_at, a.number, a.lease_id)))
+                          AND o.trigger NOT IN ('test', 'evaluate') AND (o.started_at, o.number, o.lease_id) < (a.started_at, a.number, a.lease_id)))
 SELECT p.event_id || ':' || p.endpoint_id AS id, p.event_id, outbox.webhook_id(p.event_id) AS webhook_id, p.endpoint_id,
        n.name AS endpoint, e.customer_id, e.type AS event_type, e.change_type, e.transaction_id, p.state, p.attempts,
        p.trigger, p.due_at, p.last_at, p.last_status, p.last_error_class, p.last_error, p.reason, e.created_at

@@ -1,0 +1,254 @@
+import Templates
+
+/// When an answer is a success, and which failures are final: the status, and what the body says.
+package struct AnswerRules: Sendable, Codable, Equatable {
+    /// What the body has to be.
+    package enum Form: String, Sendable, Codable, CaseIterable {
+        /// Whatever it likes.
+        case any
+        /// JSON, whatever its content type says.
+        case json
+        /// JSON inside a call, `callback({...});`.
+        case jsonp
+    }
+
+    /// Statuses that mean success, before the body is looked at.
+    package var success = StatusSet([200...299])
+    /// Statuses after which the same event is not tried again: 413 and 415 say that it will never be taken (RFC 9110
+    /// 15.5.14, 15.5.16).
+    package var permanent = StatusSet([413...413, 415...415])
+    package var form = Form.any
+    /// What must hold, all of it.
+    package var checks: [Check] = []
+    /// Texts that make an answer a 429 in disguise, as Microsoft Teams sends them.
+    package var throttled: [String] = []
+    /// The event is not tried again when a check fails.
+    package var isFailureFinal = false
+
+    package init() {}
+
+    package static let standard = AnswerRules()
+
+    /// True when the body decides, too: then more of it is read.
+    package var readBody: Bool { form != .any || !checks.isEmpty || !throttled.isEmpty }
+
+    /// In words: what must hold.
+    package var summary: String {
+        let form = form == .any ? [] : ["\(form.rawValue.uppercased()) body"]
+        return (["status \(success)"] + form + checks.map(\.description)).joined(separator: ", ")
+    }
+
+    /// What an answer with a success status says in its body.
+    package enum Finding: Sendable, Equatable {
+        case success
+        case throttled
+        /// With the rule and what it found instead.
+        case failure(String)
+    }
+
+    /// Looks at the body of an answer whose status is a success.
+    package func judge(_ body: [UInt8], isComplete: Bool) -> Finding {
+        guard readBody else { return .success }
+        guard isComplete else { return .failure("the answer's body was cut off or is too long to be judged") }
+        let text = String(decoding: body, as: UTF8.self)
+        if throttled.contains(where: { text.contains($0) }) { return .throttled }
+        var document: JSON?
+        do throws(JSON.Refusal) {
+            switch form {
+            case .json: document = try JSON(body)
+            case .jsonp: document = try JSON(callback: body)
+            case .any: if checks.contains(where: \.readsJSON) { document = try JSON(body) }
+            }
+        } catch {
+            return .failure("response is not \(form == .jsonp ? "JSONP" : "JSON") (\(error))")
+        }
+        for (index, check) in checks.enumerated() {
+            if let found = check.failure(in: text, document) {
+                return .failure("rule \(index + 1) (\(check)) failed: \(found)")
+            }
+        }
+        return .success
+    }
+
+    private enum CodingKeys: String, CodingKey {
+        case success, permanent, form, checks, throttled
+        case isFailureFinal = "failure_is_final"
+    }
+
+    package init(from decoder: any Decoder) throws {
+        let values = try decoder.container(keyedBy: CodingKeys.self)
+        success = try values.decodeIfPresent(StatusSet.self, forKey: .success) ?? success
+        permanent = try values.decodeIfPresent(StatusSet.self, forKey: .permanent) ?? permanent
+        form = try values.decodeIfPresent(Form.self, forKey: .form) ?? form
+        checks = try values.decodeIfPresent([Check].self, forKey: .checks) ?? checks
+        throttled = try values.decodeIfPresent([String].self, forKey: .throttled) ?? throttled
+        isFailureFinal = try values.decodeIfPresent(Bool.self, forKey: .isFailureFinal) ?? isFailureFinal
+    }
+}
+
+/// One thing that must hold of an answer: a type, a key and a value, as Safous has them.
+package struct Check: Sendable, Equatable, CustomStringConvertible {
+    /// How the value at the key is compared. `glob` has `*` for any characters and `?` for one: it takes time in
+    /// proportion to the answer, which a regular expression from an endpoint's owner need not.
+    package enum Kind: String, Sendable, CaseIterable {
+        case string, number, boolean, null, exists, glob
+        /// The whole body, without white space around it.
+        case text
+        /// Anywhere in the body.
+        case contains
+    }
+
+    package let kind: Kind
+    /// A path into the JSON answer; empty for `text` and `contains`.
+    package let key: String
+    package let value: String
+    /// The opposite must hold.
+    package let isDenial: Bool
+
+    /// Reads `[deny] TYPE KEY VALUE`, as in `string status granted`, `exists data.id`, `text ok` or `deny boolean error true`.
+    package init(_ text: String) throws(OperationRefusal) {
+        var words = text.split(separator: " ", maxSplits: 1, omittingEmptySubsequences: true).map(String.init)
+        isDenial = words.first == "deny"
+        if isDenial {
+            words = (words.count > 1 ? words[1] : "").split(separator: " ", maxSplits: 1).map(String.init)
+        }
+        let rest = words.count > 1 ? words[1] : ""
+        guard let kind = words.first.flatMap(Kind.init) else {
+            throw OperationRefusal(
+                .invalid, "\"\(text.prefix(64))\" is not a rule",
+                hint: "Expected TYPE KEY VALUE, TYPE one of \(Kind.allCases.map(\.rawValue).joined(separator: ", "))")
+        }
+        self.kind = kind
+        let parts = rest.split(separator: " ", maxSplits: 1, omittingEmptySubsequences: true).map(String.init)
+        switch kind {
+        case .text, .contains: (key, value) = ("", rest)
+        default: (key, value) = (parts.first ?? "", parts.count > 1 ? parts[1] : "")
+        }
+        let isValid =
+            switch kind {
+            case .text, .contains: !value.isEmpty
+            case .exists, .null: !key.isEmpty && value.isEmpty
+            case .boolean: !key.isEmpty && (value == "true" || value == "false")
+            case .number: !key.isEmpty && Double(value) != nil
+            case .string, .glob: !key.isEmpty && parts.count > 1
+            }
+        guard isValid else {
+            throw OperationRefusal(
+                .invalid, "the rule \"\(text.prefix(64))\" lacks its key or has the wrong value",
+                hint: "Expected something like: string status ok, number code 0, exists data.id, text ok")
+        }
+    }
+
+    package var description: String {
+        ((isDenial ? ["deny"] : []) + [kind.rawValue, key, value]).filter { !$0.isEmpty }.joined(separator: " ")
+    }
+
+    var readsJSON: Bool { kind != .text && kind != .contains }
+
+    /// What was found when the check does not hold; nil when it does.
+    fileprivate func failure(in text: String, _ document: JSON?) -> String? {
+        let found = document?.value(at: JSON.path(key))
+        let holds: Bool =
+            switch (kind, found?.kind) {
+            case (.text, _): trimmed(text) == value
+            case (.contains, _): text.contains(value)
+            case (.exists, let found): found != nil
+            case (.string, .string(let string)?): string == value
+            case (.glob, .string(let string)?): matches(Array(value.unicodeScalars), Array(string.unicodeScalars))
+            case (.number, .number?): found.flatMap { Double($0.text) } == Double(value)
+            case (.boolean, .boolean(let flag)?): flag == (value == "true")
+            case (.null, .null?): true
+            default: false
+            }
+        if holds != isDenial { return nil }
+        switch kind {
+        case .text, .contains: return text.isEmpty ? "the answer is empty" : "the answer is \(shortened(text))"
+        default:
+            return found.map { "the answer has \(shortened(String(decoding: $0.source, as: UTF8.self)))" }
+                ?? "the answer has no such key"
+        }
+    }
+
+    private func trimmed(_ text: String) -> Substring {
+        var text = text.drop { $0.isWhitespace }
+        while text.last?.isWhitespace == true { text.removeLast() }
+        return text
+    }
+
+    private func shortened(_ text: String) -> String { text.count <= 64 ? text : text.prefix(64) + "…" }
+}
+
+/// Matches in time proportional to the product of the lengths: on a mismatch only the last star is tried again.
+private func matches(_ pattern: [Unicode.Scalar], _ text: [Unicode.Scalar]) -> Bool {
+    var (p, t) = (0, 0)
+    var star: (pattern: Int, text: Int)?
+    while t < text.count {
+        if p < pattern.count, pattern[p] == "*" {
+            star = (p, t)
+            p += 1
+        } else if p < pattern.count, pattern[p] == "?" || pattern[p] == text[t] {
+            p += 1
+            t += 1
+        } else if let last = star {
+            star = (last.pattern, last.text + 1)
+            p = last.pattern + 1
+            t = last.text + 1
+        } else {
+            return false
+        }
+    }
+    return pattern[p...].allSatisfy { $0 == "*" }
+}
+
+extension Check: Codable {
+    package init(from decoder: any Decoder) throws {
+        self = try Check(try decoder.singleValueContainer().decode(String.self))
+    }
+
+    package func encode(to encoder: any Encoder) throws {
+        var container = encoder.singleValueContainer()
+        try container.encode(description)
+    }
+}
+
+/// A set of HTTP statuses, written `200-299,304`.
+package struct StatusSet: Sendable, Equatable, Codable, CustomStringConvertible {
+    private let ranges: [ClosedRange<Int>]
+
+    package init(_ ranges: [ClosedRange<Int>]) { self.ranges = ranges }
+
+    /// Reads the written form; `none` is the empty set.
+    package init(_ text: String) throws(OperationRefusal) {
+        if text == "none" { self.init([]); return }
+        var ranges: [ClosedRange<Int>] = []
+        for part in text.split(separator: ",", omittingEmptySubsequences: false) {
+            let ends = part.split(separator: "-", omittingEmptySubsequences: false).map { Int($0) }
+            guard (1...2).contains(ends.count), let low = ends[0], let high = ends[ends.count - 1], low <= high,
+                low >= 100, high <= 599
+            else {
+                throw OperationRefusal(
+                    .invalid, "\"\(text.prefix(64))\" is not a set of statuses",
+                    hint: "Expected something like 200-299,304")
+            }
+            ranges.append(low...high)
+        }
+        self.init(ranges)
+    }
+
+    package func contains(_ status: Int) -> Bool { ranges.contains { $0.contains(status) } }
+
+    package var description: String {
+        if ranges.isEmpty { return "none" }
+        return ranges.map { $0.count == 1 ? "\($0.lowerBound)" : "\($0.lowerBound)-\($0.upperBound)" }.joined(
+            separator: ",")
+    }
+
+    package init(from decoder: any Decoder) throws {
+        try self.init(try decoder.singleValueContainer().decode(String.self))
+    }
+
+    package func encode(to encoder: any Encoder) throws {
+        var container = encoder.singleValueContainer()
+        try container.encode(description)
+    }
+}

@@ -1,0 +1,140 @@
+import FoundationEssentials
+package import Transport
+
+/// How a request proves to the receiver who sends it. Secrets are not in here, see `Credentials`.
+package struct Authentication: Sendable, Codable, Equatable {
+    package enum Kind: String, Sendable, Codable, CaseIterable {
+        case none
+        /// The `Authorization` header's value as given (the Citrix Cloud `authHeaders`).
+        case verbatim
+        /// User and password (RFC 7617, UTF-8).
+        case basic
+        /// A bearer token (RFC 6750).
+        case bearer
+        /// A header of another name.
+        case header
+        /// A token from the client credentials grant (RFC 6749 4.4).
+        case oauth2
+    }
+
+    package var kind = Kind.none
+    /// The user of `basic`.
+    package var user: String?
+    /// The header of `header`.
+    package var header: String?
+    package var tokenURL: String?
+    package var clientID: String?
+    package var scope: String?
+
+    package init() {}
+
+    private enum CodingKeys: String, CodingKey {
+        case kind, user, header, scope
+        case tokenURL = "token_url"
+        case clientID = "client_id"
+    }
+
+    /// Throws an `OperationRefusal` that names what is missing or wrong.
+    func validate(secret: String?, policy: AddressPolicy?) throws {
+        func require(_ value: String?, _ what: String) throws {
+            if value?.isEmpty ?? true {
+                throw OperationRefusal(.invalid, "authentication \(kind.rawValue) needs \(what)")
+            }
+        }
+        switch kind {
+        case .none: return
+        case .verbatim, .bearer: break
+        case .basic:
+            try require(user, "a user")
+            if user?.contains(":") == true { throw OperationRefusal(.invalid, "a user's name has no colon (RFC 7617)") }
+        case .header: try require(header, "the header's name")
+        case .oauth2:
+            try require(tokenURL, "a token URL")
+            try require(clientID, "a client id")
+            try checkURL(tokenURL ?? "", "the token URL", policy)
+        }
+        try require(secret, kind == .oauth2 ? "the client's secret" : "a secret")
+        _ = try constantHeader(secret: secret ?? "")
+    }
+
+    /// The header that is the same in every request; nil where there is none.
+    func constantHeader(secret: String) throws(HTTPHeader.Refusal) -> HTTPHeader? {
+        switch kind {
+        case .none, .oauth2: nil
+        case .verbatim: try HTTPHeader(own: "Authorization", value: secret)
+        case .bearer: try HTTPHeader(own: "Authorization", value: "Bearer \(secret)")
+        case .basic:
+            try HTTPHeader(
+                own: "Authorization",
+                value: "Basic " + Data("\(user ?? ""):\(secret)".utf8).base64EncodedString())
+        case .header: try HTTPHeader(name: header ?? "", value: secret)
+        }
+    }
+}
+
+/// What is secret about an endpoint beside its signing secrets: sealed as one JSON object.
+package struct Credentials: Sendable, Codable, Equatable {
+    /// The value, token, password or client secret of the authentication.
+    package var authentication: String?
+    /// The private key of the client certificate, PEM.
+    package var clientKey: String?
+    /// The values of the headers that are marked secret, in their order.
+    package var headers: [String] = []
+
+    package init() {}
+
+    var isEmpty: Bool { self == Credentials() }
+
+    func sealed(_ keyring: Keyring, for endpoint: EndpointID) throws -> (keyID: String, bytes: [UInt8]) {
+        try keyring.seal(Array(try JSONEncoder().encode(self)), .credentials, for: endpoint)
+    }
+
+    init(_ bytes: [UInt8]) throws { self = try JSONDecoder().decode(Credentials.self, from: Data(bytes)) }
+}
+
+/// Where and as whom an access token is fetched. Endpoints with the same client share their token.
+package struct OAuthClient: Sendable, Hashable {
+    package let tokenURL: String
+    package let clientID: String
+    package let clientSecret: String
+    package let scope: String?
+
+    /// The request for a token (RFC 6749 4.4.2): the client authenticates with Basic, as 2.3.1 wants every server to
+    /// take it.
+    package func request(timeout: Duration) throws(HTTPHeader.Refusal) -> HTTPRequest {
+        let pair = "\(Self.encoded(clientID)):\(Self.encoded(clientSecret))"
+        let headers = HTTPHeaders([
+            .userAgent, try HTTPHeader(own: "Content-Type", value: "application/x-www-form-urlencoded"),
+            try HTTPHeader(own: "Accept", value: "application/json"),
+            try HTTPHeader(own: "Authorization", value: "Basic " + Data(pair.utf8).base64EncodedString()),
+        ])
+        var body = "grant_type=client_credentials"
+        if let scope { body += "&scope=\(Self.encoded(scope))" }
+        var request = HTTPRequest(url: tokenURL, headers: headers, body: Array(body.utf8), timeout: timeout)
+        request.keptBody = 64 * 1024
+        return request
+    }
+
+    private static func encoded(_ text: String) -> String {
+        text.utf8.map { byte in
+            switch byte {
+            case 0x30...0x39, 0x41...0x5A, 0x61...0x7A, 0x2D, 0x2E, 0x5F, 0x7E: String(Unicode.Scalar(byte))
+            default: "%" + hexadecimal([byte]).uppercased()
+            }
+        }.joined()
+    }
+}
+
+/// Checks a URL that requests are to go to, as far as that is possible without resolving its host.
+func checkURL(_ url: String, _ what: String, _ policy: AddressPolicy?) throws {
+    do {
+        let target = try TargetURL(url)
+        if let policy, let reason = policy.refusal(of: target) {
+            throw OperationRefusal(
+                .invalid, "\(what) \(reason)",
+                hint: "If requests may go there, name its network in OUTBOX_ALLOW_NETWORKS, here and for the workers")
+        }
+    } catch let error as TargetURL.Refusal {
+        throw OperationRefusal(.invalid, "\(what) \(error)", hint: "Expected something like https://example.com/hook")
+    }
+}

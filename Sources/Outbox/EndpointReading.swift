@@ -1,0 +1,159 @@
+import FoundationEssentials
+package import Postgres
+import Templates
+import Transport
+
+extension Connection {
+    /// All endpoints that exist, with their secrets opened, and the generation that they belong to.
+    package mutating func endpoints(keyring: Keyring) throws -> (generation: Int64, endpoints: [Endpoint]) {
+        // The generation is read first: a change between the two statements is then read again, never missed.
+        let generation: Int64 =
+            try query("SELECT endpoint_generation FROM outbox.setting").first { row throws(PostgresError) in try row[0]
+            } ?? 0
+        return (generation, try readEndpoints(nil, keyring: keyring))
+    }
+
+    /// One endpoint as a worker would use it.
+    package mutating func endpoint(_ id: EndpointID, keyring: Keyring) throws -> Endpoint {
+        guard let endpoint = try readEndpoints(id, keyring: keyring).first else {
+            throw OperationRefusal(.notFound, "endpoint \(id) not found")
+        }
+        return endpoint
+    }
+
+    private mutating func readEndpoints(_ id: EndpointID?, keyring: Keyring) throws -> [Endpoint] {
+        let secrets = try readSecrets(id, keyring: keyring)
+        return try query(
+            """
+            SELECT n.id, n.name, n.customer_id, n.method, n.url, n.url_has_parameters, n.headers::json, n.format,
+                   n.template, n.template_kind, n.rules::json, n.authentication::json, n.ca_certificate, n.client_certificate,
+                   n.allows_http2, n.most_bytes, n.event_type, n.change_type,
+                   (extract(epoch FROM n.timeout) * 1000)::bigint, (extract(epoch FROM n.connect_timeout) * 1000)::bigint,
+                   ARRAY(SELECT (extract(epoch FROM wait) * 1000)::bigint FROM unnest(n.retry_schedule) WITH ORDINALITY w(wait, place) ORDER BY place),
+                   n.max_in_flight, n.disabled_at IS NOT NULL, l.paused_until, l.held_until
+              FROM outbox.endpoint n JOIN outbox.lane l ON l.endpoint_id = n.id
+             WHERE n.deleted_at IS NULL AND (\(id) IS NULL OR n.id = \(id))
+             ORDER BY n.name, n.id
+            """
+        ).map { row throws(PostgresError) in
+            let id: EndpointID = try row[0]
+            let opened = secrets[id] ?? OpenedSecrets()
+            var settings = Endpoint.Settings(id: id, name: try row[1], url: try row[4])
+            settings.customerID = try row[2]
+            settings.method = HTTPRequest.Method(rawValue: try row[3]) ?? .post
+            settings.urlHasParameters = try row[5]
+            settings.format = Endpoint.Format(rawValue: try row[7]) ?? .standard
+            settings.credentials = opened.credentials
+            settings.secrets = opened.signing
+            settings.defect = opened.defect
+            settings.tls = HTTPRequest.TLS(
+                authorities: try row[12] as String?, certificate: try row[13] as String?,
+                key: opened.credentials.clientKey)
+            settings.allowsHTTP2 = try row[14]
+            settings.mostBytes = try row[15] as Int?
+            settings.eventType = try row[16]
+            settings.changeType = try row[17]
+            settings.timeout = .milliseconds(try row[18] as Int64)
+            settings.connectTimeout = .milliseconds(try row[19] as Int64)
+            settings.retrySchedule = (try row[20] as [Int64]).map { .milliseconds($0) }
+            settings.maxInFlight = try row[21]
+            settings.isDisabled = try row[22]
+            settings.pausedUntil = try row[23]
+            settings.heldUntil = try row[24]
+            let (headers, template, kind) = (try row[6] as JSONText, try row[8] as String?, try row[9] as String?)
+            let (rules, authentication) = (try row[10] as JSONText, try row[11] as JSONText)
+            // What cannot be read closes this endpoint and no other.
+            do {
+                settings.headers = try StoredHeader.settings(headers, secrets: opened.credentials.headers)
+                if let template { settings.template = try Template(template, kind: Template.Kind(stored: kind)) }
+                settings.rules = try JSONDecoder().decode(AnswerRules.self, from: Data(rules.bytes))
+                settings.authentication = try JSONDecoder().decode(
+                    Authentication.self, from: Data(authentication.bytes))
+            } catch {
+                settings.defect = settings.defect ?? "its settings cannot be read: \(error)"
+            }
+            return Endpoint(settings)
+        }
+    }
+
+    private mutating func readSecrets(_ id: EndpointID?, keyring: Keyring) throws -> [EndpointID: OpenedSecrets] {
+        let sealed = try query(
+            """
+            SELECT endpoint_id, kind, key_id, sealed FROM outbox.secret
+             WHERE expires_at > clock_timestamp() AND (\(id) IS NULL OR endpoint_id = \(id))
+             ORDER BY kind, created_at DESC, id
+            """
+        ).map { row throws(PostgresError) in
+            (
+                endpoint: try row[0] as EndpointID, kind: try row[1] as String, keyID: try row[2] as String,
+                bytes: (try row[3] as Bytes).bytes
+            )
+        }
+        var secrets: [EndpointID: OpenedSecrets] = [:]
+        for secret in sealed {
+            do {
+                if let scheme = SigningSecret.Scheme(rawValue: secret.kind) {
+                    let bytes = try keyring.open(secret.bytes, .signing, keyID: secret.keyID, for: secret.endpoint)
+                    secrets[secret.endpoint, default: OpenedSecrets()].signing.append(
+                        try SigningSecret(bytes: bytes, scheme: scheme))
+                } else {
+                    let bytes = try keyring.open(secret.bytes, .credentials, keyID: secret.keyID, for: secret.endpoint)
+                    secrets[secret.endpoint, default: OpenedSecrets()].credentials = try Credentials(bytes)
+                }
+            } catch {
+                secrets[secret.endpoint, default: OpenedSecrets()].defect = String(describing: error)
+            }
+        }
+        return secrets
+    }
+}
+
+private struct OpenedSecrets {
+    var signing: [SigningSecret] = []
+    var credentials = Credentials()
+    var defect: String?
+}
+
+/// A header as it is stored: the value of a secret one is sealed elsewhere.
+struct StoredHeader: Codable {
+    let name: String
+    var value: String?
+    var secret: Bool?
+
+    static func settings(_ json: JSONText, secrets: [String]) throws -> [Endpoint.HeaderSetting] {
+        var secrets = secrets[...]
+        return try JSONDecoder().decode([StoredHeader].self, from: Data(json.bytes)).map { header in
+            let isSecret = header.secret ?? false
+            return Endpoint.HeaderSetting(
+                name: header.name, value: isSecret ? secrets.popFirst() ?? "" : header.value ?? "", isSecret: isSecret)
+        }
+    }
+
+    static func json(_ headers: [Endpoint.HeaderSetting]) throws -> JSONText {
+        JSONText(
+            Array(
+                try JSONEncoder().encode(
+                    headers.map {
+                        StoredHeader(
+                            name: $0.name, value: $0.isSecret ? nil : $0.value, secret: $0.isSecret ? true : nil)
+                    })))
+    }
+}
+
+extension Template.Kind {
+    init(stored: String?) {
+        switch stored {
+        case "xml": self = .xml
+        case "text": self = .text
+        default: self = .json
+        }
+    }
+
+    package var stored: String {
+        switch self {
+        case .json: "json"
+        case .xml: "xml"
+        case .text, .header, .url: "text"
+        }
+    }
+}

@@ -1,0 +1,115 @@
+import Postgres
+import Templates
+
+/// The values of a template's parameters for one delivery. What has to be parsed is parsed once.
+final class EventValues: ParameterValues {
+    private let event: Event
+    private let endpoint: Endpoint
+    private let number: Int
+    private let webhookID: String
+    private let now: Timestamp
+    private var parsed: [String: JSON?] = [:]
+
+    init(event: Event, endpoint: Endpoint, number: Int, webhookID: String, now: Timestamp) {
+        self.event = event
+        self.endpoint = endpoint
+        self.number = number
+        self.webhookID = webhookID
+        self.now = now
+    }
+
+    func value(of parameter: Parameter) throws(Template.Refusal) -> ParameterValue? {
+        let rest = parameter.path.dropFirst()
+        switch parameter.path.first {
+        case "event_id": return number(event.id.rawValue)
+        case "webhook_id": return .text(webhookID)
+        case "type": return .text(event.type)
+        case "change_type": return .text(event.changeType)
+        case "customer_id": return .text(event.customerID)
+        case "transaction_id": return .text(event.transactionID.description)
+        case "identity": return event.identity.map { .text($0) } ?? .nothing
+        case "occurred_at": return .text(event.occurredAt.rfc3339(fractionDigits: 3))
+        case "created_at": return .text(event.createdAt.rfc3339(fractionDigits: 3))
+        case "date": return .text(event.occurredAt.shortYear)
+        case "timestamp": return number(now.seconds)
+        case "endpoint": return .text(endpoint.name)
+        case "endpoint_number": return number(endpoint.id.rawValue.number)
+        case "attempt": return number(Int64(number))
+        case "event_properties": return .json(try properties())
+        case "before": return try json("before", event.before)?.value(at: rest).map { .json($0) }
+        case "after": return try json("after", event.after)?.value(at: rest).map { .json($0) }
+        case "context": return try context()?.value(at: rest).map { .json($0) }
+        case "headers": return try header(rest.joined(separator: ".")).map { .json($0) }
+        case let name?: return try client(name)
+        case nil: return nil
+        }
+    }
+
+    /// A parameter that describes the client (Safous): lists are joined with commas, thumbprints are hexadecimal.
+    private func client(_ name: String) throws(Template.Refusal) -> ParameterValue? {
+        let isUpper = name.hasSuffix("_upper")
+        let source = isUpper ? String(name.dropLast("_upper".count)) : name
+        let context = try context()
+        guard let value = context?.value(at: [name]) ?? context?.value(at: [source]) else { return nil }
+        if case .array(let elements) = value.kind { return .text(elements.map(\.text).joined(separator: ",")) }
+        guard name.hasPrefix("cert_thumbprint") else { return .json(value) }
+        let digits = value.text.filter(\.isHexDigit)
+        return .text(isUpper ? digits.uppercased() : digits.lowercased())
+    }
+
+    /// A header of the client's request; names of headers have no case.
+    private func header(_ name: String) throws(Template.Refusal) -> JSON? {
+        let context = try context()
+        for place in [context?.value(at: ["headers"]), context] {
+            guard case .object(let members)? = place?.kind else { continue }
+            if let match = members.last(where: { $0.name.lowercased() == name.lowercased() }) { return match.value }
+        }
+        return nil
+    }
+
+    /// An array of objects with one member each, as xMatters has it; an object is split up.
+    private func properties() throws(Template.Refusal) -> JSON {
+        let context = try context()
+        let found =
+            try json("after", event.after)?.value(at: ["eventProperties"]) ?? context?.value(at: ["event_properties"])
+        var bytes: [UInt8] = [UInt8(ascii: "[")]
+        switch found?.kind {
+        case .array: if let found { return found }
+        case .object(let members):
+            for (index, member) in members.enumerated() {
+                bytes += (index > 0 ? ",{" : "{").utf8
+                bytes.appendJSONString(member.name.utf8)
+                bytes += [UInt8(ascii: ":")] + member.value.source + [UInt8(ascii: "}")]
+            }
+        default: break
+        }
+        return try parse(bytes + [UInt8(ascii: "]")], "event_properties")
+    }
+
+    private func context() throws(Template.Refusal) -> JSON? { try json("context", event.context) }
+
+    private func json(_ name: String, _ bytes: [UInt8]?) throws(Template.Refusal) -> JSON? {
+        if let known = parsed[name] { return known }
+        let value: JSON? = if let bytes { try parse(bytes, name) } else { nil }
+        parsed[name] = value
+        return value
+    }
+
+    private func parse(_ bytes: [UInt8], _ name: String) throws(Template.Refusal) -> JSON {
+        do throws(JSON.Refusal) { return try JSON(bytes) } catch {
+            throw Template.Refusal(reason: "the event's \(name) cannot be read: \(error)")
+        }
+    }
+
+    private func number(_ value: Int64) -> ParameterValue? {
+        (try? JSON("\(value)".utf8)).map { .json($0) }
+    }
+}
+
+extension Timestamp {
+    /// `yy-MM-dd HH:mm:ss.SSS` in UTC, the form of xMatters.
+    var shortYear: String {
+        let text = rfc3339(fractionDigits: 3)
+        return String(text.dropFirst(2).dropLast()).replacing("T", with: " ")
+    }
+}

@@ -1,0 +1,128 @@
+package import Templates
+
+/// A template and the rules for a well-known kind of receiver.
+package struct Preset: Sendable {
+    package let name: String
+    package let summary: String
+    package let kind: Template.Kind
+    package let template: String
+    package var rules = AnswerRules.standard
+    /// More bytes than this are refused before they are sent; the receiver would.
+    package var mostBytes: Int?
+    /// From here on a lint warns.
+    package var warnBytes: Int?
+    /// What one should know before choosing it.
+    package var warning: String?
+
+    package static func named(_ name: String) throws -> Preset {
+        if let preset = all.first(where: { $0.name == name }) { return preset }
+        let close = all.map { ($0.name, editDistance($0.name, name)) }.filter { $0.1 <= 3 }.min { $0.1 < $1.1 }?.0
+        throw OperationRefusal(
+            .notFound, "there is no preset \"\(name.prefix(64))\"",
+            hint: (close.map { "Did you mean \"\($0)\"? " } ?? "") + "See: outboxctl template presets")
+    }
+
+    /// What a template made from this preset lacks of what the receiver wants, beyond being well-formed.
+    package func findings(in template: Template) -> [String] {
+        guard name == "teams-workflow" else { return [] }
+        let wanted = [
+            #""type":"message""#, #""attachments""#, #""contentType":"application/vnd.microsoft.card.adaptive""#,
+            #""content""#,
+        ]
+        let compact = template.source.filter { !$0.isWhitespace }
+        var findings = wanted.filter { !compact.contains($0) }.map { "a Teams workflow wants \($0)" }
+        if compact.contains(#""Action.Submit""#) { findings.append("a Teams workflow does not take Action.Submit") }
+        return findings
+    }
+
+    package static let all: [Preset] = [
+        slack, teamsWorkflow, teamsWorkflowText, teamsConnector, xMattersDelivery, xMattersAlert, xMattersResponse,
+        pagerDuty, generic,
+    ]
+
+    /// Slack answers 200 and `ok`, and otherwise a status with a short text; a 4xx is never worth another try.
+    private static let slack = Preset(
+        name: "slack", summary: "Slack incoming webhook: the text of after.text", kind: .json,
+        template: #"{"text": "%after.text|New event%"}"#,
+        rules: rules {
+            $0.success = StatusSet([200...200])
+            $0.permanent = StatusSet([400...400, 403...404, 413...413, 415...415])
+            $0.checks = [check("text ok")]
+        },
+        // Characters beyond 40,000 are cut off by Slack.
+        warnBytes: 40_000)
+
+    /// An Adaptive Card in the only envelope that a workflow accepts. 202 says nothing about whether the card was shown.
+    private static let teamsWorkflow = Preset(
+        name: "teams-workflow", summary: "Microsoft Teams workflow: an Adaptive Card with after.text", kind: .json,
+        template:
+            #"{"type":"message","attachments":[{"contentType":"application/vnd.microsoft.card.adaptive","contentUrl":null,"#
+            + #""content":{"$schema":"http://adaptivecards.io/schemas/adaptive-card.json","type":"AdaptiveCard","version":"1.2","#
+            + #""body":[{"type":"TextBlock","text":"%after.text|New event%","wrap":true}]}}]}"#,
+        rules: rules { $0.success = StatusSet([200...299]) }, mostBytes: 28_000, warnBytes: 21_000,
+        warning: "a workflow answers 202 before it looks at the card: that the card was shown cannot be verified")
+
+    private static let teamsWorkflowText = Preset(
+        name: "teams-workflow-text", summary: "Microsoft Teams workflow that reads a text itself", kind: .json,
+        template: #"{"text": "%after.text|New event%"}"#, mostBytes: 28_000, warnBytes: 21_000,
+        warning: "the workflow has to be made for a plain text; others take Adaptive Cards only")
+
+    /// The retired connectors answer 200 and `1`, and report being throttled in the text of a 200.
+    private static let teamsConnector = Preset(
+        name: "teams-connector", summary: "Microsoft Teams connector (legacy): the text of after.text", kind: .json,
+        template: #"{"text": "%after.text|New event%"}"#,
+        rules: rules {
+            $0.success = StatusSet([200...200])
+            $0.checks = [check("text 1")]
+            $0.throttled = ["returned HTTP error 429"]
+        }, mostBytes: 28_000, warnBytes: 21_000,
+        warning: "Microsoft has retired Office 365 connectors: use teams-workflow for what is new")
+
+    private static let xMattersDelivery = Preset(
+        name: "xmatters-delivery", summary: "xMatters delivery status update", kind: .json,
+        template:
+            #"{"recipient":%after.recipient%,"device":%after.device%,"deliveryStatus":"%after.deliveryStatus|Delivered%","#
+            + #""deviceId":%endpoint_number%,"eventType":"%after.eventType|LIVE_NOTIFICATION_PROVIDER_DELIVERED%","#
+            + #""message":"Notification delivered","eventIdentifier":%event_id%,"date":"%date%","eventProperties":%event_properties%}"#
+    )
+
+    private static let xMattersAlert = Preset(
+        name: "xmatters-alert", summary: "xMatters alert status update", kind: .json,
+        template:
+            #"{"status":"%after.status|active%","eventIdentifier":%event_id%,"username":"%identity%","date":"%date%","#
+            + #""eventProperties":%event_properties%}"#)
+
+    /// A missing annotation arrives as the text "null" there.
+    private static let xMattersResponse = Preset(
+        name: "xmatters-response", summary: "xMatters response update", kind: .json,
+        template: #"{"recipient":%after.recipient%,"device":%after.device%,"response":%after.response%,"#
+            + #""annotation":"%after.annotation|null%","eventIdentifier":%event_id%,"date":"%date%","eventProperties":%event_properties%}"#
+    )
+
+    private static let pagerDuty = Preset(
+        name: "pagerduty", summary: "PagerDuty Events API v2: triggers an alert", kind: .json,
+        template:
+            #"{"routing_key":"%context.routing_key%","event_action":"%after.event_action|trigger%","dedup_key":"%transaction_id%","#
+            + #""payload":{"summary":"%type% %change_type% of %customer_id%","source":"%after.source|outbox%","#
+            + #""severity":"%after.severity|info%","timestamp":"%occurred_at%","custom_details":%after%}}"#,
+        rules: rules {
+            $0.success = StatusSet([202...202])
+            $0.permanent = StatusSet([400...400, 413...413, 415...415])
+        }, mostBytes: 512 * 1024, warning: "the event's context must hold the integration's routing_key")
+
+    private static let generic = Preset(
+        name: "generic", summary: "every member of the event", kind: .json,
+        template: #"{"id":"%webhook_id%","type":"%type%","change_type":"%change_type%","customer_id":"%customer_id%","#
+            + #""transaction_id":"%transaction_id%","identity":%identity%,"occurred_at":"%occurred_at%","before":%before%,"after":%after%}"#
+    )
+
+    private static func rules(_ change: (inout AnswerRules) -> Void) -> AnswerRules {
+        var rules = AnswerRules()
+        change(&rules)
+        return rules
+    }
+
+    private static func check(_ text: String) -> Check {
+        do { return try Check(text) } catch { preconditionFailure("a rule of ours is not valid: \(error)") }
+    }
+}

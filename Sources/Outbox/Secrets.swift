@@ -1,0 +1,88 @@
+package import Postgres
+
+extension Connection {
+    /// The most signing secrets that an endpoint has at a time: each adds a signature to every request.
+    static let mostSecrets = 10
+
+    /// Adds a signing secret; requests are then signed with all that are valid.
+    package mutating func addSecret(_ secret: SigningSecret, to id: EndpointID, keyring: Keyring) throws {
+        let sealed = try keyring.seal(secret.bytes, .signing, for: id)
+        try query(
+            """
+            INSERT INTO outbox.secret (endpoint_id, kind, key_id, sealed)
+            VALUES (\(id), \(secret.scheme.rawValue), \(sealed.keyID), \(Bytes(sealed.bytes)))
+            """)
+    }
+
+    /// Puts a new secret beside those of the same scheme; they stay valid for the overlap, so that receivers can change
+    /// over. No overlap ends them at once.
+    package mutating func rotateSecret(
+        _ id: EndpointID, to secret: SigningSecret, overlap: Duration, keyring: Keyring, reason: String?
+    ) throws {
+        try transaction { connection in
+            let valid = try connection.query(
+                """
+                SELECT id FROM outbox.secret
+                 WHERE endpoint_id = \(id) AND kind IN ('v1', 'v1a') AND expires_at > clock_timestamp() FOR UPDATE
+                """
+            ).count
+            guard overlap == .zero || valid < Self.mostSecrets else {
+                throw OperationRefusal(
+                    .conflict, "the endpoint has \(valid) valid signing secrets already",
+                    hint: "Retire some first with: outboxctl endpoint secret retire")
+            }
+            try connection.query(
+                """
+                UPDATE outbox.secret SET expires_at = least(expires_at, clock_timestamp() + \(overlap))
+                 WHERE endpoint_id = \(id) AND kind = \(secret.scheme.rawValue) AND expires_at > clock_timestamp()
+                """)
+            try connection.addSecret(secret, to: id, keyring: keyring)
+            try connection.audit("endpoint.secret.rotate", endpoint: id, reason: reason)
+        }
+    }
+
+    /// Ends secrets before their time: one, or all but the newest of each scheme. Returns how many.
+    package mutating func retireSecrets(_ id: EndpointID, only secret: UniqueID?, reason: String?) throws -> Int {
+        try transaction { connection in
+            let retired = try connection.query(
+                """
+                UPDATE outbox.secret s SET expires_at = clock_timestamp()
+                 WHERE endpoint_id = \(id) AND kind IN ('v1', 'v1a') AND expires_at > clock_timestamp()
+                   AND CASE WHEN \(secret) IS NOT NULL THEN s.id = \(secret)
+                       ELSE EXISTS (SELECT FROM outbox.secret n WHERE n.endpoint_id = s.endpoint_id AND n.kind = s.kind
+                                       AND n.expires_at > clock_timestamp() AND (n.created_at, n.id) > (s.created_at, s.id)) END
+                RETURNING s.id
+                """
+            ).count
+            if secret != nil, retired == 0 {
+                throw OperationRefusal(.notFound, "the endpoint has no valid secret with that id")
+            }
+            try connection.audit("endpoint.secret.retire", endpoint: id, reason: reason)
+            return retired
+        }
+    }
+
+    /// The valid signing secrets, newest first.
+    package mutating func signingSecrets(
+        _ id: EndpointID, keyring: Keyring
+    ) throws -> [(id: UniqueID, secret: SigningSecret, createdAt: Timestamp, expiresAt: Timestamp)] {
+        let rows = try query(
+            """
+            SELECT id, kind, key_id, sealed, created_at, expires_at FROM outbox.secret
+             WHERE endpoint_id = \(id) AND kind IN ('v1', 'v1a') AND expires_at > clock_timestamp()
+             ORDER BY created_at DESC, id
+            """
+        ).map { row throws(PostgresError) in
+            (
+                id: try row[0] as UniqueID, kind: try row[1] as String, keyID: try row[2] as String,
+                sealed: (try row[3] as Bytes).bytes, createdAt: try row[4] as Timestamp,
+                expiresAt: try row[5] as Timestamp
+            )
+        }
+        return try rows.map { row in
+            let bytes = try keyring.open(row.sealed, .signing, keyID: row.keyID, for: id)
+            let secret = try SigningSecret(bytes: bytes, scheme: SigningSecret.Scheme(rawValue: row.kind) ?? .v1)
+            return (row.id, secret, row.createdAt, row.expiresAt)
+        }
+    }
+}

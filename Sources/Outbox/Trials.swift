@@ -1,0 +1,51 @@
+import FoundationEssentials
+package import Postgres
+
+extension Connection {
+    /// An event by its number; nil when it does not exist (any more).
+    package mutating func readEvent(_ id: EventID) throws -> Event {
+        let found = try query("SELECT \(raw: Event.columns) FROM outbox.event e WHERE e.id = \(id)")
+            .first { row throws(PostgresError) in try Event(row: row, from: 0) }
+        guard let found else {
+            throw OperationRefusal(.notFound, "event \(id) not found", hint: "See: outboxctl event list")
+        }
+        return found
+    }
+
+    /// The database's time, and the webhook-id of an event; of no event for a sample.
+    package mutating func trialContext(_ event: EventID) throws -> (now: Timestamp, webhookID: String) {
+        try query("SELECT clock_timestamp(), outbox.webhook_id(\(event))").first { row throws(PostgresError) in
+            (try row[0], try row[1])
+        } ?? (.distantPast, "")
+    }
+
+    /// Writes a trial into the attempt log. It belongs to no delivery.
+    package mutating func recordTrial(_ attempt: Attempt, event: EventID, endpoint: EndpointID, actor: String) throws {
+        try query(
+            """
+            INSERT INTO outbox.attempt (event_id, endpoint_id, number, trigger, lease_id, worker, started_at, dns_us, connect_us, tls_us,
+                                        first_byte_us, total_us, outcome, status, error_class, error, response, request_id)
+            VALUES (\(event), \(endpoint), 1, \(attempt.trigger.rawValue), gen_random_uuid(), \(actor), \(attempt.startedAt),
+                    \(attempt.dns.map { Int32(clamping: $0.microseconds) }), \(attempt.connect.map { Int32(clamping: $0.microseconds) }),
+                    \(attempt.tls.map { Int32(clamping: $0.microseconds) }), \(attempt.firstByte.map { Int32(clamping: $0.microseconds) }),
+                    \(Int32(clamping: attempt.total.microseconds)), \(attempt.isSuccess ? "success" : "failure"),
+                    \(attempt.status.map { Int32($0) }), \(attempt.errorClass), \(attempt.error), \(attempt.response.map { Bytes($0) }),
+                    \(attempt.requestID))
+            """)
+    }
+}
+
+extension Event {
+    /// An event that never was, for trying an endpoint out.
+    ///
+    /// - Parameter context: a JSON object, as in `headers` of a published event.
+    package static func sample(
+        type: String = "outbox.test", after: [UInt8] = Array(#"{"text":"Test message from Outbox."}"#.utf8),
+        context: [UInt8]? = nil, at now: Timestamp
+    ) -> Event {
+        Event(
+            id: EventID(rawValue: 0), createdAt: now, customerID: "default", type: type, changeType: "Create",
+            transactionID: .random(), identity: "outboxctl", before: nil, after: after, occurredAt: now,
+            context: context)
+    }
+}

@@ -1,0 +1,138 @@
+import Outbox
+import Synchronization
+import Templates
+import Transport
+
+/// Access tokens from the OAuth2 client credentials grant (RFC 6749 4.4), fetched when a request needs one, by the same
+/// transport and so under the same address policy, and kept until shortly before they expire. However many requests wait
+/// for a token, one asks for it.
+final class AccessTokens: Sendable {
+    struct Token: Sendable {
+        let value: String
+        fileprivate let client: OAuthClient
+        fileprivate let serial: Int
+    }
+
+    /// Why there is no token. Names the token URL, no secret.
+    struct Failure: Error, CustomStringConvertible {
+        let description: String
+    }
+
+    typealias Completion = @Sendable (Result<Token, Failure>) -> Void
+
+    private struct Entry {
+        var token: Token?
+        var usableUntil = ContinuousClock.now
+        /// A receiver refused the last one, and none has accepted this one yet: another refusal is not the token's fault.
+        var isSuspect = false
+        var waiting: [Completion] = []
+    }
+
+    private struct State {
+        var entries: [OAuthClient: Entry] = [:]
+        var lastSerial = 0
+    }
+
+    private let transport: Transport
+    private let state = Mutex(State())
+
+    /// How long asking may take; a delivery that waits for it must still end within its lease.
+    private static let timeout = Duration.seconds(10)
+
+    init(transport: Transport) { self.transport = transport }
+
+    /// Gives the completion a token: at once when one is known, otherwise on the transport thread.
+    func token(for client: OAuthClient, _ completion: @escaping Completion) {
+        let (known, isFirst) = state.withLock { state -> (Token?, Bool) in
+            var entry = state.entries[client] ?? Entry()
+            if let token = entry.token, entry.usableUntil > .now { return (token, false) }
+            entry.waiting.append(completion)
+            let isFirst = entry.waiting.count == 1
+            state.entries[client] = entry
+            return (nil, isFirst)
+        }
+        if let known { return completion(.success(known)) }
+        if isFirst { fetch(client) }
+    }
+
+    /// Forgets a token that a receiver answered with 401; true when a new one is worth another try at once.
+    func reject(_ token: Token) -> Bool {
+        state.withLock { state in
+            guard var entry = state.entries[token.client] else { return true }
+            // Somebody else's refusal has brought a new one already.
+            guard entry.token?.serial == token.serial else { return true }
+            let wasSuspect = entry.isSuspect
+            entry.token = nil
+            entry.isSuspect = true
+            state.entries[token.client] = entry
+            return !wasSuspect
+        }
+    }
+
+    /// A receiver accepted the token.
+    func accept(_ token: Token) {
+        state.withLock { state in
+            if state.entries[token.client]?.isSuspect == true { state.entries[token.client]?.isSuspect = false }
+        }
+    }
+
+    private func fetch(_ client: OAuthClient) {
+        let request: HTTPRequest
+        do { request = try client.request(timeout: Self.timeout) } catch {
+            return finish(client, .failure(Failure(description: "the token request cannot be built: \(error)")))
+        }
+        transport.submit(request) { exchange in
+            self.finish(client, Self.read(exchange, of: client))
+        }
+    }
+
+    private func finish(_ client: OAuthClient, _ result: Result<(value: String, lifetime: Duration), Failure>) {
+        let (answer, waiting) = state.withLock { state -> (Result<Token, Failure>, [Completion]) in
+            var entry = state.entries[client] ?? Entry()
+            let waiting = entry.waiting
+            entry.waiting = []
+            let answer: Result<Token, Failure>
+            switch result {
+            case .success(let (value, lifetime)):
+                state.lastSerial += 1
+                let token = Token(value: value, client: client, serial: state.lastSerial)
+                entry.token = token
+                entry.usableUntil = .now + lifetime - max(.seconds(60), lifetime / 10)
+                answer = .success(token)
+            case .failure(let failure): answer = .failure(failure)
+            }
+            state.entries[client] = entry
+            return (answer, waiting)
+        }
+        for completion in waiting { completion(answer) }
+    }
+
+    /// Reads the answer of a token endpoint (RFC 6749 5.1 and 5.2).
+    static func read(
+        _ exchange: HTTPExchange, of client: OAuthClient
+    ) -> Result<(value: String, lifetime: Duration), Failure> {
+        func failure(_ reason: String) -> Result<(value: String, lifetime: Duration), Failure> {
+            let place = client.tokenURL.prefix { $0 != "?" }
+            return .failure(Failure(description: "no access token from \(place): \(reason)"))
+        }
+        guard let status = exchange.status else {
+            return failure("\((exchange.failure ?? .protocolError).rawValue), \(exchange.message ?? "no answer")")
+        }
+        let json = try? JSON(exchange.body)
+        guard status == 200 else {
+            // An error code is one of a few words; anything else may be anything.
+            let code = json?.value(at: ["error"])?.text ?? ""
+            let isCode = !code.isEmpty && code.utf8.allSatisfy { $0 == UInt8(ascii: "_") || (0x61...0x7A).contains($0) }
+            return failure("HTTP \(status)" + (isCode ? ", \(code.prefix(40))" : ""))
+        }
+        guard exchange.isBodyComplete, let json else { return failure("the answer is not JSON") }
+        guard case .string(let type)? = json.value(at: ["token_type"])?.kind, type.lowercased() == "bearer" else {
+            return failure("the token's type is not bearer")
+        }
+        guard case .string(let value)? = json.value(at: ["access_token"])?.kind, (1...4000).contains(value.utf8.count),
+            value.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F })
+        else { return failure("the token is missing, or is none that a header can hold") }
+        let seconds = json.value(at: ["expires_in"]).flatMap { Double($0.text) } ?? 3600
+        return .success((value, .seconds(seconds > 0 ? min(seconds, 86_400) : 3600)))
+    }
+}

@@ -1,0 +1,42 @@
+extension JSON {
+    /// The value inside a JSONP answer, `callback({...});`: parsed, never evaluated. A comment `/**/` may precede it and a
+    /// semicolon follow it; plain JSON is refused.
+    package init(callback bytes: some Collection<UInt8>) throws(Refusal) {
+        let all = Array(bytes)
+        func isSpace(_ byte: UInt8) -> Bool { byte == 0x20 || (0x09...0x0D).contains(byte) }
+        func refusal(_ place: Int, _ reason: String) -> Refusal {
+            let (line, column) = position(of: place, in: all)
+            return Refusal(line: line, column: column, reason: reason)
+        }
+        var place = 0
+        func skipSpace() { while place < all.count, isSpace(all[place]) { place += 1 } }
+        skipSpace()
+        if all[place...].starts(with: "/**/".utf8) { place += 4 }
+        skipSpace()
+        let start = place
+        while place < all.count, isLetterOrDigit(all[place]) || "_$.".utf8.contains(all[place]) { place += 1 }
+        guard place > start, !isDigit(all[start]) else {
+            throw refusal(start, "expected the name of a callback function")
+        }
+        skipSpace()
+        guard place < all.count, all[place] == UInt8(ascii: "(") else {
+            throw refusal(place, "expected ( after the name")
+        }
+        place += 1
+        // The reader counts lines from its own beginning: give it blanks in place of what came before.
+        let blanks = all[..<place].map { $0 == 0x0A ? $0 : 0x20 }
+        var reader = JSONReader(blanks + all[place...])
+        let value = try reader.value(depth: 0)
+        place = all.count - reader.rest.count
+        skipSpace()
+        guard place < all.count, all[place] == UInt8(ascii: ")") else {
+            throw refusal(place, "expected ) after the value")
+        }
+        place += 1
+        skipSpace()
+        if place < all.count, all[place] == UInt8(ascii: ";") { place += 1 }
+        skipSpace()
+        guard place == all.count else { throw refusal(place, "nothing may follow the call") }
+        self = value
+    }
+}

@@ -1,0 +1,200 @@
+import ArgumentParser
+import Foundation
+import Outbox
+import Postgres
+import Scheduler
+import Templates
+import Transport
+
+/// Where the event of a trial comes from.
+struct TrialOptions: ParsableArguments {
+    @Option(name: .long, help: "Use this event (number or webhook-id) instead of a sample.") var event: String?
+    @Option(name: .long, help: "The sample's data, JSON; @file or - for stdin.") var data: String?
+    @Option(name: .long, help: "The event's context, a JSON object; a file, @file or - for stdin.") var context: String?
+}
+
+/// One trial, with everything around it: the endpoint as it is or as it would be, the event, the attempt log.
+private struct TrialRun {
+    let endpoint: Endpoint
+    let report: Trial.Report
+
+    init(
+        _ name: String, _ options: GlobalOptions, _ trial: TrialOptions, url: String?, trigger: Trigger
+    ) async throws {
+        let settings = try Settings(options)
+        let keyring = try settings.keyring(creating: false)
+        let data = try trial.data.map { try Self.object($0, "the data") }
+        let context = try trial.context.map {
+            try Self.object($0.hasPrefix("@") || $0 == "-" ? $0 : "@" + $0, "the context")
+        }
+        let allowed = try settings.policy()
+        let prepared = try await Session.run(options) { connection in
+            let endpoint = try connection.endpoint(try connection.endpointID(name), keyring: keyring)
+            let eventID = try trial.event.map { try connection.eventID($0) }
+            let (now, webhookID) = try connection.trialContext(eventID ?? EventID(rawValue: 0))
+            let event =
+                try eventID.map { try connection.readEvent($0) }
+                ?? Event.sample(
+                    type: endpoint.settings.eventType == "*" ? "outbox.test" : endpoint.settings.eventType,
+                    after: data ?? Array(#"{"text":"Test message from Outbox."}"#.utf8), context: context, at: now)
+            return (endpoint, event, now, webhookID, allowed.refusing(connection.serverSockets))
+        }
+        var wanted = prepared.0.settings
+        if let url { wanted.url = url }
+        endpoint = Endpoint(wanted)
+        let transport = Transport(policy: prepared.4, proxy: try settings.proxy(), capacity: 2)
+        report = await Trial(
+            endpoint, event: prepared.1, webhookID: prepared.3, now: prepared.2, policy: prepared.4, trigger: trigger
+        ).run(on: transport)
+        await transport.stop()
+        if let attempt = report.attempt {
+            try await Session.run(options) { [endpoint, event = prepared.1] connection in
+                try connection.recordTrial(attempt, event: event.id, endpoint: endpoint.id, actor: "outboxctl")
+            }
+        }
+    }
+
+    private static func object(_ argument: String, _ what: String) throws -> [UInt8] {
+        let bytes = try textArgument(argument)
+        do { _ = try JSON(bytes) } catch { throw OperationRefusal(.invalid, "\(what) is not JSON: \(error)") }
+        return bytes
+    }
+}
+
+extension EndpointCommand {
+    struct Test: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Call an endpoint once, step by step; exit 0 when it works, 1 when not.",
+            discussion: "Takes the way that deliveries take. Changes nothing but the attempt log (trigger test).")
+        @OptionGroup var options: GlobalOptions
+        @Argument(help: "Name or id.") var endpoint: String
+        @Option(name: .long, help: "Try this URL instead of the endpoint's.") var url: String?
+        @OptionGroup var trial: TrialOptions
+
+        func run() async throws {
+            let run = try await TrialRun(
+                endpoint, options, trial, url: url, trigger: .test)
+            if options.format == .table { printSteps(run) } else { print(json(run)) }
+            if let failure = run.report.failure {
+                if options.format == .table {
+                    throw Answer(
+                        message: "step \(number(of: failure.step)) of \(Trial.Step.allCases.count), "
+                            + "\(failure.step.rawValue), failed: \(failure.reason)")
+                }
+                throw ExitCode(Failure.Exit.no.rawValue)
+            }
+        }
+
+        private func number(of step: Trial.Step) -> Int { (Trial.Step.allCases.firstIndex(of: step) ?? 0) + 1 }
+
+        private func printSteps(_ run: TrialRun) {
+            for (step, text) in run.report.steps {
+                print("\(number(of: step))  ok  \(step.rawValue): \(printable(text))")
+            }
+            if let request = run.report.request {
+                print("\nrequest")
+                for line in lines(of: request, run.endpoint) { print("  " + printable(line)) }
+            }
+            if let exchange = run.report.exchange, let status = exchange.status {
+                print("\nanswer  HTTP \(status)")
+                let body = String(decoding: exchange.body.prefix(2000), as: UTF8.self)
+                if !body.isEmpty { print("  " + printable(body)) }
+                let timing = exchange.timing
+                let parts = [
+                    ("dns", timing.dns), ("connect", timing.connect), ("tls", timing.tls),
+                    ("first byte", timing.firstByte),
+                    ("total", timing.total),
+                ].compactMap { name, time in time.map { "\(name) \(Double($0.microseconds) / 1000) ms" } }
+                print("\ntiming  " + parts.joined(separator: ", "))
+            }
+            if run.report.isSuccess { print("\nTest successful") }
+        }
+
+        private func lines(of request: HTTPRequest, _ endpoint: Endpoint) -> [String] {
+            var lines = ["\(request.method.rawValue) \(maskedURL(request.url))"]
+            lines += request.headers.all.map { "\($0.name): \(endpoint.mayShow($0) ? $0.value : "***")" }
+            if request.method != .get { lines += ["", String(decoding: request.body.prefix(4000), as: UTF8.self)] }
+            return lines
+        }
+
+        private func json(_ run: TrialRun) -> String {
+            let report = run.report
+            let steps =
+                report.steps.map {
+                    #"{"step":\#(jsonString($0.step.rawValue)),"ok":true,"detail":\#(jsonString($0.text))}"#
+                }
+                + (report.failure.map {
+                    [#"{"step":\#(jsonString($0.step.rawValue)),"ok":false,"detail":\#(jsonString($0.reason))}"#]
+                } ?? [])
+            var fields = [
+                ("success", "\(report.isSuccess)"),
+                (
+                    "message",
+                    jsonString(report.failure.map { "\($0.step.rawValue): \($0.reason)" } ?? "Test successful")
+                ),
+                ("steps", "[" + steps.joined(separator: ",") + "]"),
+            ]
+            if let request = report.request {
+                fields.append(
+                    ("request", jsonString(lines(of: request, run.endpoint).joined(separator: "\n"))))
+            }
+            if let exchange = report.exchange {
+                fields.append(("status", exchange.status.map { "\($0)" } ?? "null"))
+                fields.append(("response", jsonString(String(decoding: exchange.body, as: UTF8.self))))
+                fields.append(("total_ms", "\(Double(exchange.timing.total.microseconds) / 1000)"))
+            }
+            return "{" + fields.map { "\(jsonString($0.0)):\($0.1)" }.joined(separator: ",") + "}"
+        }
+    }
+
+    struct Evaluate: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Ask an endpoint whether something is allowed; exit 0 for allow, 1 for deny.",
+            discussion: """
+                Renders, calls and applies the rules now, without a queue. Whatever goes wrong (no answer, TLS, a failed \
+                rule, a disabled endpoint) is a deny, unless --on-error allow.
+                """)
+
+        enum OnError: String, ExpressibleByArgument, CaseIterable { case deny, allow }
+
+        @OptionGroup var options: GlobalOptions
+        @Argument(help: "Name or id.") var endpoint: String
+        @OptionGroup var trial: TrialOptions
+        @Option(name: .long, help: "deny, or allow when the endpoint gives no answer.") var onError = OnError.deny
+
+        func run() async throws {
+            let run = try await TrialRun(
+                endpoint, options, trial, url: nil, trigger: .evaluate)
+            let isClosed = run.endpoint.settings.isDisabled
+            let failure = isClosed ? "the endpoint is disabled" : run.report.failure?.reason
+            let gaveNoAnswer = !isClosed && run.report.failure.map { $0.step != .rules } ?? false
+            let isAllowed = failure == nil || (gaveNoAnswer && onError == .allow)
+            let decision = isAllowed ? "allow" : "deny"
+            let reason = failure ?? "all rules hold: \(run.endpoint.rules.summary)"
+            options.format.fact(
+                [("decision", jsonString(decision)), ("reason", jsonString(reason))],
+                text: "\(decision)  \(printable(reason))")
+            if !isAllowed { throw ExitCode(Failure.Exit.no.rawValue) }
+        }
+    }
+}
+
+extension Endpoint {
+    /// False for headers that hold a secret, or sound as if they did.
+    fileprivate func mayShow(_ header: HTTPHeader) -> Bool {
+        let name = header.name.lowercased()
+        if settings.headers.contains(where: { $0.isSecret && $0.name.lowercased() == name }) { return false }
+        if settings.authentication.header?.lowercased() == name { return false }
+        let suspicious = ["auth", "token", "secret", "key", "cookie", "password"]
+        return !suspicious.contains { name.contains($0) }
+    }
+}
+
+/// The URL with the values of its query masked: they may be tokens.
+func maskedURL(_ url: String) -> String {
+    guard let mark = url.firstIndex(of: "?") else { return url }
+    let pairs = url[url.index(after: mark)...].split(separator: "&", omittingEmptySubsequences: false).map { pair in
+        pair.firstIndex(of: "=").map { pair[...$0] + "***" } ?? (pair.isEmpty ? "" : "***")
+    }
+    return url[...mark] + pairs.joined(separator: "&")
+}

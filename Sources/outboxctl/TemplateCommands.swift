@@ -1,0 +1,119 @@
+import ArgumentParser
+import Foundation
+import Outbox
+import Postgres
+import Templates
+import Transport
+
+struct TemplateCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "template", abstract: "Bodies with %parameters%, and presets for known receivers.",
+        subcommands: [Presets.self, Show.self, Render.self, Lint.self])
+
+    /// A template from the command line, or a preset's.
+    struct Source: ParsableArguments {
+        @Option(name: .long, help: "The template; @file or - for stdin.") var template: String?
+        @Option(name: .long, help: "json, xml or text.") var kind: Template.Kind?
+        @Option(name: .long, help: "A preset's template instead.") var preset: String?
+
+        func read() throws -> (template: Template, preset: Preset?) {
+            let chosen = try preset.map { try Preset.named($0) }
+            guard
+                let text = try template.map({ String(decoding: try textArgument($0), as: UTF8.self) })
+                    ?? chosen?.template
+            else { throw OperationRefusal(.invalid, "there is no template", hint: "Give --template or --preset") }
+            do { return (try Template(text, kind: kind ?? chosen?.kind ?? .json), chosen) } catch {
+                throw OperationRefusal(.invalid, "the template cannot be used: \(error)")
+            }
+        }
+    }
+
+    struct Presets: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "List the presets.")
+        @Option(name: [.customShort("o"), .customLong("output")], help: "table, json or jsonl.") var format = Output
+            .table
+
+        func run() async throws {
+            for preset in Preset.all {
+                let fields = [
+                    ("name", jsonString(preset.name)), ("summary", jsonString(preset.summary)),
+                    ("rules", jsonString(preset.rules.summary)),
+                    ("warning", preset.warning.map(jsonString) ?? "null"),
+                ]
+                format.fact(
+                    fields.map { (name: $0.0, json: $0.1) },
+                    text: preset.name.padding(toLength: 22, withPad: " ", startingAt: 0) + preset.summary)
+            }
+        }
+    }
+
+    struct Show: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Print a preset's template.")
+        @Argument(help: "The preset.") var name: String
+
+        func run() async throws {
+            let preset = try Preset.named(name)
+            print(preset.template)
+            note("success: \(preset.rules.summary)")
+            if let warning = preset.warning { note(warning) }
+        }
+    }
+
+    struct Render: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Fill a template from data, and print the body.")
+        @OptionGroup var source: Source
+        @Option(name: .long, help: "The event's data, JSON; @file or - for stdin.") var data =
+            #"{"text":"Test message from Outbox."}"#
+        @Option(name: .long, help: "The event's context, a JSON object; @file or - for stdin.") var context: String?
+        @Option(name: .long, help: "The event's type.") var eventType = "outbox.test"
+
+        func run() async throws {
+            let template = try source.read().template
+            let now = Timestamp(microseconds: Int64(Date().timeIntervalSince1970 * 1_000_000))
+            let event = Event.sample(
+                type: eventType, after: try textArgument(data), context: try context.map { try textArgument($0) },
+                at: now)
+            var settings = Endpoint.Settings(
+                id: EndpointID(rawValue: .random()), name: "endpoint", url: "https://example.com/")
+            settings.format = .template
+            settings.template = template
+            do {
+                let delivery = try HTTPRequest.delivery(
+                    of: event, to: Endpoint(settings), number: 1, webhookID: "evt_sample_0", at: now)
+                print(String(decoding: delivery.request.body, as: UTF8.self))
+                if let text = delivery.note { note(text.replacing("note: ", with: "")) }
+            } catch { throw OperationRefusal(.invalid, "\(error)") }
+        }
+    }
+
+    struct Lint: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Check a template: parameters, structure, size; exit 64 when it cannot be used.")
+        @OptionGroup var source: Source
+        @Option(name: .long, help: "Also check the size of what this data makes; @file or - for stdin.") var data:
+            String?
+
+        func run() async throws {
+            let (template, preset) = try source.read()
+            print("ok  \(template.parameters.count) parameters")
+            guard let preset else { return }
+            if let warning = preset.warning { note(warning) }
+            for finding in preset.findings(in: template) { note(finding) }
+            let now = Timestamp(microseconds: Int64(Date().timeIntervalSince1970 * 1_000_000))
+            var settings = Endpoint.Settings(
+                id: EndpointID(rawValue: .random()), name: "endpoint", url: "https://example.com/")
+            settings.format = .template
+            settings.template = template
+            settings.mostBytes = preset.mostBytes
+            let event = Event.sample(after: try textArgument(data ?? #"{"text":""}"#), at: now)
+            do {
+                let size = try HTTPRequest.delivery(
+                    of: event, to: Endpoint(settings), number: 1, webhookID: "evt_sample_0", at: now
+                ).request.body.count
+                if let limit = preset.warnBytes, size > limit {
+                    note("\(size) bytes: \(preset.name) may cut off or refuse more than \(limit)")
+                }
+            } catch { throw OperationRefusal(.invalid, "\(error)") }
+        }
+    }
+}
