@@ -74,6 +74,13 @@ let package = Package(
         .testTarget(name: "PostgresTests", dependencies: ["Postgres", "TestSupport"], swiftSettings: common),
         .testTarget(
             name: "TransportTests", dependencies: ["Transport", "Receiver", "TestSupport"], swiftSettings: common),
+        .testTarget(name: "TemplatesTests", dependencies: ["Templates"], swiftSettings: common),
+        .testTarget(
+            name: "ConformanceTests",
+            dependencies: [
+                "outboxctl", "Outbox", "Postgres", "Receiver", "Scheduler", "Templates", "TestSupport", "Transport",
+            ],
+            swiftSettings: common),
         .testTarget(
             name: "OutboxTests", dependencies: ["Outbox", "OutboxSchema", "Postgres", "TestSupport", crypto],
             swiftSettings: common),

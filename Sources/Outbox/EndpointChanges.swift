@@ -228,7 +228,7 @@ extension Connection {
 
     /// Endpoints with their settings and state. Values that may be secret are masked: those of URL queries and of headers
     /// whose names sound like credentials.
-    package mutating func listEndpoints(_ id: EndpointID? = nil) throws -> Listing {
+    package mutating func listEndpoints(_ id: EndpointID? = nil, search: String? = nil) throws -> Listing {
         try listing(
             """
             SELECT n.id, n.name, n.customer_id, h.state, h.state_reason, h.paused_until, n.method,
@@ -248,6 +248,7 @@ extension Connection {
                    h.waiting, h.dead_letters, n.generation, n.created_at, n.updated_at
               FROM outbox.endpoint n JOIN outbox.endpoint_health h ON h.endpoint_id = n.id
              WHERE n.deleted_at IS NULL AND (\(id) IS NULL OR n.id = \(id))
+               AND (\(search) IS NULL OR position(lower(\(search)) IN lower(n.name || ' ' || coalesce(n.description, ''))) > 0)
              ORDER BY n.customer_id, n.name
             """)
     }

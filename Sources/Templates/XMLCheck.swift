@@ -11,9 +11,29 @@ enum XMLCheck {
         }
         let parser = XMLParser(data: Data(bytes))
         parser.shouldResolveExternalEntities = false
-        if parser.parse() { return }
-        throw Template.Refusal(
-            line: max(1, parser.lineNumber), column: max(1, parser.columnNumber), reason: prefix + "not well-formed XML"
-        )
+        let reading = Reading()
+        parser.delegate = reading
+        // What it returns is not enough: it goes on after errors that it can mend.
+        let isParsed = parser.parse()
+        if isParsed, reading.error == nil, reading.hasElement { return }
+        let (line, column) = reading.error ?? (parser.lineNumber, parser.columnNumber)
+        throw Template.Refusal(line: max(1, line), column: max(1, column), reason: prefix + "not well-formed XML")
+    }
+
+    /// Notes the first error.
+    private final class Reading: NSObject, XMLParserDelegate {
+        private(set) var error: (line: Int, column: Int)?
+        private(set) var hasElement = false
+
+        func parser(_ parser: XMLParser, parseErrorOccurred parseError: any Error) {
+            error = error ?? (parser.lineNumber, parser.columnNumber)
+        }
+
+        func parser(
+            _ parser: XMLParser, didStartElement elementName: String, namespaceURI: String?,
+            qualifiedName: String?, attributes: [String: String]
+        ) {
+            hasElement = true
+        }
     }
 }

@@ -48,6 +48,8 @@ final class Transfer {
         unsafe curl_set_long(handle, CURLOPT_NOSIGNAL, 1)
         unsafe curl_set_string(handle, CURLOPT_PROTOCOLS_STR, "http,https")
         unsafe curl_set_long(handle, CURLOPT_FOLLOWLOCATION, 0)
+        // The path is the endpoint's, dots and all.
+        unsafe curl_set_long(handle, CURLOPT_PATH_AS_IS, 1)
         unsafe curl_set_long(handle, CURLOPT_HTTP_VERSION, 2)  // CURL_HTTP_VERSION_1_1, a macro Swift cannot see
         unsafe curl_set_long(handle, CURLOPT_SSLVERSION, 6)  // CURL_SSLVERSION_TLSv1_2: the default only since 8.16
         unsafe curl_set_long(handle, CURLOPT_SSL_VERIFYPEER, 1)

@@ -1,6 +1,7 @@
 import ArgumentParser
 import Outbox
 import Postgres
+import Transport
 
 struct DeliveryCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
@@ -79,7 +80,7 @@ private func changeDelivery(
 
 struct AttemptCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "attempt", abstract: "Every HTTP request that was made.", subcommands: [List.self])
+        commandName: "attempt", abstract: "Every HTTP request that was made.", subcommands: [List.self, Curl.self])
 
     struct List: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "List attempts, newest first.")
@@ -96,6 +97,37 @@ struct AttemptCommand: AsyncParsableCommand {
                     "event_id", "endpoint", "number", "trigger", "started_at", "outcome", "status", "error_class",
                     "total_us",
                 ])
+        }
+    }
+}
+
+extension AttemptCommand {
+    struct Curl: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Print the request of a delivery as a curl command, as it would be sent now.")
+        @OptionGroup var options: GlobalOptions
+        @OptionGroup var pair: PairArguments
+        @Flag(name: .long, help: "With its secrets; the audit log says that you asked.") var reveal = false
+        @Option(name: .long, help: "For the audit log.") var reason: String?
+
+        func run() async throws {
+            let keyring = try Settings(options).keyring(creating: false)
+            let (endpoint, request) = try await Session.run(options) { [pair, reveal, reason] connection in
+                let pair = try pair.resolve(&connection)
+                let endpoint = try connection.endpoint(pair.endpoint, keyring: keyring)
+                if reveal { try connection.audit("attempt.curl.reveal", endpoint: pair.endpoint, reason: reason) }
+                let (now, webhookID) = try connection.trialContext(pair.event)
+                let event = try connection.readEvent(pair.event)
+                do {
+                    return (
+                        endpoint,
+                        try HTTPRequest.delivery(of: event, to: endpoint, number: 1, webhookID: webhookID, at: now)
+                            .request
+                    )
+                } catch { throw OperationRefusal(.invalid, "the request cannot be built: \(error)") }
+            }
+            if endpoint.oauth != nil { note("an access token is fetched for each request; it is not in here") }
+            print(request.curl(for: endpoint, revealing: reveal))
         }
     }
 }

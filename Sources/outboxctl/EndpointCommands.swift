@@ -52,9 +52,10 @@ struct EndpointCommand: AsyncParsableCommand {
     struct List: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "List endpoints.")
         @OptionGroup var options: GlobalOptions
+        @Option(name: .long, help: "Only those whose name or description contains this text.") var search: String?
 
         func run() async throws {
-            let listing = try await Session.run(options) { try $0.listEndpoints() }
+            let listing = try await Session.run(options) { [search] in try $0.listEndpoints(search: search) }
             options.format.list(
                 listing,
                 columns: [

@@ -178,23 +178,3 @@ extension EndpointCommand {
         }
     }
 }
-
-extension Endpoint {
-    /// False for headers that hold a secret, or sound as if they did.
-    fileprivate func mayShow(_ header: HTTPHeader) -> Bool {
-        let name = header.name.lowercased()
-        if settings.headers.contains(where: { $0.isSecret && $0.name.lowercased() == name }) { return false }
-        if settings.authentication.header?.lowercased() == name { return false }
-        let suspicious = ["auth", "token", "secret", "key", "cookie", "password"]
-        return !suspicious.contains { name.contains($0) }
-    }
-}
-
-/// The URL with the values of its query masked: they may be tokens.
-func maskedURL(_ url: String) -> String {
-    guard let mark = url.firstIndex(of: "?") else { return url }
-    let pairs = url[url.index(after: mark)...].split(separator: "&", omittingEmptySubsequences: false).map { pair in
-        pair.firstIndex(of: "=").map { pair[...$0] + "***" } ?? (pair.isEmpty ? "" : "***")
-    }
-    return url[...mark] + pairs.joined(separator: "&")
-}

@@ -1,0 +1,38 @@
+import Outbox
+import Transport
+
+extension Endpoint {
+    /// False for headers that hold a secret, or sound as if they did.
+    func mayShow(_ header: HTTPHeader) -> Bool {
+        let name = header.name.lowercased()
+        if settings.headers.contains(where: { $0.isSecret && $0.name.lowercased() == name }) { return false }
+        if settings.authentication.header?.lowercased() == name { return false }
+        let suspicious = ["auth", "token", "secret", "key", "cookie", "password"]
+        return !suspicious.contains { name.contains($0) }
+    }
+}
+
+/// The URL with the values of its query masked: they may be tokens.
+func maskedURL(_ url: String) -> String {
+    guard let mark = url.firstIndex(of: "?") else { return url }
+    let pairs = url[url.index(after: mark)...].split(separator: "&", omittingEmptySubsequences: false).map { pair in
+        pair.firstIndex(of: "=").map { pair[...$0] + "***" } ?? (pair.isEmpty ? "" : "***")
+    }
+    return url[...mark] + pairs.joined(separator: "&")
+}
+
+extension HTTPRequest {
+    /// A command line that sends this request, for any shell; secrets are masked unless they are to be shown.
+    func curl(for endpoint: Endpoint, revealing: Bool) -> String {
+        var words = ["curl", "--silent", "--show-error", "--request", method.rawValue]
+        words += ["--url", quoted(revealing ? url : maskedURL(url))]
+        for header in headers.all {
+            let value = revealing || endpoint.mayShow(header) ? header.value : "***"
+            words += ["--header", quoted(value.isEmpty ? "\(header.name);" : "\(header.name): \(value)")]
+        }
+        if method != .get { words += ["--data-raw", quoted(String(decoding: body, as: UTF8.self))] }
+        return words.joined(separator: " ")
+    }
+
+    private func quoted(_ text: String) -> String { "'" + text.replacing("'", with: "'\\''") + "'" }
+}
