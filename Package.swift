@@ -96,3 +96,13 @@ let package = Package(
             swiftSettings: common),
     ]
 )
+
+// Only for scripts/fuzz: libFuzzer brings the main function that every other build would miss.
+if Context.environment["OUTBOX_FUZZ"] != nil {
+    package.products.append(.executable(name: "fuzz", targets: ["fuzz"]))
+    package.targets.append(
+        .executableTarget(
+            name: "fuzz", dependencies: ["Outbox", "Scheduler", "Templates", "Transport", "Postgres"], path: "Tests/Fuzz",
+            exclude: ["seeds"],
+            swiftSettings: [.swiftLanguageMode(.v6), .unsafeFlags(["-parse-as-library"])]))
+}

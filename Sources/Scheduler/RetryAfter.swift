@@ -1,13 +1,13 @@
-import Postgres
+package import Postgres
 
 /// What a receiver asks for with `Retry-After` (RFC 9110 10.2.3): seconds, or a date in any of the three forms of
 /// RFC 9110 5.6.7. libcurl's own reading is not used: it overflows, accepts `3600abc` and turns past dates negative.
-enum RetryAfter {
+package enum RetryAfter {
     /// The longest rest that a receiver can ask for.
     static let longest = Duration.seconds(24 * 3600)
 
     /// The rest, 0 to 24 hours; nil when the value is not valid, which means that there is no wish.
-    static func parse(_ value: String, now: Timestamp) -> Duration? {
+    package static func parse(_ value: String, now: Timestamp) -> Duration? {
         let text = value.utf8
         guard !text.isEmpty, text.count <= 64 else { return nil }
         if text.allSatisfy({ $0 >= 48 && $0 <= 57 }) {
