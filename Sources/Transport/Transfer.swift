@@ -19,6 +19,7 @@ final class Transfer {
     /// What the handle is set to; changed only where the next request differs.
     private var tls = HTTPRequest.TLS()
     private var allowsHTTP2 = false
+    private var isTLS = false
     private var isHeaderComplete = false
     private var currentStatus = 0
     private var sends = 0
@@ -104,6 +105,7 @@ final class Transfer {
         exchange.timing.queued = .now - start.submittedAt
         received = 0
         keptBody = request.keptBody
+        isTLS = request.url.utf8.count > 5 && request.url.utf8.dropFirst(4).first == UInt8(ascii: "s")
         isHeaderComplete = false
         currentStatus = 0
         sends = 0
@@ -135,12 +137,15 @@ final class Transfer {
         }
     }
 
-    /// Connections are shared only between requests with the same settings: libcurl compares them.
+    /// Connections are shared only between requests with the same settings. libcurl compares certificates and authorities
+    /// but no keys: whoever names another's certificate, which is public, could use a connection that the other's key has
+    /// opened. So a mark of the key follows the certificate, where readers of PEM skip it.
     private func use(_ wanted: HTTPRequest.TLS) {
         if wanted == tls { return }
         tls = wanted
+        let certificate = wanted.certificate.map { $0 + "\n# \(wanted.key.hashValue)\n" }
         for (option, text) in [
-            (CURLOPT_CAINFO_BLOB, wanted.authorities), (CURLOPT_SSLCERT_BLOB, wanted.certificate),
+            (CURLOPT_CAINFO_BLOB, wanted.authorities), (CURLOPT_SSLCERT_BLOB, certificate),
             (CURLOPT_SSLKEY_BLOB, wanted.key),
         ] {
             let bytes = Array((text ?? "").utf8)
@@ -264,7 +269,10 @@ final class Transfer {
         let text = unsafe errorText[0] == 0 ? String(cString: curl_easy_strerror(result)) : String(cString: errorText)
         exchange.message = text
         exchange.failure = failure(result, text)
-        if exchange.failure == .blockedAddress {
+        if exchange.failure == .tlsClientCertificate, text.hasPrefix("getpeername") {
+            exchange.message =
+                "the receiver ended the connection right after the TLS handshake: it wants a client certificate, or does not take this one"
+        } else if exchange.failure == .blockedAddress {
             exchange.message =
                 "the host's address is private, local or otherwise special; OUTBOX_ALLOW_NETWORKS lets networks through"
         } else if sends > 1 {
@@ -297,9 +305,10 @@ final class Transfer {
     /// What exactly is wrong with the receiver's TLS: the verification's own code where there is one (X509_V_ERR_…), the
     /// words of the library where there is none.
     private func tlsFailure(_ result: CURLcode, _ text: String) -> HTTPExchange.Failure? {
-        if ["certificate required", "alert bad certificate", "alert unknown ca"].contains(where: text.contains) {
-            return .tlsClientCertificate
-        }
+        // In TLS 1.3 a client is refused after its handshake is over. Where the connection is gone before libcurl could look
+        // at its other end, that is all that there is to see.
+        let words = ["certificate required", "alert bad certificate", "alert unknown ca", "getpeername() failed"]
+        if isTLS, words.contains(where: text.contains) { return .tlsClientCertificate }
         switch result {
         case CURLE_PEER_FAILED_VERIFICATION:
             var code = 0
@@ -308,8 +317,10 @@ final class Transfer {
             case 9, 10: return .tlsExpired
             case 18: return .tlsSelfSigned
             case 2, 19, 20, 21: return .tlsUnknownIssuer
-            case 0, 62, 63, 64: return .tlsWrongHost
-            default: return .tls
+            case 62, 63, 64: return .tlsWrongHost
+            default:
+                return text.contains("does not match") || text.contains("no alternative certificate")
+                    ? .tlsWrongHost : .tls
             }
         case CURLE_SSL_CONNECT_ERROR:
             let isOld = ["unsupported protocol", "protocol version", "wrong version number"].contains(

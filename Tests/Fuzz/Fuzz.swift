@@ -93,7 +93,9 @@ private struct Values: ParameterValues {
     var address = in_addr()
     guard inet_aton(target.host, &address) == 1 else { return }
     let value = UInt32(bigEndian: address.s_addr)
-    let isSpecial = [0, 10, 127].contains(value >> 24) || value >> 28 >= 14 || value >> 16 == 0xA9FE || value >> 16 == 0xC0A8
+    let isSpecial =
+        [0, 10, 127].contains(value >> 24) || value >> 28 >= 14 || value >> 16 == 0xA9FE || value >> 16 == 0xC0A8
         || value >> 20 == 0xAC1 || value >> 22 == 0x191
-    precondition(!isSpecial || AddressPolicy().refusal(of: target) != nil, "a special address got through: \(target.host)")
+    precondition(
+        !isSpecial || AddressPolicy().refusal(of: target) != nil, "a special address got through: \(target.host)")
 }

@@ -1,0 +1,98 @@
+import TestSupport
+import Testing
+import Transport
+
+/// Real TLS against servers that are wrong in different ways.
+@Suite struct TLSTests {
+    private let local = AddressPolicy(allowing: ["127.0.0.0/8"].compactMap(Network.init))
+
+    private func with<Value>(_ body: (TLSServers, Transport) async throws -> Value) async throws -> Value {
+        let servers = try await TLSServers()
+        let transport = Transport(policy: local)
+        do {
+            let value = try await body(servers, transport)
+            await transport.stop()
+            await servers.stop()
+            return value
+        } catch {
+            await transport.stop()
+            await servers.stop()
+            throw error
+        }
+    }
+
+    private func request(_ url: String, _ tls: HTTPRequest.TLS, http2: Bool = false) -> HTTPRequest {
+        var request = HTTPRequest(url: url, body: Array("{}".utf8), timeout: .seconds(5))
+        request.tls = tls
+        request.allowsHTTP2 = http2
+        return request
+    }
+
+    @Test func `each way of being wrong is a class of its own, and never leads to a request`() async throws {
+        try await with { servers, transport in
+            let trusting = HTTPRequest.TLS(authorities: try servers.pem("ca"))
+            for (name, failure) in [
+                ("expired", HTTPExchange.Failure.tlsExpired), ("self_signed", .tlsSelfSigned),
+                ("wrong_host", .tlsWrongHost), ("missing_intermediate", .tlsUnknownIssuer),
+                ("old_protocol", .tlsOldProtocol),
+            ] {
+                let exchange = await transport.send(request(servers.url(name), trusting))
+                #expect(exchange.failure == failure, "\(name): \(exchange.message ?? "")")
+                #expect(exchange.status == nil)
+                #expect(!exchange.mayHaveBeenSent)
+                #expect(servers.requests(name) == 0)
+            }
+            for name in ["good", "full_chain"] {
+                let exchange = await transport.send(request(servers.url(name), trusting))
+                #expect(exchange.status == 200, "\(name): \(exchange.message ?? "")")
+            }
+            // Without that authority the same server is not trusted, also not over a connection that is open already.
+            let exchange = await transport.send(request(servers.url("good"), HTTPRequest.TLS()))
+            #expect(exchange.failure == .tlsUnknownIssuer, "\(exchange.message ?? "")")
+        }
+    }
+
+    @Test func `a client certificate is shown where it is wanted, and never shared with another endpoint`() async throws
+    {
+        try await with { servers, transport in
+            let authority = try servers.pem("ca")
+            let url = servers.url("client_required")
+            let client = HTTPRequest.TLS(
+                authorities: authority, certificate: try servers.pem("client"),
+                key: try servers.pem("client", key: true))
+            let stranger = HTTPRequest.TLS(
+                authorities: authority, certificate: try servers.pem("stranger"),
+                key: try servers.pem("stranger", key: true))
+            let known = await transport.send(request(url, client))
+            #expect(known.status == 200, "\(known.message ?? "")")
+            #expect(String(decoding: known.body, as: UTF8.self) == #"{"client": ["client"]}"#)
+            // The connection of the first stays open; these must not use it.
+            for tls in [HTTPRequest.TLS(authorities: authority), stranger] {
+                let exchange = await transport.send(request(url, tls))
+                #expect(exchange.failure == .tlsClientCertificate, "\(exchange.message ?? "")")
+            }
+            #expect(servers.requests("client_required") == 1)
+            let mismatched = HTTPRequest.TLS(
+                authorities: authority, certificate: try servers.pem("client"), key: try servers.pem("good", key: true))
+            let exchange = await transport.send(request(url, mismatched))
+            #expect(exchange.failure == .tls, "\(exchange.message ?? "")")
+        }
+    }
+
+    @Test func `HTTP/2 is used where it is allowed, and a refused stream is not sent again behind our back`()
+        async throws
+    {
+        try await with { servers, transport in
+            let trusting = HTTPRequest.TLS(authorities: try servers.pem("ca"))
+            let good = await transport.send(request(servers.url("h2"), trusting, http2: true))
+            #expect(good.status == 200, "\(good.message ?? "")")
+            #expect(String(decoding: good.body, as: UTF8.self) == "two")
+            for name in ["h2_refused", "h2_goaway"] {
+                let exchange = await transport.send(request(servers.url(name), trusting, http2: true))
+                #expect(exchange.status == nil)
+                #expect(exchange.failure == .connectionLost, "\(name): \(exchange.message ?? "")")
+                #expect(servers.requests(name) == 1, "\(name)")
+            }
+        }
+    }
+}
