@@ -98,10 +98,16 @@ import Transport
 
     @Test(arguments: [
         (Receiver.Answer(500), "HTTP 500"),
-        (Receiver.Answer(400, body: Array(#"{"error":"invalid_client","error_description":"canary"}"#.utf8)), "HTTP 400, invalid_client"),
+        (
+            Receiver.Answer(400, body: Array(#"{"error":"invalid_client","error_description":"canary"}"#.utf8)),
+            "HTTP 400, invalid_client"
+        ),
         (Receiver.Answer(200, body: Array("not json".utf8)), "the answer is not JSON"),
         (Receiver.Answer(200, body: Array(#"{"access_token":"x","token_type":"mac"}"#.utf8)), "type is not bearer"),
-        (Receiver.Answer(200, body: Array(#"{"access_token":"a\r\nX: canary","token_type":"bearer"}"#.utf8)), "none that a header can hold"),
+        (
+            Receiver.Answer(200, body: Array(#"{"access_token":"a\r\nX: canary","token_type":"bearer"}"#.utf8)),
+            "none that a header can hold"
+        ),
         (Receiver.Answer(302, headers: [("Location", "http://127.0.0.1:1/")]), "HTTP 302"),
         (Receiver.Answer(manner: .hangUp), "connection_lost"),
     ])
@@ -149,6 +155,10 @@ import Transport
             }
         }
         #expect(refusal?.message.contains("the token URL leads to 169.254.169.254") == true)
+        // Called it is on this machine, whatever becomes of the token.
+        let ledger = try Ledger()
+        defer { ledger.receiver.stop() }
+        change.url = ledger.url
         _ = try await database.pool.run { [change] in
             try $0.createEndpoint(change, secret: .generate(), keyring: TestWorker.keyring)
         }
@@ -160,5 +170,6 @@ import Transport
         }
         let error = try await database.column("SELECT error FROM outbox.attempt").first ?? nil
         #expect(error?.contains("blocked_address") == true, "\(error ?? "")")
+        #expect(ledger.all.isEmpty)
     }
 }

@@ -1,0 +1,211 @@
+import Foundation
+import Outbox
+import Postgres
+import Receiver
+import TestSupport
+import Testing
+
+/// Destinations as an operator handles them with the real binary.
+@Suite struct DestinationTests {
+    private struct Setting {
+        let database: TestDatabase
+        let environment: [String: String]
+
+        init(_ more: [String: String] = ["OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8"]) async throws {
+            database = try await TestCluster.database()
+            environment = [
+                "DATABASE_URL": database.connectionString, "OUTBOX_SECRET_KEY_FILE": try Daemon.keyFile(),
+            ].merging(more) { $1 }
+        }
+
+        func run(_ arguments: String..., input: String = "") async throws -> (
+            end: ChildProcess.End, output: String, errors: String
+        ) {
+            try await ChildProcess.run(arguments, environment: environment, input: input)
+        }
+    }
+
+    private func file(_ text: String) throws -> String {
+        let path = FileManager.default.temporaryDirectory.path + "/outbox-file-\(UUID().uuidString)"
+        try text.write(toFile: path, atomically: true, encoding: .utf8)
+        return path
+    }
+
+    private static let isRoot = getuid() == 0
+
+    @Test(.enabled(if: isRoot, "network namespaces need root"))
+    func `a name is judged by what it leads to, when it leads there`() async throws {
+        let setting = try await Setting([:])
+        let made = try await setting.run("endpoint", "create", "names", "--url", "https://example.com/")
+        #expect(made.end == .exit(0), "\(made.errors)")
+        let script = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+            .appendingPathComponent("Servers/names.py").path
+        let child = try ChildProcess(
+            "/usr/bin/unshare", ["--net", "--mount", "python3", script, ChildProcess.outboxctl, "names"],
+            environment: setting.environment)
+        #expect(await child.wait() == .exit(0), "\(child.errors)")
+        struct Trial: Decodable { let exit: Int; let error: String; let connected: [String] }
+        let trials = try JSONDecoder().decode([String: [Trial]].self, from: Data(child.output.utf8))
+        child.remove()
+        let publicAddress = "93.184.216.34"
+        for (name, trial) in trials.flatMap({ pair in pair.value.map { (pair.key, $0) } }) {
+            // Whatever a name says: nothing but the public address is ever connected to.
+            #expect(trial.connected.allSatisfy { $0 == publicAddress }, "\(name) \(trial.connected)")
+        }
+        for name in [
+            "private.test", "metadata.test", "loop.test", "six.test", "mapped.test", "nat64.test", "chain.test",
+            "middle.test", "zero.test",
+        ] {
+            let trial = try #require(trials[name]?.first)
+            #expect(trial.exit == 1 && trial.error.contains("blocked_address"), "\(name): \(trial.error)")
+            #expect(trial.connected == [], "\(name)")
+        }
+        #expect(trials["public.test"]?.first?.exit == 0, "\(trials["public.test"]?.first?.error ?? "")")
+        #expect(trials["public.test"]?.first?.connected == [publicAddress])
+        // A name that changes its mind: good the first time, refused the second.
+        #expect(trials["rebind.test"]?.map(\.exit) == [0, 1])
+    }
+
+    @Test(arguments: [
+        ("http://127.0.0.1:18080/", "a private, local or otherwise special address"),
+        ("http://localhost/", "a private, local or otherwise special address"),
+        ("http://169.254.169.254/latest/meta-data", "special address"),
+        ("https://example.com:6379/", "has the port 6379"),
+        ("ftp://example.com/", "must begin with https:// or http://"),
+        ("http://user:pw@example.com/", "contains a user name"),
+    ])
+    func `a URL that can never be called is refused when it is saved`(url: String, reason: String) async throws {
+        let setting = try await Setting([:])
+        for arguments in [["create", "e"], ["update", "known"]] {
+            _ = try await setting.run("endpoint", "create", "known", "--url", "https://example.com/")
+            let (end, _, errors) = try await ChildProcess.run(
+                ["endpoint"] + arguments + ["--url", url], environment: setting.environment)
+            #expect(end == .exit(64), "\(errors)")
+            #expect(errors.contains(reason), "\(errors)")
+            #expect(!errors.contains("pw"))
+        }
+    }
+
+    @Test func `secrets rotate with an overlap, are shown masked, and can be retired`() async throws {
+        let setting = try await Setting()
+        let ledger = try Ledger()
+        defer { ledger.receiver.stop() }
+        let created = try await setting.run("endpoint", "create", "billing", "--url", ledger.url, "-o", "json")
+        let first = try #require(
+            (try JSONSerialization.jsonObject(with: Data(created.output.utf8)) as? [String: Any])?["secret"] as? String)
+        let rotated = try await setting.run("endpoint", "secret", "rotate", "billing", "-o", "json")
+        let second = try #require(
+            (try JSONSerialization.jsonObject(with: Data(rotated.output.utf8)) as? [String: Any])?["secret"] as? String)
+        let third = try await setting.run("endpoint", "secret", "rotate", "billing", "--asymmetric", "-o", "json")
+        let publicKey = try #require(
+            (try JSONSerialization.jsonObject(with: Data(third.output.utf8)) as? [String: Any])?["public_key"]
+                as? String)
+
+        let shown = try await setting.run("endpoint", "secret", "show", "billing", "-o", "json")
+        let rows = try #require(try JSONSerialization.jsonObject(with: Data(shown.output.utf8)) as? [[String: String]])
+        #expect(rows.count == 3)
+        #expect(!shown.output.contains(first.dropFirst(6)) && !shown.output.contains(second.dropFirst(6)))
+        #expect(rows.contains { $0["public_key"] == publicKey })
+        let revealed = try await setting.run("endpoint", "secret", "show", "billing", "--reveal", "--reason", "CHG-7")
+        #expect(revealed.output.contains(first) && revealed.output.contains(second))
+        #expect(
+            try await setting.database.column("SELECT reason FROM outbox.audit WHERE action = 'endpoint.secret.reveal'")
+                == ["CHG-7"])
+
+        _ = try await setting.run("endpoint", "test", "billing")
+        _ = try await setting.run("endpoint", "secret", "retire", "billing")
+        _ = try await setting.run("endpoint", "test", "billing")
+        let signatures = try ledger.all.map { try #require($0["webhook-signature"]).split(separator: " ") }
+        #expect(signatures.map { $0.map { $0.prefix { $0 != "," } } } == [["v1", "v1", "v1a"], ["v1", "v1a"]])
+        for (key, valid) in [(first, [true, false]), (second, [true, true]), (publicKey, [true, true])] {
+            let verifier = WebhookVerifier(keys: [try VerificationKey(key)])
+            for (request, isValid) in zip(ledger.all, valid) {
+                func verify() throws { try verifier.verify(request.body, headers: { request[$0] }) }
+                if isValid {
+                    try verify()
+                } else {
+                    #expect(throws: WebhookVerifier.Refusal.wrongSignature) { try verify() }
+                }
+            }
+        }
+    }
+
+    @Test func `sign and verify agree, and a changed body is not verified`() async throws {
+        let setting = try await Setting()
+        let secret = try file("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n")
+        let signed = try await setting.run(
+            "sign", "--secret-file", secret, "--id", "msg_p5jXN8AQM9LWM0D4loKWxJek", "--timestamp", "1614265330",
+            input: #"{"test": 2432232314}"#)
+        #expect(signed.output.contains("webhook-signature: v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=\n"))
+        for (body, more, exit, text) in [
+            (#"{"test": 2432232314}"#, ["--any-time"], ChildProcess.End.exit(0), "verified"),
+            (#"{"test": 2432232315}"#, ["--any-time"], .exit(1), "no signature is valid"),
+            (#"{"test": 2432232314}"#, [], .exit(1), "too old"),
+        ] {
+            let (end, output, errors) = try await ChildProcess.run(
+                [
+                    "verify", "--secret-file", secret, "--id", "msg_p5jXN8AQM9LWM0D4loKWxJek", "--timestamp",
+                    "1614265330",
+                    "--signature", "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+                ] + more, environment: setting.environment, input: body)
+            #expect(end == exit)
+            #expect((output + errors).contains(text), "\(output) \(errors)")
+        }
+    }
+
+    @Test func `templates are listed, shown, linted and rendered`() async throws {
+        let setting = try await Setting()
+        let presets = try await setting.run("template", "presets", "-o", "jsonl")
+        #expect(presets.output.split(separator: "\n").count == Preset.all.count)
+        for preset in Preset.all {
+            let shown = try await setting.run("template", "show", preset.name)
+            #expect(shown.output.contains(preset.template))
+            let linted = try await setting.run("template", "lint", "--preset", preset.name)
+            #expect(linted.end == .exit(0), "\(preset.name): \(linted.errors)")
+        }
+        let unknown = try await setting.run("template", "show", "slak")
+        #expect(unknown.end == .exit(4) && unknown.errors.contains("Did you mean \"slack\"?"))
+        let typo = try await setting.run("template", "lint", "--template", #"{"a": "%tipe%"}"#)
+        #expect(typo.end == .exit(64))
+        #expect(
+            typo.errors.contains("line 1, column 8: there is no parameter %tipe%. Did you mean %type%?"),
+            "\(typo.errors)")
+        let rendered = try await setting.run(
+            "template", "render", "--template", #"{"u":"%username%","n":%after.n%}"#, "--data", #"{"n":1.0}"#,
+            "--context", #"{"username":"tom"}"#)
+        #expect(rendered.output == #"{"u":"tom","n":1.0}"# + "\n")
+        let large = try file(#"{"text":"\#(String(repeating: "x", count: 29_000))"}"#)
+        let refused = try await setting.run("template", "lint", "--preset", "teams-workflow", "--data", "@" + large)
+        #expect(refused.end == .exit(64) && refused.errors.contains("28000"), "\(refused.errors)")
+    }
+
+    @Test func `a secret is never taken from the command line`() async throws {
+        let setting = try await Setting()
+        let (end, _, errors) = try await setting.run(
+            "endpoint", "create", "e", "--url", "https://example.com/", "--secret-header", "X-Token: canary")
+        #expect(end == .exit(64))
+        #expect(!errors.contains("canary"))
+    }
+
+    @Test func `requests leave through the egress proxy, and nowhere else`() async throws {
+        // The proxy answers CONNECT and then plays the receiver, so that what arrives went through it.
+        let seen = try Ledger { request, _ in
+            request.method == "CONNECT" ? Receiver.Answer(200, body: []) : Receiver.Answer(200)
+        }
+        defer { seen.receiver.stop() }
+        let canary = try Ledger()
+        defer { canary.receiver.stop() }
+        let setting = try await Setting(["OUTBOX_EGRESS_PROXY": seen.url])
+        let made = try await setting.run("endpoint", "create", "e", "--url", "http://receiver.example:8080/hook")
+        #expect(made.end == .exit(0), "\(made.errors)")
+        let good = try await setting.run("endpoint", "test", "e")
+        #expect(good.end == .exit(0), "\(good.errors)")
+        #expect(seen.all.map(\.method) == ["CONNECT", "POST"])
+        #expect(seen.all[0].target == "receiver.example:8080")
+        // A literal address is refused here; the proxy never hears of it.
+        let (end, _, errors) = try await setting.run("endpoint", "test", "e", "--url", canary.url)
+        #expect(end == .exit(1) && errors.contains("special address"), "\(errors)")
+        #expect(seen.all.count == 2)
+        #expect(canary.all.isEmpty)
+    }
+}
