@@ -26,6 +26,11 @@ package struct Trial: Sendable {
         package internal(set) var attempt: Attempt?
 
         package var isSuccess: Bool { failure == nil }
+
+        init() {}
+
+        /// A trial that was not made; it counts as a rule that does not hold.
+        package init(refusedBecause reason: String) { failure = (.rules, reason) }
     }
 
     private let endpoint: Endpoint

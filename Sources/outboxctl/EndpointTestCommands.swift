@@ -42,6 +42,11 @@ private struct TrialRun {
         var wanted = prepared.0.settings
         if let url { wanted.url = url }
         endpoint = Endpoint(wanted)
+        // A rule that is not enabled is never called; its trial by hand is another matter.
+        if trigger == .evaluate, wanted.isDisabled {
+            report = Trial.Report(refusedBecause: "the endpoint is disabled")
+            return
+        }
         let transport = Transport(policy: prepared.4, proxy: try settings.proxy(), capacity: 2)
         report = await Trial(
             endpoint, event: prepared.1, webhookID: prepared.3, now: prepared.2, policy: prepared.4, trigger: trigger
@@ -165,9 +170,8 @@ extension EndpointCommand {
         func run() async throws {
             let run = try await TrialRun(
                 endpoint, options, trial, url: nil, trigger: .evaluate)
-            let isClosed = run.endpoint.settings.isDisabled
-            let failure = isClosed ? "the endpoint is disabled" : run.report.failure?.reason
-            let gaveNoAnswer = !isClosed && run.report.failure.map { $0.step != .rules } ?? false
+            let failure = run.report.failure?.reason
+            let gaveNoAnswer = run.report.failure.map { $0.step != .rules } ?? false
             let isAllowed = failure == nil || (gaveNoAnswer && onError == .allow)
             let decision = isAllowed ? "allow" : "deny"
             let reason = failure ?? "all rules hold: \(run.endpoint.rules.summary)"

@@ -109,6 +109,24 @@ import Testing
         #expect(ledger.all[0]["webhook-signature"]?.hasPrefix("v1,") == true)
     }
 
+    @Test func `SF-13 a rule that is not enabled is never called, and denies`() async throws {
+        let database = try await TestCluster.database()
+        let environment = try environment(database)
+        let ledger = try Ledger()
+        defer { ledger.receiver.stop() }
+        for arguments in [["create", "policy", "--url", ledger.url], ["disable", "policy"]] {
+            let (end, _, errors) = try await ChildProcess.run(["endpoint"] + arguments, environment: environment)
+            #expect(end == .exit(0), "\(errors)")
+        }
+        for more in [[], ["--on-error", "allow"]] {
+            let (end, output, _) = try await ChildProcess.run(
+                ["endpoint", "evaluate", "policy"] + more, environment: environment)
+            #expect(end == .exit(1))
+            #expect(output.contains("deny  the endpoint is disabled"))
+        }
+        #expect(ledger.all.isEmpty)
+    }
+
     @Test func `SF-14 access is allowed when the rules hold, and denied when they do not or no answer comes`()
         async throws
     {

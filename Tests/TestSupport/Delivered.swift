@@ -17,6 +17,9 @@ package struct Delivered: Sendable {
     package var body: String { requests.first.map { String(decoding: $0.body, as: UTF8.self) } ?? "" }
 }
 
+/// Dozens of these tests run at a time; a worker each would only wait for one another, and for connections.
+private let workers = Gate(8)
+
 extension TestDatabase {
     /// Publishes with a script, delivers everything to one endpoint on a real receiver, and stops when nothing is left.
     package func deliver(
@@ -37,7 +40,9 @@ extension TestDatabase {
             try $0.createEndpoint(wish, secret: .generate(), keyring: TestWorker.keyring)
         }
         try await self.script(script)
-        try await TestWorker.run(self) { _ = try await eventually { try await isSettled() } }
+        try await workers.pass {
+            try await TestWorker.run(self) { _ = try await eventually { try await isSettled() } }
+        }
         return Delivered(
             requests: ledger.all,
             attempts: try await column(

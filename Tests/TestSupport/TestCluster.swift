@@ -12,7 +12,7 @@ package enum TestCluster {
             FileManager.default.temporaryDirectory.path + "/outbox-tests-\(ProcessInfo.processInfo.processIdentifier)"
         // Durability is what the product relies on, not what these tests measure; the kill tests bring their own server.
         let cluster = try await EmbeddedCluster(
-            folder: folder, settings: ["fsync = off", "max_connections = 400", "log_min_messages = error"])
+            folder: folder, settings: ["fsync = off", "max_connections = 800", "log_min_messages = error"])
         Leftover.folder.withLock { $0 = (folder, cluster) }
         atexit {
             guard let (folder, cluster) = Leftover.folder.withLock({ $0 }) else { return }
@@ -33,7 +33,7 @@ package enum TestCluster {
 
     private static let numbers = Atomic(0)
     /// CREATE DATABASE wants its template to itself.
-    private static let making = AsyncLock()
+    private static let making = Gate(1)
 
     /// The connection string of the server's maintenance database.
     package static func server() async throws -> String { try await started.value.connectionString }
@@ -44,7 +44,7 @@ package enum TestCluster {
     package static func database(migrated: Bool = true) async throws -> TestDatabase {
         let server = try await server()
         let name = "test_\(numbers.add(1, ordering: .relaxed).newValue)"
-        try await making.withLock {
+        try await making.pass {
             let pool = ConnectionPool(try ConnectionTarget(server), size: 1)
             do {
                 try await pool.run {
@@ -72,18 +72,18 @@ private enum Leftover {
     static let folder = Mutex<(String, EmbeddedCluster)?>(nil)
 }
 
-/// Lets one task at a time through, in order.
-private actor AsyncLock {
-    private var isHeld = false
+/// Lets so many tasks at a time through, in order.
+actor Gate {
+    private var free: Int
     private var waiters: [CheckedContinuation<Void, Never>] = []
 
-    func withLock(_ body: @Sendable () async throws -> Void) async throws {
-        if isHeld { await withCheckedContinuation { waiters.append($0) } }
-        isHeld = true
-        defer {
-            if waiters.isEmpty { isHeld = false } else { waiters.removeFirst().resume() }
-        }
-        try await body()
+    init(_ places: Int) { free = places }
+
+    func pass<Value>(_ body: () async throws -> Value) async rethrows -> Value {
+        // A place that is left goes to the first who waits, and is never free in between.
+        if free == 0 { await withCheckedContinuation { waiters.append($0) } } else { free -= 1 }
+        defer { if waiters.isEmpty { free += 1 } else { waiters.removeFirst().resume() } }
+        return try await body()
     }
 }
 
@@ -98,6 +98,11 @@ package final class TestDatabase: Sendable {
             preconditionFailure("our own string is valid")
         }
         pool = ConnectionPool(target, size: connections)
+    }
+
+    deinit {
+        // Nobody can use it any more; its connections would count until the process ends.
+        Task { [pool] in await pool.close() }
     }
 
     package var target: ConnectionTarget {
