@@ -5,6 +5,7 @@ Writes the certificates into the folder, listens on a port for each server, prin
 """
 import datetime, ipaddress, json, pathlib, socket, ssl, sys, threading
 
+import h2.config, h2.connection, h2.errors, h2.events
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -89,7 +90,6 @@ def http1(name, connection):
 
 
 def http2(name, connection):
-    import h2.config, h2.connection, h2.errors, h2.events
     state = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
     state.initiate_connection()
     connection.sendall(state.data_to_send())
