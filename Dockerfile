@@ -12,7 +12,7 @@ RUN swift build -c release --static-swift-stdlib --product outboxctl \
 
 # Run: the two C libraries, certificates, and a user of its own.
 FROM debian:bookworm-slim
-RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libpq5 libcurl4 ca-certificates tzdata \
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libpq5 libcurl4 libxml2 ca-certificates tzdata \
     && rm -rf /var/lib/apt/lists/* && useradd --system --home /var/lib/outbox --create-home outbox
 COPY --from=build /out/outboxctl /usr/local/bin/outboxctl
 USER outbox

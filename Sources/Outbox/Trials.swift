@@ -18,21 +18,6 @@ extension Connection {
             (try row[0], try row[1])
         } ?? (.distantPast, "")
     }
-
-    /// Writes a trial into the attempt log. It belongs to no delivery.
-    package mutating func recordTrial(_ attempt: Attempt, event: EventID, endpoint: EndpointID, actor: String) throws {
-        try query(
-            """
-            INSERT INTO outbox.attempt (event_id, endpoint_id, number, trigger, lease_id, worker, started_at, dns_us, connect_us, tls_us,
-                                        first_byte_us, total_us, outcome, status, error_class, error, response, request_id)
-            VALUES (\(event), \(endpoint), 1, \(attempt.trigger.rawValue), gen_random_uuid(), \(actor), \(attempt.startedAt),
-                    \(attempt.dns.map { Int32(clamping: $0.microseconds) }), \(attempt.connect.map { Int32(clamping: $0.microseconds) }),
-                    \(attempt.tls.map { Int32(clamping: $0.microseconds) }), \(attempt.firstByte.map { Int32(clamping: $0.microseconds) }),
-                    \(Int32(clamping: attempt.total.microseconds)), \(attempt.isSuccess ? "success" : "failure"),
-                    \(attempt.status.map { Int32($0) }), \(attempt.errorClass), \(attempt.error), \(attempt.response.map { Bytes($0) }),
-                    \(attempt.requestID))
-            """)
-    }
 }
 
 extension Event {

@@ -1,0 +1,63 @@
+package import Postgres
+
+/// The log of every request that was made: appended to, never changed.
+extension Connection {
+    /// Appends the attempts among the outcomes.
+    mutating func append(_ outcomes: [Outcome], worker: String) throws {
+        if outcomes.contains(where: { $0.attempt != nil }) { try query(attempts(of: outcomes, worker: worker)) }
+    }
+
+    /// The statement that appends them.
+    func attempts(of outcomes: [Outcome], worker: String) -> SQL {
+        let rows = outcomes.compactMap { outcome in outcome.attempt.map { (outcome, $0) } }
+        func column<Value>(_ value: (Outcome, Attempt) -> Value) -> [Value] { rows.map { value($0.0, $0.1) } }
+        func microseconds(_ value: (Attempt) -> Duration?) -> [Int32?] {
+            rows.map { value($0.1).map { Int32(clamping: $0.microseconds) } }
+        }
+        return """
+            INSERT INTO outbox.attempt (event_id, endpoint_id, number, trigger, lease_id, worker, started_at, dns_us, connect_us,
+                                        tls_us, first_byte_us, total_us, outcome, status, error_class, error, response, request_id)
+            SELECT a.event_id, a.endpoint_id, a.number, a.trigger, a.lease_id, \(worker), a.started_at, a.dns_us, a.connect_us,
+                   a.tls_us, a.first_byte_us, a.total_us, CASE WHEN a.success THEN 'success' ELSE 'failure' END, a.status,
+                   a.error_class, a.error, a.response, a.request_id
+              FROM unnest(\(column { outcome, _ in outcome.pair.event }), \(column { outcome, _ in outcome.pair.endpoint }),
+                          \(column { Int32(clamping: $1.number) }), \(column { $1.trigger.rawValue }),
+                          \(column { outcome, _ in outcome.holder.lease }), \(column { $1.startedAt }),
+                          \(microseconds(\.dns)), \(microseconds(\.connect)), \(microseconds(\.tls)), \(microseconds(\.firstByte)),
+                          \(microseconds { $0.total }), \(column { $1.isSuccess }), \(column { $1.status.map { Int32($0) } }),
+                          \(column { $1.errorClass }), \(column { $1.error }), \(column { $1.response.map { Bytes($0) } }),
+                          \(column { $1.requestID }))
+                   AS a(event_id, endpoint_id, number, trigger, lease_id, started_at, dns_us, connect_us, tls_us, first_byte_us,
+                        total_us, success, status, error_class, error, response, request_id)
+            """
+    }
+
+    /// Whether a group whose commit got no answer took effect: reads back what only this group can have left.
+    ///
+    /// That is an attempt row, or the waiting row of a pair that nobody else can have moved. A group with neither moves
+    /// rows in lanes, adds pairs of shared batches or deletes batches: writing it again changes nothing.
+    package mutating func wasRecorded(_ group: RecordGroup) throws -> Bool {
+        if let outcome = group.outcomes.first(where: { $0.attempt != nil }), let attempt = outcome.attempt {
+            return try query(
+                """
+                SELECT FROM outbox.attempt WHERE event_id = \(outcome.pair.event) AND endpoint_id = \(outcome.pair.endpoint)
+                   AND lease_id = \(outcome.holder.lease) AND number = \(attempt.number) AND started_at = \(attempt.startedAt) LIMIT 1
+                """
+            ).count > 0
+        }
+        let own = group.outcomes.first { outcome in
+            if case .batch = outcome.holder { !outcome.mayBeShared } else { false }
+        }
+        // Whatever removes the row again leaves another: a success, a dead letter.
+        return try own.map { try resolvedPairs(of: [$0.pair.event]).contains($0.pair) } ?? false
+    }
+
+    /// Appends a trial. It belongs to no delivery.
+    package mutating func recordTrial(_ attempt: Attempt, event: EventID, endpoint: EndpointID, actor: String) throws {
+        let outcome = Outcome(
+            pair: Pair(event: event, endpoint: endpoint), eventAt: attempt.startedAt,
+            holder: .lane(endpoint, .random()),
+            mayBeShared: false, attempt: attempt, attempts: 1, resolution: .delivered)
+        try append([outcome], worker: actor)
+    }
+}

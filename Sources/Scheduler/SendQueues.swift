@@ -1,0 +1,191 @@
+import DequeModule
+import Outbox
+
+/// One pair that is to be sent, under a lease.
+final class Send: Sendable {
+    let event: Event
+    let endpoint: EndpointID
+    let number: Int
+    let trigger: Trigger
+    let lease: Lease
+    /// A send from a batch that has not started by then, because its endpoint is at its cap, moves into the endpoint's
+    /// lane: one slow endpoint never keeps a batch open.
+    let startBy: ContinuousClock.Instant?
+    /// Set when its row says already that the worker died in this send: whatever happens instead must be written down.
+    /// So many crashes the row had before.
+    let crashesBefore: Int?
+    fileprivate let isFromBatch: Bool
+
+    init(
+        event: Event, endpoint: EndpointID, number: Int, trigger: Trigger, lease: Lease,
+        startBy: ContinuousClock.Instant?, crashesBefore: Int? = nil
+    ) {
+        self.event = event
+        self.endpoint = endpoint
+        self.number = number
+        self.trigger = trigger
+        self.lease = lease
+        self.startBy = startBy
+        self.crashesBefore = crashesBefore
+        isFromBatch = if case .batch = lease.holder { true } else { false }
+    }
+}
+
+/// Requests, and the bytes of their events.
+private struct Load {
+    var count = 0
+    var bytes = 0
+
+    static func += (load: inout Load, send: Send) {
+        load.count += 1
+        load.bytes += send.event.size
+    }
+
+    static func -= (load: inout Load, send: Send) {
+        load.count -= 1
+        load.bytes -= send.event.size
+    }
+}
+
+/// What waits to be started and what is in flight, per endpoint and altogether. Every endpoint has its own queue and cap;
+/// starting goes round the endpoints, so that none waits behind another's queue. Bookkeeping only: it belongs under the
+/// sender's lock.
+struct SendQueues {
+    /// How many sends from batches may wait before no more work is claimed.
+    static let mostPending = 1000
+    /// When so few are left, more should be claimed.
+    static let fewPending = mostPending / 2
+
+    private let mostInFlight: Int
+    private let mostBytes: Int
+    /// One endpoint's share of the bytes.
+    private var mostBytesPerEndpoint: Int { mostBytes / 8 }
+
+    private var queues: [EndpointID: Queue] = [:]
+    /// Endpoints that may have something to start, in turn.
+    private var turn: Deque<EndpointID> = []
+    private var pending = Load()
+    /// Of those, the ones from batches: only they are bounded here, lanes bound themselves.
+    private var pendingFromBatches = Load()
+    private var inFlight = Load()
+    private var inFlightFromLanes = Load()
+
+    init(mostInFlight: Int, mostBytes: Int) {
+        self.mostInFlight = mostInFlight
+        self.mostBytes = mostBytes
+    }
+
+    /// What waits for one endpoint. A class, because a value taken out of a dictionary and put back is copied whole.
+    private final class Queue {
+        var sends: Deque<Send> = []
+        var pending = Load()
+        var inFlight = Load()
+        var isInTurn = false
+
+        var isIdle: Bool { sends.isEmpty && inFlight.count == 0 }
+
+        /// True when no request may be started now. One may always be, however large.
+        func isAtCap(_ endpoint: Endpoint?, mostBytes: Int) -> Bool {
+            inFlight.count >= endpoint?.maxInFlight ?? 1 || (inFlight.count > 0 && inFlight.bytes >= mostBytes)
+        }
+    }
+
+    /// False while enough waits to be started: claim nothing more.
+    var hasRoom: Bool { pendingFromBatches.count < Self.mostPending && pendingFromBatches.bytes < mostBytes }
+
+    /// False while the events that wait for an endpoint take too much memory: read no more of its lane.
+    func hasRoom(for endpoint: EndpointID) -> Bool {
+        (queues[endpoint]?.pending.bytes ?? 0) < mostBytesPerEndpoint
+    }
+
+    var isAnythingInFlight: Bool { inFlight.count > 0 }
+
+    mutating func add(_ send: Send) {
+        let queue = queues[send.endpoint] ?? Queue()
+        if queue.isIdle { queues[send.endpoint] = queue }
+        queue.sends.append(send)
+        queue.pending += send
+        pending += send
+        if send.isFromBatch { pendingFromBatches += send }
+        takeTurn(send.endpoint, queue)
+    }
+
+    /// The next send that the caps allow, in turn by endpoint; it counts as in flight from here on. Without an endpoint it
+    /// is for one that is not known any more.
+    mutating func next(_ endpoints: [EndpointID: Endpoint]) -> (send: Send, endpoint: Endpoint?, isRunningLow: Bool)? {
+        guard inFlight.count < mostInFlight, inFlight.bytes < mostBytes else { return nil }
+        for _ in 0..<turn.count {
+            guard let id = turn.popFirst(), let queue = queues[id] else { continue }
+            queue.isInTurn = false
+            let endpoint = endpoints[id]
+            guard !queue.isAtCap(endpoint, mostBytes: mostBytesPerEndpoint), let first = queue.sends.first else {
+                // At its cap: a finished request of this endpoint brings it back into the turn.
+                continue
+            }
+            // Lanes are where the slow endpoints are: a quarter of what may be in flight is not theirs to take.
+            let isCrowded =
+                inFlightFromLanes.count >= mostInFlight / 4 * 3 || inFlightFromLanes.bytes >= mostBytes / 4 * 3
+            if !first.isFromBatch, isCrowded {
+                takeTurn(id, queue)
+                continue
+            }
+            return (start(queue.sends.removeFirst(), queue, id), endpoint, isRunningLow(first))
+        }
+        return nil
+    }
+
+    private mutating func start(_ send: Send, _ queue: Queue, _ id: EndpointID) -> Send {
+        queue.pending -= send
+        pending -= send
+        if send.isFromBatch { pendingFromBatches -= send } else { inFlightFromLanes += send }
+        queue.inFlight += send
+        inFlight += send
+        takeTurn(id, queue)
+        return send
+    }
+
+    /// Once per descent, not once per request.
+    private func isRunningLow(_ send: Send) -> Bool { send.isFromBatch && pendingFromBatches.count == Self.fewPending }
+
+    /// The send is not in flight any more.
+    mutating func finish(_ send: Send) {
+        inFlight -= send
+        if !send.isFromBatch { inFlightFromLanes -= send }
+        guard let queue = queues[send.endpoint] else { return }
+        queue.inFlight -= send
+        if queue.isIdle { queues[send.endpoint] = nil }
+        takeTurn(send.endpoint, queue)
+    }
+
+    /// Takes out what waits and should not; the closure also learns whether its endpoint is at its cap.
+    mutating func remove(_ endpoints: [EndpointID: Endpoint], where shouldGo: (Send, _ isAtCap: Bool) -> Bool) -> [Send]
+    {
+        if pending.count == 0 { return [] }
+        var removed: [Send] = []
+        for (id, queue) in queues {
+            let isAtCap = queue.isAtCap(endpoints[id], mostBytes: mostBytesPerEndpoint)
+            let before = removed.count
+            queue.sends.removeAll { send in
+                let goes = shouldGo(send, isAtCap)
+                if goes {
+                    removed.append(send)
+                    queue.pending -= send
+                }
+                return goes
+            }
+            // An endpoint without anything to start is passed over when its turn comes.
+            if removed.count > before, queue.isIdle { queues[id] = nil }
+        }
+        for send in removed {
+            pending -= send
+            if send.isFromBatch { pendingFromBatches -= send }
+        }
+        return removed
+    }
+
+    private mutating func takeTurn(_ id: EndpointID, _ queue: Queue) {
+        if queue.isInTurn || queue.sends.isEmpty { return }
+        queue.isInTurn = true
+        turn.append(id)
+    }
+}
