@@ -330,9 +330,12 @@ function endpoint_changed() returns trigger security definer e5c728ffd00d6608661
 function is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean ecccadc8bf80d0adb161635e5afdf985
 function is_restored(cut) returns boolean 61cf21761483f239f9fbc53f0cc8e947
 function make_partitions() returns integer security definer 7d8d7c179ae46586fd382495ce7f9408
+function masked_headers(jsonb) returns jsonb a50c6d44ed414338a86238cbadea24c9
+function masked_url(text) returns text 60d51c0c7323dbc43c537acfdd2521d8
 function partition_bounds(timestamp with time zone) returns record 17ac21df5470acd9440a253201df343f
 function publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 65b8e057d7674359e8253da7152441c2
 function rebase(integer) returns record security definer f8721b6decd1b18e8dc0d5b400fa0d00
+function record_trial(uuid,bigint,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer f51f6e5c7a7ef17c5635525d19755240
 function refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
 function require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
 function set_body_limit(bigint) returns void security definer 9d5c432859159116feed4a3a5ef60ded
@@ -344,7 +347,7 @@ view attempts abc08b6224bdec80cb4db373815e1514
 view backlog 15645c496003312b6aa30d7aa90f2fd9
 view dead_letters 04c1b60487271f8a3c2328342da79249
 view deliveries 837c2615b38e4b84f0030f78209071d2
-view endpoint_health 331c4071b57438b4ac2e7b3aca89dc07
+view endpoint_health 3d2eff9d0963664f6dbdd7707aeca990
 view partitions ec6e00fa80f2d7ed7b10d260479cf98f
 view problems 060192d5eb8ba3c0504f0d3d8091c030
 view transactions 03a7c07ba5a780c28acad0163fcb6f8a
@@ -444,8 +447,11 @@ grant execute on current_identity to outbox_operator
 grant execute on current_transaction_id to outbox_operator
 grant execute on emit to outbox_operator
 grant execute on is_restored to outbox_operator
+grant execute on masked_headers to outbox_operator
+grant execute on masked_url to outbox_operator
 grant execute on publish to outbox_operator
 grant execute on rebase to outbox_operator
+grant execute on record_trial to outbox_operator
 grant execute on refuse_body to outbox_operator
 grant execute on set_body_limit to outbox_operator
 grant execute on transaction_uuid to outbox_operator

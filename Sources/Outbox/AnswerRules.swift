@@ -27,6 +27,58 @@ package struct AnswerRules: Sendable, Codable, Equatable {
 
     package init() {}
 
+    /// What is said of some of the rules; the others stay.
+    package struct Change: Sendable, Encodable {
+        package var success: StatusSet?
+        package var permanent: StatusSet?
+        package var form: Form?
+        package var checks: [Check]?
+        package var throttled: [String]?
+        package var isFailureFinal: Bool?
+
+        package init() {}
+
+        private enum CodingKeys: String, CodingKey {
+            case success, permanent, form, checks, throttled
+            case isFailureFinal = "failure_is_final"
+        }
+
+        /// These, with what the other says in their place.
+        func merged(with other: Change?) -> Change {
+            var merged = self
+            merged.success = other?.success ?? success
+            merged.permanent = other?.permanent ?? permanent
+            merged.form = other?.form ?? form
+            merged.checks = other?.checks ?? checks
+            merged.throttled = other?.throttled ?? throttled
+            merged.isFailureFinal = other?.isFailureFinal ?? isFailureFinal
+            return merged
+        }
+
+        /// Every answer of an endpoint is judged on the one thread that serves them all: what that costs is bounded here.
+        func validate() throws {
+            guard checks?.count ?? 0 <= 32, throttled?.count ?? 0 <= 8 else {
+                throw OperationRefusal(.invalid, "more than 32 rules, or more than 8 texts that mean too many requests")
+            }
+            let texts = (checks ?? []).map(\.description) + (throttled ?? [])
+            guard texts.allSatisfy({ (1...256).contains($0.utf8.count) }) else {
+                throw OperationRefusal(.invalid, "a rule or a text has more than 256 bytes, or none")
+            }
+        }
+    }
+
+    /// All of these rules, as a change.
+    package var change: Change {
+        var change = Change()
+        change.success = success
+        change.permanent = permanent
+        change.form = form
+        change.checks = checks
+        change.throttled = throttled
+        change.isFailureFinal = isFailureFinal
+        return change
+    }
+
     package static let standard = AnswerRules()
 
     /// True when the body decides, too: then more of it is read.
@@ -88,8 +140,8 @@ package struct AnswerRules: Sendable, Codable, Equatable {
 
 /// One thing that must hold of an answer: a type, a key and a value, as Safous has them.
 package struct Check: Sendable, Equatable, CustomStringConvertible {
-    /// How the value at the key is compared. `glob` has `*` for any characters and `?` for one: it takes time in
-    /// proportion to the answer, which a regular expression from an endpoint's owner need not.
+    /// How the value at the key is compared. `glob` has `*` for any characters and `?` for one: its time is bounded by the
+    /// product of the lengths, where a regular expression from an endpoint's owner could take for ever.
     package enum Kind: String, Sendable, CaseIterable {
         case string, number, boolean, null, exists, glob
         /// The whole body, without white space around it.

@@ -52,12 +52,17 @@ extension Connection {
         return try own.map { try resolvedPairs(of: [$0.pair.event]).contains($0.pair) } ?? false
     }
 
-    /// Appends a trial. It belongs to no delivery.
-    package mutating func recordTrial(_ attempt: Attempt, event: EventID, endpoint: EndpointID, actor: String) throws {
-        let outcome = Outcome(
-            pair: Pair(event: event, endpoint: endpoint), eventAt: attempt.startedAt,
-            holder: .lane(endpoint, .random()),
-            mayBeShared: false, attempt: attempt, attempts: 1, resolution: .delivered)
-        try append([outcome], worker: actor)
+    /// Appends a trial, which belongs to no delivery, and returns its id.
+    package mutating func recordTrial(_ attempt: Attempt, event: EventID, endpoint: EndpointID) throws -> LeaseID {
+        let id = LeaseID.random()
+        let timing = [attempt.dns, attempt.connect, attempt.tls, attempt.firstByte, attempt.total]
+        try query(
+            """
+            SELECT outbox.record_trial(
+                \(endpoint), \(event), \(attempt.trigger.rawValue), \(id), \(attempt.startedAt),
+                \(timing.map { $0.map { Int32(clamping: $0.microseconds) } }), \(attempt.isSuccess), \(attempt.status.map { Int32($0) }),
+                \(attempt.errorClass), \(attempt.error), \(attempt.response.map { Bytes($0) }), \(attempt.requestID))
+            """)
+        return id
     }
 }

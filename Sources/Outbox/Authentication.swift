@@ -55,6 +55,14 @@ package struct Authentication: Sendable, Codable, Equatable {
         }
         try require(secret, kind == .oauth2 ? "the client's secret" : "a secret")
         _ = try constantHeader(secret: secret ?? "")
+        _ = try oauthClient(secret: secret)?.request(timeout: .seconds(1))
+    }
+
+    /// Where tokens come from; nil where none are needed.
+    func oauthClient(secret: String?) -> OAuthClient? {
+        guard kind == .oauth2 else { return nil }
+        return OAuthClient(
+            tokenURL: tokenURL ?? "", clientID: clientID ?? "", clientSecret: secret ?? "", scope: scope)
     }
 
     /// The header that is the same in every request; nil where there is none.

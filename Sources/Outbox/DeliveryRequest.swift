@@ -92,6 +92,10 @@ private struct RequestBuilder {
             do throws(TargetURL.Refusal) { _ = try TargetURL(request.url) } catch {
                 throw RequestRefusal(url: error.description)
             }
+            // A receiver would go up a level for them, to a place that is not the endpoint's.
+            if dotSegments(request.url) > dotSegments(template.source) {
+                throw RequestRefusal(url: "has a value that is . or .. as a part of its path")
+            }
         }
         return DeliveryRequest(request: request, note: note)
     }
@@ -113,10 +117,10 @@ private struct RequestBuilder {
         headers.reserveCapacity(512 + endpoint.constantHeaders.count * 64)
         try headers.append(own: "webhook-id") { $0 += webhookID.utf8 }
         try headers.append(own: "webhook-timestamp") { $0.appendDecimal(timestamp) }
-        if !endpoint.settings.secrets.isEmpty {
+        if endpoint.settings.secrets.contains(where: { $0.expiresAt > now }) {
             try headers.append(own: "webhook-signature") { value in
-                for (index, secret) in endpoint.settings.secrets.enumerated() {
-                    if index > 0 { value.append(UInt8(ascii: " ")) }
+                for secret in endpoint.settings.secrets where secret.expiresAt > now {
+                    if value.last != UInt8(ascii: " ") { value.append(UInt8(ascii: " ")) }
                     value += secret.signature(id: webhookID, timestamp: timestamp, body: body).utf8
                 }
             }
@@ -146,6 +150,10 @@ private struct RequestBuilder {
                 request.headers.append(try HTTPHeader(name: name, value: trimmed(bytes)))
             } catch { throw RequestRefusal(error) }
         }
+    }
+
+    private func dotSegments(_ url: String) -> Int {
+        url.prefix { $0 != "?" }.split(separator: "/").count { $0 == "." || $0 == ".." }
     }
 
     private mutating func fill(_ template: Template, _ what: String) throws(RequestRefusal) -> [UInt8] {

@@ -112,13 +112,7 @@ package final class Endpoint: Sendable {
         headerTemplates = own.templates
         urlTemplate = url
         self.defect = defect
-        let authentication = settings.authentication
-        oauth =
-            authentication.kind == .oauth2
-            ? OAuthClient(
-                tokenURL: authentication.tokenURL ?? "", clientID: authentication.clientID ?? "",
-                clientSecret: settings.credentials.authentication ?? "", scope: authentication.scope)
-            : nil
+        oauth = settings.authentication.oauthClient(secret: settings.credentials.authentication)
     }
 
     /// The same endpoint, closed because an answer just said so; the database says it to everybody else.
@@ -129,6 +123,14 @@ package final class Endpoint: Sendable {
         case .hold(let rest): settings.heldUntil = max(settings.heldUntil, now + rest)
         }
         return Endpoint(settings)
+    }
+
+    /// True when it is closed already, about as long as the answer asks for.
+    package func isClosed(as effect: EndpointEffect, at now: Timestamp) -> Bool {
+        switch effect {
+        case .disable: settings.isDisabled
+        case .hold(let rest): settings.isDisabled || settings.heldUntil + .milliseconds(500) >= now + rest
+        }
     }
 
     /// True when the event is one of its own. Only the whole value `*` is a wildcard.
@@ -144,6 +146,33 @@ package final class Endpoint: Sendable {
     }
 }
 
+/// A header of an endpoint, checked. A secret one is sent as it is; in others parameters are filled.
+enum OwnHeader {
+    case constant(HTTPHeader)
+    case template(Template)
+
+    init(_ setting: Endpoint.HeaderSetting) throws {
+        let template = setting.isSecret ? nil : try Template(setting.value, kind: .header)
+        if let template, !template.isConstant {
+            _ = try HTTPHeader(name: setting.name, value: "")
+            self = .template(template)
+            return
+        }
+        let value = template.map { String(decoding: $0.constant, as: UTF8.self) } ?? setting.value
+        // White space around a value is not part of it (RFC 9110 5.5).
+        self = .constant(try HTTPHeader(name: setting.name, value: value.trimmingSpaces))
+    }
+}
+
+extension String {
+    /// Without spaces and tabs at the ends.
+    var trimmingSpaces: String {
+        var text = self[...]
+        while let last = text.last, last == " " || last == "\t" { text.removeLast() }
+        return String(text.drop { $0 == " " || $0 == "\t" })
+    }
+}
+
 /// The headers of an endpoint, told apart by whether they are the same in every request.
 private struct OwnHeaders {
     var constant: HTTPHeaders = [.userAgent]
@@ -155,13 +184,9 @@ private struct OwnHeaders {
         var names: Set<String> = []
         for header in settings.headers {
             names.insert(header.name.lowercased())
-            let template = try Template(header.value, kind: .header)
-            if template.isConstant {
-                constant.append(
-                    try HTTPHeader(name: header.name, value: String(decoding: template.constant, as: UTF8.self)))
-            } else {
-                _ = try HTTPHeader(name: header.name, value: "")
-                templates.append((header.name, template))
+            switch try OwnHeader(header) {
+            case .constant(let header): constant.append(header)
+            case .template(let template): templates.append((header.name, template))
             }
         }
         if settings.method != .get, !names.contains("content-type") {

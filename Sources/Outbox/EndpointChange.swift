@@ -14,7 +14,7 @@ package struct EndpointChange: Sendable {
     package var headers: [Endpoint.HeaderSetting]?
     package var format: Endpoint.Format?
     package var template: Template?
-    package var rules: AnswerRules?
+    package var rules: AnswerRules.Change?
     package var authentication: Authentication?
     /// The secret of the authentication.
     package var authenticationSecret: String?
@@ -39,7 +39,7 @@ package struct EndpointChange: Sendable {
     package mutating func apply(_ preset: Preset) throws {
         format = .template
         template = try template ?? Template(preset.template, kind: preset.kind)
-        rules = rules ?? preset.rules
+        rules = preset.rules.change.merged(with: rules)
         mostBytes = mostBytes ?? preset.mostBytes ?? 0
     }
 
@@ -74,6 +74,7 @@ package struct EndpointChange: Sendable {
         try validateHeaders()
         try authentication?.validate(secret: authenticationSecret, policy: policy)
         try validateTLS()
+        try rules?.validate()
         if let retrySchedule,
             retrySchedule.count > 100 || retrySchedule.contains(where: { $0 < .zero || $0 > .seconds(30 * 86_400) })
         {
@@ -114,11 +115,9 @@ package struct EndpointChange: Sendable {
         guard headers.count <= 100, headers.reduce(0, { $0 + $1.name.utf8.count + $1.value.utf8.count + 4 }) <= 32_768
         else { throw OperationRefusal(.invalid, "more than 100 headers, or more than 32 KiB of them") }
         for header in headers {
-            let template: Template
-            do { template = try Template(header.value, kind: .header) } catch {
+            do { _ = try OwnHeader(header) } catch let error as Template.Refusal {
                 throw OperationRefusal(.invalid, "header \(header.name.prefix(64)): \(error)")
             }
-            _ = try HTTPHeader(name: header.name, value: String(decoding: template.constant, as: UTF8.self).trimmed)
         }
     }
 
@@ -142,14 +141,5 @@ package struct EndpointChange: Sendable {
             throw OperationRefusal(
                 .invalid, "\(what) is encrypted", hint: "Workers have nobody to ask for a passphrase")
         }
-    }
-}
-
-extension String {
-    /// Without spaces and tabs at the ends.
-    fileprivate var trimmed: String {
-        var text = self[...]
-        while let last = text.last, last == " " || last == "\t" { text.removeLast() }
-        return String(text.drop { $0 == " " || $0 == "\t" })
     }
 }

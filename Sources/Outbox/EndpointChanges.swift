@@ -33,6 +33,7 @@ extension Connection {
             try connection.query("INSERT INTO outbox.lane (endpoint_id) VALUES (\(id))")
             try connection.store(change, of: id, keyring: keyring)
             try connection.addSecret(secret, to: id, keyring: keyring)
+            try connection.checkUsable(id, keyring: keyring)
             try connection.audit("endpoint.create", endpoint: id)
             return id
         }
@@ -44,6 +45,7 @@ extension Connection {
     ) throws {
         try change.validate(policy)
         try transaction { connection in
+            let before = try connection.endpointSettings(id)
             do {
                 try connection.query(
                     """
@@ -56,8 +58,37 @@ extension Connection {
                 throw OperationRefusal(.conflict, "another endpoint of this customer has that name already")
             }
             try connection.store(change, of: id, keyring: keyring)
-            try connection.audit("endpoint.update", endpoint: id)
+            try connection.checkUsable(id, keyring: keyring)
+            try connection.auditChange("endpoint.update", endpoint: id, from: before)
         }
+    }
+
+    /// The endpoint's settings as the audit log may show them: secrets masked, certificates and credentials as marks that
+    /// tell only whether they are others.
+    private mutating func endpointSettings(_ id: EndpointID) throws -> JSONText {
+        try query(
+            """
+            SELECT (to_jsonb(n) - ARRAY['id', 'created_at', 'updated_at', 'deleted_at', 'generation'] || jsonb_build_object(
+                        'url', outbox.masked_url(n.url), 'headers', outbox.masked_headers(n.headers),
+                        'ca_certificate', md5(n.ca_certificate), 'client_certificate', md5(n.client_certificate),
+                        'credentials', (SELECT md5(s.sealed) FROM outbox.secret s
+                                         WHERE s.endpoint_id = n.id AND s.kind = 'credentials')))::json
+              FROM outbox.endpoint n WHERE n.id = \(id)
+            """
+        ).first { row throws(PostgresError) in try row[0] as JSONText } ?? JSONText("{}")
+    }
+
+    /// One audit row with what is different now: `{"setting": [before, after]}`.
+    private mutating func auditChange(_ action: String, endpoint id: EndpointID, from before: JSONText) throws {
+        let after = try endpointSettings(id)
+        let changes = try query(
+            """
+            SELECT coalesce(jsonb_object_agg(key, jsonb_build_array(b.value, a.value)), '{}')::json
+              FROM jsonb_each(\(before)::jsonb) b JOIN jsonb_each(\(after)::jsonb) a USING (key)
+             WHERE a.value IS DISTINCT FROM b.value
+            """
+        ).first { row throws(PostgresError) in try row[0] as JSONText }
+        try audit(action, endpoint: id, detail: changes ?? JSONText("{}"))
     }
 
     /// Writes what may be left out, and what is sealed.
@@ -74,7 +105,7 @@ extension Connection {
                    url_has_parameters = coalesce(\(change.urlHasParameters), url_has_parameters),
                    template = coalesce(\(change.template?.source), template),
                    template_kind = coalesce(\(change.template?.kind.stored), template_kind),
-                   rules = coalesce(\(try json(change.rules))::jsonb, rules),
+                   rules = rules || coalesce(\(try json(change.rules))::jsonb, '{}'),
                    authentication = coalesce(\(try json(change.authentication))::jsonb, authentication),
                    ca_certificate = nullif(coalesce(\(change.authorities), ca_certificate), ''),
                    client_certificate = nullif(coalesce(\(change.clientCertificate), client_certificate), ''),
@@ -232,16 +263,13 @@ extension Connection {
         try listing(
             """
             SELECT n.id, n.name, n.customer_id, h.state, h.state_reason, h.paused_until, n.method,
-                   regexp_replace(regexp_replace(n.url, '([?&][^=&]*)=[^&]*', '\\1=***', 'g'), '([?&])[^=&]+(?=&|$)', '\\1***', 'g') AS url, n.format, n.event_type, n.change_type,
+                   outbox.masked_url(n.url) AS url, n.format, n.event_type, n.change_type,
                    n.description, extract(epoch FROM n.timeout)::float8 AS timeout_seconds,
                    extract(epoch FROM n.connect_timeout)::float8 AS connect_timeout_seconds,
                    ARRAY(SELECT extract(epoch FROM wait)::float8 FROM unnest(n.retry_schedule) WITH ORDINALITY w(wait, place) ORDER BY place)
                        AS retry_schedule_seconds,
                    n.max_in_flight,
-                   (SELECT coalesce(json_agg(json_build_object('name', x ->> 'name', 'value',
-                           CASE WHEN coalesce((x -> 'secret')::bool, false)
-                             OR x ->> 'name' ~* '(auth|token|secret|key|cookie|password|signature)' THEN '***' ELSE x ->> 'value' END)
-                           ORDER BY place), '[]') FROM jsonb_array_elements(n.headers) WITH ORDINALITY y(x, place)) AS headers,
+                   outbox.masked_headers(n.headers) AS headers,
                    n.template, n.template_kind, n.url_has_parameters, n.rules::text AS rules,
                    n.authentication ->> 'kind' AS authentication, n.allows_http2, n.most_bytes,
                    n.ca_certificate IS NOT NULL AS has_ca_certificate, n.client_certificate IS NOT NULL AS has_client_certificate,

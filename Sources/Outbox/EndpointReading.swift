@@ -6,19 +6,38 @@ import Transport
 extension Connection {
     /// All endpoints that exist, with their secrets opened, and the generation that they belong to.
     package mutating func endpoints(keyring: Keyring) throws -> (generation: Int64, endpoints: [Endpoint]) {
-        // The generation is read first: a change between the two statements is then read again, never missed.
-        let generation: Int64 =
-            try query("SELECT endpoint_generation FROM outbox.setting").first { row throws(PostgresError) in try row[0]
-            } ?? 0
-        return (generation, try readEndpoints(nil, keyring: keyring))
+        try inOneSnapshot { connection in
+            let generation: Int64 =
+                try connection.query("SELECT endpoint_generation FROM outbox.setting")
+                .first { row throws(PostgresError) in try row[0] } ?? 0
+            return (generation, try connection.readEndpoints(nil, keyring: keyring))
+        }
     }
 
     /// One endpoint as a worker would use it.
     package mutating func endpoint(_ id: EndpointID, keyring: Keyring) throws -> Endpoint {
-        guard let endpoint = try readEndpoints(id, keyring: keyring).first else {
+        guard let endpoint = try inOneSnapshot({ try $0.readEndpoints(id, keyring: keyring) }).first else {
             throw OperationRefusal(.notFound, "endpoint \(id) not found")
         }
         return endpoint
+    }
+
+    /// Settings and secrets belong together: a credential must not meet a URL that it was not given for.
+    private mutating func inOneSnapshot<Value>(_ body: (inout Connection) throws -> Value) throws -> Value {
+        try transaction { connection in
+            try connection.query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            return try body(&connection)
+        }
+    }
+
+    /// Refuses what was just written when no request could be made from it: its deliveries would only wait.
+    mutating func checkUsable(_ id: EndpointID, keyring: Keyring) throws {
+        guard let endpoint = try readEndpoints(id, keyring: keyring).first, endpoint.settings.defect == nil else {
+            return
+        }
+        if let defect = endpoint.defect {
+            throw OperationRefusal(.invalid, "the endpoint could not be called: \(defect)")
+        }
     }
 
     private mutating func readEndpoints(_ id: EndpointID?, keyring: Keyring) throws -> [Endpoint] {
@@ -79,14 +98,14 @@ extension Connection {
     private mutating func readSecrets(_ id: EndpointID?, keyring: Keyring) throws -> [EndpointID: OpenedSecrets] {
         let sealed = try query(
             """
-            SELECT endpoint_id, kind, key_id, sealed FROM outbox.secret
+            SELECT endpoint_id, kind, key_id, sealed, expires_at FROM outbox.secret
              WHERE expires_at > clock_timestamp() AND (\(id) IS NULL OR endpoint_id = \(id))
              ORDER BY kind, created_at DESC, id
             """
         ).map { row throws(PostgresError) in
             (
                 endpoint: try row[0] as EndpointID, kind: try row[1] as String, keyID: try row[2] as String,
-                bytes: (try row[3] as Bytes).bytes
+                bytes: (try row[3] as Bytes).bytes, expiresAt: try row[4] as Timestamp
             )
         }
         var secrets: [EndpointID: OpenedSecrets] = [:]
@@ -94,8 +113,9 @@ extension Connection {
             do {
                 if let scheme = SigningSecret.Scheme(rawValue: secret.kind) {
                     let bytes = try keyring.open(secret.bytes, .signing, keyID: secret.keyID, for: secret.endpoint)
-                    secrets[secret.endpoint, default: OpenedSecrets()].signing.append(
-                        try SigningSecret(bytes: bytes, scheme: scheme))
+                    var opened = try SigningSecret(bytes: bytes, scheme: scheme)
+                    opened.expiresAt = secret.expiresAt
+                    secrets[secret.endpoint, default: OpenedSecrets()].signing.append(opened)
                 } else {
                     let bytes = try keyring.open(secret.bytes, .credentials, keyID: secret.keyID, for: secret.endpoint)
                     secrets[secret.endpoint, default: OpenedSecrets()].credentials = try Credentials(bytes)

@@ -26,7 +26,7 @@ package final class Event: Sendable {
     package let traceparent: String?
 
     /// What it takes in memory, about.
-    package var size: Int { 512 + (before?.count ?? 0) + (after?.count ?? 0) }
+    package var size: Int { 512 + (before?.count ?? 0) + (after?.count ?? 0) + (context?.count ?? 0) }
 
     /// The body that was built last: endpoints that take the same format share its bytes.
     private let lastBody = Mutex<(format: Endpoint.Format, bytes: [UInt8])?>(nil)

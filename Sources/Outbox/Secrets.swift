@@ -57,6 +57,17 @@ extension Connection {
             if secret != nil, retired == 0 {
                 throw OperationRefusal(.notFound, "the endpoint has no valid secret with that id")
             }
+            let left = try connection.query(
+                """
+                SELECT FROM outbox.secret
+                 WHERE endpoint_id = \(id) AND kind IN ('v1', 'v1a') AND expires_at > clock_timestamp() LIMIT 1
+                """
+            ).count
+            if retired > 0, left == 0 {
+                throw OperationRefusal(
+                    .conflict, "it is the last secret: deliveries would go out unsigned",
+                    hint: "Rotate it instead with: outboxctl endpoint secret rotate --overlap 0s")
+            }
             try connection.audit("endpoint.secret.retire", endpoint: id, reason: reason)
             return retired
         }

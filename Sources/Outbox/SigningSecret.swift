@@ -1,5 +1,6 @@
 import Crypto
 import FoundationEssentials
+package import Postgres
 
 /// A key that deliveries are signed with, in one of the two schemes of Standard Webhooks: a symmetric secret (`v1`: 24 to
 /// 64 random bytes, written `whsec_` and base64) or an ed25519 private key (`v1a`: written `whsk_` and base64).
@@ -10,6 +11,8 @@ public struct SigningSecret: Sendable {
     }
 
     private let key: Key
+    /// Not to be signed with from then on, by the database's clock.
+    package var expiresAt = Timestamp.distantFuture
 
     /// Why a text is no secret. It never repeats the text.
     public struct Refusal: Error, Sendable, CustomStringConvertible {

@@ -11,11 +11,15 @@ final class AccessTokens: Sendable {
         let value: String
         fileprivate let client: OAuthClient
         fileprivate let serial: Int
+        /// It took the place of one that a receiver had refused: another refusal is not the token's fault.
+        fileprivate let isReplacement: Bool
     }
 
     /// Why there is no token. Names the token URL, no secret.
     struct Failure: Error, CustomStringConvertible {
         let description: String
+        /// What kept us from asking, when it was we ourselves: then nothing was tried.
+        var ours: HTTPExchange.Failure?
     }
 
     typealias Completion = @Sendable (Result<Token, Failure>) -> Void
@@ -23,8 +27,8 @@ final class AccessTokens: Sendable {
     private struct Entry {
         var token: Token?
         var usableUntil = ContinuousClock.now
-        /// A receiver refused the last one, and none has accepted this one yet: another refusal is not the token's fault.
-        var isSuspect = false
+        /// A receiver refused the last one, and none has accepted one since.
+        var wasRefused = false
         var waiting: [Completion] = []
     }
 
@@ -58,21 +62,23 @@ final class AccessTokens: Sendable {
     /// Forgets a token that a receiver answered with 401; true when a new one is worth another try at once.
     func reject(_ token: Token) -> Bool {
         state.withLock { state in
-            guard var entry = state.entries[token.client] else { return true }
-            // Somebody else's refusal has brought a new one already.
-            guard entry.token?.serial == token.serial else { return true }
-            let wasSuspect = entry.isSuspect
-            entry.token = nil
-            entry.isSuspect = true
+            var entry = state.entries[token.client] ?? Entry()
+            if entry.token?.serial == token.serial { entry.token = nil }
+            entry.wasRefused = true
             state.entries[token.client] = entry
-            return !wasSuspect
+            // Asked of the token itself: others may have been refused at the same time, and each is repeated once.
+            return !token.isReplacement
         }
     }
 
     /// A receiver accepted the token.
     func accept(_ token: Token) {
         state.withLock { state in
-            if state.entries[token.client]?.isSuspect == true { state.entries[token.client]?.isSuspect = false }
+            if state.entries[token.client]?.token?.serial == token.serial,
+                state.entries[token.client]?.wasRefused == true
+            {
+                state.entries[token.client]?.wasRefused = false
+            }
         }
     }
 
@@ -95,7 +101,8 @@ final class AccessTokens: Sendable {
             switch result {
             case .success(let (value, lifetime)):
                 state.lastSerial += 1
-                let token = Token(value: value, client: client, serial: state.lastSerial)
+                let token = Token(
+                    value: value, client: client, serial: state.lastSerial, isReplacement: entry.wasRefused)
                 entry.token = token
                 entry.usableUntil = .now + lifetime - max(.seconds(60), lifetime / 10)
                 answer = .success(token)
@@ -114,6 +121,9 @@ final class AccessTokens: Sendable {
         func failure(_ reason: String) -> Result<(value: String, lifetime: Duration), Failure> {
             let place = client.tokenURL.prefix { $0 != "?" }
             return .failure(Failure(description: "no access token from \(place): \(reason)"))
+        }
+        if let failure = exchange.failure, failure == .cancelled || failure == .localResources {
+            return .failure(Failure(description: exchange.message ?? failure.rawValue, ours: failure))
         }
         guard let status = exchange.status else {
             return failure("\((exchange.failure ?? .protocolError).rawValue), \(exchange.message ?? "no answer")")

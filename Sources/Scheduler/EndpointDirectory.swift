@@ -46,7 +46,8 @@ final class EndpointDirectory: Sendable {
     /// Closes an endpoint here and now, because an answer asked for it; the database tells the others, and us again.
     func close(_ id: EndpointID, by effect: EndpointEffect, at now: Timestamp) {
         snapshot.withLock { snapshot in
-            guard let endpoint = snapshot.byID[id] else { return }
+            // Many answers say so at the same time; the first one is enough.
+            guard let endpoint = snapshot.byID[id], !endpoint.isClosed(as: effect, at: now) else { return }
             var endpoints = snapshot.byID
             endpoints[id] = endpoint.closed(by: effect, at: now)
             snapshot = Snapshot(generation: snapshot.generation, endpoints: Array(endpoints.values))

@@ -106,7 +106,7 @@ enum RetryPolicy {
         _ status: Int, _ exchange: HTTPExchange, _ endpoint: Endpoint, _ number: Int, _ now: Timestamp, _ jitter: Double
     ) -> Verdict {
         var verdict = Verdict(
-            isSuccess: false, errorClass: errorClass(status), error: "HTTP \(status)",
+            isSuccess: false, errorClass: errorClass(status), error: "HTTP \(status)" + word(exchange.body),
             resolution: retry(endpoint, number, atLeast: .zero, jitter), attempts: number)
         switch status {
         case 300...399:
@@ -129,6 +129,15 @@ enum RetryPolicy {
         // What the endpoint's rules call final is final, whatever the answer asks for beside it.
         if status != 410, endpoint.rules.permanent.contains(status) { verdict.resolution = .dead(.permanent) }
         return verdict
+    }
+
+    /// What a receiver says in a word or two, such as Slack's `channel_not_found`; nothing of longer answers, which may hold
+    /// anything.
+    private static func word(_ body: [UInt8]) -> String {
+        guard (1...64).contains(body.count), body.allSatisfy({ (0x61...0x7A).contains($0) || $0 == 0x5F }) else {
+            return ""
+        }
+        return ": " + String(decoding: body, as: UTF8.self)
     }
 
     private static func errorClass(_ status: Int) -> String {

@@ -91,6 +91,7 @@ final class Sender: Service {
             while !wakeup.isStopped && !Task.isCancelled {
                 await wakeup.wait(upTo: .milliseconds(100))
                 expire()
+                pump()
             }
             await drain()
         } onGracefulShutdown: {
@@ -122,7 +123,7 @@ final class Sender: Service {
             return false
         }
         guard let client = endpoint.oauth else {
-            submit(send, to: endpoint, token: nil)
+            _ = submit(send, to: endpoint, token: nil)
             return true
         }
         tokens.token(for: client) { result in
@@ -130,21 +131,24 @@ final class Sender: Service {
             case .success(let token):
                 // Asking took its time.
                 if self.mayStart(endpoint, at: self.clock.now, under: send.lease) {
-                    self.submit(send, to: endpoint, token: token)
+                    if self.submit(send, to: endpoint, token: token) { return }
                 } else {
                     self.finished(send)
                     self.putOff([send])
                 }
+                // Nothing went out, so no completion will look for the next one.
+                self.wakeup.signal()
             case .failure(let failure):
                 self.complete(
                     send, endpoint: endpoint, startedAt: self.clock.now, token: nil, note: nil,
-                    .unsent(.auth, failure.description))
+                    .unsent(failure.ours ?? .auth, failure.description))
             }
         }
         return true
     }
 
-    private func submit(_ send: Send, to endpoint: Endpoint, token: AccessTokens.Token?) {
+    /// Builds the request and hands it over; false when it cannot be built, which is reported.
+    private func submit(_ send: Send, to endpoint: Endpoint, token: AccessTokens.Token?) -> Bool {
         let now = clock.now
         let delivery: DeliveryRequest
         do throws(RequestRefusal) {
@@ -158,13 +162,15 @@ final class Sender: Service {
                     send, attempt: nil, attempts: send.number, resolution: .dead(.renderError),
                     note: (error.errorClass, storable(error.description)))
             ])
-            return finished(send)
+            finished(send)
+            return false
         }
         FailPoint.reach(.sendBefore, subject: send.event.type)
         transport.submit(delivery.request) { [note = delivery.note] exchange in
             FailPoint.reach(.sendAfter, subject: send.event.type)
             self.complete(send, endpoint: endpoint, startedAt: now, token: token, note: note, exchange)
         }
+        return true
     }
 
     /// Runs on the transport thread.

@@ -26,6 +26,9 @@ package struct Trial: Sendable {
         package internal(set) var attempt: Attempt?
 
         package var isSuccess: Bool { failure == nil }
+        /// Nobody said yes or no: no answer came, or one that says that the endpoint itself is in trouble. Not so when the
+        /// request could not be made, for which whoever asks may be to blame.
+        package internal(set) var gaveNoAnswer = false
 
         init() {}
 
@@ -66,6 +69,7 @@ package struct Trial: Sendable {
                 (.rendering, "\(delivery.request.body.count) bytes" + (delivery.note.map { ", \($0)" } ?? "")))
             let exchange = await transport.send(delivery.request)
             report.exchange = exchange
+            report.gaveNoAnswer = exchange.status.map { $0 >= 500 } ?? (exchange.failure != .blockedAddress)
             let verdict = RetryPolicy.judge(
                 exchange, endpoint: endpoint, number: 1, trigger: trigger, now: now, jitter: 0.5)
             report.attempt = Attempt(
@@ -75,7 +79,10 @@ package struct Trial: Sendable {
                 throw StepFailure(.rules, "\(verdict.errorClass ?? "failed"): \(verdict.error ?? "")")
             }
             report.steps.append((.rules, endpoint.rules.summary))
-        } catch { report.failure = (error.step, error.reason) }
+        } catch {
+            report.failure = (error.step, error.reason)
+            if error.step == .request, report.exchange == nil { report.gaveNoAnswer = true }
+        }
         return report
     }
 

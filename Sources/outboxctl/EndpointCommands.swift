@@ -91,7 +91,7 @@ struct EndpointCommand: AsyncParsableCommand {
             change.name = name
             change.url = url
             let settings = try Settings(options)
-            let (keyring, policy) = (try settings.keyring(creating: change.changesCredentials), try settings.policy())
+            let (keyring, policy) = (try settings.keyring(creating: false), try settings.policy())
             try await changeEndpoint(endpoint, options) { [change] connection, id in
                 try connection.updateEndpoint(
                     id, change, keyring: keyring, policy: policy.refusing(connection.serverSockets))

@@ -141,7 +141,7 @@ struct EndpointOptions: ParsableArguments {
 
     private func setAuthentication(_ change: inout EndpointChange) throws {
         guard let auth else {
-            if authFile != nil || authUser != nil || tokenUrl != nil {
+            if [authFile, authUser, authHeader, tokenUrl, clientId, scope].contains(where: { $0 != nil }) {
                 throw OperationRefusal(
                     .invalid, "what the credentials are for is not said",
                     hint: "Add --auth verbatim, basic, bearer, header or oauth2")
@@ -169,13 +169,13 @@ struct EndpointOptions: ParsableArguments {
             success != nil || permanent != nil || answer != nil || !rule.isEmpty || !throttledText.isEmpty
             || ruleFailureFinal != nil
         guard isSaid else { return }
-        var rules = try preset.map { try Preset.named($0).rules } ?? AnswerRules()
-        if let success { rules.success = try StatusSet(success) }
-        if let permanent { rules.permanent = try StatusSet(permanent) }
-        if let answer { rules.form = answer }
+        var rules = AnswerRules.Change()
+        rules.success = try success.map { try StatusSet($0) }
+        rules.permanent = try permanent.map { try StatusSet($0) }
+        rules.form = answer
         if !rule.isEmpty { rules.checks = try rule.map { try Check($0) } }
         if !throttledText.isEmpty { rules.throttled = throttledText }
-        if let ruleFailureFinal { rules.isFailureFinal = ruleFailureFinal }
+        rules.isFailureFinal = ruleFailureFinal
         change.rules = rules
     }
 

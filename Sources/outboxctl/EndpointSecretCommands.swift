@@ -60,7 +60,7 @@ extension EndpointCommand {
             @Option(name: .long, help: "For the audit log.") var reason: String?
 
             func run() async throws {
-                let keyring = try Settings(options).keyring(creating: true)
+                let keyring = try Settings(options).keyring(creating: false)
                 let secret =
                     try secretFile.map { file in
                         try SigningSecret(

@@ -17,6 +17,8 @@ struct TrialOptions: ParsableArguments {
 private struct TrialRun {
     let endpoint: Endpoint
     let report: Trial.Report
+    /// As in the attempt log; nil when nothing was sent.
+    let attemptID: String?
 
     init(
         _ name: String, _ options: GlobalOptions, _ trial: TrialOptions, url: String?, trigger: Trigger
@@ -45,6 +47,7 @@ private struct TrialRun {
         // A rule that is not enabled is never called; its trial by hand is another matter.
         if trigger == .evaluate, wanted.isDisabled {
             report = Trial.Report(refusedBecause: "the endpoint is disabled")
+            attemptID = nil
             return
         }
         let transport = Transport(policy: prepared.4, proxy: try settings.proxy(), capacity: 2)
@@ -52,11 +55,12 @@ private struct TrialRun {
             endpoint, event: prepared.1, webhookID: prepared.3, now: prepared.2, policy: prepared.4, trigger: trigger
         ).run(on: transport)
         await transport.stop()
-        if let attempt = report.attempt {
-            try await Session.run(options) { [endpoint, event = prepared.1] connection in
-                try connection.recordTrial(attempt, event: event.id, endpoint: endpoint.id, actor: "outboxctl")
-            }
-        }
+        attemptID =
+            if let attempt = report.attempt {
+                try await Session.run(options) { [endpoint, event = prepared.1] connection in
+                    try connection.recordTrial(attempt, event: event.id, endpoint: endpoint.id).description
+                }
+            } else { nil }
     }
 
     private static func object(_ argument: String, _ what: String) throws -> [UInt8] {
@@ -156,8 +160,9 @@ extension EndpointCommand {
         static let configuration = CommandConfiguration(
             abstract: "Ask an endpoint whether something is allowed; exit 0 for allow, 1 for deny.",
             discussion: """
-                Renders, calls and applies the rules now, without a queue. Whatever goes wrong (no answer, TLS, a failed \
-                rule, a disabled endpoint) is a deny, unless --on-error allow.
+                Renders, calls and applies the rules now, without a queue. Whatever goes wrong is a deny. With --on-error \
+                allow, no answer and a 5xx are an allow; a failed rule, a request that cannot be made and a disabled \
+                endpoint still are a deny.
                 """)
 
         enum OnError: String, ExpressibleByArgument, CaseIterable { case deny, allow }
@@ -165,18 +170,21 @@ extension EndpointCommand {
         @OptionGroup var options: GlobalOptions
         @Argument(help: "Name or id.") var endpoint: String
         @OptionGroup var trial: TrialOptions
-        @Option(name: .long, help: "deny, or allow when the endpoint gives no answer.") var onError = OnError.deny
+        @Option(name: .long, help: "deny, or allow when the endpoint gives no answer or a 5xx.") var onError = OnError
+            .deny
 
         func run() async throws {
             let run = try await TrialRun(
                 endpoint, options, trial, url: nil, trigger: .evaluate)
             let failure = run.report.failure?.reason
-            let gaveNoAnswer = run.report.failure.map { $0.step != .rules } ?? false
-            let isAllowed = failure == nil || (gaveNoAnswer && onError == .allow)
+            let isAllowed = failure == nil || (run.report.gaveNoAnswer && onError == .allow)
             let decision = isAllowed ? "allow" : "deny"
             let reason = failure ?? "all rules hold: \(run.endpoint.rules.summary)"
             options.format.fact(
-                [("decision", jsonString(decision)), ("reason", jsonString(reason))],
+                [
+                    ("decision", jsonString(decision)), ("reason", jsonString(reason)),
+                    ("attempt_id", run.attemptID.map(jsonString) ?? "null"),
+                ],
                 text: "\(decision)  \(printable(reason))")
             if !isAllowed { throw ExitCode(Failure.Exit.no.rawValue) }
         }

@@ -24,7 +24,7 @@ func maskedURL(_ url: String) -> String {
 extension HTTPRequest {
     /// A command line that sends this request, for any shell; secrets are masked unless they are to be shown.
     func curl(for endpoint: Endpoint, revealing: Bool) -> String {
-        var words = ["curl", "--silent", "--show-error", "--request", method.rawValue]
+        var words = ["curl", "--silent", "--show-error", "--globoff", "--path-as-is", "--request", method.rawValue]
         words += ["--url", quoted(revealing ? url : maskedURL(url))]
         for header in headers.all {
             let value = revealing || endpoint.mayShow(header) ? header.value : "***"

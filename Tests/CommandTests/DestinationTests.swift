@@ -130,6 +130,90 @@ import Testing
         }
     }
 
+    @Test func `an old secret is gone when its overlap is, and the last one cannot be retired`() async throws {
+        let setting = try await Setting()
+        let ledger = try Ledger()
+        defer { ledger.receiver.stop() }
+        let made = try await setting.run("endpoint", "create", "billing", "--url", ledger.url)
+        #expect(made.end == .exit(0), "\(made.errors)")
+        let daemon = try ChildProcess(ChildProcess.outboxctl, ["run"], environment: setting.environment)
+        #expect(await daemon.waitUntilReady())
+        _ = try await setting.run("endpoint", "secret", "rotate", "billing", "--overlap", "2s")
+        try await setting.database.publish()
+        #expect(await eventually { ledger.all.count == 1 })
+        // By the database's clock, and without anything that would make the worker read its endpoints again.
+        #expect(
+            try await eventually {
+                try await setting.database.number(
+                    "SELECT count(*) FROM outbox.secret WHERE expires_at < clock_timestamp()") == 1
+            })
+        try await setting.database.publish()
+        #expect(await eventually { ledger.all.count == 2 })
+        #expect(ledger.all.map { $0["webhook-signature"]?.split(separator: " ").count } == [2, 1])
+        daemon.signal(SIGTERM)
+        #expect(await daemon.wait() == .exit(0))
+        daemon.remove()
+        let shown = try await setting.run("endpoint", "secret", "show", "billing", "-o", "json")
+        let rows = try #require(try JSONSerialization.jsonObject(with: Data(shown.output.utf8)) as? [[String: String]])
+        let last = try await setting.run(
+            "endpoint", "secret", "retire", "billing", "--id", try #require(rows.first?["id"]))
+        #expect(last.end == .exit(5) && last.errors.contains("unsigned"), "\(last.errors)")
+    }
+
+    @Test func `an update changes the rules that it names and leaves the others`() async throws {
+        let setting = try await Setting()
+        let ledger = try Ledger { _, _ in Receiver.Answer(201, body: Array(#"{"access":"refused"}"#.utf8)) }
+        defer { ledger.receiver.stop() }
+        _ = try await setting.run(
+            "endpoint", "create", "policy", "--url", ledger.url, "--answer", "json", "--rule", "string access granted")
+        let updated = try await setting.run("endpoint", "update", "policy", "--success", "201", "-o", "json")
+        #expect(updated.end == .exit(0), "\(updated.errors)")
+        let asked = try await setting.run("endpoint", "evaluate", "policy")
+        #expect(asked.end == .exit(1) && asked.output.contains("string access granted"), "\(asked.output)")
+        let stray = try await setting.run("endpoint", "update", "policy", "--scope", "x")
+        #expect(stray.end == .exit(64), "\(stray.errors)")
+    }
+
+    @Test func `what could never be called is refused, and the endpoint stays as it was`() async throws {
+        let setting = try await Setting()
+        _ = try await setting.run("endpoint", "create", "e", "--url", "https://example.com/%typo%")
+        let switched = try await setting.run("endpoint", "update", "e", "--url-parameters")
+        #expect(switched.end == .exit(64) && switched.errors.contains("%typo%"), "\(switched.errors)")
+        #expect(try await setting.database.column("SELECT url_has_parameters::text FROM outbox.endpoint") == ["false"])
+    }
+
+    @Test func `an operator may try an endpoint, and no trial counts as health`() async throws {
+        let setting = try await Setting()
+        let ledger = try Ledger()
+        defer { ledger.receiver.stop() }
+        try await setting.database.script(
+            """
+            DO $$ BEGIN CREATE ROLE trial_operator LOGIN; EXCEPTION WHEN duplicate_object THEN END $$;
+            GRANT outbox_operator TO trial_operator
+            """)
+        var environment = setting.environment
+        environment["DATABASE_URL"] = setting.database.connectionString + " user=trial_operator"
+        for arguments in [
+            ["endpoint", "create", "e", "--url", ledger.url, "--secret-header", "X: @\(try file("s"))"],
+            ["endpoint", "update", "e", "--description", "mine"], ["endpoint", "test", "e"],
+            ["endpoint", "evaluate", "e"],
+            ["endpoint", "secret", "rotate", "e"], ["endpoint", "secret", "show", "e"],
+        ] {
+            let (end, _, errors) = try await ChildProcess.run(arguments, environment: environment)
+            #expect(end == .exit(0), "\(arguments) \(errors)")
+        }
+        #expect(
+            try await setting.database.column("SELECT worker FROM outbox.attempt") == [
+                "trial_operator", "trial_operator",
+            ])
+        #expect(try await setting.database.column("SELECT attempts_5m::text FROM outbox.endpoint_health") == ["0"])
+        await #expect(throws: PostgresError.self) {
+            try await setting.database.script(
+                "SELECT outbox.record_trial(gen_random_uuid(), 1, 'first', gen_random_uuid(), now(), '{}', true, 200, NULL, NULL, NULL, NULL)"
+            )
+        }
+    }
+
     @Test func `sign and verify agree, and a changed body is not verified`() async throws {
         let setting = try await Setting()
         let secret = try file("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n")

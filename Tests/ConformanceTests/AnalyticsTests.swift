@@ -119,13 +119,13 @@ import Transport
                 Endpoint.HeaderSetting(name: "X-Team", value: "one"),
                 Endpoint.HeaderSetting(name: "X-Team", value: "two"),
                 Endpoint.HeaderSetting(name: "X-Empty", value: ""),
-                Endpoint.HeaderSetting(name: "X-Token", value: "canary", isSecret: true),
+                Endpoint.HeaderSetting(name: "X-Token", value: "canary 5%% %type% %x% ", isSecret: true),
             ]
         }
         let sent = delivered.requests[0].headers
         #expect(sent.filter { $0.name == "X-Team" }.map(\.value) == ["one", "two"])
         #expect(sent.filter { $0.name == "X-Empty" }.map(\.value) == [""])
-        #expect(sent.filter { $0.name == "X-Token" }.map(\.value) == ["canary"])
+        #expect(sent.filter { $0.name == "X-Token" }.map(\.value) == ["canary 5%% %type% %x%"])
         let listing = try await database.pool.run { try $0.listEndpoints() }
         #expect(listing.json.allSatisfy { !$0.contains("canary") })
         #expect(try await database.number("SELECT count(*) FROM outbox.endpoint e WHERE e::text LIKE '%canary%'") == 0)

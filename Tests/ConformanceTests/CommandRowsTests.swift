@@ -136,6 +136,7 @@ import Testing
             switch request["X-User"] {
             case "tom": Receiver.Answer(200, body: Array(#"{"access":"granted"}"#.utf8))
             case "eve": Receiver.Answer(200, body: Array(#"{"access":"refused"}"#.utf8))
+            case "ill": Receiver.Answer(503)
             default: Receiver.Answer(manner: .hangUp)
             }
         }
@@ -153,14 +154,18 @@ import Testing
             ("eve", ["--on-error", "allow"], .exit(1), "deny", "rule 1 (string access granted) failed"),
             ("bob", [], .exit(1), "deny", "connection_lost"),
             ("bob", ["--on-error", "allow"], .exit(0), "allow", "connection_lost"),
+            ("ill", [], .exit(1), "deny", "HTTP 503"), ("ill", ["--on-error", "allow"], .exit(0), "allow", "HTTP 503"),
+            // Whoever asks must not be able to make the question fail.
+            (#"\u0001"#, ["--on-error", "allow"], .exit(1), "deny", "control character"),
         ] {
             let context = try file(#"{"username":"\#(user)"}"#)
             let (end, output, errors) = try await ChildProcess.run(
                 ["endpoint", "evaluate", "policy", "--context", context, "-o", "json"] + more, environment: environment)
             #expect(end == exit, "\(user) \(errors)")
-            let answer = try #require(try JSONSerialization.jsonObject(with: Data(output.utf8)) as? [String: String])
-            #expect(answer["decision"] == decision)
-            #expect(answer["reason"]?.contains(reason) == true, "\(answer)")
+            let answer = try #require(try JSONSerialization.jsonObject(with: Data(output.utf8)) as? [String: Any])
+            #expect(answer["decision"] as? String == decision)
+            #expect((answer["reason"] as? String)?.contains(reason) == true, "\(answer)")
+            #expect((answer["attempt_id"] is String) == (reason != "control character"))
         }
         #expect(try await database.column("SELECT DISTINCT trigger FROM outbox.attempt") == ["evaluate"])
     }

@@ -96,6 +96,41 @@ import Transport
         #expect(delivered.dead.count == 1)
     }
 
+    @Test func `SF-09 many requests that are refused at the same time are repeated once each, not for ever`()
+        async throws
+    {
+        let tokens = try TokenServer { TokenServer.token("t\($0)") }
+        defer { tokens.ledger.receiver.stop() }
+        let delivered = try await deliver(
+            try await TestCluster.database(), events: 20, tokens: tokens, retries: [],
+            answer: { _, _ in Receiver.Answer(401, delay: .milliseconds(20)) })
+        #expect(delivered.requests.count <= 40)
+        #expect(delivered.dead.count == 20)
+    }
+
+    @Test func `a request that cannot be built lets the next one through, also when its token comes late`() async throws
+    {
+        // Every token is good for one request only, so each comes on the transport's thread.
+        let tokens = try TokenServer { TokenServer.token("t\($0)", lifetime: 30) }
+        defer { tokens.ledger.receiver.stop() }
+        let url = tokens.ledger.url + "/token"
+        let delivered = try await TestCluster.database().deliver(
+            "SELECT outbox.publish('test', json_build_object('x', repeat('y', n))) FROM unnest(ARRAY[500, 1, 500, 1]) n"
+        ) {
+            var authentication = Authentication()
+            authentication.kind = .oauth2
+            authentication.tokenURL = url
+            authentication.clientID = "c"
+            $0.authentication = authentication
+            $0.authenticationSecret = "s"
+            $0.maxInFlight = 1
+            $0.format = .raw
+            $0.mostBytes = 100
+        }
+        #expect(delivered.requests.count == 2)
+        #expect(delivered.dead.count == 2)
+    }
+
     @Test(arguments: [
         (Receiver.Answer(500), "HTTP 500"),
         (

@@ -56,6 +56,18 @@ import Transport
             $0.method = .get
             $0.urlHasParameters = true
         }
+        // A value cannot climb out of its place in the path either.
+        let climbing = try await TestCluster.database().deliver(
+            publish(context: #"{"username":".."}"#), path: "/check/%username%/x"
+        ) {
+            $0.method = .get
+            $0.urlHasParameters = true
+        }
+        #expect(climbing.requests.isEmpty)
+        #expect(
+            climbing.dead.map { $0.hasPrefix("render_error render_error the URL has a value that is . or ..") } == [
+                true
+            ])
         #expect(on.requests[0].target == "/check/a%2F..%2Fb%3Fc%23d%20e%25%C3%A9?u=a%2F..%2Fb%3Fc%23d%20e%25%C3%A9")
     }
 
@@ -137,14 +149,14 @@ import Transport
             answer: { _, _ in
                 Receiver.Answer(200, headers: [("Content-Type", "text/plain")], body: Array(#" {"a":1} "#.utf8))
             }
-        ) { $0.rules = rules }
+        ) { $0.rules = rules.change }
         #expect(good.attempts == ["success 200"])
         let bad = try await TestCluster.database().deliver(
             publish(),
             answer: { _, _ in
                 Receiver.Answer(200, headers: [("Content-Type", "application/json")], body: Array("{\n\"a\":}".utf8))
             }
-        ) { $0.rules = rules }
+        ) { $0.rules = rules.change }
         #expect(bad.attempts == ["failure 200 rule_failed"])
         #expect(bad.error == "response is not JSON (line 2, column 5: expected a value)")
     }
@@ -160,7 +172,7 @@ import Transport
         rules.checks = [try Check("boolean ok true")]
         let delivered = try await TestCluster.database().deliver(
             publish(), answer: { _, _ in Receiver.Answer(200, body: Array(body.utf8)) }
-        ) { $0.rules = rules }
+        ) { $0.rules = rules.change }
         #expect(delivered.attempts == [isGood ? "success 200" : "failure 200 rule_failed"], "\(delivered.error ?? "")")
     }
 
@@ -192,7 +204,7 @@ import Transport
         rules.checks = [try Check("boolean ok true"), try Check("string status granted")]
         let delivered = try await TestCluster.database().deliver(
             publish(), answer: { _, _ in Receiver.Answer(200, body: Array(#"{"ok":true,"status":"pending"}"#.utf8)) }
-        ) { $0.rules = rules }
+        ) { $0.rules = rules.change }
         #expect(delivered.attempts == ["failure 200 rule_failed"])
         #expect(delivered.error == #"rule 2 (string status granted) failed: the answer has "pending""#)
     }
@@ -211,6 +223,14 @@ import Transport
             try await database.column("SELECT action FROM outbox.audit ORDER BY id") == [
                 "endpoint.create", "endpoint.update", "endpoint.delete",
             ])
+        // Before and after, of what is different; of credentials only that they are others.
+        #expect(
+            try await database.column(
+                """
+                SELECT concat_ws(' ', detail -> 'authentication' -> 0 ->> 'kind', detail -> 'authentication' -> 1 ->> 'kind',
+                                 detail ? 'credentials', (SELECT count(*) FROM jsonb_object_keys(detail)))
+                  FROM outbox.audit WHERE action = 'endpoint.update'
+                """) == ["none bearer t 2"])
         #expect(try await database.number("SELECT count(*) FROM outbox.audit a WHERE a::text LIKE '%canary%'") == 0)
     }
 

@@ -47,7 +47,8 @@ CREATE DOMAIN outbox.change_type  AS text CONSTRAINT has_1_to_256_characters CHE
 CREATE DOMAIN outbox.customer_id  AS text CONSTRAINT has_1_to_256_characters CHECK (length(VALUE) BETWEEN 1 AND 256);
 CREATE DOMAIN outbox.ordering_key AS text CONSTRAINT has_at_most_256_characters CHECK (length(VALUE) <= 256);
 CREATE DOMAIN outbox.event_time   AS timestamptz CONSTRAINT is_of_the_years_1_to_9999 CHECK (VALUE BETWEEN '0001-01-01' AND '9999-12-31');
-CREATE DOMAIN outbox.headers      AS jsonb CONSTRAINT is_an_object CHECK (jsonb_typeof(VALUE) = 'object');
+CREATE DOMAIN outbox.headers      AS jsonb CONSTRAINT is_an_object CHECK (jsonb_typeof(VALUE) = 'object')
+                                         CONSTRAINT has_at_most_64_kib CHECK (pg_column_size(VALUE) <= 65536);
 
 -- Called only when a body is too large, so that the check costs a comparison and the message still says what to do.
 CREATE FUNCTION outbox.refuse_body(size bigint, most bigint) RETURNS boolean

@@ -20,6 +20,39 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT 'evt_' || instance || '_' || event_id FROM outbox.setting
 $$;
 
+-- A URL with the values of its query masked: they may be tokens.
+CREATE FUNCTION outbox.masked_url(url text) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT regexp_replace(regexp_replace(url, '([?&][^=&]*)=[^&]*', '\1=***', 'g'), '([?&])[^=&]+(?=&|$)', '\1***', 'g')
+$$;
+
+-- Headers without the values that are marked secret, or whose names sound as if they were.
+CREATE FUNCTION outbox.masked_headers(headers jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce(jsonb_agg(jsonb_build_object('name', x ->> 'name', 'value',
+               CASE WHEN coalesce((x -> 'secret')::bool, false)
+                      OR x ->> 'name' ~* '(auth|token|secret|key|cookie|password|signature)' THEN '***' ELSE x ->> 'value' END)
+               ORDER BY place), '[]')
+      FROM jsonb_array_elements(headers) WITH ORDINALITY y(x, place)
+$$;
+
+-- Appends a trial to the attempt log, and nothing else: a success of any other trigger would resolve a delivery.
+CREATE FUNCTION outbox.record_trial(
+    endpoint_id uuid, event_id bigint, trigger text, lease_id uuid, started_at timestamptz, timing int[], success boolean,
+    status int, error_class text, error text, response bytea, request_id text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF record_trial.trigger NOT IN ('test', 'evaluate') THEN
+        RAISE EXCEPTION USING errcode = 'OB002', message = 'invalid_value: a trial has the trigger test or evaluate';
+    END IF;
+    INSERT INTO outbox.attempt (event_id, endpoint_id, number, trigger, lease_id, worker, started_at, dns_us, connect_us,
+                                tls_us, first_byte_us, total_us, outcome, status, error_class, error, response, request_id)
+    VALUES (record_trial.event_id, record_trial.endpoint_id, 1, record_trial.trigger, record_trial.lease_id, session_user,
+            record_trial.started_at, timing[1], timing[2], timing[3], timing[4], coalesce(timing[5], 0),
+            CASE WHEN success THEN 'success' ELSE 'failure' END, record_trial.status, record_trial.error_class,
+            record_trial.error, record_trial.response, record_trial.request_id);
+END $$;
+
 CREATE VIEW outbox.deliveries AS
 WITH pair AS (
     SELECT d.event_id, d.endpoint_id, d.event_at,
@@ -96,7 +129,8 @@ SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
                max(a.started_at) FILTER (WHERE a.outcome = 'success') AS last_success_at,
                max(a.started_at) FILTER (WHERE a.outcome = 'failure') AS last_failure_at
           FROM outbox.attempt a
-         WHERE a.endpoint_id = n.id AND a.started_at > now() - interval '5 min') r
+         WHERE a.endpoint_id = n.id AND a.started_at > now() - interval '5 min'
+           AND a.trigger NOT IN ('test', 'evaluate')) r
  WHERE n.deleted_at IS NULL;
 
 CREATE VIEW outbox.transactions AS

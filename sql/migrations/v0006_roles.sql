@@ -54,7 +54,9 @@ GRANT INSERT, UPDATE ON outbox.endpoint, outbox.secret, outbox.lane, outbox.deli
 GRANT INSERT, UPDATE, DELETE ON outbox.dead_letter TO outbox_operator;
 GRANT DELETE ON outbox.delivery, outbox.secret TO outbox_operator;
 GRANT INSERT ON outbox.audit TO outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int) TO outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int), outbox.masked_url(text), outbox.masked_headers(jsonb),
+    outbox.record_trial(uuid, bigint, text, uuid, timestamptz, int[], boolean, int, text, text, bytea, text)
+    TO outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.is_restored(outbox.cut), outbox.cluster_identifier() TO outbox_worker, outbox_reader, outbox_operator;
 
 SELECT outbox.make_partitions();
