@@ -50,7 +50,8 @@ let package = Package(
             name: "Outbox", dependencies: ["Postgres", "Transport", "Templates", "OutboxSchema", crypto],
             swiftSettings: common),
         .target(
-            name: "Scheduler", dependencies: ["Outbox", "Postgres", "Templates", "Transport", deque, logging, lifecycle],
+            name: "Scheduler",
+            dependencies: ["Outbox", "Postgres", "Templates", "Transport", deque, logging, lifecycle],
             swiftSettings: withFailPoints),
         .target(name: "EmbeddedPostgres", dependencies: ["Postgres"], swiftSettings: common),
         .target(name: "Receiver", dependencies: ["Threads"], swiftSettings: common),
@@ -102,7 +103,8 @@ if Context.environment["OUTBOX_FUZZ"] != nil {
     package.products.append(.executable(name: "fuzz", targets: ["fuzz"]))
     package.targets.append(
         .executableTarget(
-            name: "fuzz", dependencies: ["Outbox", "Scheduler", "Templates", "Transport", "Postgres"], path: "Tests/Fuzz",
+            name: "fuzz", dependencies: ["Outbox", "Scheduler", "Templates", "Transport", "Postgres"],
+            path: "Tests/Fuzz",
             exclude: ["seeds"],
             swiftSettings: [.swiftLanguageMode(.v6), .unsafeFlags(["-parse-as-library"])]))
 }
