@@ -66,8 +66,9 @@ private struct Values: ParameterValues {
     let parts = bytes.split(separator: 0, maxSplits: 1, omittingEmptySubsequences: false)
     let name = String(decoding: parts.first ?? [], as: UTF8.self)
     let value = String(decoding: parts.count > 1 ? parts[1] : [], as: UTF8.self)
-    guard let header = try? HTTPHeader(name: name, value: value) else { return }
-    let other = try! HTTPHeader(own: "X-Other", value: "other")
+    guard let header = try? HTTPHeader(name: name, value: value),
+        let other = try? HTTPHeader(own: "X-Other", value: "other")
+    else { return }
     let all = HTTPHeaders([header, other, header]).all
     precondition(all.map(\.name) == [name, "X-Other", name], "names changed")
     precondition(all.map(\.value) == [value, "other", value], "values changed")
