@@ -87,7 +87,7 @@ let package = Package(
             swiftSettings: common),
         .testTarget(
             name: "SchedulerTests",
-            dependencies: ["Scheduler", "Outbox", "Postgres", "Transport", "Receiver", "TestSupport"],
+            dependencies: ["Scheduler", "Outbox", "Postgres", "Transport", "Receiver", "TestSupport", "Threads"],
             swiftSettings: withFailPoints),
         .testTarget(
             name: "CommandTests",

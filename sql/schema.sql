@@ -145,6 +145,8 @@ column endpoint.timeout interval not null default '00:00:15'::interval
 column endpoint.connect_timeout interval not null default '00:00:05'::interval
 column endpoint.retry_schedule interval[] not null default '{00:00:05,00:00:30,00:02:00,00:10:00,00:30:00,01:00:00,03:00:00,06:00:00,12:00:00,24:00:00,24:00:00}'::interval[]
 column endpoint.max_in_flight integer not null default 128
+column endpoint.max_concurrency integer
+column endpoint.rates text[] not null default '{}'::text[]
 column endpoint.disabled_at timestamp with time zone
 column endpoint.disabled_reason text
 column endpoint.deleted_at timestamp with time zone
@@ -267,6 +269,7 @@ constraint delivery delivery_trigger_check CHECK ((trigger = ANY (ARRAY['first':
 constraint endpoint endpoint_connect_timeout_check CHECK (((connect_timeout >= '00:00:00.1'::interval) AND (connect_timeout <= '00:01:00'::interval)))
 constraint endpoint endpoint_format_check CHECK ((format = ANY (ARRAY['standard'::text, 'citrix'::text, 'raw'::text, 'cloudevents'::text, 'cloudevents-binary'::text, 'template'::text])))
 constraint endpoint endpoint_headers_check CHECK ((jsonb_typeof(headers) = 'array'::text))
+constraint endpoint endpoint_max_concurrency_check CHECK (((max_concurrency >= 1) AND (max_concurrency <= 10000)))
 constraint endpoint endpoint_max_in_flight_check CHECK (((max_in_flight >= 1) AND (max_in_flight <= 10000)))
 constraint endpoint endpoint_method_check CHECK ((method = ANY (ARRAY['POST'::text, 'PUT'::text, 'PATCH'::text, 'GET'::text])))
 constraint endpoint endpoint_most_bytes_check CHECK ((most_bytes > 0))

@@ -64,6 +64,10 @@ package final class Endpoint: Sendable {
         package var retrySchedule: [Duration] = []
         /// How many requests one worker process has in flight to it at most.
         package var maxInFlight = 128
+        /// How many requests all workers together have in flight to it at most; nil for no such limit.
+        package var maxConcurrency: Int?
+        /// How many requests all workers together start, in each of these times.
+        package var rates: [RateLimit] = []
         /// The secrets to sign with: symmetric ones first, then by age, newest first.
         package var secrets: [SigningSecret] = []
         /// New events are not routed to a disabled endpoint; what waits stays.
@@ -97,7 +101,12 @@ package final class Endpoint: Sendable {
     package var rules: AnswerRules { settings.rules }
     package var timeout: Duration { settings.timeout }
     package var retrySchedule: [Duration] { settings.retrySchedule }
-    package var maxInFlight: Int { settings.maxInFlight }
+    /// How many requests this process has in flight to it at most. Where that is to be exact for all processes, only one of
+    /// them sends: the owner of its lane.
+    package var maxInFlight: Int { min(settings.maxInFlight, settings.maxConcurrency ?? .max) }
+    package var rates: [RateLimit] { settings.rates }
+    /// True when its deliveries always go through its lane, whose one owner makes its limits exact.
+    package var isConstrained: Bool { settings.maxConcurrency != nil || !settings.rates.isEmpty }
 
     package init(_ settings: Settings) {
         self.settings = settings

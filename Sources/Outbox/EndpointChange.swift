@@ -32,6 +32,9 @@ package struct EndpointChange: Sendable {
     package var connectTimeout: Duration?
     package var retrySchedule: [Duration]?
     package var maxInFlight: Int?
+    /// Zero for no limit.
+    package var maxConcurrency: Int?
+    package var rates: [RateLimit]?
 
     package init() {}
 
@@ -41,6 +44,7 @@ package struct EndpointChange: Sendable {
         template = try template ?? Template(preset.template, kind: preset.kind)
         rules = preset.rules.change.merged(with: rules)
         mostBytes = mostBytes ?? preset.mostBytes ?? 0
+        rates = rates ?? preset.rates
     }
 
     /// True when something is sealed anew.
@@ -90,6 +94,10 @@ package struct EndpointChange: Sendable {
         if let maxInFlight, !(1...10_000).contains(maxInFlight) {
             throw OperationRefusal(.invalid, "the cap on requests in flight must be 1 to 10000")
         }
+        if let maxConcurrency, !(0...10_000).contains(maxConcurrency) {
+            throw OperationRefusal(.invalid, "the limit of concurrent requests must be 1 to 10000, or 0 for none")
+        }
+        if let rates, rates.count > 8 { throw OperationRefusal(.invalid, "more than 8 rates") }
         if let mostBytes, !(0...104_857_600).contains(mostBytes) {
             throw OperationRefusal(.invalid, "the largest body must be 1 byte to 100 MiB, or 0 for any")
         }

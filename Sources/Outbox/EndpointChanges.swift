@@ -120,7 +120,9 @@ extension Connection {
                    timeout = coalesce(\(change.timeout), timeout),
                    connect_timeout = coalesce(\(change.connectTimeout), connect_timeout),
                    retry_schedule = coalesce(\(change.retrySchedule), retry_schedule),
-                   max_in_flight = coalesce(\(change.maxInFlight.map { Int32($0) }), max_in_flight)
+                   max_in_flight = coalesce(\(change.maxInFlight.map { Int32($0) }), max_in_flight),
+                   max_concurrency = nullif(coalesce(\(change.maxConcurrency.map { Int32($0) }), max_concurrency), 0),
+                   rates = coalesce(\(change.rates.map { $0.map(\.description) }), rates)
              WHERE id = \(id)
             """)
         let isTemplated =
@@ -271,7 +273,7 @@ extension Connection {
                    n.max_in_flight,
                    outbox.masked_headers(n.headers) AS headers,
                    n.template, n.template_kind, n.url_has_parameters, n.rules::text AS rules,
-                   n.authentication ->> 'kind' AS authentication, n.allows_http2, n.most_bytes,
+                   n.authentication ->> 'kind' AS authentication, n.allows_http2, n.most_bytes, n.max_concurrency, n.rates,
                    n.ca_certificate IS NOT NULL AS has_ca_certificate, n.client_certificate IS NOT NULL AS has_client_certificate,
                    h.waiting, h.dead_letters, n.generation, n.created_at, n.updated_at
               FROM outbox.endpoint n JOIN outbox.endpoint_health h ON h.endpoint_id = n.id

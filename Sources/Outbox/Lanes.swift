@@ -82,6 +82,19 @@ extension Connection {
         return LaneClaim(now: head.0, generation: head.1, lanes: lanes.compactMap { $0 }, nextDueAt: head.2)
     }
 
+    /// How long ago the last requests to an endpoint started, newest first: what its rates have to count. Trials count, too.
+    package mutating func recentStarts(
+        of endpoint: EndpointID, atMost count: Int, within period: Duration
+    ) throws -> [Duration] {
+        try query(
+            """
+            SELECT (extract(epoch FROM clock_timestamp() - started_at) * 1000000)::bigint FROM outbox.attempt
+             WHERE endpoint_id = \(endpoint) AND started_at > statement_timestamp() - \(period)
+             ORDER BY started_at DESC LIMIT \(raw: "\(count)")
+            """
+        ).map { row throws(PostgresError) in .microseconds(try row[0] as Int64) }
+    }
+
     /// The due deliveries of a lane after the cursor, oldest first, at most 200.
     package mutating func lanePage(of endpoint: EndpointID, after cursor: LaneCursor) throws -> [WaitingDelivery] {
         // statement_timestamp() is stable and so can bound the index scan; clock_timestamp() cannot.

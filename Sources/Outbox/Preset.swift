@@ -9,6 +9,8 @@ package struct Preset: Sendable {
     package var rules = AnswerRules.standard
     /// More bytes than this are refused before they are sent; the receiver would.
     package var mostBytes: Int?
+    /// How often the receiver lets itself be called.
+    package var rates: [RateLimit] = []
     /// From here on a lint warns.
     package var warnBytes: Int?
     /// What one should know before choosing it.
@@ -49,8 +51,8 @@ package struct Preset: Sendable {
             $0.permanent = StatusSet([400...400, 403...404, 413...413, 415...415])
             $0.checks = [check("text ok")]
         },
-        // Characters beyond 40,000 are cut off by Slack.
-        warnBytes: 40_000)
+        // Slack may switch off an application that goes on beyond its limit. Characters beyond 40,000 are cut off.
+        rates: [rate("1/s burst 3")], warnBytes: 40_000)
 
     /// An Adaptive Card in the only envelope that a workflow accepts. 202 says nothing about whether the card was shown.
     private static let teamsWorkflow = Preset(
@@ -59,12 +61,13 @@ package struct Preset: Sendable {
             #"{"type":"message","attachments":[{"contentType":"application/vnd.microsoft.card.adaptive","contentUrl":null,"#
             + #""content":{"$schema":"http://adaptivecards.io/schemas/adaptive-card.json","type":"AdaptiveCard","version":"1.2","#
             + #""body":[{"type":"TextBlock","text":"%after.text|New event%","wrap":true}]}}]}"#,
-        rules: rules { $0.success = StatusSet([202...202]) }, mostBytes: 28_000, warnBytes: 21_000,
+        rules: rules { $0.success = StatusSet([202...202]) }, mostBytes: 28_000, rates: [rate("4/1s")],
+        warnBytes: 21_000,
         warning: "a workflow answers 202 before it looks at the card: that the card was shown cannot be verified")
 
     private static let teamsWorkflowText = Preset(
         name: "teams-workflow-text", summary: "Microsoft Teams workflow that reads a text itself", kind: .json,
-        template: #"{"text": "%after.text|New event%"}"#, mostBytes: 28_000, warnBytes: 21_000,
+        template: #"{"text": "%after.text|New event%"}"#, mostBytes: 28_000, rates: [rate("4/1s")], warnBytes: 21_000,
         warning: "the workflow has to be made for a plain text; others take Adaptive Cards only")
 
     /// The retired connectors answer 200 and `1`, and report being throttled in the text of a 200.
@@ -75,7 +78,7 @@ package struct Preset: Sendable {
             $0.success = StatusSet([200...200])
             $0.checks = [check("text 1")]
             $0.throttled = ["returned HTTP error 429"]
-        }, mostBytes: 28_000, warnBytes: 21_000,
+        }, mostBytes: 28_000, rates: ["4/1s", "60/30s", "100/1h", "150/2h", "1800/24h"].map(rate), warnBytes: 21_000,
         warning: "Microsoft has retired Office 365 connectors: use teams-workflow for what is new")
 
     private static let xMattersDelivery = Preset(
@@ -120,6 +123,10 @@ package struct Preset: Sendable {
         var rules = AnswerRules()
         change(&rules)
         return rules
+    }
+
+    private static func rate(_ text: String) -> RateLimit {
+        do { return try RateLimit(text) } catch { preconditionFailure("a rate of ours is not valid: \(error)") }
     }
 
     private static func check(_ text: String) -> Check {

@@ -98,7 +98,7 @@ final class Dispatcher: Service {
             let isDangerous = batch.claims >= parts.configuration.mostBatchClaims
             let rest = event.deliverAt.map { Duration.microseconds($0.microseconds - now.microseconds) } ?? .zero
             for endpoint in matching {
-                if isDangerous || rest > .zero || !endpoint.isOpen(at: now) {
+                if isDangerous || rest > .zero || endpoint.isConstrained || !endpoint.isOpen(at: now) {
                     let outcome = Outcome(
                         pair: Pair(event: event.id, endpoint: endpoint.id), eventAt: event.createdAt,
                         holder: lease.holder, mayBeShared: lease.mayBeShared, attempt: nil, attempts: 0,

@@ -78,6 +78,7 @@ final class LaneRunner: Service {
             // Only a few: a receiver that hangs would hold up all the others, and a killer further back meets the same
             // treatment at the next claim, nearer to the head.
             var suspects = lane.claims > 1 ? Self.mostSuspects : 0
+            var rates: [RateLimit] = []
             var cursor = LaneCursor.start
             while isWorkable(lane, lease) {
                 guard parts.recorder.hasRoom, parts.sender.hasRoom(for: lane.endpoint) else {
@@ -92,6 +93,9 @@ final class LaneRunner: Service {
                     cursor = .start
                     continue
                 }
+                let wanted = parts.directory.current.byID[lane.endpoint]?.rates ?? []
+                if wanted != rates { try await takeUp(wanted, of: lane.endpoint) }
+                rates = wanted
                 if let last = page.last { cursor = LaneCursor(dueAt: last.dueAt, event: last.eventID) }
                 var sends: [Send] = []
                 for delivery in page where isWorkable(lane, lease) {
@@ -116,7 +120,22 @@ final class LaneRunner: Service {
                 metadata: ["endpoint": "\(lane.endpoint)", "error": "\(error)"])
         }
         await lease.wait(untilUnresolvedAtMost: 0)
+        parts.sender.limit(lane.endpoint, with: nil)
         await release(lane, lease)
+    }
+
+    /// Goes on where the last owner of the lane stopped: the attempt log says what it sent. What it sent and did not live to
+    /// record is not in there; its lease has ended since, and with it the short windows.
+    private func takeUp(_ rates: [RateLimit], of endpoint: EndpointID) async throws {
+        if rates.isEmpty { return parts.sender.limit(endpoint, with: nil) }
+        let memory = RateLimiter.memory(of: rates)
+        let ages = try await parts.pool.run {
+            try $0.recentStarts(of: endpoint, atMost: memory.count, within: memory.period)
+        }
+        var limiter = RateLimiter(rates)
+        let now = ContinuousClock.now
+        for age in ages.reversed() { limiter.take(at: now - age) }
+        parts.sender.limit(endpoint, with: limiter)
     }
 
     private static let mostSuspects = 10

@@ -14,7 +14,7 @@ final class Send: Sendable {
     /// Set when its row says already that the worker died in this send: whatever happens instead must be written down.
     /// So many crashes the row had before.
     let crashesBefore: Int?
-    fileprivate let isFromBatch: Bool
+    let isFromBatch: Bool
 
     init(
         event: Event, endpoint: EndpointID, number: Int, trigger: Trigger, lease: Lease,
@@ -69,6 +69,10 @@ struct SendQueues {
     private var pendingFromBatches = Load()
     private var inFlight = Load()
     private var inFlightFromLanes = Load()
+    /// The rates of the endpoints whose lanes are ours.
+    private var limiters: [EndpointID: RateLimiter] = [:]
+    /// Endpoints that wait for their rates, and until when the first of them does.
+    private var resting: [EndpointID: ContinuousClock.Instant] = [:]
 
     init(mostInFlight: Int, mostBytes: Int) {
         self.mostInFlight = mostInFlight
@@ -110,10 +114,26 @@ struct SendQueues {
         takeTurn(send.endpoint, queue)
     }
 
+    /// From here on sends to the endpoint keep to these rates; nil for none.
+    mutating func limit(_ endpoint: EndpointID, with limiter: RateLimiter?) { limiters[endpoint] = limiter }
+
+    /// When the first endpoint that waits for its rate may go on.
+    var nextStart: ContinuousClock.Instant? { resting.values.min() }
+
+    /// Lets those go on whose time has come, or whose rates were changed.
+    private mutating func wakeRested(_ endpoints: [EndpointID: Endpoint]) {
+        let now = ContinuousClock.now
+        for (id, time) in resting where time <= now || endpoints[id]?.rates != limiters[id]?.limits {
+            resting[id] = nil
+            if let queue = queues[id] { takeTurn(id, queue) }
+        }
+    }
+
     /// The next send that the caps allow, in turn by endpoint; it counts as in flight from here on. Without an endpoint it
     /// is for one that is not known any more.
     mutating func next(_ endpoints: [EndpointID: Endpoint]) -> (send: Send, endpoint: Endpoint?, isRunningLow: Bool)? {
         guard inFlight.count < mostInFlight, inFlight.bytes < mostBytes else { return nil }
+        if !resting.isEmpty { wakeRested(endpoints) }
         for _ in 0..<turn.count {
             guard let id = turn.popFirst(), let queue = queues[id] else { continue }
             queue.isInTurn = false
@@ -129,9 +149,24 @@ struct SendQueues {
                 takeTurn(id, queue)
                 continue
             }
+            if let limiter = limiters[id], let endpoint {
+                if endpoint.rates != limiter.limits { limiters[id] = limiter.changed(to: endpoint.rates) }
+                if rests(id) { continue }
+            }
             return (start(queue.sends.removeFirst(), queue, id), endpoint, isRunningLow(first))
         }
         return nil
+    }
+
+    /// True when the endpoint's rates do not let a request start now; otherwise it counts as started.
+    private mutating func rests(_ id: EndpointID) -> Bool {
+        let now = ContinuousClock.now
+        if let time = limiters[id]?.earliest(), time > now {
+            resting[id] = time
+            return true
+        }
+        limiters[id]?.take(at: now)
+        return false
     }
 
     private mutating func start(_ send: Send, _ queue: Queue, _ id: EndpointID) -> Send {

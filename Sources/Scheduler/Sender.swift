@@ -57,6 +57,11 @@ final class Sender: Service {
     /// False while the events that wait for an endpoint take too much memory: read no more of its lane.
     func hasRoom(for endpoint: EndpointID) -> Bool { state.withLock { $0.queues.hasRoom(for: endpoint) } }
 
+    /// From here on requests to the endpoint keep to these rates; nil when its lane is not ours any more.
+    func limit(_ endpoint: EndpointID, with limiter: RateLimiter?) {
+        state.withLock { $0.queues.limit(endpoint, with: limiter) }
+    }
+
     /// True once nothing more is started.
     var isStopping: Bool { state.withLock { $0.isStopping } }
 
@@ -89,7 +94,9 @@ final class Sender: Service {
         await withGracefulShutdownHandler {
             // The tick moves what waited too long into the lanes.
             while !wakeup.isStopped && !Task.isCancelled {
-                await wakeup.wait(upTo: .milliseconds(100))
+                let next = state.withLock { $0.queues.nextStart }
+                await wakeup.wait(
+                    upTo: max(.milliseconds(1), min(.milliseconds(100), next.map { $0 - .now } ?? .seconds(1))))
                 expire()
                 pump()
             }
@@ -118,7 +125,10 @@ final class Sender: Service {
 
     /// Hands the request to the transport; false when it must not be sent now.
     private func start(_ send: Send, to endpoint: Endpoint?) -> Bool {
-        guard let endpoint, mayStart(endpoint, at: clock.now, under: send.lease) else {
+        // What was dispatched before its endpoint got a limit goes through the lane, too.
+        guard let endpoint, mayStart(endpoint, at: clock.now, under: send.lease),
+            !(endpoint.isConstrained && send.isFromBatch)
+        else {
             finished(send)
             return false
         }

@@ -5,7 +5,7 @@ import Templates
 import Transport
 
 extension Template.Kind: ExpressibleByArgument {
-    public init?(argument: String) {
+    init?(argument: String) {
         switch argument {
         case "json": self = .json
         case "xml": self = .xml
@@ -76,6 +76,14 @@ struct EndpointOptions: ParsableArguments {
     @Option(name: .long, help: "The waits after failures, as in 5s,30s,2m; \"none\" for no retry.")
     var retrySchedule: String?
     @Option(name: .long, help: "Requests in flight per worker process.") var maxInFlight: Int?
+    @Option(name: .long, help: "Requests in flight of all workers together, exactly; 0 for no such limit.")
+    var maxConcurrency: Int?
+    @Option(
+        name: .long,
+        help: ArgumentHelp(
+            "Requests that all workers together start; may be repeated, then all hold. \"none\" for no limit.",
+            valueName: "60/30s or '1/s burst 3'"))
+    var rate: [String] = []
 
     func change() throws -> EndpointChange {
         var change = EndpointChange()
@@ -90,6 +98,8 @@ struct EndpointOptions: ParsableArguments {
         change.maxInFlight = maxInFlight
         change.allowsHTTP2 = http2
         change.mostBytes = maxBody
+        change.maxConcurrency = maxConcurrency
+        if !rate.isEmpty { change.rates = rate == ["none"] ? [] : try rate.map { try RateLimit($0) } }
         try setBody(&change)
         try setHeaders(&change)
         try setAuthentication(&change)

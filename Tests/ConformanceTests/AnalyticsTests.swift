@@ -172,6 +172,26 @@ import Transport
         #expect(other.attempts == ["failure 200 rule_failed"])
     }
 
+    @Test func `CA-08 no more than one a second goes to Slack, after a burst of three`() async throws {
+        let database = try await TestCluster.database()
+        let delivered = try await database.deliver(
+            "SELECT outbox.publish('Alert', '{\"text\":\"x\"}') FROM generate_series(1, 5)",
+            answer: { _, _ in Receiver.Answer(200, body: Array("ok".utf8)) }
+        ) { try $0.apply(try Preset.named("slack")) }
+        #expect(delivered.requests.count == 5)
+        let seconds = try await database.column(
+            "SELECT (extract(epoch FROM started_at - min(started_at) OVER ()) > 0.9)::int + (extract(epoch FROM started_at - min(started_at) OVER ()) > 1.9)::int FROM outbox.attempt ORDER BY started_at"
+        ).compactMap(\.self)
+        #expect(seconds == ["0", "0", "0", "1", "2"])
+    }
+
+    @Test func `CA-09 the Teams presets keep to the connector's windows`() throws {
+        #expect(
+            try Preset.named("teams-connector").rates.map(\.description) == [
+                "4/1s", "60/30s", "100/3600s", "150/7200s", "1800/86400s",
+            ])
+    }
+
     @Test(arguments: [(400, "invalid_payload"), (403, "action_prohibited"), (404, "channel_not_found")])
     func `CA-08 what Slack refuses is not tried again`(status: Int, text: String) async throws {
         let delivered = try await TestCluster.database().deliver(

@@ -74,14 +74,14 @@ extension TestDatabase {
     @discardableResult
     package func endpoint(
         _ name: String, url: String, retries: [Duration] = [.milliseconds(50), .milliseconds(100)],
-        change: (inout EndpointChange) -> Void = { _ in }
+        change: (inout EndpointChange) throws -> Void = { _ in }
     ) async throws -> (id: EndpointID, secret: SigningSecret) {
         var wish = EndpointChange()
         wish.name = name
         wish.url = url
         wish.retrySchedule = retries
         wish.timeout = .seconds(2)
-        change(&wish)
+        try change(&wish)
         let secret = SigningSecret.generate()
         let id = try await pool.run { [wish] in try $0.createEndpoint(wish, secret: secret, keyring: TestWorker.keyring)
         }

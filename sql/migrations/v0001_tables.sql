@@ -147,6 +147,9 @@ CREATE TABLE outbox.endpoint (
     -- The waits after the first, second ... failure. About three days, then the dead letters.
     retry_schedule  interval[] NOT NULL DEFAULT '{5 s,30 s,2 min,10 min,30 min,1 h,3 h,6 h,12 h,24 h,24 h}',
     max_in_flight   int NOT NULL DEFAULT 128 CHECK (max_in_flight BETWEEN 1 AND 10000),  -- per worker process
+    -- For all workers together; with either, its deliveries always go through its lane.
+    max_concurrency int CHECK (max_concurrency BETWEEN 1 AND 10000),
+    rates           text[] NOT NULL DEFAULT '{}',   -- '60/30s', '1/s burst 3': all of them hold
     disabled_at     timestamptz,
     disabled_reason text,
     deleted_at      timestamptz,   -- kept, so that the history still knows the name
