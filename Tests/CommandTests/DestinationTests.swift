@@ -160,6 +160,100 @@ import Testing
         #expect(last.end == .exit(5) && last.errors.contains("unsigned"), "\(last.errors)")
     }
 
+    @Test func `an endpoint shows its client certificate and trusts its own authority, from the command line to the wire`()
+        async throws
+    {
+        let setting = try await Setting()
+        let servers = try await TLSServers()
+        let certificate = ["--client-cert-file", try file(servers.pem("client"))]
+        let files =
+            ["--ca-file", try file(servers.pem("ca"))] + certificate
+            + ["--client-key-file", try file(servers.pem("client", key: true))]
+        let made = try await ChildProcess.run(
+            ["endpoint", "create", "mutual", "--url", servers.url("client_required")] + files,
+            environment: setting.environment)
+        #expect(made.end == .exit(0), "\(made.errors)")
+        let good = try await setting.run("endpoint", "test", "mutual")
+        #expect(good.end == .exit(0) && good.output.contains(#"{"client": ["client"]}"#), "\(good.errors)")
+        let shown = try await setting.run("endpoint", "get", "mutual", "-o", "json")
+        #expect(!shown.output.contains("PRIVATE KEY") && !shown.output.contains("CERTIFICATE"))
+        #expect(shown.output.contains(#""has_client_certificate":true"#), "\(shown.output)")
+        // In the database the key is sealed.
+        #expect(
+            try await setting.database.number(
+                "SELECT count(*) FROM outbox.endpoint n, outbox.secret s WHERE n::text || encode(s.sealed, 'escape') LIKE '%PRIVATE KEY%'") == 0)
+        let without = try await setting.run("endpoint", "update", "mutual", "--client-cert-file", "none")
+        #expect(without.end == .exit(0), "\(without.errors)")
+        let refused = try await setting.run("endpoint", "test", "mutual")
+        #expect(refused.end == .exit(1) && refused.errors.contains("tls_client_certificate"), "\(refused.errors)")
+        let half = try await ChildProcess.run(
+            ["endpoint", "create", "half", "--url", "https://example.com/"] + certificate,
+            environment: setting.environment)
+        #expect(half.end == .exit(64) && half.errors.contains("belong together"), "\(half.errors)")
+        await servers.stop()
+    }
+
+    /// Whatever happens to deliveries, and however much is logged.
+    @Test func `no secret appears in any log, list, error, audit row or attempt`() async throws {
+        let setting = try await Setting([
+            "OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8", "OUTBOX_LOG_LEVEL": "trace", "OUTBOX_POLL_INTERVAL": "50ms",
+        ])
+        let ledger = try Ledger { request, before in
+            switch before % 4 {
+            case 0: Receiver.Answer(500)
+            case 1: Receiver.Answer(manner: .hangUp)
+            case 2: Receiver.Answer(401)
+            default: Receiver.Answer(200)
+            }
+        }
+        defer { ledger.receiver.stop() }
+        let secret = try file("canary-secret")
+        let url = ledger.url + "/hook?token=canary-query"
+        let common = ["--retry-schedule", "10ms,10ms,10ms,10ms", "--secret-header", "X-Key: @" + secret]
+        var said = ""
+        for (name, flags) in [
+            ("bearer", ["--url", url, "--auth", "bearer", "--auth-file", secret]),
+            ("basic", ["--url", url, "--auth", "basic", "--auth-user", "u", "--auth-file", secret]),
+            ("verbatim", ["--url", url, "--auth", "verbatim", "--auth-file", secret]),
+            ("header", ["--url", url, "--auth", "header", "--auth-header", "X-Own", "--auth-file", secret]),
+            ("oauth", ["--url", url, "--auth", "oauth2", "--auth-file", secret, "--client-id", "c", "--token-url", url]),
+            ("unreachable", ["--url", "http://127.0.0.1:9/?token=canary-query", "--auth", "bearer", "--auth-file", secret]),
+        ] {
+            let made = try await ChildProcess.run(
+                ["endpoint", "create", name] + flags + common, environment: setting.environment)
+            #expect(made.end == .exit(0), "\(made.errors)")
+            said += made.output + made.errors
+        }
+        let daemon = try ChildProcess(ChildProcess.outboxctl, ["run"], environment: setting.environment)
+        #expect(await daemon.waitUntilReady())
+        try await setting.database.publish(5)
+        #expect(
+            try await eventually {
+                try await setting.database.number("SELECT count(*) FROM outbox.deliveries WHERE state IN ('delivered', 'dead')") == 30
+            })
+        daemon.signal(SIGTERM)
+        #expect(await daemon.wait() == .exit(0))
+        said += daemon.output + daemon.errors
+        daemon.remove()
+        for arguments in [
+            ["endpoint", "list", "-o", "json"], ["endpoint", "get", "bearer"], ["endpoint", "test", "basic"],
+            ["endpoint", "test", "unreachable", "-o", "json"], ["endpoint", "secret", "show", "bearer"],
+            ["delivery", "list", "-o", "json"], ["attempt", "list", "-o", "json"], ["dead", "list", "-o", "json"],
+            ["attempt", "curl", "1", "bearer"], ["config"], ["status"], ["doctor"],
+        ] {
+            let done = try await ChildProcess.run(arguments, environment: setting.environment)
+            said += done.output + done.errors
+        }
+        // The URL's token is part of the endpoint's row, where the worker reads it; nowhere else.
+        for table in ["attempt", "delivery", "dead_letter", "audit", "batch", "worker", "lane"] {
+            said += try await setting.database.column("SELECT t::text FROM outbox.\(raw: table) t").compactMap(\.self).joined()
+        }
+        for canary in ["canary-secret", "canary-query", Data("u:canary-secret".utf8).base64EncodedString()] {
+            #expect(!said.contains(canary), "\(said.components(separatedBy: "\n").first { $0.contains(canary) } ?? "")")
+        }
+        #expect(ledger.all.contains { $0["Authorization"] == "Bearer canary-secret" })
+    }
+
     @Test func `an update changes the rules that it names and leaves the others`() async throws {
         let setting = try await Setting()
         let ledger = try Ledger { _, _ in Receiver.Answer(201, body: Array(#"{"access":"refused"}"#.utf8)) }
