@@ -76,6 +76,8 @@ package final class Endpoint: Sendable {
         package var pausedUntil = Timestamp.distantPast
         /// Deliveries wait until then, because the receiver said so.
         package var heldUntil = Timestamp.distantPast
+        /// How often in a row its breaker has opened; 0 is closed. While it is not, only the owner of its lane sends.
+        package var opens = 0
         /// Why it cannot be called from here, such as a secret that no key of ours opens. Its deliveries wait meanwhile.
         package var defect: String?
 
@@ -130,6 +132,9 @@ package final class Endpoint: Sendable {
         switch effect {
         case .disable: settings.isDisabled = true
         case .hold(let rest): settings.heldUntil = max(settings.heldUntil, now + rest)
+        case .open:
+            settings.heldUntil = max(settings.heldUntil, now + Self.probeInterval(opens: settings.opens))
+            settings.opens += 1
         }
         return Endpoint(settings)
     }
@@ -139,6 +144,8 @@ package final class Endpoint: Sendable {
         switch effect {
         case .disable: settings.isDisabled
         case .hold(let rest): settings.isDisabled || settings.heldUntil + .milliseconds(500) >= now + rest
+        // Answers to what was in flight when it opened say nothing new.
+        case .open: settings.isDisabled || settings.opens > 0 && settings.heldUntil > now
         }
     }
 
@@ -149,9 +156,17 @@ package final class Endpoint: Sendable {
             && (settings.changeType == "*" || settings.changeType == event.changeType)
     }
 
-    /// True when a request may be sent at that time.
-    package func isOpen(at now: Timestamp) -> Bool {
+    /// True when a request may be sent at that time, by whoever has an event for it.
+    package func isOpen(at now: Timestamp) -> Bool { settings.opens == 0 && isOpenToLane(at: now) }
+
+    /// True when the owner of its lane may send at that time: also to one that is failing, to see whether it still is.
+    package func isOpenToLane(at now: Timestamp) -> Bool {
         !settings.isDisabled && defect == nil && settings.pausedUntil <= now && settings.heldUntil <= now
+    }
+
+    /// How long a failing endpoint is left alone before the next probe: 5 s, doubled each time, at most 5 min.
+    package static func probeInterval(opens: Int) -> Duration {
+        min(.seconds(5) * (1 << min(opens, 10)), .seconds(300))
     }
 }
 

@@ -15,6 +15,10 @@ package struct ClaimedLane: Sendable {
     package let lease: LeaseID
     /// How often it was claimed since it was last released cleanly, this claim included.
     package let claims: Int
+    /// True while its breaker is open.
+    package let isFailing: Bool
+    /// When its endpoint answered again: what was tried before is due.
+    package let recoveredAt: Timestamp?
 }
 
 /// A delivery that waits in a lane and is due.
@@ -62,13 +66,13 @@ extension Connection {
                    SET lease_id = \(lease), worker = \(worker), claims = l.claims + 1,
                        lease_until = clock_timestamp() + \(duration)
                   FROM due WHERE l.endpoint_id = due.endpoint_id
-                RETURNING l.endpoint_id, l.claims)
+                RETURNING l.endpoint_id, l.claims, l.opens, l.recovered_at)
             SELECT clock_timestamp(), s.endpoint_generation,
                    (SELECT min(greatest(l.due_at, l.held_until, l.paused_until, l.lease_until))
                       FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
                      WHERE l.due_at < 'infinity' AND n.disabled_at IS NULL AND n.deleted_at IS NULL
                        AND l.endpoint_id <> ALL (\(excluded)) AND l.endpoint_id NOT IN (SELECT endpoint_id FROM claimed)),
-                   c.endpoint_id, c.claims
+                   c.endpoint_id, c.claims, c.opens > 0, c.recovered_at
               FROM outbox.setting s LEFT JOIN claimed c ON true
             """)
         let head =
@@ -77,7 +81,8 @@ extension Connection {
             } ?? (.distantPast, 0, nil)
         let lanes = try rows.map { row throws(PostgresError) -> ClaimedLane? in
             guard let endpoint = try row[3] as EndpointID? else { return nil }
-            return ClaimedLane(endpoint: endpoint, lease: lease, claims: try row[4])
+            return ClaimedLane(
+                endpoint: endpoint, lease: lease, claims: try row[4], isFailing: try row[5], recoveredAt: try row[6])
         }
         return LaneClaim(now: head.0, generation: head.1, lanes: lanes.compactMap { $0 }, nextDueAt: head.2)
     }
@@ -96,15 +101,24 @@ extension Connection {
     }
 
     /// The due deliveries of a lane after the cursor, oldest first, at most 200.
-    package mutating func lanePage(of endpoint: EndpointID, after cursor: LaneCursor) throws -> [WaitingDelivery] {
-        // statement_timestamp() is stable and so can bound the index scan; clock_timestamp() cannot.
-        try query(
+    ///
+    /// - Parameter recoveredAt: what was last tried before then is due, too.
+    package mutating func lanePage(
+        of endpoint: EndpointID, after cursor: LaneCursor, recoveredAt: Timestamp?
+    ) throws -> [WaitingDelivery] {
+        // statement_timestamp() is stable and so can bound the index scan; clock_timestamp() cannot. Only after a recovery
+        // are rows looked at that are not due: a million that are scheduled for later cost nothing otherwise.
+        let isDue: SQL =
+            if let recoveredAt {
+                "(due_at <= statement_timestamp() OR last_at < \(recoveredAt))"
+            } else { "due_at <= statement_timestamp()" }
+        return try query(
             """
             SELECT d.event_id, d.event_at, d.due_at, d.attempts, d.crashes, d.trigger, e.id IS NOT NULL, \(raw: Event.columns)
               FROM (SELECT p.*, sum(outbox.stored_size(b.before, b.after)) OVER (
                                ORDER BY p.due_at, p.event_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
                       FROM (SELECT * FROM outbox.delivery
-                             WHERE endpoint_id = \(endpoint) AND due_at <= statement_timestamp()
+                             WHERE endpoint_id = \(endpoint) AND \(isDue)
                                AND (due_at, event_id) > (\(cursor.dueAt), \(cursor.event))
                              ORDER BY due_at, event_id LIMIT 200) p
                       LEFT JOIN outbox.event b ON b.id = p.event_id AND b.created_at = p.event_at) d
@@ -148,11 +162,38 @@ extension Connection {
                 """
                 UPDATE outbox.lane
                    SET lease_id = NULL, worker = NULL, lease_until = '-infinity', claims = 0,
-                       due_at = coalesce((SELECT min(d.due_at) FROM outbox.delivery d WHERE d.endpoint_id = \(endpoint)), 'infinity')
+                       -- While it is failing or recovering, what waits is due as soon as it may be sent.
+                       due_at = CASE WHEN opens = 0 AND recovered_at IS NULL
+                                       OR NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = \(endpoint) AND d.last_at IS NOT NULL)
+                                THEN coalesce((SELECT min(d.due_at) FROM outbox.delivery d WHERE d.endpoint_id = \(endpoint)), 'infinity')
+                                ELSE clock_timestamp() END
                  WHERE endpoint_id = \(endpoint) AND lease_id = \(lease)
                 """)
             return true
         }
+    }
+
+    /// The endpoint answers again: from now on everything that was tried before is due. False when the lane is not ours.
+    package mutating func beginRecovery(_ endpoint: EndpointID, lease: LeaseID) throws -> Timestamp? {
+        try query(
+            """
+            UPDATE outbox.lane SET recovered_at = clock_timestamp() WHERE endpoint_id = \(endpoint) AND lease_id = \(lease)
+            RETURNING recovered_at
+            """
+        ).first { row throws(PostgresError) in try row[0] }
+    }
+
+    /// Closes the breaker: everybody sends again.
+    package mutating func closeBreaker(_ endpoint: EndpointID, lease: LeaseID) throws {
+        try query(
+            "UPDATE outbox.lane SET opens = 0, opened_at = NULL WHERE endpoint_id = \(endpoint) AND lease_id = \(lease)"
+        )
+    }
+
+    /// All that was tried before the recovery is through.
+    package mutating func endRecovery(_ endpoint: EndpointID, lease: LeaseID) throws {
+        try query(
+            "UPDATE outbox.lane SET recovered_at = NULL WHERE endpoint_id = \(endpoint) AND lease_id = \(lease)")
     }
 
     private mutating func lockLane(_ endpoint: EndpointID, lease: LeaseID) throws -> Bool {

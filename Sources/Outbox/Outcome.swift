@@ -124,6 +124,8 @@ extension EndpointEffect {
         switch (self, other) {
         case (.disable, _): self
         case (_, .disable): other
+        case (.open, _): self
+        case (_, .open): other
         case (.hold(let one), .hold(let two)): .hold(max(one, two))
         }
     }
@@ -133,6 +135,8 @@ extension EndpointEffect {
 package enum EndpointEffect: Sendable {
     /// Send nothing for that long (`Retry-After`).
     case hold(Duration)
+    /// It is failing: send nothing but a probe now and then.
+    case open
     /// Send nothing until an operator enables it again; what waits stays.
     case disable(reason: String)
 }

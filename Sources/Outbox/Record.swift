@@ -284,6 +284,8 @@ extension Connection {
                     UPDATE outbox.lane SET held_until = clock_timestamp() + \(duration)
                      WHERE endpoint_id = \(endpoint) AND held_until < clock_timestamp() + \(duration) - interval '500 ms'
                     """)
+            case .open:
+                try openBreaker(endpoint)
             case .disable(let reason):
                 let changed = try query(
                     """
@@ -296,6 +298,23 @@ extension Connection {
                 if changed > 0 { try audit("endpoint.disable", endpoint: endpoint, reason: reason) }
             }
         }
+    }
+
+    /// Opens the breaker, or opens it again after a probe that failed; once, however many failures say so at a time. An
+    /// endpoint that has been failing for five days, and through at least 20 probes, is disabled.
+    private mutating func openBreaker(_ endpoint: EndpointID) throws {
+        let isLost =
+            try query(
+                """
+                UPDATE outbox.lane
+                   SET held_until = clock_timestamp() + interval '5 s' * least(2 ^ least(opens, 10), 60), opens = opens + 1,
+                       opened_at = coalesce(opened_at, clock_timestamp()), recovered_at = NULL,
+                       due_at = least(due_at, clock_timestamp())
+                 WHERE endpoint_id = \(endpoint) AND held_until <= clock_timestamp()
+                RETURNING opens > 20 AND opened_at < clock_timestamp() - interval '5 days'
+                """
+            ).first { row throws(PostgresError) in try row[0] as Bool } ?? false
+        if isLost { try apply([endpoint: .disable(reason: "failing for five days")]) }
     }
 
     private func fingerprint(_ outcome: Outcome, _ reason: DeadReason) -> String {

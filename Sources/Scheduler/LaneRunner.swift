@@ -79,13 +79,20 @@ final class LaneRunner: Service {
             // treatment at the next claim, nearer to the head.
             var suspects = lane.claims > 1 ? Self.mostSuspects : 0
             var rates: [RateLimit] = []
+            // How many requests a failing endpoint gets at a time: one to see whether it answers, and twice as many after
+            // every round that went well.
+            var ramp = lane.isFailing ? 1 : nil
+            var recoveredAt = lane.isFailing ? lane.recoveredAt ?? .distantFuture : lane.recoveredAt
             var cursor = LaneCursor.start
             while isWorkable(lane, lease) {
                 guard parts.recorder.hasRoom, parts.sender.hasRoom(for: lane.endpoint) else {
                     try await Task.sleep(for: .milliseconds(50))
                     continue
                 }
-                let page = try await parts.pool.run { [cursor] in try $0.lanePage(of: lane.endpoint, after: cursor) }
+                var page = try await parts.pool.run { [cursor, recoveredAt] in
+                    try $0.lanePage(of: lane.endpoint, after: cursor, recoveredAt: recoveredAt)
+                }
+                if let ramp { page = Array(page.prefix(ramp)) }
                 if page.isEmpty {
                     // Rows may have been added behind the cursor: look again from the start, once nothing is in flight.
                     await lease.wait(untilUnresolvedAtMost: 0)
@@ -93,6 +100,7 @@ final class LaneRunner: Service {
                     cursor = .start
                     continue
                 }
+                if ramp != nil { await lease.wait(untilUnresolvedAtMost: 0) }
                 let wanted = parts.directory.current.byID[lane.endpoint]?.rates ?? []
                 if wanted != rates { try await takeUp(wanted, of: lane.endpoint) }
                 rates = wanted
@@ -112,7 +120,26 @@ final class LaneRunner: Service {
                     }
                 }
                 enqueue(sends, lease)
-                await lease.wait(untilUnresolvedAtMost: 100)
+                guard let size = ramp else {
+                    await lease.wait(untilUnresolvedAtMost: 100)
+                    continue
+                }
+                await lease.wait(untilUnresolvedAtMost: 0)
+                // A failure has closed it again by now.
+                guard isWorkable(lane, lease) else { break }
+                if recoveredAt == .distantFuture {
+                    recoveredAt = try await parts.pool.run { try $0.beginRecovery(lane.endpoint, lease: lane.lease) }
+                }
+                ramp = size * 2
+                if size * 2 > parts.directory.current.byID[lane.endpoint]?.maxInFlight ?? 1 {
+                    try await parts.pool.run { try $0.closeBreaker(lane.endpoint, lease: lane.lease) }
+                    ramp = nil
+                }
+            }
+            // Everything is through: with nothing left to try, the ramp is over, too.
+            if isWorkable(lane, lease), let recoveredAt, recoveredAt != .distantFuture {
+                if ramp != nil { try await parts.pool.run { try $0.closeBreaker(lane.endpoint, lease: lane.lease) } }
+                try await parts.pool.run { try $0.endRecovery(lane.endpoint, lease: lane.lease) }
             }
         } catch {
             parts.logger.warning(
@@ -134,7 +161,8 @@ final class LaneRunner: Service {
         }
         var limiter = RateLimiter(rates)
         let now = ContinuousClock.now
-        for age in ages.reversed() { limiter.take(at: now - age) }
+        // The log's times are the last owner's idea of the database's clock, which may lag by as long as a claim took.
+        for age in ages.reversed() { limiter.take(at: now - max(.zero, age - .milliseconds(100))) }
         parts.sender.limit(endpoint, with: limiter)
     }
 

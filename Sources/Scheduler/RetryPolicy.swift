@@ -11,6 +11,8 @@ struct Verdict: Sendable {
     var effect: EndpointEffect?
     /// How many attempts of its schedule the pair has used.
     var attempts: Int
+    /// The answer itself said when to come back.
+    var isPutOff = false
     /// False when nothing was sent and nothing needs a line in the attempt log.
     var isAttempt = true
 
@@ -119,6 +121,7 @@ enum RetryPolicy {
             // The whole endpoint rests: as long as the receiver asks, or until this delivery is tried again.
             let wish = exchange.retryAfter.flatMap { RetryAfter.parse($0, now: now) } ?? .zero
             verdict.resolution = retry(endpoint, number, atLeast: wish, jitter)
+            verdict.isPutOff = wish > .zero || status == 429
             if wish > .zero {
                 verdict.effect = .hold(wish)
             } else if case .wait(let delay, _) = verdict.resolution {

@@ -21,6 +21,7 @@ final class Sender: Service {
 
     private let transport: Transport
     private let tokens: AccessTokens
+    private let breaker = Breaker()
     private let recorder: Recorder
     private let directory: EndpointDirectory
     private let clock: DatabaseClock
@@ -70,11 +71,14 @@ final class Sender: Service {
     /// must be left.
     func mayStart(_ id: EndpointID, under held: Lease) -> Bool {
         guard let endpoint = directory.current.byID[id] else { return false }
-        return mayStart(endpoint, at: clock.now, under: held)
+        return mayStart(endpoint, isFromBatch: false, at: clock.now, under: held)
     }
 
-    private func mayStart(_ endpoint: Endpoint, at now: Timestamp, under held: Lease) -> Bool {
-        guard endpoint.isOpen(at: now) else { return false }
+    private func mayStart(_ endpoint: Endpoint, isFromBatch: Bool, at now: Timestamp, under held: Lease) -> Bool {
+        // What was dispatched before its endpoint got a limit, or began to fail, goes through the lane.
+        guard isFromBatch ? endpoint.isOpen(at: now) && !endpoint.isConstrained : endpoint.isOpenToLane(at: now) else {
+            return false
+        }
         return held.isTrusted(for: min(endpoint.timeout + Self.margin, lease / 3))
     }
 
@@ -125,10 +129,7 @@ final class Sender: Service {
 
     /// Hands the request to the transport; false when it must not be sent now.
     private func start(_ send: Send, to endpoint: Endpoint?) -> Bool {
-        // What was dispatched before its endpoint got a limit goes through the lane, too.
-        guard let endpoint, mayStart(endpoint, at: clock.now, under: send.lease),
-            !(endpoint.isConstrained && send.isFromBatch)
-        else {
+        guard let endpoint, mayStart(endpoint, isFromBatch: send.isFromBatch, at: clock.now, under: send.lease) else {
             finished(send)
             return false
         }
@@ -140,7 +141,7 @@ final class Sender: Service {
             switch result {
             case .success(let token):
                 // Asking took its time.
-                if self.mayStart(endpoint, at: self.clock.now, under: send.lease) {
+                if self.mayStart(endpoint, isFromBatch: send.isFromBatch, at: self.clock.now, under: send.lease) {
                     if self.submit(send, to: endpoint, token: token) { return }
                 } else {
                     self.finished(send)
@@ -195,6 +196,7 @@ final class Sender: Service {
             if exchange.status == 401, tokens.reject(token) { verdict.tryAgainWithNewToken() }
             if verdict.isSuccess { tokens.accept(token) }
         }
+        judgeEndpoint(&verdict, of: send.endpoint)
         let attempt = Attempt(
             exchange, verdict, number: send.number, trigger: send.trigger, startedAt: startedAt, note: note)
         var report = report(
@@ -215,6 +217,16 @@ final class Sender: Service {
         pump()
     }
 
+    /// Opens the endpoint's breaker when this outcome is one failure too many; while it is open, every failed probe opens
+    /// it again.
+    private func judgeEndpoint(_ verdict: inout Verdict, of id: EndpointID) {
+        let isFailure = verdict.isEndpointFailure
+        let opens = breaker.count(id, isFailure: isFailure)
+        guard isFailure, opens || directory.current.byID[id]?.settings.opens ?? 0 > 0 else { return }
+        verdict.effect = verdict.effect.map { $0.merged(with: .open) } ?? .open
+        verdict.waitForEndpoint(directory.current.byID[id]?.retrySchedule ?? [])
+    }
+
     private func finished(_ send: Send) { state.withLock { $0.queues.finish(send) } }
 
     // MARK: Not starting
@@ -227,7 +239,9 @@ final class Sender: Service {
         let endpoints = directory.current.byID
         let expired = state.withLock { state in
             state.queues.remove(endpoints) { send, isAtCap in
-                guard let endpoint = endpoints[send.endpoint], endpoint.isOpen(at: databaseNow) else { return true }
+                guard let endpoint = endpoints[send.endpoint],
+                    send.isFromBatch ? endpoint.isOpen(at: databaseNow) : endpoint.isOpenToLane(at: databaseNow)
+                else { return true }
                 return isAtCap && send.startBy.map { $0 <= now } ?? false
             }
         }

@@ -102,10 +102,11 @@ import Transport
         let tokens = try TokenServer { TokenServer.token("t\($0)") }
         defer { tokens.ledger.receiver.stop() }
         let delivered = try await deliver(
-            try await TestCluster.database(), events: 20, tokens: tokens, retries: [],
+            try await TestCluster.database(), events: 4, tokens: tokens, retries: [],
             answer: { _, _ in Receiver.Answer(401, delay: .milliseconds(20)) })
-        #expect(delivered.requests.count <= 40)
-        #expect(delivered.dead.count == 20)
+        // Fewer failures than open the breaker, which would end it, too.
+        #expect(delivered.requests.count == 8)
+        #expect(delivered.dead.count == 4)
     }
 
     @Test func `a request that cannot be built lets the next one through, also when its token comes late`() async throws

@@ -123,21 +123,22 @@ import Threads
             arrivals.add()
             return Receiver.Answer()
         }
-        try await database.endpoint("limited", url: ledger.url) { $0.rates = [try RateLimit("10/500ms")] }
+        try await database.endpoint("limited", url: ledger.url) { $0.rates = [try RateLimit("20/2s")] }
         // Workers come and go while it drains; each goes on where the last one stopped.
         let ids = try await database.publish(60)
         for round in 0..<20 {
             try await TestWorker.run(database, configure: { $0.worker = "w\(round)" }) {
                 let seen = ledger.all.count
-                _ = await eventually(within: .seconds(5)) { ledger.all.count >= min(seen + 15, 60) }
+                _ = await eventually(within: .seconds(5)) { ledger.all.count >= min(seen + 25, 60) }
             }
             if ledger.all.count >= 60 { break }
         }
         #expect(ledger.eventIDs.sorted() == ids)
         let times = arrivals.all
-        for index in times.indices where index >= 10 {
-            // What arrives is seen a moment after it was sent: some milliseconds of leeway, ten in the window as promised.
-            #expect(times[index] - times[index - 10] > .milliseconds(450), "\(index)")
+        for index in times.indices where index >= 20 {
+            // What arrives is seen a while after it was sent, on a busy machine: a fifth of leeway, where without the limit
+            // there would be nothing of the two seconds.
+            #expect(times[index] - times[index - 20] > .milliseconds(1600), "\(index)")
         }
         ledger.receiver.stop()
     }

@@ -179,6 +179,9 @@ CREATE TABLE outbox.lane (
     paused_until timestamptz NOT NULL DEFAULT '-infinity',   -- an operator asked for one
     pause_reason text,
     paused_by    text,
+    opens        int NOT NULL DEFAULT 0,                     -- how often in a row its breaker has opened; 0 is closed
+    opened_at    timestamptz,                                -- since when it is failing
+    recovered_at timestamptz,                                -- it answers again: what was tried before is due
     claims       int NOT NULL DEFAULT 0,
     lease_id     uuid,
     worker       text,

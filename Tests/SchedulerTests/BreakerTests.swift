@@ -1,0 +1,224 @@
+import Outbox
+import Postgres
+import Receiver
+import TestSupport
+import Testing
+
+@testable import Scheduler
+
+@Suite struct BreakerTests {
+    private let endpoint = EndpointID(rawValue: .random())
+
+    @Test func `ten failures in a row open it, and a success in between begins anew`() {
+        let breaker = Breaker()
+        for _ in 0..<9 { #expect(!breaker.count(endpoint, isFailure: true)) }
+        #expect(!breaker.count(endpoint, isFailure: false))
+        for _ in 0..<9 { #expect(!breaker.count(endpoint, isFailure: true)) }
+        #expect(breaker.count(endpoint, isFailure: true))
+    }
+
+    @Test func `half of a hundred outcomes within half a minute open it, and not over a longer time`() {
+        let breaker = Breaker()
+        let start = ContinuousClock.now
+        var opened: [Int] = []
+        for number in 1...200 where breaker.count(endpoint, isFailure: number.isMultiple(of: 2), at: start) {
+            opened.append(number)
+        }
+        #expect(opened.first.map { $0 >= 100 } == true)
+        let slow = Breaker()
+        for number in 1...400 {
+            let opens = slow.count(endpoint, isFailure: number.isMultiple(of: 2), at: start + .seconds(number))
+            #expect(!opens)
+        }
+    }
+
+    @Test func `endpoints do not count for each other`() {
+        let breaker = Breaker()
+        let other = EndpointID(rawValue: .random())
+        for _ in 0..<9 {
+            #expect(!breaker.count(endpoint, isFailure: true))
+            #expect(!breaker.count(other, isFailure: true))
+        }
+        #expect(breaker.count(endpoint, isFailure: true))
+    }
+
+    @Test func `probes come at growing intervals, at most five minutes apart`() {
+        #expect(
+            (0...8).map { Endpoint.probeInterval(opens: $0) }
+                == [5, 10, 20, 40, 80, 160, 300, 300, 300].map { .seconds($0) })
+        #expect(Endpoint.probeInterval(opens: 1_000_000) == .seconds(300))
+    }
+}
+
+/// The breaker on a real database with a receiver that goes and comes back.
+@Suite struct OutageTests {
+    /// Moves the next probe to now.
+    private func probeNow(_ database: TestDatabase) async throws {
+        try await database.script("UPDATE outbox.lane SET held_until = clock_timestamp() WHERE opens > 0")
+    }
+
+    @Test func `while it is open one delivery at a time is tried, none is given up, and all go out when it answers`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        let isUp = Flag(false)
+        let ledger = try Ledger { _, _ in Receiver.Answer(isUp.isSet ? 200 : 500) }
+        // A schedule so long that only the recovery can explain that everything goes out, and so short in steps that the
+        // outage would use it up.
+        try await database.endpoint("down", url: ledger.url, retries: [.seconds(3600)]) { $0.maxInFlight = 8 }
+        try await TestWorker.run(database) {
+            try await database.publish(100)
+            let isOpen = try await eventually {
+                try await database.number("SELECT count(*) FROM outbox.lane WHERE opens = 1") == 1
+            }
+            #expect(isOpen)
+            let allWait = try await eventually { try await database.deliveries("waiting") == 100 }
+            #expect(allWait)
+            // In flight when it opened, and no more.
+            let tried = ledger.all.count
+            #expect((10...18).contains(tried))
+            // New events go into the lane without a try.
+            try await database.publish(50)
+            let moreWait = try await eventually { try await database.deliveries("waiting") == 150 }
+            #expect(moreWait)
+            #expect(ledger.all.count == tried)
+            for probe in 1...3 {
+                try await probeNow(database)
+                let isProbed = try await eventually {
+                    try await database.number("SELECT opens FROM outbox.lane") == 1 + probe
+                }
+                #expect(isProbed)
+                #expect(ledger.all.count == tried + probe)
+            }
+            #expect(try await database.number("SELECT count(*) FROM outbox.dead_letter") == 0)
+            isUp.isSet = true
+            try await probeNow(database)
+            let isThrough = try await eventually { try await database.deliveries("delivered") == 150 }
+            #expect(isThrough)
+            let isClosed = try await eventually {
+                try await database.number(
+                    "SELECT count(*) FROM outbox.lane WHERE opens = 0 AND recovered_at IS NULL AND opened_at IS NULL")
+                    == 1
+            }
+            #expect(isClosed)
+            // Closed again means the fast path again.
+            try await database.publish()
+            let isFast = try await eventually { try await database.deliveries("delivered") == 151 }
+            #expect(isFast)
+        }
+        #expect(try await database.column("SELECT problem FROM outbox.problems") == [])
+        ledger.receiver.stop()
+    }
+
+    @Test func `a receiver that comes back is not run over: the requests double from one`() async throws {
+        let database = try await TestCluster.database()
+        let isUp = Flag(false)
+        let ledger = try Ledger { _, _ in Receiver.Answer(isUp.isSet ? 200 : 500, delay: .milliseconds(2)) }
+        try await database.endpoint("down", url: ledger.url, retries: [.seconds(3600)]) { $0.maxInFlight = 16 }
+        try await TestWorker.run(database) {
+            try await database.publish(100)
+            let isOpen = try await eventually {
+                try await database.number("SELECT count(*) FROM outbox.lane WHERE opens > 0") == 1
+            }
+            let allWait = try await eventually { try await database.deliveries("waiting") == 100 }
+            #expect(isOpen && allWait)
+            isUp.isSet = true
+            try await probeNow(database)
+            let isThrough = try await eventually { try await database.deliveries("delivered") == 100 }
+            #expect(isThrough)
+        }
+        // By the attempt log: at the start of the n-th success of the first rounds no more than the round were under way.
+        let overlaps = try await database.column(
+            """
+            SELECT count(b.*)::text FROM (SELECT * FROM outbox.attempt WHERE outcome = 'success' ORDER BY started_at LIMIT 15) a
+              LEFT JOIN outbox.attempt b ON b.outcome = 'success' AND b.started_at <= a.started_at
+                    AND b.started_at + b.total_us * interval '1 us' > a.started_at
+             GROUP BY a.started_at, a.event_id ORDER BY a.started_at
+            """
+        ).compactMap { $0.flatMap { Int($0) } }
+        for (index, count) in overlaps.enumerated() {
+            let round = [1, 2, 2, 4, 4, 4, 4, 8, 8, 8, 8, 8, 8, 8, 8][index]
+            #expect(count <= round, "\(index) \(overlaps)")
+        }
+        ledger.receiver.stop()
+    }
+
+    @Test func `a worker that dies while it is open or recovering loses nothing`() async throws {
+        let database = try await TestCluster.database()
+        let isUp = Flag(false)
+        let ledger = try Ledger { _, _ in Receiver.Answer(isUp.isSet ? 200 : 500, delay: .milliseconds(5)) }
+        try await database.endpoint("down", url: ledger.url, retries: [.seconds(3600)]) { $0.maxInFlight = 4 }
+        try await TestWorker.run(database, configure: { $0.lease = .seconds(2) }) {
+            try await database.publish(100)
+            let isOpen = try await eventually { try await database.deliveries("waiting") == 100 }
+            #expect(isOpen)
+        }
+        isUp.isSet = true
+        // Stopped in the middle of the recovery, several times.
+        for round in 0..<20 {
+            try await TestWorker.run(
+                database,
+                configure: {
+                    $0.worker = "w\(round)"; $0.lease = .seconds(2)
+                }
+            ) {
+                try await probeNow(database)
+                let before = ledger.all.count
+                _ = await eventually(within: .seconds(5)) { ledger.all.count > before + 20 }
+            }
+            if try await database.deliveries("delivered") == 100 { break }
+        }
+        #expect(try await database.deliveries("delivered") == 100)
+        ledger.receiver.stop()
+    }
+
+    @Test func `what is scheduled for later is not sent early because the endpoint recovered`() async throws {
+        let database = try await TestCluster.database()
+        let isUp = Flag(false)
+        let ledger = try Ledger { _, _ in Receiver.Answer(isUp.isSet ? 200 : 500) }
+        try await database.endpoint("down", url: ledger.url, retries: [.seconds(3600)])
+        try await database.script(
+            "SELECT outbox.publish('test', deliver_at => now() + interval '1 hour') FROM generate_series(1, 5)")
+        try await TestWorker.run(database) {
+            try await database.publish(20)
+            let allWait = try await eventually { try await database.deliveries("waiting") == 25 }
+            #expect(allWait)
+            isUp.isSet = true
+            try await probeNow(database)
+            let isThrough = try await eventually { try await database.deliveries("delivered") == 20 }
+            #expect(isThrough)
+            let isClosed = try await eventually {
+                try await database.number("SELECT count(*) FROM outbox.lane WHERE opens = 0") == 1
+            }
+            #expect(isClosed)
+        }
+        #expect(try await database.deliveries("waiting") == 5)
+        ledger.receiver.stop()
+    }
+
+    @Test func `after five days and twenty probes it is disabled, with an audit row, and keeps what waits`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger { _, _ in Receiver.Answer(500) }
+        try await database.endpoint("down", url: ledger.url, retries: [.seconds(3600)])
+        try await TestWorker.run(database) {
+            try await database.publish(20)
+            let isOpen = try await eventually { try await database.deliveries("waiting") == 20 }
+            #expect(isOpen)
+            try await database.script(
+                "UPDATE outbox.lane SET opens = 20, opened_at = now() - interval '6 days', held_until = clock_timestamp()"
+            )
+            let isDisabled = try await eventually {
+                try await database.column("SELECT state FROM outbox.endpoint_health") == ["disabled"]
+            }
+            #expect(isDisabled)
+        }
+        #expect(
+            try await database.column("SELECT reason FROM outbox.audit WHERE action = 'endpoint.disable'") == [
+                "failing for five days"
+            ])
+        #expect(try await database.deliveries("paused") == 20)
+        ledger.receiver.stop()
+    }
+}
