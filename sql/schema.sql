@@ -159,6 +159,7 @@ column endpoint_health.customer_id text
 column endpoint_health.state text
 column endpoint_health.state_reason text
 column endpoint_health.failing_since timestamp with time zone
+column endpoint_health.paused_from timestamp with time zone
 column endpoint_health.paused_until timestamp with time zone
 column endpoint_health.held_until timestamp with time zone
 column endpoint_health.waiting bigint
@@ -185,6 +186,7 @@ column event.headers headers not null default '{}'::jsonb
 column lane.endpoint_id uuid not null
 column lane.due_at timestamp with time zone not null default 'infinity'::timestamp with time zone
 column lane.held_until timestamp with time zone not null default '-infinity'::timestamp with time zone
+column lane.paused_from timestamp with time zone not null default '-infinity'::timestamp with time zone
 column lane.paused_until timestamp with time zone not null default '-infinity'::timestamp with time zone
 column lane.pause_reason text
 column lane.paused_by text
@@ -353,14 +355,14 @@ function webhook_id(bigint) returns text security definer 98f8afa6e4a8178b372393
 view attempts abc08b6224bdec80cb4db373815e1514
 view backlog 15645c496003312b6aa30d7aa90f2fd9
 view dead_letters 04c1b60487271f8a3c2328342da79249
-view deliveries 837c2615b38e4b84f0030f78209071d2
-view endpoint_health 5f8123e12ef1226da441582e75453da9
+view deliveries 48cde1eace63d93e9559efc3abe4bcfe
+view endpoint_health 51850089a0d188b37a35efce3e5b00f7
 view partitions ec6e00fa80f2d7ed7b10d260479cf98f
 view problems 060192d5eb8ba3c0504f0d3d8091c030
 view transactions 03a7c07ba5a780c28acad0163fcb6f8a
 CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION endpoint_changed()
 CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT WHEN ((NOT pg_try_advisory_xact_lock_shared(7231, 2))) EXECUTE FUNCTION wake_worker()
-CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_until, opens ON outbox.lane FOR EACH ROW WHEN (((old.held_until IS DISTINCT FROM new.held_until) OR (old.paused_until IS DISTINCT FROM new.paused_until) OR (old.opens IS DISTINCT FROM new.opens))) EXECUTE FUNCTION endpoint_changed()
+CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_from, paused_until, opens ON outbox.lane FOR EACH ROW WHEN (((old.held_until IS DISTINCT FROM new.held_until) OR (old.paused_until IS DISTINCT FROM new.paused_until) OR (old.paused_from IS DISTINCT FROM new.paused_from) OR (old.opens IS DISTINCT FROM new.opens))) EXECUTE FUNCTION endpoint_changed()
 CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.secret FOR EACH ROW EXECUTE FUNCTION endpoint_changed()
 grant select on attempt to outbox_operator
 grant select on attempts to outbox_operator

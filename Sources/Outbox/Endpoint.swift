@@ -74,6 +74,8 @@ package final class Endpoint: Sendable {
         package var isDisabled = false
         /// Deliveries wait until then, because an operator said so.
         package var pausedUntil = Timestamp.distantPast
+        /// From then on.
+        package var pausedFrom = Timestamp.distantPast
         /// Deliveries wait until then, because the receiver said so.
         package var heldUntil = Timestamp.distantPast
         /// How often in a row its breaker has opened; 0 is closed. While it is not, only the owner of its lane sends.
@@ -161,7 +163,8 @@ package final class Endpoint: Sendable {
 
     /// True when the owner of its lane may send at that time: also to one that is failing, to see whether it still is.
     package func isOpenToLane(at now: Timestamp) -> Bool {
-        !settings.isDisabled && defect == nil && settings.pausedUntil <= now && settings.heldUntil <= now
+        !settings.isDisabled && defect == nil && settings.heldUntil <= now
+            && !(settings.pausedFrom <= now && settings.pausedUntil > now)
     }
 
     /// How long a failing endpoint is left alone before the next probe: 5 s, doubled each time, at most 5 min.

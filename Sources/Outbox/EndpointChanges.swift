@@ -157,12 +157,20 @@ extension Connection {
             """)
     }
 
-    /// Lets deliveries wait until a time, or until `resumeEndpoint`. Nothing is lost: new ones wait in the lane.
-    package mutating func pauseEndpoint(_ id: EndpointID, until: Timestamp?, reason: String) throws {
+    /// Lets deliveries wait from a time on (now), until a time or `resumeEndpoint`. Nothing is lost: new ones wait in the
+    /// lane. A pause that was set before is replaced.
+    package mutating func pauseEndpoint(
+        _ id: EndpointID, from: Timestamp? = nil, until: Timestamp?, reason: String
+    ) throws {
+        if let from, let until, from >= until {
+            throw OperationRefusal(.invalid, "the pause ends before it begins", hint: "--from must be before --until")
+        }
         try transaction { connection in
             try connection.query(
                 """
-                UPDATE outbox.lane SET paused_until = \(until ?? .distantFuture), pause_reason = \(reason), paused_by = session_user
+                UPDATE outbox.lane
+                   SET paused_from = \(from ?? .distantPast), paused_until = \(until ?? .distantFuture), pause_reason = \(reason),
+                       paused_by = session_user
                  WHERE endpoint_id = \(id)
                 """)
             try connection.audit("endpoint.pause", endpoint: id, reason: reason)
@@ -264,7 +272,7 @@ extension Connection {
     package mutating func listEndpoints(_ id: EndpointID? = nil, search: String? = nil) throws -> Listing {
         try listing(
             """
-            SELECT n.id, n.name, n.customer_id, h.state, h.state_reason, h.paused_until, n.method,
+            SELECT n.id, n.name, n.customer_id, h.state, h.state_reason, h.paused_from, h.paused_until, n.method,
                    outbox.masked_url(n.url) AS url, n.format, n.event_type, n.change_type,
                    n.description, extract(epoch FROM n.timeout)::float8 AS timeout_seconds,
                    extract(epoch FROM n.connect_timeout)::float8 AS connect_timeout_seconds,

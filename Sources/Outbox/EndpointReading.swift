@@ -49,7 +49,7 @@ extension Connection {
                    n.allows_http2, n.most_bytes, n.event_type, n.change_type,
                    (extract(epoch FROM n.timeout) * 1000)::bigint, (extract(epoch FROM n.connect_timeout) * 1000)::bigint,
                    ARRAY(SELECT (extract(epoch FROM wait) * 1000)::bigint FROM unnest(n.retry_schedule) WITH ORDINALITY w(wait, place) ORDER BY place),
-                   n.max_in_flight, n.disabled_at IS NOT NULL, l.paused_until, l.held_until, n.max_concurrency, n.rates, l.opens
+                   n.max_in_flight, n.disabled_at IS NOT NULL, l.paused_until, l.held_until, n.max_concurrency, n.rates, l.opens, l.paused_from
               FROM outbox.endpoint n JOIN outbox.lane l ON l.endpoint_id = n.id
              WHERE n.deleted_at IS NULL AND (\(id) IS NULL OR n.id = \(id))
              ORDER BY n.name, n.id
@@ -82,6 +82,7 @@ extension Connection {
             settings.maxConcurrency = try row[25] as Int?
             let rates = try row[26] as [String]
             settings.opens = try row[27]
+            settings.pausedFrom = try row[28]
             let (headers, template, kind) = (try row[6] as JSONText, try row[8] as String?, try row[9] as String?)
             let (rules, authentication) = (try row[10] as JSONText, try row[11] as JSONText)
             // What cannot be read closes this endpoint and no other.

@@ -58,7 +58,8 @@ extension Connection {
             WITH due AS MATERIALIZED (
                 SELECT l.endpoint_id FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
                  WHERE l.due_at <= clock_timestamp() AND l.lease_until < clock_timestamp()
-                   AND l.held_until <= clock_timestamp() AND l.paused_until <= clock_timestamp()
+                   AND l.held_until <= clock_timestamp()
+                   AND NOT (l.paused_from <= clock_timestamp() AND l.paused_until > clock_timestamp())
                    AND n.disabled_at IS NULL AND n.deleted_at IS NULL AND l.endpoint_id <> ALL (\(excluded))
                  ORDER BY l.due_at LIMIT 16 FOR UPDATE OF l SKIP LOCKED),
             claimed AS (
@@ -68,7 +69,8 @@ extension Connection {
                   FROM due WHERE l.endpoint_id = due.endpoint_id
                 RETURNING l.endpoint_id, l.claims, l.opens, l.recovered_at)
             SELECT clock_timestamp(), s.endpoint_generation,
-                   (SELECT min(greatest(l.due_at, l.held_until, l.paused_until, l.lease_until))
+                   (SELECT min(greatest(l.due_at, l.held_until, CASE WHEN l.paused_from <= clock_timestamp() THEN l.paused_until END,
+                                        l.lease_until))
                       FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
                      WHERE l.due_at < 'infinity' AND n.disabled_at IS NULL AND n.deleted_at IS NULL
                        AND l.endpoint_id <> ALL (\(excluded)) AND l.endpoint_id NOT IN (SELECT endpoint_id FROM claimed)),

@@ -222,7 +222,7 @@ final class Sender: Service {
     private func judgeEndpoint(_ verdict: inout Verdict, of id: EndpointID) {
         let isFailure = verdict.isEndpointFailure
         let opens = breaker.count(id, isFailure: isFailure)
-        guard isFailure, opens || directory.current.byID[id]?.settings.opens ?? 0 > 0 else { return }
+        guard opens || isFailure && directory.current.byID[id]?.settings.opens ?? 0 > 0 else { return }
         verdict.effect = verdict.effect.map { $0.merged(with: .open) } ?? .open
         verdict.waitForEndpoint(directory.current.byID[id]?.retrySchedule ?? [])
     }

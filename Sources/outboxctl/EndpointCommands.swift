@@ -128,12 +128,14 @@ struct EndpointCommand: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "Let deliveries wait; nothing is lost.")
         @OptionGroup var options: GlobalOptions
         @Argument(help: "Name or id.") var endpoint: String
+        @Option(name: .long, help: "Begin then, not now (\(TimeArgument.forms)).") var from: TimeArgument?
         @Option(name: .long, help: "Resume by itself then (\(TimeArgument.forms)).") var until: TimeArgument?
         @Option(name: .long, help: "Why; shown to everybody.") var reason: String
 
         func run() async throws {
-            try await changeEndpoint(endpoint, options) { [until, reason] connection, id in
-                try connection.pauseEndpoint(id, until: until?.timestamp, reason: reason)
+            try await changeEndpoint(endpoint, options) { [from, until, reason] connection, id in
+                try connection.pauseEndpoint(
+                    id, from: from?.timestamp, until: until?.timestamp, reason: reason)
             }
         }
     }

@@ -196,6 +196,38 @@ import Testing
         ledger.receiver.stop()
     }
 
+    @Test func `a pause that is announced begins and ends by itself, and nothing is lost`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        let id = try await database.endpoint("partner", url: ledger.url).id
+        try await TestWorker.run(database) {
+            let now = try await database.pool.query("SELECT clock_timestamp()") { row throws(PostgresError) in
+                try row[0] as Timestamp
+            }[0]
+            try await database.pool.run {
+                try $0.pauseEndpoint(id, from: now + .seconds(2), until: now + .seconds(4), reason: "maintenance")
+            }
+            #expect(try await database.column("SELECT state FROM outbox.endpoint_health") == ["active"])
+            try await database.publish()
+            let goesBefore = await eventually { ledger.all.count == 1 }
+            #expect(goesBefore)
+            let begins = try await eventually {
+                try await database.column("SELECT state || ' ' || state_reason FROM outbox.endpoint_health") == [
+                    "paused maintenance"
+                ]
+            }
+            #expect(begins)
+            let ids = try await database.publish(10)
+            let waits = try await eventually { try await database.deliveries("paused") == 10 }
+            #expect(waits)
+            #expect(ledger.all.count == 1)
+            let isThrough = try await eventually { try await database.deliveries("delivered") == 11 }
+            #expect(isThrough)
+            #expect(ledger.eventIDs.suffix(10).sorted() == ids)
+        }
+        ledger.receiver.stop()
+    }
+
     @Test func `after five days and twenty probes it is disabled, with an audit row, and keeps what waits`()
         async throws
     {

@@ -176,7 +176,8 @@ CREATE TABLE outbox.lane (
     endpoint_id  uuid PRIMARY KEY REFERENCES outbox.endpoint,
     due_at       timestamptz NOT NULL DEFAULT 'infinity',    -- not later than the earliest delivery that waits in it
     held_until   timestamptz NOT NULL DEFAULT '-infinity',   -- the receiver asked for a rest (Retry-After)
-    paused_until timestamptz NOT NULL DEFAULT '-infinity',   -- an operator asked for one
+    paused_from  timestamptz NOT NULL DEFAULT '-infinity',   -- an operator asked for one: from then ...
+    paused_until timestamptz NOT NULL DEFAULT '-infinity',   -- ... until then
     pause_reason text,
     paused_by    text,
     opens        int NOT NULL DEFAULT 0,                     -- how often in a row its breaker has opened; 0 is closed

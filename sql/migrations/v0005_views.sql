@@ -11,8 +11,9 @@ CREATE TRIGGER endpoint_changed AFTER INSERT OR UPDATE OR DELETE ON outbox.endpo
     FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed();
 CREATE TRIGGER endpoint_changed AFTER INSERT OR UPDATE OR DELETE ON outbox.secret
     FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed();
-CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_until, opens ON outbox.lane FOR EACH ROW
+CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_from, paused_until, opens ON outbox.lane FOR EACH ROW
     WHEN (OLD.held_until IS DISTINCT FROM NEW.held_until OR OLD.paused_until IS DISTINCT FROM NEW.paused_until
+          OR OLD.paused_from IS DISTINCT FROM NEW.paused_from
           OR OLD.opens IS DISTINCT FROM NEW.opens)
     EXECUTE FUNCTION outbox.endpoint_changed();
 
@@ -57,7 +58,8 @@ END $$;
 CREATE VIEW outbox.deliveries AS
 WITH pair AS (
     SELECT d.event_id, d.endpoint_id, d.event_at,
-           CASE WHEN l.paused_until > clock_timestamp() OR n.disabled_at IS NOT NULL THEN 'paused' ELSE 'waiting' END AS state,
+           CASE WHEN l.paused_from <= clock_timestamp() AND l.paused_until > clock_timestamp() OR n.disabled_at IS NOT NULL
+                THEN 'paused' ELSE 'waiting' END AS state,
            d.attempts, d.trigger, greatest(d.due_at, l.held_until) AS due_at, d.last_at, d.last_status, d.last_error_class, d.last_error,
            NULL::text AS reason
       FROM outbox.delivery d
@@ -117,10 +119,11 @@ SELECT 'lane', n.id, n.name, count(*), min(d.event_at)
 
 CREATE VIEW outbox.endpoint_health AS
 SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
-       CASE WHEN n.disabled_at IS NOT NULL THEN 'disabled' WHEN l.paused_until > clock_timestamp() THEN 'paused' ELSE 'active' END AS state,
+       CASE WHEN n.disabled_at IS NOT NULL THEN 'disabled' WHEN l.paused_from <= clock_timestamp() AND l.paused_until > clock_timestamp() THEN 'paused'
+            ELSE 'active' END AS state,
        coalesce(n.disabled_reason, CASE WHEN l.paused_until > clock_timestamp() THEN l.pause_reason END) AS state_reason,
        l.opened_at AS failing_since,
-       nullif(l.paused_until, '-infinity') AS paused_until, nullif(greatest(l.held_until, '-infinity'), '-infinity') AS held_until,
+       nullif(l.paused_from, '-infinity') AS paused_from, nullif(l.paused_until, '-infinity') AS paused_until, nullif(greatest(l.held_until, '-infinity'), '-infinity') AS held_until,
        w.waiting, w.oldest_at, x.dead_letters, r.attempts_5m, r.successes_5m, r.last_success_at, r.last_failure_at
   FROM outbox.endpoint n
   JOIN outbox.lane l ON l.endpoint_id = n.id
