@@ -312,6 +312,7 @@ CREATE UNIQUE INDEX dead_letter_pkey ON outbox.dead_letter USING btree (event_id
 CREATE INDEX dedup_created_at_idx ON outbox.dedup USING btree (created_at)
 CREATE UNIQUE INDEX dedup_pkey ON outbox.dedup USING btree (customer_id, key)
 CREATE INDEX delivery_endpoint_id_due_at_event_id_idx ON outbox.delivery USING btree (endpoint_id, due_at, event_id)
+CREATE INDEX delivery_endpoint_id_due_at_event_id_idx1 ON outbox.delivery USING btree (endpoint_id, due_at, event_id) WHERE (last_at IS NOT NULL)
 CREATE UNIQUE INDEX delivery_pkey ON outbox.delivery USING btree (event_id, endpoint_id)
 CREATE UNIQUE INDEX endpoint_name_is_unique ON outbox.endpoint USING btree (customer_id, name) WHERE (deleted_at IS NULL)
 CREATE UNIQUE INDEX endpoint_pkey ON outbox.endpoint USING btree (id)

@@ -134,8 +134,9 @@ package final class Endpoint: Sendable {
         switch effect {
         case .disable: settings.isDisabled = true
         case .hold(let rest): settings.heldUntil = max(settings.heldUntil, now + rest)
-        case .open:
-            settings.heldUntil = max(settings.heldUntil, now + Self.probeInterval(opens: settings.opens))
+        case .open(let rest):
+            settings.heldUntil = max(
+                settings.heldUntil, now + max(rest, Self.probeInterval(opens: settings.opens)))
             settings.opens += 1
         }
         return Endpoint(settings)

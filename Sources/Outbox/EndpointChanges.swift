@@ -213,6 +213,9 @@ extension Connection {
                    SET disabled_at = NULL, disabled_reason = NULL, generation = generation + 1, updated_at = clock_timestamp()
                  WHERE id = \(id)
                 """)
+            // What it failed for until now is over: the five days begin anew.
+            try connection.query(
+                "UPDATE outbox.lane SET opens = least(opens, 1), opened_at = NULL WHERE endpoint_id = \(id)")
             try connection.audit("endpoint.enable", endpoint: id)
         }
     }

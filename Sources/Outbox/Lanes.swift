@@ -108,21 +108,31 @@ extension Connection {
     package mutating func lanePage(
         of endpoint: EndpointID, after cursor: LaneCursor, recoveredAt: Timestamp?
     ) throws -> [WaitingDelivery] {
-        // statement_timestamp() is stable and so can bound the index scan; clock_timestamp() cannot. Only after a recovery
-        // are rows looked at that are not due: a million that are scheduled for later cost nothing otherwise.
-        let isDue: SQL =
+        // statement_timestamp() is stable and so can bound the index scan; clock_timestamp() cannot. What was tried and is not
+        // due has an index of its own, so that a million rows that were not cost nothing.
+        let waiting: SQL = """
+            SELECT * FROM outbox.delivery
+             WHERE endpoint_id = \(endpoint) AND due_at <= statement_timestamp()
+               AND (due_at, event_id) > (\(cursor.dueAt), \(cursor.event))
+             ORDER BY due_at, event_id LIMIT 200
+            """
+        let rows: SQL =
             if let recoveredAt {
-                "(due_at <= statement_timestamp() OR last_at < \(recoveredAt))"
-            } else { "due_at <= statement_timestamp()" }
+                """
+                SELECT * FROM ((\(waiting)) UNION ALL (
+                    SELECT * FROM outbox.delivery
+                     WHERE endpoint_id = \(endpoint) AND due_at > statement_timestamp() AND last_at IS NOT NULL AND last_at < \(recoveredAt)
+                       AND (due_at, event_id) > (\(cursor.dueAt), \(cursor.event))
+                     ORDER BY due_at, event_id LIMIT 200)) both_parts
+                 ORDER BY due_at, event_id LIMIT 200
+                """
+            } else { waiting }
         return try query(
             """
             SELECT d.event_id, d.event_at, d.due_at, d.attempts, d.crashes, d.trigger, e.id IS NOT NULL, \(raw: Event.columns)
               FROM (SELECT p.*, sum(outbox.stored_size(b.before, b.after)) OVER (
                                ORDER BY p.due_at, p.event_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
-                      FROM (SELECT * FROM outbox.delivery
-                             WHERE endpoint_id = \(endpoint) AND \(isDue)
-                               AND (due_at, event_id) > (\(cursor.dueAt), \(cursor.event))
-                             ORDER BY due_at, event_id LIMIT 200) p
+                      FROM (\(rows)) p
                       LEFT JOIN outbox.event b ON b.id = p.event_id AND b.created_at = p.event_at) d
               LEFT JOIN outbox.event e ON e.id = d.event_id AND e.created_at = d.event_at
              WHERE coalesce(d.bytes_before, 0) < 1048576
@@ -175,21 +185,26 @@ extension Connection {
         }
     }
 
-    /// The endpoint answers again: from now on everything that was tried before is due. False when the lane is not ours.
+    /// The endpoint answers again: from now on everything that was tried before is due. Nil when the lane is not ours, or
+    /// somebody has just found the endpoint failing.
     package mutating func beginRecovery(_ endpoint: EndpointID, lease: LeaseID) throws -> Timestamp? {
         try query(
             """
-            UPDATE outbox.lane SET recovered_at = clock_timestamp() WHERE endpoint_id = \(endpoint) AND lease_id = \(lease)
+            UPDATE outbox.lane SET recovered_at = clock_timestamp()
+             WHERE endpoint_id = \(endpoint) AND lease_id = \(lease) AND held_until <= clock_timestamp()
             RETURNING recovered_at
             """
         ).first { row throws(PostgresError) in try row[0] }
     }
 
-    /// Closes the breaker: everybody sends again.
-    package mutating func closeBreaker(_ endpoint: EndpointID, lease: LeaseID) throws {
+    /// Closes the breaker: everybody sends again. False when the lane is not ours, or the endpoint was just found failing.
+    package mutating func closeBreaker(_ endpoint: EndpointID, lease: LeaseID) throws -> Bool {
         try query(
-            "UPDATE outbox.lane SET opens = 0, opened_at = NULL WHERE endpoint_id = \(endpoint) AND lease_id = \(lease)"
-        )
+            """
+            UPDATE outbox.lane SET opens = 0, opened_at = NULL
+             WHERE endpoint_id = \(endpoint) AND lease_id = \(lease) AND held_until <= clock_timestamp()
+            """
+        ).affected == 1
     }
 
     /// All that was tried before the recovery is through.

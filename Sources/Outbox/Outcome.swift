@@ -124,8 +124,8 @@ extension EndpointEffect {
         switch (self, other) {
         case (.disable, _): self
         case (_, .disable): other
-        case (.open, _): self
-        case (_, .open): other
+        case (.open(let one), .open(let two)), (.open(let one), .hold(let two)), (.hold(let one), .open(let two)):
+            .open(atLeast: max(one, two))
         case (.hold(let one), .hold(let two)): .hold(max(one, two))
         }
     }
@@ -135,8 +135,8 @@ extension EndpointEffect {
 package enum EndpointEffect: Sendable {
     /// Send nothing for that long (`Retry-After`).
     case hold(Duration)
-    /// It is failing: send nothing but a probe now and then.
-    case open
+    /// It is failing: send nothing but a probe now and then, and none before the rest that it asked for is over.
+    case open(atLeast: Duration)
     /// Send nothing until an operator enables it again; what waits stays.
     case disable(reason: String)
 }

@@ -284,8 +284,8 @@ extension Connection {
                     UPDATE outbox.lane SET held_until = clock_timestamp() + \(duration)
                      WHERE endpoint_id = \(endpoint) AND held_until < clock_timestamp() + \(duration) - interval '500 ms'
                     """)
-            case .open:
-                try openBreaker(endpoint)
+            case .open(let rest):
+                try openBreaker(endpoint, atLeast: rest)
             case .disable(let reason):
                 let changed = try query(
                     """
@@ -302,15 +302,16 @@ extension Connection {
 
     /// Opens the breaker, or opens it again after a probe that failed; once, however many failures say so at a time. An
     /// endpoint that has been failing for five days, and through at least 20 probes, is disabled.
-    private mutating func openBreaker(_ endpoint: EndpointID) throws {
+    private mutating func openBreaker(_ endpoint: EndpointID, atLeast rest: Duration) throws {
         let isLost =
             try query(
                 """
                 UPDATE outbox.lane
-                   SET held_until = clock_timestamp() + interval '5 s' * least(2 ^ least(opens, 10), 60), opens = opens + 1,
+                   SET held_until = greatest(held_until, clock_timestamp() + greatest(
+                                    \(rest), interval '5 s' * least(2 ^ least(opens, 10), 60))), opens = opens + 1,
                        opened_at = coalesce(opened_at, clock_timestamp()), recovered_at = NULL,
                        due_at = least(due_at, clock_timestamp())
-                 WHERE endpoint_id = \(endpoint) AND held_until <= clock_timestamp()
+                 WHERE endpoint_id = \(endpoint) AND (opens = 0 OR held_until <= clock_timestamp())
                 RETURNING opens > 20 AND opened_at < clock_timestamp() - interval '5 days'
                 """
             ).first { row throws(PostgresError) in try row[0] as Bool } ?? false

@@ -47,6 +47,12 @@ extension Verdict {
         return true
     }
 
+    /// True when the receiver dealt with the event, one way or the other.
+    var showsThatItWorks: Bool {
+        if case .dead(.permanent) = resolution { return isAttempt }
+        return isSuccess
+    }
+
     /// While the endpoint is failing, its deliveries wait for it: none is given up for its sake.
     mutating func waitForEndpoint(_ schedule: [Duration]) {
         if case .dead(.exhausted) = resolution { resolution = .wait(schedule.last ?? .seconds(60), .retry) }

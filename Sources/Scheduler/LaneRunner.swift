@@ -15,7 +15,7 @@ final class LaneRunner: Service {
     }
 
     /// How many lanes one process works on at a time; each has up to a page of deliveries in memory.
-    private static let mostLanes = 256
+    private static let mostLanes = 1024
 
     func run() async {
         await withDiscardingTaskGroup { lanes in
@@ -58,7 +58,7 @@ final class LaneRunner: Service {
         }
         let lanes = claim.lanes.map { lane in
             let lease = Lease(
-                .lane(lane.endpoint, lane.lease), claims: lane.claims, unresolved: 0,
+                .lane(lane.endpoint, lane.lease), claims: lane.claims, unresolved: 0, isProbing: lane.isFailing,
                 trustedUntil: asked + parts.configuration.lease)
             parts.keeper.keep(lease)
             return (lane, lease)
@@ -84,26 +84,45 @@ final class LaneRunner: Service {
             var ramp = lane.isFailing ? 1 : nil
             var recoveredAt = lane.isFailing ? lane.recoveredAt ?? .distantFuture : lane.recoveredAt
             var cursor = LaneCursor.start
+            var isThrough = false
             while isWorkable(lane, lease) {
+                // Found failing by others, or by ourselves a moment ago: the next owner begins with a probe.
+                if ramp == nil, parts.directory.current.byID[lane.endpoint]?.settings.opens ?? 0 > 0 { break }
                 guard parts.recorder.hasRoom, parts.sender.hasRoom(for: lane.endpoint) else {
                     try await Task.sleep(for: .milliseconds(50))
                     continue
                 }
+                let wanted = parts.directory.current.byID[lane.endpoint]?.rates ?? []
+                if wanted != rates {
+                    // What is under way is in the log then.
+                    await lease.wait(untilUnresolvedAtMost: 0)
+                    try await takeUp(wanted, of: lane.endpoint, lease)
+                    rates = wanted
+                }
                 var page = try await parts.pool.run { [cursor, recoveredAt] in
                     try $0.lanePage(of: lane.endpoint, after: cursor, recoveredAt: recoveredAt)
                 }
-                if let ramp { page = Array(page.prefix(ramp)) }
                 if page.isEmpty {
                     // Rows may have been added behind the cursor: look again from the start, once nothing is in flight.
                     await lease.wait(untilUnresolvedAtMost: 0)
-                    if cursor == .start { break }
+                    if cursor == .start {
+                        isThrough = true
+                        break
+                    }
                     cursor = .start
                     continue
                 }
+                if let ramp { page = Array(page.prefix(ramp)) }
+                if !rates.isEmpty {
+                    // Nothing is taken into memory that cannot go out soon: an operator may still cancel it.
+                    page = Array(page.prefix(parts.sender.startable(lane.endpoint, within: .seconds(2))))
+                    if page.isEmpty {
+                        try await Task.sleep(for: .milliseconds(200))
+                        continue
+                    }
+                }
                 if ramp != nil { await lease.wait(untilUnresolvedAtMost: 0) }
-                let wanted = parts.directory.current.byID[lane.endpoint]?.rates ?? []
-                if wanted != rates { try await takeUp(wanted, of: lane.endpoint) }
-                rates = wanted
+                let answers = lease.answers
                 if let last = page.last { cursor = LaneCursor(dueAt: last.dueAt, event: last.eventID) }
                 var sends: [Send] = []
                 for delivery in page where isWorkable(lane, lease) {
@@ -120,25 +139,35 @@ final class LaneRunner: Service {
                     }
                 }
                 enqueue(sends, lease)
-                guard let size = ramp else {
+                if recoveredAt == nil, rates.isEmpty {
                     await lease.wait(untilUnresolvedAtMost: 100)
                     continue
                 }
                 await lease.wait(untilUnresolvedAtMost: 0)
                 // A failure has closed it again by now.
                 guard isWorkable(lane, lease) else { break }
+                guard let size = ramp else { continue }
+                // Only what the receiver said itself counts: a request that could not be made is no sign of life.
+                guard lease.answers > answers else {
+                    try await Task.sleep(for: .milliseconds(500))
+                    continue
+                }
                 if recoveredAt == .distantFuture {
                     recoveredAt = try await parts.pool.run { try $0.beginRecovery(lane.endpoint, lease: lane.lease) }
+                    if recoveredAt == nil { break }
                 }
                 ramp = size * 2
                 if size * 2 > parts.directory.current.byID[lane.endpoint]?.maxInFlight ?? 1 {
-                    try await parts.pool.run { try $0.closeBreaker(lane.endpoint, lease: lane.lease) }
+                    let isClosed = try await parts.pool.run { try $0.closeBreaker(lane.endpoint, lease: lane.lease) }
+                    if !isClosed { break }
                     ramp = nil
                 }
             }
             // Everything is through: with nothing left to try, the ramp is over, too.
-            if isWorkable(lane, lease), let recoveredAt, recoveredAt != .distantFuture {
-                if ramp != nil { try await parts.pool.run { try $0.closeBreaker(lane.endpoint, lease: lane.lease) } }
+            if isThrough, let recoveredAt, recoveredAt != .distantFuture {
+                if ramp != nil {
+                    _ = try await parts.pool.run { try $0.closeBreaker(lane.endpoint, lease: lane.lease) }
+                }
                 try await parts.pool.run { try $0.endRecovery(lane.endpoint, lease: lane.lease) }
             }
         } catch {
@@ -147,23 +176,22 @@ final class LaneRunner: Service {
                 metadata: ["endpoint": "\(lane.endpoint)", "error": "\(error)"])
         }
         await lease.wait(untilUnresolvedAtMost: 0)
-        parts.sender.limit(lane.endpoint, with: nil)
+        parts.sender.unlimit(lane.endpoint, for: lease.holder)
         await release(lane, lease)
     }
 
     /// Goes on where the last owner of the lane stopped: the attempt log says what it sent. What it sent and did not live to
     /// record is not in there; its lease has ended since, and with it the short windows.
-    private func takeUp(_ rates: [RateLimit], of endpoint: EndpointID) async throws {
-        if rates.isEmpty { return parts.sender.limit(endpoint, with: nil) }
+    private func takeUp(_ rates: [RateLimit], of endpoint: EndpointID, _ lease: Lease) async throws {
+        if rates.isEmpty { return parts.sender.unlimit(endpoint, for: lease.holder) }
         let memory = RateLimiter.memory(of: rates)
         let ages = try await parts.pool.run {
             try $0.recentStarts(of: endpoint, atMost: memory.count, within: memory.period)
         }
-        var limiter = RateLimiter(rates)
         let now = ContinuousClock.now
         // The log's times are the last owner's idea of the database's clock, which may lag by as long as a claim took.
-        for age in ages.reversed() { limiter.take(at: now - max(.zero, age - .milliseconds(100))) }
-        parts.sender.limit(endpoint, with: limiter)
+        let starts = ages.reversed().map { now - max(.zero, $0 - .milliseconds(100)) }
+        parts.sender.limit(endpoint, for: lease.holder, with: RateLimiter(rates, starts: starts, now: now))
     }
 
     private static let mostSuspects = 10

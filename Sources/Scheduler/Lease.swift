@@ -14,22 +14,27 @@ final class Lease: Sendable {
     let claims: Int
     /// The events of a batch; none for a lane.
     let events: [EventID]
+    /// It is the lane of an endpoint that is failing: what goes out under it are probes.
+    let isProbing: Bool
 
     private struct State {
         var trustedUntil: ContinuousClock.Instant
         var isLost = false
         var unresolved: Int
+        var answers = 0
         var waiter: (most: Int, continuation: CheckedContinuation<Void, Never>)?
     }
 
     private let state: Mutex<State>
 
     init(
-        _ holder: Holder, claims: Int, events: [EventID] = [], unresolved: Int, trustedUntil: ContinuousClock.Instant
+        _ holder: Holder, claims: Int, events: [EventID] = [], unresolved: Int, isProbing: Bool = false,
+        trustedUntil: ContinuousClock.Instant
     ) {
         self.holder = holder
         self.claims = claims
         self.events = events
+        self.isProbing = isProbing
         state = Mutex(State(trustedUntil: trustedUntil, unresolved: unresolved))
     }
 
@@ -56,6 +61,11 @@ final class Lease: Sendable {
     func lose() {
         state.withLock { $0.isLost = true }
     }
+
+    /// How often the receiver has answered so that one can see that it works.
+    var answers: Int { state.withLock { $0.answers } }
+
+    func noteAnswer() { state.withLock { $0.answers += 1 } }
 
     /// More pairs are being worked on under it.
     func add(_ count: Int) {

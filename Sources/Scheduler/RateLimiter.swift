@@ -23,9 +23,33 @@ struct RateLimiter {
     /// How much of the past has to be known: so many requests, in so long a time.
     static func memory(of limits: [RateLimit]) -> (count: Int, period: Duration) {
         (
-            limits.map { max($0.count, $0.burst ?? 0) }.max() ?? 0,
+            limits.map { max($0.count, ($0.burst ?? 0) * 2) }.max() ?? 0,
             limits.map { limit in limit.burst.map { limit.period * $0 / limit.count } ?? limit.period }.max() ?? .zero
         )
+    }
+
+    /// Goes on where somebody stopped whose last requests started then, oldest first. What a bucket held before that time is
+    /// not known; it counts as empty then, which can only make the next request later.
+    init(_ limits: [RateLimit], starts: [ContinuousClock.Instant], now: ContinuousClock.Instant) {
+        self.init(limits)
+        for start in starts { take(at: start) }
+        for (index, limit) in limits.enumerated() {
+            guard let burst = limit.burst else { continue }
+            let full = limit.period * burst / limit.count
+            let recent = starts.count { now - $0 < full }
+            fullAt[index] = recent == 0 ? nil : now + limit.period * min(recent, burst) / limit.count
+        }
+    }
+
+    /// How many requests may start within a time from now, at most so many.
+    func startable(from now: ContinuousClock.Instant, within time: Duration, atMost most: Int) -> Int {
+        var copy = self
+        for count in 0..<most {
+            let next = max(copy.earliest() ?? now, now)
+            if next > now + time { return count }
+            copy.take(at: next)
+        }
+        return most
     }
 
     /// When the next request may start; in the past when it may now.

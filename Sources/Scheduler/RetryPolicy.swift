@@ -21,6 +21,8 @@ struct Verdict: Sendable {
         errorClass = HTTPExchange.Failure.auth.rawValue
         error = "HTTP 401: the access token was refused; trying again with a new one"
         resolution = .wait(.zero, .retry)
+        // It says something about the token, and not yet about the receiver.
+        isPutOff = true
     }
 }
 

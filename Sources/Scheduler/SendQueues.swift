@@ -69,8 +69,8 @@ struct SendQueues {
     private var pendingFromBatches = Load()
     private var inFlight = Load()
     private var inFlightFromLanes = Load()
-    /// The rates of the endpoints whose lanes are ours.
-    private var limiters: [EndpointID: RateLimiter] = [:]
+    /// The rates of the endpoints whose lanes are ours, and for which claim of the lane they count.
+    private var limiters: [EndpointID: (holder: Holder, limiter: RateLimiter)] = [:]
     /// Endpoints that wait for their rates, and until when the first of them does.
     private var resting: [EndpointID: ContinuousClock.Instant] = [:]
 
@@ -114,8 +114,20 @@ struct SendQueues {
         takeTurn(send.endpoint, queue)
     }
 
-    /// From here on sends to the endpoint keep to these rates; nil for none.
-    mutating func limit(_ endpoint: EndpointID, with limiter: RateLimiter?) { limiters[endpoint] = limiter }
+    /// From here on sends to the endpoint keep to these rates.
+    mutating func limit(_ endpoint: EndpointID, for holder: Holder, with limiter: RateLimiter) {
+        limiters[endpoint] = (holder, limiter)
+    }
+
+    /// The holder has let go of the lane; a later one of this process keeps its own rates.
+    mutating func unlimit(_ endpoint: EndpointID, for holder: Holder) {
+        if limiters[endpoint]?.holder == holder { limiters[endpoint] = nil }
+    }
+
+    /// How many requests the endpoint's rates let start within a time, at most 200.
+    func startable(_ endpoint: EndpointID, within time: Duration) -> Int {
+        limiters[endpoint]?.limiter.startable(from: .now, within: time, atMost: 200) ?? 200
+    }
 
     /// When the first endpoint that waits for its rate may go on.
     var nextStart: ContinuousClock.Instant? { resting.values.min() }
@@ -123,7 +135,7 @@ struct SendQueues {
     /// Lets those go on whose time has come, or whose rates were changed.
     private mutating func wakeRested(_ endpoints: [EndpointID: Endpoint]) {
         let now = ContinuousClock.now
-        for (id, time) in resting where time <= now || endpoints[id]?.rates != limiters[id]?.limits {
+        for (id, time) in resting where time <= now || endpoints[id]?.rates != limiters[id]?.limiter.limits {
             resting[id] = nil
             if let queue = queues[id] { takeTurn(id, queue) }
         }
@@ -132,8 +144,8 @@ struct SendQueues {
     /// The next send that the caps allow, in turn by endpoint; it counts as in flight from here on. Without an endpoint it
     /// is for one that is not known any more.
     mutating func next(_ endpoints: [EndpointID: Endpoint]) -> (send: Send, endpoint: Endpoint?, isRunningLow: Bool)? {
-        guard inFlight.count < mostInFlight, inFlight.bytes < mostBytes else { return nil }
         if !resting.isEmpty { wakeRested(endpoints) }
+        guard inFlight.count < mostInFlight, inFlight.bytes < mostBytes else { return nil }
         for _ in 0..<turn.count {
             guard let id = turn.popFirst(), let queue = queues[id] else { continue }
             queue.isInTurn = false
@@ -149,24 +161,26 @@ struct SendQueues {
                 takeTurn(id, queue)
                 continue
             }
-            if let limiter = limiters[id], let endpoint {
-                if endpoint.rates != limiter.limits { limiters[id] = limiter.changed(to: endpoint.rates) }
-                if rests(id) { continue }
-            }
+            if let endpoint, rests(endpoint) { continue }
             return (start(queue.sends.removeFirst(), queue, id), endpoint, isRunningLow(first))
         }
         return nil
     }
 
     /// True when the endpoint's rates do not let a request start now; otherwise it counts as started.
-    private mutating func rests(_ id: EndpointID) -> Bool {
-        let now = ContinuousClock.now
-        if let time = limiters[id]?.earliest(), time > now {
-            resting[id] = time
+    private mutating func rests(_ endpoint: Endpoint) -> Bool {
+        guard let known = limiters[endpoint.id] else {
+            // The holder of its lane is about to say what was sent; until then nothing is.
+            if endpoint.rates.isEmpty { return false }
+            resting[endpoint.id] = .now + .milliseconds(100)
             return true
         }
-        limiters[id]?.take(at: now)
-        return false
+        let now = ContinuousClock.now
+        var limiter = known.limiter.limits == endpoint.rates ? known.limiter : known.limiter.changed(to: endpoint.rates)
+        let time = limiter.earliest() ?? now
+        if time <= now { limiter.take(at: now) } else { resting[endpoint.id] = time }
+        limiters[endpoint.id] = (known.holder, limiter)
+        return time > now
     }
 
     private mutating func start(_ send: Send, _ queue: Queue, _ id: EndpointID) -> Send {

@@ -58,9 +58,19 @@ final class Sender: Service {
     /// False while the events that wait for an endpoint take too much memory: read no more of its lane.
     func hasRoom(for endpoint: EndpointID) -> Bool { state.withLock { $0.queues.hasRoom(for: endpoint) } }
 
-    /// From here on requests to the endpoint keep to these rates; nil when its lane is not ours any more.
-    func limit(_ endpoint: EndpointID, with limiter: RateLimiter?) {
-        state.withLock { $0.queues.limit(endpoint, with: limiter) }
+    /// From here on requests to the endpoint keep to these rates, on behalf of this holder of its lane.
+    func limit(_ endpoint: EndpointID, for holder: Holder, with limiter: RateLimiter) {
+        state.withLock { $0.queues.limit(endpoint, for: holder, with: limiter) }
+    }
+
+    /// The holder has let go of the lane.
+    func unlimit(_ endpoint: EndpointID, for holder: Holder) {
+        state.withLock { $0.queues.unlimit(endpoint, for: holder) }
+    }
+
+    /// How many requests the endpoint's rates let start within a time, at most 200.
+    func startable(_ endpoint: EndpointID, within time: Duration) -> Int {
+        state.withLock { $0.queues.startable(endpoint, within: time) }
     }
 
     /// True once nothing more is started.
@@ -96,12 +106,16 @@ final class Sender: Service {
 
     func run() async {
         await withGracefulShutdownHandler {
-            // The tick moves what waited too long into the lanes.
+            // The tick moves what waited too long into the lanes; in between the rates of endpoints let some go.
+            var lastExpiry = ContinuousClock.now
             while !wakeup.isStopped && !Task.isCancelled {
                 let next = state.withLock { $0.queues.nextStart }
-                await wakeup.wait(
-                    upTo: max(.milliseconds(1), min(.milliseconds(100), next.map { $0 - .now } ?? .seconds(1))))
-                expire()
+                let tick = lastExpiry + .milliseconds(100)
+                await wakeup.wait(upTo: max(.milliseconds(1), min(tick, next ?? tick) - .now))
+                if .now >= tick {
+                    expire()
+                    lastExpiry = .now
+                }
                 pump()
             }
             await drain()
@@ -196,7 +210,7 @@ final class Sender: Service {
             if exchange.status == 401, tokens.reject(token) { verdict.tryAgainWithNewToken() }
             if verdict.isSuccess { tokens.accept(token) }
         }
-        judgeEndpoint(&verdict, of: send.endpoint)
+        judgeEndpoint(&verdict, of: send)
         let attempt = Attempt(
             exchange, verdict, number: send.number, trigger: send.trigger, startedAt: startedAt, note: note)
         var report = report(
@@ -217,14 +231,18 @@ final class Sender: Service {
         pump()
     }
 
-    /// Opens the endpoint's breaker when this outcome is one failure too many; while it is open, every failed probe opens
-    /// it again.
-    private func judgeEndpoint(_ verdict: inout Verdict, of id: EndpointID) {
+    /// Opens the endpoint's breaker when this outcome is one failure too many; a failed probe opens it again.
+    private func judgeEndpoint(_ verdict: inout Verdict, of send: Send) {
         let isFailure = verdict.isEndpointFailure
-        let opens = breaker.count(id, isFailure: isFailure)
-        guard opens || isFailure && directory.current.byID[id]?.settings.opens ?? 0 > 0 else { return }
-        verdict.effect = verdict.effect.map { $0.merged(with: .open) } ?? .open
-        verdict.waitForEndpoint(directory.current.byID[id]?.retrySchedule ?? [])
+        if verdict.showsThatItWorks { send.lease.noteAnswer() }
+        let opens = breaker.count(send.endpoint, isFailure: isFailure)
+        let isFailing =
+            isFailure && (send.lease.isProbing || directory.current.byID[send.endpoint]?.settings.opens ?? 0 > 0)
+        if opens || isFailure && send.lease.isProbing {
+            verdict.effect = verdict.effect.map { $0.merged(with: .open(atLeast: .zero)) } ?? .open(atLeast: .zero)
+        }
+        // Also what had been in flight when it opened is not given up.
+        if opens || isFailing { verdict.waitForEndpoint(directory.current.byID[send.endpoint]?.retrySchedule ?? []) }
     }
 
     private func finished(_ send: Send) { state.withLock { $0.queues.finish(send) } }

@@ -74,6 +74,27 @@ import Threads
         }
     }
 
+    /// The lane changes hands after every single request, as it does when events come one by one.
+    @Test func `a bucket that is taken over again and again gives no more than one that is kept`() throws {
+        let limits = [try RateLimit("1/s burst 3")]
+        var taken: [ContinuousClock.Instant] = []
+        var now = start
+        while taken.count < 40 {
+            let memory = RateLimiter.memory(of: limits)
+            let known = taken.filter { now - $0 < memory.period }.suffix(memory.count)
+            let limiter = RateLimiter(limits, starts: Array(known), now: now)
+            if let time = limiter.earliest(), time > now { now += .milliseconds(100) } else { taken.append(now) }
+        }
+        for (first, from) in taken.enumerated() {
+            for last in first..<taken.count {
+                let count = Double(last - first + 1)
+                #expect(count <= 3.001 + (taken[last] - from) / .seconds(1), "\(first) \(last)")
+            }
+        }
+        // And not much less: it never stands still.
+        #expect(taken[39] - taken[0] < .seconds(130))
+    }
+
     @Test(arguments: [
         "", "1", "1/", "/s", "0/s", "-1/s", "1/x", "1/25h", "1/s burst", "1/s burst 0", "1/s max 3", "1.5/s", "1/0s",
     ])

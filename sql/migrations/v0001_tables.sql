@@ -205,6 +205,8 @@ CREATE TABLE outbox.delivery (
     PRIMARY KEY (event_id, endpoint_id)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
 CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id);
+-- What a recovered endpoint gets at once, among what is scheduled for later.
+CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id) WHERE last_at IS NOT NULL;
 
 CREATE TABLE outbox.dead_letter (
     event_id    bigint NOT NULL,
