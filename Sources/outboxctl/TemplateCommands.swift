@@ -8,7 +8,7 @@ import Transport
 struct TemplateCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "template", abstract: "Bodies with %parameters%, and presets for known receivers.",
-        subcommands: [Presets.self, Show.self, Render.self, Lint.self])
+        subcommands: [Presets.self, Show.self, Render.self, Lint.self, Test.self])
 
     /// A template from the command line, or a preset's.
     struct Source: ParsableArguments {
@@ -83,6 +83,36 @@ struct TemplateCommand: AsyncParsableCommand {
                 print(String(decoding: delivery.request.body, as: UTF8.self))
                 if let text = delivery.note { note(text.replacing("note: ", with: "")) }
             } catch { throw OperationRefusal(.invalid, "\(error)") }
+        }
+    }
+
+    struct Test: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Fill a template with values that try to break out of it; exit 1 when a result does not parse.")
+        @OptionGroup var source: Source
+
+        /// The same text for every parameter.
+        private struct Values: ParameterValues {
+            let text: String
+            func value(of parameter: Parameter) -> ParameterValue? { .text(text) }
+        }
+
+        private static let hostile = [
+            "", #"","injected":true,"x":""#, #"\"#, "</x><injected/>", "]]>", "<!-- ", "&lt;", "'\" onload='",
+            "\r\nX-Injected: 1", "\u{2028}",
+            "%type%", "../..", String(repeating: "[", count: 1000), "\u{1F600}\u{0301}",
+        ]
+
+        func run() async throws {
+            let template = try source.read().template
+            for text in Self.hostile {
+                do {
+                    _ = try template.render(Values(text: text))
+                } catch {
+                    throw Answer(message: "the value \(printable(String(text.prefix(40)))) does not go in: \(error)")
+                }
+            }
+            print("ok  \(Self.hostile.count) values in \(template.parameters.count) parameters")
         }
     }
 

@@ -354,6 +354,8 @@ import Testing
             #expect(shown.output.contains(preset.template))
             let linted = try await setting.run("template", "lint", "--preset", preset.name)
             #expect(linted.end == .exit(0), "\(preset.name): \(linted.errors)")
+            let tested = try await setting.run("template", "test", "--preset", preset.name)
+            #expect(tested.end == .exit(0), "\(preset.name): \(tested.errors)")
         }
         let unknown = try await setting.run("template", "show", "slak")
         #expect(unknown.end == .exit(4) && unknown.errors.contains("Did you mean \"slack\"?"))
