@@ -187,7 +187,9 @@ import Testing
         let without = try await setting.run("endpoint", "update", "mutual", "--client-cert-file", "none")
         #expect(without.end == .exit(0), "\(without.errors)")
         let refused = try await setting.run("endpoint", "test", "mutual")
-        #expect(refused.end == .exit(1) && refused.errors.contains("tls_client_certificate"), "\(refused.errors)")
+        // A server that refuses after the handshake (TLS 1.3) may reset the connection before its reason can be read.
+        let reasons = ["tls_client_certificate", "connection_lost"]
+        #expect(refused.end == .exit(1) && reasons.contains(where: refused.errors.contains), "\(refused.errors)")
         let half = try await ChildProcess.run(
             ["endpoint", "create", "half", "--url", "https://example.com/"] + certificate,
             environment: setting.environment)

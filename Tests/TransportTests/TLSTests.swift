@@ -69,7 +69,9 @@ import Transport
             // The connection of the first stays open; these must not use it.
             for tls in [HTTPRequest.TLS(authorities: authority), stranger] {
                 let exchange = await transport.send(request(url, tls))
-                #expect(exchange.failure == .tlsClientCertificate, "\(exchange.message ?? "")")
+                // A server that refuses after the handshake (TLS 1.3) may reset the connection before its reason can be read.
+                let reasons: [HTTPExchange.Failure] = [.tlsClientCertificate, .connectionLost]
+                #expect(exchange.failure.map(reasons.contains) == true, "\(exchange.message ?? "")")
             }
             #expect(servers.requests("client_required") == 1)
             let mismatched = HTTPRequest.TLS(
