@@ -73,19 +73,20 @@ private struct RequestBuilder {
     }
 
     mutating func build(token: String?) throws(RequestRefusal) -> DeliveryRequest {
-        let settings = endpoint.settings
         let body = try body()
-        if let most = settings.mostBytes, body.count > most { throw RequestRefusal(tooLarge: body.count, most: most) }
+        if let most = endpoint.settings.mostBytes, body.count > most {
+            throw RequestRefusal(tooLarge: body.count, most: most)
+        }
         let headers: HTTPHeaders
         do throws(HTTPHeader.Refusal) { headers = try constantAndSigned(body, token: token) } catch {
             throw RequestRefusal(error)
         }
         var request = HTTPRequest(
-            method: settings.method, url: settings.url, headers: headers, body: body, timeout: settings.timeout,
-            connectTimeout: settings.connectTimeout)
-        request.tls = settings.tls
-        request.allowsHTTP2 = settings.allowsHTTP2
-        if settings.rules.readBody { request.keptBody = HTTPRequest.mostBody }
+            method: endpoint.settings.method, url: endpoint.settings.url, headers: headers, body: body,
+            timeout: endpoint.timeout, connectTimeout: endpoint.settings.connectTimeout)
+        request.tls = endpoint.settings.tls
+        request.allowsHTTP2 = endpoint.settings.allowsHTTP2
+        if endpoint.rules.readBody { request.keptBody = HTTPRequest.mostBody }
         try fillHeaders(&request)
         if let template = endpoint.urlTemplate {
             request.url = String(decoding: try fill(template, "the URL"), as: UTF8.self)

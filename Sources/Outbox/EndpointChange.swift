@@ -14,7 +14,7 @@ package struct EndpointChange: Sendable {
     package var headers: [Endpoint.HeaderSetting]?
     package var format: Endpoint.Format?
     package var template: Template?
-    package var rules: AnswerRules.Change?
+    package var rules: AnswerRules?
     package var authentication: Authentication?
     /// The secret of the authentication.
     package var authenticationSecret: String?
@@ -42,7 +42,7 @@ package struct EndpointChange: Sendable {
     package mutating func apply(_ preset: Preset) throws {
         format = .template
         template = try template ?? Template(preset.template, kind: preset.kind)
-        rules = preset.rules.change.merged(with: rules)
+        rules = AnswerRules.standard.merged(with: preset.rules).merged(with: rules ?? AnswerRules())
         mostBytes = mostBytes ?? preset.mostBytes ?? 0
         rates = rates ?? preset.rates
     }

@@ -6,7 +6,7 @@ package struct Preset: Sendable {
     package let summary: String
     package let kind: Template.Kind
     package let template: String
-    package var rules = AnswerRules.standard
+    package var rules = AnswerRules()
     /// More bytes than this are refused before they are sent; the receiver would.
     package var mostBytes: Int?
     /// How often the receiver lets itself be called.

@@ -63,10 +63,9 @@ enum RetryPolicy {
         _ exchange: HTTPExchange, endpoint: Endpoint, number: Int, trigger: Trigger, now: Timestamp,
         jitter: @autoclosure () -> Double
     ) -> Verdict {
-        let rules = endpoint.rules
         var finding: AnswerRules.Finding?
-        if let status = exchange.status, rules.success.contains(status) {
-            finding = rules.judge(exchange.body, isComplete: exchange.isBodyComplete)
+        if let status = exchange.status, endpoint.rules.takes(status) {
+            finding = endpoint.rules.judge(exchange.body, isComplete: exchange.isBodyComplete)
             if finding == .success { return Verdict(isSuccess: true, resolution: .delivered, attempts: number) }
         }
         // Only failures are random, and randomness costs a system call.
@@ -75,7 +74,8 @@ enum RetryPolicy {
         case .failure(let reason):
             return Verdict(
                 isSuccess: false, errorClass: "rule_failed", error: reason,
-                resolution: rules.isFailureFinal ? .dead(.permanent) : retry(endpoint, number, atLeast: .zero, jitter),
+                resolution: endpoint.rules.isFailureFinal == true
+                    ? .dead(.permanent) : retry(endpoint, number, atLeast: .zero, jitter),
                 attempts: number)
         case .throttled:
             var verdict = judge(429, exchange, endpoint, number, now, jitter)
@@ -132,7 +132,7 @@ enum RetryPolicy {
         default: break
         }
         // What the endpoint's rules call final is final, whatever the answer asks for beside it.
-        if status != 410, endpoint.rules.permanent.contains(status) { verdict.resolution = .dead(.permanent) }
+        if status != 410, endpoint.rules.isFinal(status) { verdict.resolution = .dead(.permanent) }
         return verdict
     }
 

@@ -234,15 +234,17 @@ final class Sender: Service {
     /// Opens the endpoint's breaker when this outcome is one failure too many; a failed probe opens it again.
     private func judgeEndpoint(_ verdict: inout Verdict, of send: Send) {
         let isFailure = verdict.isEndpointFailure
-        if verdict.showsThatItWorks { send.lease.noteAnswer() }
-        let opens = breaker.count(send.endpoint, isFailure: isFailure)
-        let isFailing =
-            isFailure && (send.lease.isProbing || directory.current.byID[send.endpoint]?.settings.opens ?? 0 > 0)
-        if opens || isFailure && send.lease.isProbing {
-            verdict.effect = verdict.effect.map { $0.merged(with: .open(atLeast: .zero)) } ?? .open(atLeast: .zero)
+        if send.lease.isProbing, verdict.showsThatItWorks { send.lease.noteAnswer() }
+        let opens = breaker.count(send.endpoint, isFailure: isFailure) || isFailure && send.lease.isProbing
+        guard opens || isFailure else { return }
+        if opens {
+            let open = EndpointEffect.open(atLeast: .zero)
+            verdict.effect = verdict.effect.map { $0.merged(with: open) } ?? open
         }
-        // Also what had been in flight when it opened is not given up.
-        if opens || isFailing { verdict.waitForEndpoint(directory.current.byID[send.endpoint]?.retrySchedule ?? []) }
+        // What had been in flight when it opened is not given up either.
+        if let endpoint = directory.current.byID[send.endpoint], opens || endpoint.settings.opens > 0 {
+            verdict.waitForEndpoint(endpoint.retrySchedule)
+        }
     }
 
     private func finished(_ send: Send) { state.withLock { $0.queues.finish(send) } }

@@ -175,18 +175,14 @@ struct EndpointOptions: ParsableArguments {
     }
 
     private func setRules(_ change: inout EndpointChange) throws {
-        let isSaid =
-            success != nil || permanent != nil || answer != nil || !rule.isEmpty || !throttledText.isEmpty
-            || ruleFailureFinal != nil
-        guard isSaid else { return }
-        var rules = AnswerRules.Change()
+        var rules = AnswerRules()
         rules.success = try success.map { try StatusSet($0) }
         rules.permanent = try permanent.map { try StatusSet($0) }
         rules.form = answer
         if !rule.isEmpty { rules.checks = try rule.map { try Check($0) } }
         if !throttledText.isEmpty { rules.throttled = throttledText }
         rules.isFailureFinal = ruleFailureFinal
-        change.rules = rules
+        if rules != AnswerRules() { change.rules = rules }
     }
 
     private func pem(_ file: String?) throws -> String? {

@@ -149,14 +149,14 @@ import Transport
             answer: { _, _ in
                 Receiver.Answer(200, headers: [("Content-Type", "text/plain")], body: Array(#" {"a":1} "#.utf8))
             }
-        ) { $0.rules = rules.change }
+        ) { $0.rules = rules }
         #expect(good.attempts == ["success 200"])
         let bad = try await TestCluster.database().deliver(
             publish(),
             answer: { _, _ in
                 Receiver.Answer(200, headers: [("Content-Type", "application/json")], body: Array("{\n\"a\":}".utf8))
             }
-        ) { $0.rules = rules.change }
+        ) { $0.rules = rules }
         #expect(bad.attempts == ["failure 200 rule_failed"])
         #expect(bad.error == "response is not JSON (line 2, column 5: expected a value)")
     }
@@ -172,7 +172,7 @@ import Transport
         rules.checks = [try Check("boolean ok true")]
         let delivered = try await TestCluster.database().deliver(
             publish(), answer: { _, _ in Receiver.Answer(200, body: Array(body.utf8)) }
-        ) { $0.rules = rules.change }
+        ) { $0.rules = rules }
         #expect(delivered.attempts == [isGood ? "success 200" : "failure 200 rule_failed"], "\(delivered.error ?? "")")
     }
 
@@ -204,7 +204,7 @@ import Transport
         rules.checks = [try Check("boolean ok true"), try Check("string status granted")]
         let delivered = try await TestCluster.database().deliver(
             publish(), answer: { _, _ in Receiver.Answer(200, body: Array(#"{"ok":true,"status":"pending"}"#.utf8)) }
-        ) { $0.rules = rules.change }
+        ) { $0.rules = rules }
         #expect(delivered.attempts == ["failure 200 rule_failed"])
         #expect(delivered.error == #"rule 2 (string status granted) failed: the answer has "pending""#)
     }
