@@ -25,14 +25,17 @@ final class Breaker: Sendable {
         counts.withLock { counts in
             guard isFailure || counts[endpoint] != nil else { return false }
             var count = counts[endpoint] ?? Count(since: now)
-            if now - count.since > Self.share.within { count = Count(inARow: count.inARow, since: now) }
+            // A hundred at a time: a few failures a second are no half of thousands.
+            if count.outcomes == Self.share.outcomes || now - count.since > Self.share.within {
+                count = Count(inARow: count.inARow, since: now)
+            }
             count.outcomes += 1
             count.inARow = isFailure ? count.inARow + 1 : 0
             if isFailure { count.failures += 1 }
             let opens =
                 count.inARow >= Self.mostInARow
-                || count.outcomes >= Self.share.outcomes && count.failures >= Self.share.failures
-            counts[endpoint] = opens || count.failures == 0 ? nil : count
+                || count.outcomes == Self.share.outcomes && count.failures >= Self.share.failures
+            counts[endpoint] = opens || count.failures == 0 && count.inARow == 0 ? nil : count
             return opens
         }
     }

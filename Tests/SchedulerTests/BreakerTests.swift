@@ -32,6 +32,15 @@ import Testing
         }
     }
 
+    @Test func `a share of failures that is less than half never opens it, however many there are`() {
+        let breaker = Breaker()
+        let start = ContinuousClock.now
+        for number in 1...10_000 {
+            let opens = breaker.count(endpoint, isFailure: number.isMultiple(of: 3), at: start + .milliseconds(number))
+            #expect(!opens)
+        }
+    }
+
     @Test func `endpoints do not count for each other`() {
         let breaker = Breaker()
         let other = EndpointID(rawValue: .random())
