@@ -18,8 +18,9 @@ public struct Migration: Sendable {
         Migration(1, "tables", PackageResources.v0001_tables_sql),
         Migration(2, "publish", PackageResources.v0002_publish_sql),
         Migration(3, "cut", PackageResources.v0003_cut_sql),
-        Migration(4, "partitions", PackageResources.v0004_partitions_sql),
-        Migration(5, "views", PackageResources.v0005_views_sql),
-        Migration(6, "roles", PackageResources.v0006_roles_sql),
+        Migration(4, "order", PackageResources.v0004_order_sql),
+        Migration(5, "partitions", PackageResources.v0005_partitions_sql),
+        Migration(6, "views", PackageResources.v0006_views_sql),
+        Migration(7, "roles", PackageResources.v0007_roles_sql),
     ]
 }

@@ -52,6 +52,7 @@ column batch.ids int8multirange not null
 column batch.size integer not null
 column batch.first_at timestamp with time zone not null
 column batch.last_at timestamp with time zone not null
+column batch.ordered uuid[] not null default '{}'::uuid[]
 column batch.claims integer not null default 0
 column batch.lease_id uuid
 column batch.worker text
@@ -62,6 +63,7 @@ column cut.target pg_snapshot
 column cut.at_tx xid8
 column cut.at_id bigint
 column cut.late xid8[]
+column cut.sweep bigint
 column dead_letter.event_id bigint not null
 column dead_letter.endpoint_id uuid not null
 column dead_letter.event_at timestamp with time zone not null
@@ -72,6 +74,8 @@ column dead_letter.error_class text
 column dead_letter.error text
 column dead_letter.fingerprint text not null
 column dead_letter.dead_at timestamp with time zone not null default clock_timestamp()
+column dead_letter.ordering_key text
+column dead_letter.sweep bigint not null default 0
 column dead_letters.id text
 column dead_letters.event_id bigint
 column dead_letters.webhook_id text
@@ -122,6 +126,8 @@ column delivery.last_at timestamp with time zone
 column delivery.last_status integer
 column delivery.last_error_class text
 column delivery.last_error text
+column delivery.ordering_key text
+column delivery.sweep bigint not null default 0
 column endpoint.id uuid not null default gen_random_uuid()
 column endpoint.name text not null
 column endpoint.customer_id text not null default '*'::text
@@ -147,6 +153,8 @@ column endpoint.retry_schedule interval[] not null default '{00:00:05,00:00:30,0
 column endpoint.max_in_flight integer not null default 128
 column endpoint.max_concurrency integer
 column endpoint.rates text[] not null default '{}'::text[]
+column endpoint.ordered boolean not null default false
+column endpoint.on_dead text not null default 'block'::text
 column endpoint.disabled_at timestamp with time zone
 column endpoint.disabled_reason text
 column endpoint.deleted_at timestamp with time zone
@@ -190,6 +198,7 @@ column lane.paused_from timestamp with time zone not null default '-infinity'::t
 column lane.paused_until timestamp with time zone not null default '-infinity'::timestamp with time zone
 column lane.pause_reason text
 column lane.paused_by text
+column lane.drain_rate text
 column lane.opens integer not null default 0
 column lane.opened_at timestamp with time zone
 column lane.recovered_at timestamp with time zone
@@ -280,6 +289,7 @@ constraint endpoint endpoint_max_in_flight_check CHECK (((max_in_flight >= 1) AN
 constraint endpoint endpoint_method_check CHECK ((method = ANY (ARRAY['POST'::text, 'PUT'::text, 'PATCH'::text, 'GET'::text])))
 constraint endpoint endpoint_most_bytes_check CHECK ((most_bytes > 0))
 constraint endpoint endpoint_name_check CHECK (((length(name) >= 1) AND (length(name) <= 128)))
+constraint endpoint endpoint_on_dead_check CHECK ((on_dead = ANY (ARRAY['block'::text, 'skip'::text])))
 constraint endpoint endpoint_pkey PRIMARY KEY (id)
 constraint endpoint endpoint_rules_check CHECK ((jsonb_typeof(rules) = 'object'::text))
 constraint endpoint endpoint_template_kind_check CHECK ((template_kind = ANY (ARRAY['json'::text, 'xml'::text, 'text'::text])))
@@ -307,13 +317,17 @@ CREATE UNIQUE INDEX audit_pkey ON outbox.audit USING btree (id)
 CREATE UNIQUE INDEX batch_pkey ON outbox.batch USING btree (id)
 CREATE UNIQUE INDEX cut_pkey ON outbox.cut USING btree (id)
 CREATE INDEX dead_letter_endpoint_id_dead_at_idx ON outbox.dead_letter USING btree (endpoint_id, dead_at)
+CREATE INDEX dead_letter_endpoint_id_ordering_key_idx ON outbox.dead_letter USING btree (endpoint_id, ordering_key) WHERE ((ordering_key IS NOT NULL) AND (reason <> 'cancelled'::text))
 CREATE INDEX dead_letter_fingerprint_idx ON outbox.dead_letter USING btree (fingerprint)
 CREATE UNIQUE INDEX dead_letter_pkey ON outbox.dead_letter USING btree (event_id, endpoint_id)
 CREATE INDEX dedup_created_at_idx ON outbox.dedup USING btree (created_at)
 CREATE UNIQUE INDEX dedup_pkey ON outbox.dedup USING btree (customer_id, key)
 CREATE INDEX delivery_endpoint_id_due_at_event_id_idx ON outbox.delivery USING btree (endpoint_id, due_at, event_id)
-CREATE INDEX delivery_endpoint_id_due_at_event_id_idx1 ON outbox.delivery USING btree (endpoint_id, due_at, event_id) WHERE (last_at IS NOT NULL)
+CREATE INDEX delivery_endpoint_id_due_at_event_id_idx1 ON outbox.delivery USING btree (endpoint_id, due_at, event_id) WHERE ((last_at IS NOT NULL) AND (due_at < 'infinity'::timestamp with time zone))
+CREATE INDEX delivery_endpoint_id_ordering_key_sweep_event_id_idx ON outbox.delivery USING btree (endpoint_id, ordering_key, sweep, event_id) WHERE (ordering_key IS NOT NULL)
+CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery USING btree (endpoint_id, ordering_key) WHERE ((ordering_key IS NOT NULL) AND (due_at < 'infinity'::timestamp with time zone))
 CREATE UNIQUE INDEX delivery_pkey ON outbox.delivery USING btree (event_id, endpoint_id)
+CREATE INDEX endpoint_id_idx ON outbox.endpoint USING btree (id) WHERE ordered
 CREATE UNIQUE INDEX endpoint_name_is_unique ON outbox.endpoint USING btree (customer_id, name) WHERE (deleted_at IS NULL)
 CREATE UNIQUE INDEX endpoint_pkey ON outbox.endpoint USING btree (id)
 CREATE INDEX event_id_idx ON ONLY outbox.event USING btree (id)
@@ -329,14 +343,16 @@ CREATE INDEX stat_minute_idx ON outbox.stat USING btree (minute)
 CREATE UNIQUE INDEX token_hash_key ON outbox.token USING btree (hash)
 CREATE UNIQUE INDEX token_pkey ON outbox.token USING btree (id)
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
+function advance(uuid[],text[],boolean) returns void 8ac453ed88044df0bad23c0795ba74a2
 function begin_operation(uuid,text) returns uuid fd103b3a64594dea259c62b04ac169e6
 function cluster_identifier() returns bigint 1ebfe2c75db01fd8795b81c4f2b923d3
 function current_identity() returns text aaf02ef950f9c6400092af3493f30785
 function current_transaction_id() returns uuid 2942e247fddc5b578b876d8f4a7f224a
-function cut(integer,integer) returns integer 2788eb53f3337db48dad54263c8b3e74
+function cut(integer,integer) returns integer 216ba5f7aefadfa663e25e6c0506456e
 function drop_expired_partition() returns text security definer 0e32d8946608c019ab9bd728a8cca12d
 function emit() returns trigger security definer f0ac42c2fec5054101c5fd676d090002
 function endpoint_changed() returns trigger security definer e5c728ffd00d66086617e58ebfaa2fae
+function is_blocked(uuid,text) returns boolean security definer 16ee8cb42a46d880d1cda90e1651d9be
 function is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean ecccadc8bf80d0adb161635e5afdf985
 function is_restored(cut) returns boolean 61cf21761483f239f9fbc53f0cc8e947
 function make_partitions() returns integer security definer 7d8d7c179ae46586fd382495ce7f9408
@@ -344,26 +360,28 @@ function masked_headers(jsonb) returns jsonb a50c6d44ed414338a86238cbadea24c9
 function masked_url(text) returns text 60d51c0c7323dbc43c537acfdd2521d8
 function partition_bounds(timestamp with time zone) returns record 17ac21df5470acd9440a253201df343f
 function publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 65b8e057d7674359e8253da7152441c2
-function rebase(integer) returns record security definer f8721b6decd1b18e8dc0d5b400fa0d00
+function rebase(integer) returns record security definer 5412f950af65fc36eda54d3e1672f1e7
 function record_trial(uuid,bigint,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer f51f6e5c7a7ef17c5635525d19755240
 function refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
+function release_sweep(bigint,integer) returns integer 158ad3ca58fc2c4dc8f7ff4b81ecdfde
 function require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
+function route_ordered(bigint[],bigint,boolean) returns void aebb893b58ed1feac6fca6f59181fe0b
 function set_body_limit(bigint) returns void security definer 9d5c432859159116feed4a3a5ef60ded
 function stored_size(json,json) returns integer c47cddd1c8d25a272db24a5f176b037b
 function transaction_uuid(timestamp with time zone,xid8) returns uuid 78e6bdc81a4b2d582718afdd128ef408
 function wake_worker() returns trigger e0c58bcdffdca2677cb288b2799526ef
 function webhook_id(bigint) returns text security definer 98f8afa6e4a8178b372393f8c571809c
 view attempts abc08b6224bdec80cb4db373815e1514
-view backlog 15645c496003312b6aa30d7aa90f2fd9
+view backlog 1b2230d6e77eaf676b833ee2d061a43d
 view dead_letters 04c1b60487271f8a3c2328342da79249
-view deliveries 48cde1eace63d93e9559efc3abe4bcfe
+view deliveries accadf14e24d768c0ad79b5a239ec3bb
 view endpoint_health 51850089a0d188b37a35efce3e5b00f7
 view partitions ec6e00fa80f2d7ed7b10d260479cf98f
-view problems 060192d5eb8ba3c0504f0d3d8091c030
+view problems c6e1b3c8e2a90b52022c7523de2e3908
 view transactions 03a7c07ba5a780c28acad0163fcb6f8a
 CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION endpoint_changed()
 CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT WHEN ((NOT pg_try_advisory_xact_lock_shared(7231, 2))) EXECUTE FUNCTION wake_worker()
-CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_from, paused_until, opens ON outbox.lane FOR EACH ROW WHEN (((old.held_until IS DISTINCT FROM new.held_until) OR (old.paused_until IS DISTINCT FROM new.paused_until) OR (old.paused_from IS DISTINCT FROM new.paused_from) OR (old.opens IS DISTINCT FROM new.opens))) EXECUTE FUNCTION endpoint_changed()
+CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_from, paused_until, drain_rate, opens ON outbox.lane FOR EACH ROW WHEN (((old.held_until IS DISTINCT FROM new.held_until) OR (old.paused_until IS DISTINCT FROM new.paused_until) OR (old.paused_from IS DISTINCT FROM new.paused_from) OR (old.drain_rate IS DISTINCT FROM new.drain_rate) OR (old.opens IS DISTINCT FROM new.opens))) EXECUTE FUNCTION endpoint_changed()
 CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.secret FOR EACH ROW EXECUTE FUNCTION endpoint_changed()
 grant select on attempt to outbox_operator
 grant select on attempts to outbox_operator
@@ -371,6 +389,7 @@ grant insert on audit to outbox_operator
 grant select on audit to outbox_operator
 grant select on backlog to outbox_operator
 grant select on batch to outbox_operator
+grant select on cut to outbox_operator
 grant delete on dead_letter to outbox_operator
 grant insert on dead_letter to outbox_operator
 grant select on dead_letter to outbox_operator
@@ -451,11 +470,13 @@ grant delete on worker to outbox_worker
 grant insert on worker to outbox_worker
 grant select on worker to outbox_worker
 grant update on worker to outbox_worker
+grant execute on advance to outbox_operator
 grant execute on begin_operation to outbox_operator
 grant execute on cluster_identifier to outbox_operator
 grant execute on current_identity to outbox_operator
 grant execute on current_transaction_id to outbox_operator
 grant execute on emit to outbox_operator
+grant execute on is_blocked to outbox_operator
 grant execute on is_restored to outbox_operator
 grant execute on masked_headers to outbox_operator
 grant execute on masked_url to outbox_operator
@@ -476,15 +497,20 @@ grant execute on refuse_body to outbox_producer
 grant execute on transaction_uuid to outbox_producer
 grant execute on wake_worker to outbox_producer
 grant execute on cluster_identifier to outbox_reader
+grant execute on is_blocked to outbox_reader
 grant execute on is_restored to outbox_reader
 grant execute on webhook_id to outbox_reader
+grant execute on advance to outbox_worker
 grant execute on cluster_identifier to outbox_worker
 grant execute on cut to outbox_worker
 grant execute on drop_expired_partition to outbox_worker
+grant execute on is_blocked to outbox_worker
 grant execute on is_needed to outbox_worker
 grant execute on is_restored to outbox_worker
 grant execute on make_partitions to outbox_worker
 grant execute on partition_bounds to outbox_worker
+grant execute on release_sweep to outbox_worker
 grant execute on require_leases to outbox_worker
+grant execute on route_ordered to outbox_worker
 grant execute on stored_size to outbox_worker
 grant execute on webhook_id to outbox_worker

@@ -15,6 +15,8 @@ package struct ClaimedBatch: Sendable {
     package let claims: Int
     /// How many events were cut into it; `events` has fewer only when rows are gone, which must never happen.
     package let size: Int
+    /// Endpoints that have its events in their lanes already, in order.
+    package let ordered: [EndpointID]
     package let events: [Event]
 }
 
@@ -48,8 +50,8 @@ extension Connection {
                  WHERE id = (SELECT b.id FROM outbox.batch b
                               WHERE b.id >= \(floor) AND b.lease_until < clock_timestamp()
                               ORDER BY b.id LIMIT 1 FOR UPDATE SKIP LOCKED)
-                RETURNING id, claims, size, ids, first_at, last_at)
-            SELECT clock_timestamp(), s.endpoint_generation, c.id, c.claims, c.size, \(raw: Event.columns)
+                RETURNING id, claims, size, ordered, ids, first_at, last_at)
+            SELECT clock_timestamp(), s.endpoint_generation, c.id, c.claims, c.size, c.ordered, \(raw: Event.columns)
               FROM outbox.setting s
               LEFT JOIN claimed c ON true
               LEFT JOIN LATERAL (
@@ -59,20 +61,22 @@ extension Connection {
                          WHERE e.id >= lower(range) AND e.id < upper(range)
                            AND e.created_at >= c.first_at AND e.created_at <= c.last_at) x) e ON true
             """)
-        let (now, generation, id, claims, size) =
+        let (now, generation, id, claims, size, ordered) =
             try rows.first { row throws(PostgresError) in
                 (
                     try row[0] as Timestamp, try row[1] as Int64, try row[2] as BatchID?, try row[3] as Int?,
-                    try row[4] as Int?
+                    try row[4] as Int?, try row[5] as [EndpointID]?
                 )
-            } ?? (.distantPast, 0, nil, nil, nil)
+            } ?? (.distantPast, 0, nil, nil, nil, nil)
         guard let id, let claims, let size else { return BatchClaim(now: now, generation: generation, batch: nil) }
         let events = try rows.map { row throws(PostgresError) in
-            try row[5] as EventID? == nil ? nil : try Event(row: row, from: 5)
+            try row[6] as EventID? == nil ? nil : try Event(row: row, from: 6)
         }
         return BatchClaim(
             now: now, generation: generation,
-            batch: ClaimedBatch(id: id, lease: lease, claims: claims, size: size, events: events.compactMap { $0 }))
+            batch: ClaimedBatch(
+                id: id, lease: lease, claims: claims, size: size, ordered: ordered ?? [],
+                events: events.compactMap { $0 }))
     }
 
     /// The lowest batch that may still be open; the next one to be made when none is.

@@ -2,18 +2,18 @@ package import Postgres
 
 extension Connection {
     /// Makes a waiting delivery due now. One that is due already keeps its time: it may be in flight, and a later time
-    /// would put it in front of its lane's reader a second time.
+    /// would put it in front of its lane's reader a second time. One that stands behind others of its ordering key stays
+    /// there, and the refusal says so.
     package mutating func retryDelivery(_ pair: Pair, reason: String?) throws {
         try transaction { connection in
-            try connection.query("SELECT FROM outbox.lane WHERE endpoint_id = \(pair.endpoint) FOR UPDATE")
+            try connection.lowerDueTime(of: [pair.endpoint])
             let moved = try connection.query(
                 """
-                UPDATE outbox.delivery SET due_at = least(due_at, clock_timestamp()) WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint)
+                UPDATE outbox.delivery SET due_at = least(due_at, clock_timestamp())
+                 WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint) AND due_at < 'infinity'
                 """
             ).affected
             guard moved == 1 else { throw try connection.notWaiting(pair) }
-            try connection.query(
-                "UPDATE outbox.lane SET due_at = least(due_at, clock_timestamp()) WHERE endpoint_id = \(pair.endpoint)")
             try connection.audit("delivery.retry", object: "delivery/\(pair.event):\(pair.endpoint)", reason: reason)
         }
     }
@@ -26,11 +26,14 @@ extension Connection {
             let parked = try connection.query(
                 """
                 WITH gone AS (DELETE FROM outbox.delivery WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint) RETURNING *)
-                INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint)
-                SELECT event_id, endpoint_id, event_at, 'cancelled', attempts, last_status, last_error_class, last_error, 'cancelled' FROM gone
-                """
-            ).affected
-            guard parked == 1 else { throw try connection.notWaiting(pair) }
+                INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint,
+                                                ordering_key, sweep)
+                SELECT event_id, endpoint_id, event_at, 'cancelled', attempts, last_status, last_error_class, last_error, 'cancelled',
+                       ordering_key, sweep FROM gone
+                RETURNING endpoint_id, ordering_key
+                """)
+            guard parked.count == 1 else { throw try connection.notWaiting(pair) }
+            try connection.advance(parked, afterLoss: try connection.isWorkedOn(pair.endpoint))
             try connection.audit("delivery.cancel", object: "delivery/\(pair.event):\(pair.endpoint)", reason: reason)
         }
     }
@@ -56,24 +59,23 @@ extension Connection {
                     """
                 ).map { row throws(PostgresError) in Pair(event: try row[0], endpoint: try row[1]) }
                 if chosen.isEmpty { return 0 }
-                let lanes = Array(Set(chosen.map(\.endpoint)))
-                try connection.query(
-                    "SELECT FROM outbox.lane WHERE endpoint_id = ANY (\(lanes)) ORDER BY endpoint_id FOR UPDATE")
-                let moved = try connection.query(
+                try connection.lowerDueTime(of: Array(Set(chosen.map(\.endpoint))))
+                let replayed = try connection.query(
                     """
                     WITH gone AS (
                         DELETE FROM outbox.dead_letter d
                          USING unnest(\(chosen.map(\.event)), \(chosen.map(\.endpoint))) AS p(event_id, endpoint_id), outbox.endpoint n
                          WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id AND n.id = d.endpoint_id AND n.deleted_at IS NULL
                         RETURNING d.*)
-                    INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, last_at, last_status, last_error_class, last_error)
-                    SELECT event_id, endpoint_id, event_at, clock_timestamp(), 'replay', dead_at, status, error_class, error FROM gone
-                    ON CONFLICT DO NOTHING
-                    """
-                ).affected
-                try connection.query(
-                    "UPDATE outbox.lane SET due_at = least(due_at, clock_timestamp()) WHERE endpoint_id = ANY (\(lanes))"
-                )
+                    INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, last_at, last_status, last_error_class,
+                                                 last_error, ordering_key, sweep)
+                    SELECT event_id, endpoint_id, event_at, CASE WHEN ordering_key IS NULL THEN clock_timestamp() ELSE 'infinity' END, 'replay',
+                           dead_at, status, error_class, error, ordering_key, sweep FROM gone
+                    ON CONFLICT DO NOTHING RETURNING endpoint_id, ordering_key
+                    """)
+                // At its old place in the line, which is the first.
+                try connection.advance(replayed, afterLoss: false)
+                let moved = replayed.affected
                 let object =
                     pair.map { "delivery/\($0.event):\($0.endpoint)" } ?? endpoint.map { "endpoint/\($0)" } ?? "dead"
                 try connection.audit(
@@ -85,8 +87,39 @@ extension Connection {
         }
     }
 
+    /// Takes a dead letter out of the way for good: it stays visible as cancelled, and what waited behind it goes on.
+    package mutating func dropDeadLetter(_ pair: Pair, reason: String?) throws {
+        try transaction { connection in
+            try connection.query("SELECT FROM outbox.lane WHERE endpoint_id = \(pair.endpoint) FOR UPDATE")
+            let dropped = try connection.query(
+                """
+                UPDATE outbox.dead_letter SET reason = 'cancelled', fingerprint = 'cancelled'
+                 WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint) AND reason <> 'cancelled'
+                RETURNING endpoint_id, ordering_key
+                """)
+            guard dropped.count == 1 else {
+                _ = try connection.deadLetter(pair)
+                throw OperationRefusal(.conflict, "the dead letter was dropped already")
+            }
+            try connection.advance(dropped, afterLoss: false)
+            try connection.audit("dead.drop", object: "delivery/\(pair.event):\(pair.endpoint)", reason: reason)
+        }
+    }
+
+    /// Locks lanes and makes them due: before anything in them is, so that a lane's due time is never the later one.
+    private mutating func lowerDueTime(of lanes: [EndpointID]) throws {
+        try query("SELECT FROM outbox.lane WHERE endpoint_id = ANY (\(lanes)) ORDER BY endpoint_id FOR UPDATE")
+        try query(
+            "UPDATE outbox.lane SET due_at = least(due_at, clock_timestamp()) WHERE endpoint_id = ANY (\(lanes))")
+    }
+
     private mutating func notWaiting(_ pair: Pair) throws -> OperationRefusal {
         let state = try delivery(pair).first("state") ?? "unknown"
+        if state == "waiting" || state == "paused" {
+            return OperationRefusal(
+                .conflict, "the delivery waits behind others of its ordering key",
+                hint: "See which: outboxctl delivery explain \(pair.event) \(pair.endpoint)")
+        }
         let hint = state == "dead" ? "Put it back with: outboxctl dead replay \(pair.event) \(pair.endpoint)" : nil
         return OperationRefusal(.conflict, "the delivery is \(state), not waiting", hint: hint)
     }

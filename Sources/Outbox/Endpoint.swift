@@ -68,6 +68,10 @@ package final class Endpoint: Sendable {
         package var maxConcurrency: Int?
         /// How many requests all workers together start, in each of these times.
         package var rates: [RateLimit] = []
+        /// What waited through a pause goes out no faster than that; until all of it is through.
+        package var drainRate: RateLimit?
+        /// One delivery of an ordering key at a time, in the order of the stream.
+        package var isOrdered = false
         /// The secrets to sign with: symmetric ones first, then by age, newest first.
         package var secrets: [SigningSecret] = []
         /// New events are not routed to a disabled endpoint; what waits stays.
@@ -108,9 +112,16 @@ package final class Endpoint: Sendable {
     /// How many requests this process has in flight to it at most. Where that is to be exact for all processes, only one of
     /// them sends: the owner of its lane.
     package var maxInFlight: Int { min(settings.maxInFlight, settings.maxConcurrency ?? .max) }
-    package var rates: [RateLimit] { settings.rates }
-    /// True when its deliveries always go through its lane, whose one owner makes its limits exact.
-    package var isConstrained: Bool { settings.maxConcurrency != nil || !settings.rates.isEmpty }
+    /// The rates that hold at that time.
+    package func rates(at now: Timestamp) -> [RateLimit] {
+        guard let drainRate = settings.drainRate, settings.pausedUntil <= now else { return settings.rates }
+        return settings.rates + [drainRate]
+    }
+
+    /// True when its deliveries go through its lane, whose one owner makes its limits and its order exact.
+    package func isConstrained(at now: Timestamp) -> Bool {
+        settings.isOrdered || settings.maxConcurrency != nil || !rates(at: now).isEmpty
+    }
 
     package init(_ settings: Settings) {
         self.settings = settings

@@ -35,6 +35,16 @@ package struct EndpointChange: Sendable {
     /// Zero for no limit.
     package var maxConcurrency: Int?
     package var rates: [RateLimit]?
+    package var isOrdered: Bool?
+    package var onDead: OnDead?
+
+    /// What happens to the rest of an ordering key when one of its deliveries becomes a dead letter.
+    package enum OnDead: String, Sendable, CaseIterable {
+        /// It waits until the dead letter is replayed or dropped.
+        case block
+        /// It goes on.
+        case skip
+    }
 
     package init() {}
 

@@ -122,7 +122,8 @@ extension Connection {
                    retry_schedule = coalesce(\(change.retrySchedule), retry_schedule),
                    max_in_flight = coalesce(\(change.maxInFlight.map { Int32($0) }), max_in_flight),
                    max_concurrency = nullif(coalesce(\(change.maxConcurrency.map { Int32($0) }), max_concurrency), 0),
-                   rates = coalesce(\(change.rates.map { $0.map(\.description) }), rates)
+                   rates = coalesce(\(change.rates.map { $0.map(\.description) }), rates),
+                   on_dead = coalesce(\(change.onDead?.rawValue), on_dead)
              WHERE id = \(id)
             """)
         let isTemplated =
@@ -134,6 +135,7 @@ extension Connection {
                 .invalid, "the format template needs a template",
                 hint: "Give one with --template @file or --preset NAME")
         }
+        if change.isOrdered != nil || change.onDead != nil { try storeOrder(change, of: id) }
         if change.changesCredentials { try storeCredentials(change, of: id, keyring: keyring) }
     }
 
@@ -157,10 +159,39 @@ extension Connection {
             """)
     }
 
+    /// Order begins with the events that are committed afterwards; where it ends, everything goes that stood in line.
+    private mutating func storeOrder(_ change: EndpointChange, of id: EndpointID) throws {
+        // The cut puts events in line under the same lock.
+        try query("SELECT FROM outbox.lane WHERE endpoint_id = \(id) FOR UPDATE")
+        try query("UPDATE outbox.endpoint SET ordered = coalesce(\(change.isOrdered), ordered) WHERE id = \(id)")
+        if change.isOrdered == false {
+            try query("UPDATE outbox.lane SET due_at = least(due_at, clock_timestamp()) WHERE endpoint_id = \(id)")
+            try query(
+                """
+                UPDATE outbox.delivery d
+                   SET ordering_key = NULL, sweep = 0,
+                       due_at = CASE WHEN d.due_at < 'infinity' THEN d.due_at
+                                     ELSE greatest(clock_timestamp(), (SELECT e.deliver_at FROM outbox.event e
+                                                                        WHERE e.id = d.event_id AND e.created_at = d.event_at)) END
+                 WHERE d.endpoint_id = \(id) AND d.ordering_key IS NOT NULL
+                """, within: .seconds(600))
+            try query("UPDATE outbox.dead_letter SET ordering_key = NULL WHERE endpoint_id = \(id) AND ordering_key IS NOT NULL")
+        } else if change.onDead == .skip {
+            let blocked = try query(
+                """
+                SELECT DISTINCT endpoint_id, ordering_key FROM outbox.dead_letter
+                 WHERE endpoint_id = \(id) AND ordering_key IS NOT NULL AND reason <> 'cancelled'
+                """)
+            try advance(blocked, afterLoss: false)
+        }
+    }
+
     /// Lets deliveries wait from a time on (now), until a time or `resumeEndpoint`. Nothing is lost: new ones wait in the
     /// lane. A pause that was set before is replaced.
+    ///
+    /// - Parameter rate: how fast what waited goes out afterwards; nil for as fast as the endpoint's limits allow.
     package mutating func pauseEndpoint(
-        _ id: EndpointID, from: Timestamp? = nil, until: Timestamp?, reason: String
+        _ id: EndpointID, from: Timestamp? = nil, until: Timestamp?, rate: RateLimit? = nil, reason: String
     ) throws {
         if let from, let until, from >= until {
             throw OperationRefusal(.invalid, "the pause ends before it begins", hint: "--from must be before --until")
@@ -170,20 +201,25 @@ extension Connection {
                 """
                 UPDATE outbox.lane
                    SET paused_from = \(from ?? .distantPast), paused_until = \(until ?? .distantFuture), pause_reason = \(reason),
-                       paused_by = session_user
+                       paused_by = session_user, drain_rate = \(rate?.description)
                  WHERE endpoint_id = \(id)
                 """)
             try connection.audit("endpoint.pause", endpoint: id, reason: reason)
         }
     }
 
-    /// Ends a pause, and a rest that the receiver asked for.
-    package mutating func resumeEndpoint(_ id: EndpointID) throws {
+    /// Ends a pause, also one that was only announced, and a rest that the receiver asked for.
+    ///
+    /// - Parameter rate: how fast what waited goes out; nil for as fast as the endpoint's limits allow.
+    package mutating func resumeEndpoint(_ id: EndpointID, rate: RateLimit? = nil) throws {
         try transaction { connection in
+            // Nobody knows how the endpoint was while it was paused: the days that it is failing begin anew.
             try connection.query(
                 """
                 UPDATE outbox.lane
-                   SET paused_until = '-infinity', held_until = '-infinity', pause_reason = NULL, paused_by = NULL
+                   SET paused_from = '-infinity', paused_until = '-infinity', held_until = '-infinity', pause_reason = NULL,
+                       paused_by = NULL, drain_rate = \(rate?.description),
+                       opened_at = CASE WHEN opens > 0 THEN clock_timestamp() END
                  WHERE endpoint_id = \(id)
                 """)
             try connection.audit("endpoint.resume", endpoint: id)
@@ -284,7 +320,7 @@ extension Connection {
                    n.max_in_flight,
                    outbox.masked_headers(n.headers) AS headers,
                    n.template, n.template_kind, n.url_has_parameters, n.rules::text AS rules,
-                   n.authentication ->> 'kind' AS authentication, n.allows_http2, n.most_bytes, n.max_concurrency, n.rates,
+                   n.authentication ->> 'kind' AS authentication, n.allows_http2, n.most_bytes, n.max_concurrency, n.rates, n.ordered, n.on_dead,
                    n.ca_certificate IS NOT NULL AS has_ca_certificate, n.client_certificate IS NOT NULL AS has_client_certificate,
                    h.failing_since, h.waiting, h.dead_letters, n.generation, n.created_at, n.updated_at
               FROM outbox.endpoint n JOIN outbox.endpoint_health h ON h.endpoint_id = n.id

@@ -49,7 +49,8 @@ extension Connection {
                    n.allows_http2, n.most_bytes, n.event_type, n.change_type,
                    (extract(epoch FROM n.timeout) * 1000)::bigint, (extract(epoch FROM n.connect_timeout) * 1000)::bigint,
                    ARRAY(SELECT (extract(epoch FROM wait) * 1000)::bigint FROM unnest(n.retry_schedule) WITH ORDINALITY w(wait, place) ORDER BY place),
-                   n.max_in_flight, n.disabled_at IS NOT NULL, l.paused_until, l.held_until, n.max_concurrency, n.rates, l.opens, l.paused_from
+                   n.max_in_flight, n.disabled_at IS NOT NULL, l.paused_until, l.held_until, n.max_concurrency, n.rates, l.opens, l.paused_from,
+                   l.drain_rate, n.ordered
               FROM outbox.endpoint n JOIN outbox.lane l ON l.endpoint_id = n.id
              WHERE n.deleted_at IS NULL AND (\(id) IS NULL OR n.id = \(id))
              ORDER BY n.name, n.id
@@ -83,11 +84,14 @@ extension Connection {
             let rates = try row[26] as [String]
             settings.opens = try row[27]
             settings.pausedFrom = try row[28]
+            let drainRate = try row[29] as String?
+            settings.isOrdered = try row[30]
             let (headers, template, kind) = (try row[6] as JSONText, try row[8] as String?, try row[9] as String?)
             let (rules, authentication) = (try row[10] as JSONText, try row[11] as JSONText)
             // What cannot be read closes this endpoint and no other.
             do {
                 settings.rates = try rates.map { try RateLimit($0) }
+                settings.drainRate = try drainRate.map { try RateLimit($0) }
                 settings.headers = try StoredHeader.settings(headers, secrets: opened.credentials.headers)
                 if let template { settings.template = try Template(template, kind: Template.Kind(stored: kind)) }
                 settings.rules = try JSONDecoder().decode(AnswerRules.self, from: Data(rules.bytes))

@@ -19,6 +19,8 @@ package struct ClaimedLane: Sendable {
     package let isFailing: Bool
     /// When its endpoint answered again: what was tried before is due.
     package let recoveredAt: Timestamp?
+    /// Nothing in it is due before.
+    package let floor: Timestamp
 }
 
 /// A delivery that waits in a lane and is due.
@@ -29,6 +31,8 @@ package struct WaitingDelivery: Sendable {
     package let attempts: Int
     package let crashes: Int
     package let trigger: Trigger
+    /// Others of its ordering key wait for it.
+    package let isOrdered: Bool
     /// Nil only when the event's row is gone, which retention never lets happen.
     package let event: Event?
 }
@@ -43,7 +47,11 @@ package struct LaneCursor: Sendable, Equatable {
         self.event = event
     }
 
-    package static let start = LaneCursor(dueAt: .distantPast, event: EventID(rawValue: 0))
+    /// Before everything that is due at that time or later. Beginning there, and not at the head of the index, passes by
+    /// the dead entries of what was delivered, which stay for as long as somebody holds a snapshot.
+    package static func start(_ floor: Timestamp) -> LaneCursor {
+        LaneCursor(dueAt: floor, event: EventID(rawValue: 0))
+    }
 }
 
 extension Connection {
@@ -67,14 +75,14 @@ extension Connection {
                    SET lease_id = \(lease), worker = \(worker), claims = l.claims + 1,
                        lease_until = clock_timestamp() + \(duration)
                   FROM due WHERE l.endpoint_id = due.endpoint_id
-                RETURNING l.endpoint_id, l.claims, l.opens, l.recovered_at)
+                RETURNING l.endpoint_id, l.claims, l.opens, l.recovered_at, l.due_at)
             SELECT clock_timestamp(), s.endpoint_generation,
                    (SELECT min(greatest(l.due_at, l.held_until, CASE WHEN l.paused_from <= clock_timestamp() THEN l.paused_until END,
                                         l.lease_until))
                       FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
                      WHERE l.due_at < 'infinity' AND n.disabled_at IS NULL AND n.deleted_at IS NULL
                        AND l.endpoint_id <> ALL (\(excluded)) AND l.endpoint_id NOT IN (SELECT endpoint_id FROM claimed)),
-                   c.endpoint_id, c.claims, c.opens > 0, c.recovered_at
+                   c.endpoint_id, c.claims, c.opens > 0, c.recovered_at, c.due_at
               FROM outbox.setting s LEFT JOIN claimed c ON true
             """)
         let head =
@@ -84,7 +92,8 @@ extension Connection {
         let lanes = try rows.map { row throws(PostgresError) -> ClaimedLane? in
             guard let endpoint = try row[3] as EndpointID? else { return nil }
             return ClaimedLane(
-                endpoint: endpoint, lease: lease, claims: try row[4], isFailing: try row[5], recoveredAt: try row[6])
+                endpoint: endpoint, lease: lease, claims: try row[4], isFailing: try row[5], recoveredAt: try row[6],
+                floor: try row[7])
         }
         return LaneClaim(now: head.0, generation: head.1, lanes: lanes.compactMap { $0 }, nextDueAt: head.2)
     }
@@ -121,7 +130,8 @@ extension Connection {
                 """
                 SELECT * FROM ((\(waiting)) UNION ALL (
                     SELECT * FROM outbox.delivery
-                     WHERE endpoint_id = \(endpoint) AND due_at > statement_timestamp() AND last_at IS NOT NULL AND last_at < \(recoveredAt)
+                     WHERE endpoint_id = \(endpoint) AND due_at > statement_timestamp() AND due_at < 'infinity'
+                       AND last_at IS NOT NULL AND last_at < \(recoveredAt)
                        AND (due_at, event_id) > (\(cursor.dueAt), \(cursor.event))
                      ORDER BY due_at, event_id LIMIT 200)) both_parts
                  ORDER BY due_at, event_id LIMIT 200
@@ -129,7 +139,8 @@ extension Connection {
             } else { waiting }
         return try query(
             """
-            SELECT d.event_id, d.event_at, d.due_at, d.attempts, d.crashes, d.trigger, e.id IS NOT NULL, \(raw: Event.columns)
+            SELECT d.event_id, d.event_at, d.due_at, d.attempts, d.crashes, d.trigger, d.ordering_key IS NOT NULL, e.id IS NOT NULL,
+                   \(raw: Event.columns)
               FROM (SELECT p.*, sum(outbox.stored_size(b.before, b.after)) OVER (
                                ORDER BY p.due_at, p.event_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
                       FROM (\(rows)) p
@@ -141,8 +152,8 @@ extension Connection {
         ).map { row throws(PostgresError) in
             WaitingDelivery(
                 eventID: try row[0], eventAt: try row[1], dueAt: try row[2], attempts: try row[3], crashes: try row[4],
-                trigger: Trigger(rawValue: try row[5]) ?? .retry,
-                event: try row[6] ? try Event(row: row, from: 7) : nil)
+                trigger: Trigger(rawValue: try row[5]) ?? .retry, isOrdered: try row[6],
+                event: try row[7] ? try Event(row: row, from: 8) : nil)
         }
     }
 
@@ -159,7 +170,7 @@ extension Connection {
                 """
                 UPDATE outbox.delivery
                    SET attempts = attempts + 1, crashes = crashes + 1, due_at = clock_timestamp() + \(delay), trigger = 'retry'
-                 WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint)
+                 WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint) AND due_at < 'infinity'
                 """
             ).affected == 1
         }
@@ -172,17 +183,45 @@ extension Connection {
             guard try connection.lockLane(endpoint, lease: lease) else { return false }
             try connection.query(
                 """
-                UPDATE outbox.lane
+                UPDATE outbox.lane l
                    SET lease_id = NULL, worker = NULL, lease_until = '-infinity', claims = 0,
                        -- While it is failing or recovering, what waits is due as soon as it may be sent.
-                       due_at = CASE WHEN opens = 0 AND recovered_at IS NULL
-                                       OR NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = \(endpoint) AND d.last_at IS NOT NULL)
-                                THEN coalesce((SELECT min(d.due_at) FROM outbox.delivery d WHERE d.endpoint_id = \(endpoint)), 'infinity')
-                                ELSE clock_timestamp() END
-                 WHERE endpoint_id = \(endpoint) AND lease_id = \(lease)
+                       due_at = CASE WHEN l.opens = 0 AND l.recovered_at IS NULL
+                                       OR NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = \(endpoint)
+                                                         AND d.last_at IS NOT NULL AND d.due_at < 'infinity')
+                                THEN \(Self.earliest) ELSE least(clock_timestamp(), \(Self.earliest)) END
+                 WHERE l.endpoint_id = \(endpoint) AND l.lease_id = \(lease)
                 """)
             return true
         }
+    }
+
+    /// The earliest delivery of the lane `l`: nothing in it is due before the lane's own due time says.
+    private static let earliest: SQL = """
+        coalesce((SELECT d.due_at FROM outbox.delivery d WHERE d.endpoint_id = l.endpoint_id AND d.due_at >= l.due_at
+                   ORDER BY d.due_at LIMIT 1), 'infinity')
+        """
+
+    /// Says from where on there is something in the lane, as long as it is ours: nil when it is not.
+    package mutating func raiseFloor(_ endpoint: EndpointID, lease: LeaseID) throws -> Timestamp? {
+        try transaction { connection in
+            guard try connection.lockLane(endpoint, lease: lease) else { return nil }
+            return try connection.query(
+                """
+                UPDATE outbox.lane l SET due_at = \(Self.earliest)
+                 WHERE l.endpoint_id = \(endpoint) AND l.lease_id = \(lease) RETURNING l.due_at
+                """
+            ).first { row throws(PostgresError) in try row[0] }
+        }
+    }
+
+    /// All that had waited through a pause is through: the rate that was set for it ends.
+    package mutating func endDrain(_ endpoint: EndpointID, lease: LeaseID) throws {
+        try query(
+            """
+            UPDATE outbox.lane SET drain_rate = NULL
+             WHERE endpoint_id = \(endpoint) AND lease_id = \(lease) AND drain_rate IS NOT NULL AND paused_until <= clock_timestamp()
+            """)
     }
 
     /// The endpoint answers again: from now on everything that was tried before is due. Nil when the lane is not ours, or

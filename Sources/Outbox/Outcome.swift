@@ -99,6 +99,8 @@ package struct Outcome: Sendable {
     package var note: (errorClass: String, error: String)?
     /// How many crashes in a row the row in the lane says afterwards: none, after any real outcome.
     package var crashes = 0
+    /// Others of its ordering key wait for it in the lane.
+    package var isOrdered = false
 
     package init(
         pair: Pair, eventAt: Timestamp, holder: Holder, mayBeShared: Bool, attempt: Attempt?, attempts: Int,

@@ -42,12 +42,13 @@ extension Connection {
             }
 
             try connection.append(group.outcomes, worker: worker)
-            try connection.clear(
-                group.outcomes.filter { outcome in
-                    guard case .delivered = outcome.resolution else { return false }
-                    if case .lane = outcome.holder { return true }
-                    return outcome.mayBeShared
-                })
+            let cleared = group.outcomes.filter { outcome in
+                guard case .delivered = outcome.resolution else { return false }
+                if case .lane = outcome.holder { return true }
+                return outcome.mayBeShared
+            }
+            try connection.clear(cleared.filter { !lost.contains($0.holder) })
+            try connection.clear(cleared.filter { lost.contains($0.holder) }, afterLoss: true)
             try connection.wait(owned)
             try connection.bury(owned)
             receipt.lost.formUnion(try connection.finish(group.finishedBatches))
@@ -63,7 +64,7 @@ extension Connection {
     private mutating func lockHolders(of group: RecordGroup) throws -> Set<Holder> {
         var lost: Set<Holder> = []
         let moving = group.outcomes.filter { outcome in
-            if case .delivered = outcome.resolution { outcome.mayBeShared } else { true }
+            if case .delivered = outcome.resolution { outcome.mayBeShared || outcome.isOrdered } else { true }
         }
         let holders = Set(moving.map(\.holder))
         let batches = holders.compactMap { if case .batch(let id, _) = $0 { id } else { nil } }
@@ -136,20 +137,26 @@ extension Connection {
     // MARK: The statements, in the order of the transaction
 
     /// Success is monotone: it removes what waits and what was parked, whoever put it there.
-    private mutating func clear(_ delivered: [Outcome]) throws {
+    ///
+    /// - Parameter afterLoss: the lease is gone, and its new holder may be sending the same at this moment.
+    private mutating func clear(_ delivered: [Outcome], afterLoss: Bool = false) throws {
         if delivered.isEmpty { return }
         let events = delivered.map(\.pair.event)
         let endpoints = delivered.map(\.pair.endpoint)
-        try query(
+        let waiting = try query(
             """
             DELETE FROM outbox.delivery d USING unnest(\(events), \(endpoints)) AS p(event_id, endpoint_id)
              WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id
+            RETURNING d.endpoint_id, d.ordering_key
             """)
-        try query(
+        let parked = try query(
             """
             DELETE FROM outbox.dead_letter d USING unnest(\(events), \(endpoints)) AS p(event_id, endpoint_id)
              WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id
+            RETURNING d.endpoint_id, d.ordering_key
             """)
+        try advance(waiting, afterLoss: afterLoss)
+        try advance(parked, afterLoss: afterLoss)
     }
 
     private mutating func wait(_ outcomes: [Outcome]) throws {
@@ -198,7 +205,8 @@ extension Connection {
             try query(
                 """
                 UPDATE outbox.delivery d
-                   SET due_at = clock_timestamp() + w.delay, attempts = w.attempts, crashes = w.crashes, trigger = w.trigger,
+                   -- Behind others of its key it has no due time, also when an operator has put it there just now.
+                   SET due_at = CASE WHEN d.due_at = 'infinity' THEN d.due_at ELSE clock_timestamp() + w.delay END, attempts = w.attempts, crashes = w.crashes, trigger = w.trigger,
                        last_at = coalesce(w.last_at, d.last_at), last_status = w.status, last_error_class = w.error_class,
                        last_error = w.error
                   FROM unnest(\(moving.map(\.0.pair.event)), \(moving.map(\.0.pair.endpoint)), \(moving.map(\.1)),
@@ -218,7 +226,7 @@ extension Connection {
             if case .dead(let reason) = outcome.resolution { dead.append((outcome, reason)) }
         }
         if dead.isEmpty { return }
-        try query(
+        let parked = try query(
             """
             WITH parked AS (
                 SELECT * FROM unnest(\(dead.map(\.0.pair.event)), \(dead.map(\.0.pair.endpoint)), \(dead.map(\.0.eventAt)),
@@ -229,17 +237,21 @@ extension Connection {
             gone AS (
                 DELETE FROM outbox.delivery d USING parked p
                  WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id AND NOT p.from_batch
-                RETURNING d.event_id, d.endpoint_id)
-            INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint)
-            SELECT p.event_id, p.endpoint_id, p.event_at, p.reason, p.attempts, p.status, p.error_class, p.error, p.fingerprint
-              FROM parked p
+                RETURNING d.event_id, d.endpoint_id, d.ordering_key, d.sweep)
+            INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint,
+                                            ordering_key, sweep)
+            SELECT p.event_id, p.endpoint_id, p.event_at, p.reason, p.attempts, p.status, p.error_class, p.error, p.fingerprint,
+                   g.ordering_key, coalesce(g.sweep, 0)
+              FROM parked p LEFT JOIN gone g ON g.event_id = p.event_id AND g.endpoint_id = p.endpoint_id
              WHERE CASE WHEN p.from_batch
                         THEN NOT EXISTS (SELECT FROM outbox.attempt a WHERE a.event_id = p.event_id AND a.endpoint_id = p.endpoint_id
                                             AND a.outcome = 'success' AND a.trigger NOT IN ('test', 'evaluate'))
                              AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id)
-                        ELSE EXISTS (SELECT FROM gone g WHERE g.event_id = p.event_id AND g.endpoint_id = p.endpoint_id) END
+                        ELSE g.event_id IS NOT NULL END
             ON CONFLICT (event_id, endpoint_id) DO NOTHING
+            RETURNING endpoint_id, ordering_key
             """)
+        try advance(parked, afterLoss: false)
     }
 
     /// Deletes batches whose every pair is resolved, and returns those that were not ours to delete.
@@ -312,7 +324,7 @@ extension Connection {
                        opened_at = coalesce(opened_at, clock_timestamp()), recovered_at = NULL,
                        due_at = least(due_at, clock_timestamp())
                  WHERE endpoint_id = \(endpoint) AND (opens = 0 OR held_until <= clock_timestamp())
-                RETURNING opens > 20 AND opened_at < clock_timestamp() - interval '5 days'
+                RETURNING opens > 20 AND greatest(opened_at, paused_until) < clock_timestamp() - interval '5 days'
                 """
             ).first { row throws(PostgresError) in try row[0] as Bool } ?? false
         if isLost { try apply([endpoint: .disable(reason: "failing for five days")]) }

@@ -78,6 +78,8 @@ final class Dispatcher: Service {
         let matches = batch.events.map { event in
             var matching: [Endpoint] = []
             endpoints.forEach(wanting: event) { endpoint in
+                // Where order is kept, the cut has put it into the lane already.
+                if batch.ordered.contains(endpoint.id) { return }
                 if resolved.isEmpty || !resolved.contains(Pair(event: event.id, endpoint: endpoint.id)) {
                     matching.append(endpoint)
                 }
@@ -98,7 +100,7 @@ final class Dispatcher: Service {
             let isDangerous = batch.claims >= parts.configuration.mostBatchClaims
             let rest = event.deliverAt.map { Duration.microseconds($0.microseconds - now.microseconds) } ?? .zero
             for endpoint in matching {
-                if isDangerous || rest > .zero || endpoint.isConstrained || !endpoint.isOpen(at: now) {
+                if isDangerous || rest > .zero || endpoint.isConstrained(at: now) || !endpoint.isOpen(at: now) {
                     let outcome = Outcome(
                         pair: Pair(event: event.id, endpoint: endpoint.id), eventAt: event.createdAt,
                         holder: lease.holder, mayBeShared: lease.mayBeShared, attempt: nil, attempts: 0,

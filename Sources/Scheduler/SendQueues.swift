@@ -1,5 +1,6 @@
 import DequeModule
 import Outbox
+import Postgres
 
 /// One pair that is to be sent, under a lease.
 final class Send: Sendable {
@@ -14,11 +15,13 @@ final class Send: Sendable {
     /// Set when its row says already that the worker died in this send: whatever happens instead must be written down.
     /// So many crashes the row had before.
     let crashesBefore: Int?
+    /// Others of its ordering key wait for it.
+    let isOrdered: Bool
     let isFromBatch: Bool
 
     init(
         event: Event, endpoint: EndpointID, number: Int, trigger: Trigger, lease: Lease,
-        startBy: ContinuousClock.Instant?, crashesBefore: Int? = nil
+        startBy: ContinuousClock.Instant?, crashesBefore: Int? = nil, isOrdered: Bool = false
     ) {
         self.event = event
         self.endpoint = endpoint
@@ -27,6 +30,7 @@ final class Send: Sendable {
         self.lease = lease
         self.startBy = startBy
         self.crashesBefore = crashesBefore
+        self.isOrdered = isOrdered
         isFromBatch = if case .batch = lease.holder { true } else { false }
     }
 }
@@ -133,9 +137,10 @@ struct SendQueues {
     var nextStart: ContinuousClock.Instant? { resting.values.min() }
 
     /// Lets those go on whose time has come, or whose rates were changed.
-    private mutating func wakeRested(_ endpoints: [EndpointID: Endpoint]) {
+    private mutating func wakeRested(_ endpoints: [EndpointID: Endpoint], at databaseNow: Timestamp) {
         let now = ContinuousClock.now
-        for (id, time) in resting where time <= now || endpoints[id]?.rates != limiters[id]?.limiter.limits {
+        for (id, time) in resting
+        where time <= now || endpoints[id]?.rates(at: databaseNow) != limiters[id]?.limiter.limits {
             resting[id] = nil
             if let queue = queues[id] { takeTurn(id, queue) }
         }
@@ -143,8 +148,10 @@ struct SendQueues {
 
     /// The next send that the caps allow, in turn by endpoint; it counts as in flight from here on. Without an endpoint it
     /// is for one that is not known any more.
-    mutating func next(_ endpoints: [EndpointID: Endpoint]) -> (send: Send, endpoint: Endpoint?, isRunningLow: Bool)? {
-        if !resting.isEmpty { wakeRested(endpoints) }
+    mutating func next(_ endpoints: [EndpointID: Endpoint], at now: Timestamp) -> (
+        send: Send, endpoint: Endpoint?, isRunningLow: Bool
+    )? {
+        if !resting.isEmpty { wakeRested(endpoints, at: now) }
         guard inFlight.count < mostInFlight, inFlight.bytes < mostBytes else { return nil }
         for _ in 0..<turn.count {
             guard let id = turn.popFirst(), let queue = queues[id] else { continue }
@@ -161,22 +168,23 @@ struct SendQueues {
                 takeTurn(id, queue)
                 continue
             }
-            if let endpoint, rests(endpoint) { continue }
+            if let endpoint, rests(endpoint, at: now) { continue }
             return (start(queue.sends.removeFirst(), queue, id), endpoint, isRunningLow(first))
         }
         return nil
     }
 
     /// True when the endpoint's rates do not let a request start now; otherwise it counts as started.
-    private mutating func rests(_ endpoint: Endpoint) -> Bool {
+    private mutating func rests(_ endpoint: Endpoint, at databaseNow: Timestamp) -> Bool {
+        let rates = endpoint.rates(at: databaseNow)
         guard let known = limiters[endpoint.id] else {
             // The holder of its lane is about to say what was sent; until then nothing is.
-            if endpoint.rates.isEmpty { return false }
+            if rates.isEmpty { return false }
             resting[endpoint.id] = .now + .milliseconds(100)
             return true
         }
         let now = ContinuousClock.now
-        var limiter = known.limiter.limits == endpoint.rates ? known.limiter : known.limiter.changed(to: endpoint.rates)
+        var limiter = known.limiter.limits == rates ? known.limiter : known.limiter.changed(to: rates)
         let time = limiter.earliest() ?? now
         if time <= now { limiter.take(at: now) } else { resting[endpoint.id] = time }
         limiters[endpoint.id] = (known.holder, limiter)

@@ -86,9 +86,8 @@ final class Sender: Service {
 
     private func mayStart(_ endpoint: Endpoint, isFromBatch: Bool, at now: Timestamp, under held: Lease) -> Bool {
         // What was dispatched before its endpoint got a limit, or began to fail, goes through the lane.
-        guard isFromBatch ? endpoint.isOpen(at: now) && !endpoint.isConstrained : endpoint.isOpenToLane(at: now) else {
-            return false
-        }
+        guard isFromBatch ? endpoint.isOpen(at: now) && !endpoint.isConstrained(at: now) : endpoint.isOpenToLane(at: now)
+        else { return false }
         return held.isTrusted(for: min(endpoint.timeout + Self.margin, lease / 3))
     }
 
@@ -136,7 +135,8 @@ final class Sender: Service {
 
     private func next() -> (Send, Endpoint?)? {
         let endpoints = directory.current.byID
-        guard let next = state.withLock({ $0.queues.next(endpoints) }) else { return nil }
+        let now = clock.now
+        guard let next = state.withLock({ $0.queues.next(endpoints, at: now) }) else { return nil }
         if next.isRunningLow { claiming.signal() }
         return (next.send, next.endpoint)
     }
@@ -295,12 +295,12 @@ final class Sender: Service {
         _ send: Send, attempt: Attempt?, attempts: Int, resolution: Resolution,
         note: (errorClass: String, error: String)?
     ) -> Recorder.Report {
-        Recorder.Report(
-            outcome: Outcome(
-                pair: Pair(event: send.event.id, endpoint: send.endpoint), eventAt: send.event.createdAt,
-                holder: send.lease.holder, mayBeShared: send.lease.mayBeShared, attempt: attempt, attempts: attempts,
-                resolution: resolution, note: note),
-            lease: send.lease)
+        var outcome = Outcome(
+            pair: Pair(event: send.event.id, endpoint: send.endpoint), eventAt: send.event.createdAt,
+            holder: send.lease.holder, mayBeShared: send.lease.mayBeShared, attempt: attempt, attempts: attempts,
+            resolution: resolution, note: note)
+        outcome.isOrdered = send.isOrdered
+        return Recorder.Report(outcome: outcome, lease: send.lease)
     }
 
     // MARK: Stopping

@@ -6,7 +6,7 @@ import Transport
 struct DeliveryCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "delivery", abstract: "Events on their way to endpoints.",
-        subcommands: [List.self, Get.self, Retry.self, Cancel.self])
+        subcommands: [List.self, Get.self, Explain.self, Retry.self, Cancel.self])
 
     struct List: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "List deliveries, newest event first.")
@@ -35,6 +35,23 @@ struct DeliveryCommand: AsyncParsableCommand {
         func run() async throws {
             let listing = try await Session.run(options) { [pair] in try $0.delivery(try pair.resolve(&$0)) }
             options.format.item(listing)
+        }
+    }
+
+    struct Explain: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Say why a delivery has not gone out, and what would change that.")
+        @OptionGroup var options: GlobalOptions
+        @OptionGroup var pair: PairArguments
+
+        func run() async throws {
+            let listing = try await Session.run(options) { [pair] in try $0.explainDelivery(try pair.resolve(&$0)) }
+            if options.format != .table { return options.format.list(listing) }
+            for row in listing.rows {
+                let words = row.map { $0.map(printable) }
+                print("\(words[0] ?? ""): \(words[1] ?? "")")
+                if let fix = words[2] { print("    \(fix)") }
+            }
         }
     }
 
@@ -135,7 +152,7 @@ extension AttemptCommand {
 struct DeadCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "dead", abstract: "Dead letters: what could not be delivered.",
-        subcommands: [List.self, Get.self, Replay.self])
+        subcommands: [List.self, Get.self, Replay.self, Drop.self])
 
     struct List: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "List dead letters, newest first.")
@@ -163,6 +180,21 @@ struct DeadCommand: AsyncParsableCommand {
         func run() async throws {
             let listing = try await Session.run(options) { [pair] in try $0.deadLetter(try pair.resolve(&$0)) }
             options.format.item(listing)
+        }
+    }
+
+    struct Drop: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Give a dead letter up for good; what its ordering key holds back goes on.",
+            discussion: "It stays visible as cancelled.")
+        @OptionGroup var options: GlobalOptions
+        @OptionGroup var pair: PairArguments
+        @Option(name: .long, help: "For the audit log.") var reason: String?
+
+        func run() async throws {
+            try await changeDelivery(pair, options) { [reason] connection, pair in
+                try connection.dropDeadLetter(pair, reason: reason)
+            }
         }
     }
 

@@ -130,12 +130,14 @@ struct EndpointCommand: AsyncParsableCommand {
         @Argument(help: "Name or id.") var endpoint: String
         @Option(name: .long, help: "Begin then, not now (\(TimeArgument.forms)).") var from: TimeArgument?
         @Option(name: .long, help: "Resume by itself then (\(TimeArgument.forms)).") var until: TimeArgument?
+        @Option(name: .long, help: "How fast what waited goes out afterwards, as in 50/s.") var resumeRate: String?
         @Option(name: .long, help: "Why; shown to everybody.") var reason: String
 
         func run() async throws {
+            let rate = try resumeRate.map { try RateLimit($0) }
             try await changeEndpoint(endpoint, options) { [from, until, reason] connection, id in
                 try connection.pauseEndpoint(
-                    id, from: from?.timestamp, until: until?.timestamp, reason: reason)
+                    id, from: from?.timestamp, until: until?.timestamp, rate: rate, reason: reason)
             }
         }
     }
@@ -144,10 +146,12 @@ struct EndpointCommand: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "End a pause; what waits goes out.")
         @OptionGroup var options: GlobalOptions
         @Argument(help: "Name or id.") var endpoint: String
+        @Option(name: .long, help: "How fast what waits goes out, as in 50/s; new events follow behind it.") var rate: String?
 
         func run() async throws {
+            let rate = try rate.map { try RateLimit($0) }
             try await changeEndpoint(endpoint, options) { connection, id in
-                try connection.resumeEndpoint(id)
+                try connection.resumeEndpoint(id, rate: rate)
             }
         }
     }
@@ -171,7 +175,12 @@ struct EndpointCommand: AsyncParsableCommand {
         @Option(name: .long, help: "Why; shown to everybody.") var reason: String?
 
         func run() async throws {
-            try await changeEndpoint(endpoint, options) { [reason] connection, id in
+            try await changeEndpoint(endpoint, options) { [endpoint, reason] connection, id in
+                let waiting = try connection.waitingCount(id)
+                note(
+                    "new events are not routed to \(endpoint) until it is enabled, and not sent later; "
+                        + (waiting == 0 ? "nothing waits for it" : "\(waiting) deliveries wait for it and stay")
+                        + ". To let new events wait, too, use: outboxctl endpoint pause \(endpoint)")
                 try connection.disableEndpoint(id, reason: reason)
             }
         }

@@ -16,6 +16,7 @@ extension Template.Kind: ExpressibleByArgument {
 }
 extension AnswerRules.Form: ExpressibleByArgument {}
 extension Authentication.Kind: ExpressibleByArgument {}
+extension EndpointChange.OnDead: ExpressibleByArgument {}
 
 /// The settings of an endpoint that create, update and test share.
 struct EndpointOptions: ParsableArguments {
@@ -84,6 +85,11 @@ struct EndpointOptions: ParsableArguments {
             "Requests that all workers together start; may be repeated, then all hold. \"none\" for no limit.",
             valueName: "60/30s or '1/s burst 3'"))
     var rate: [String] = []
+    @Flag(
+        name: .long, inversion: .prefixedNo, help: "Keep the order of events with the same ordering key, one at a time.")
+    var ordered: Bool?
+    @Option(name: .long, help: "When an ordered delivery becomes a dead letter, its key waits (block) or goes on (skip).")
+    var onDead: EndpointChange.OnDead?
 
     func change() throws -> EndpointChange {
         var change = EndpointChange()
@@ -99,6 +105,8 @@ struct EndpointOptions: ParsableArguments {
         change.allowsHTTP2 = http2
         change.mostBytes = maxBody
         change.maxConcurrency = maxConcurrency
+        change.isOrdered = ordered
+        change.onDead = onDead
         if !rate.isEmpty { change.rates = rate == ["none"] ? [] : try rate.map { try RateLimit($0) } }
         try setBody(&change)
         try setHeaders(&change)

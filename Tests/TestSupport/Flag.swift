@@ -1,3 +1,4 @@
+import Glibc
 import Synchronization
 
 /// A yes or no that tests and their receivers share.
@@ -10,4 +11,7 @@ package final class Flag: Sendable {
         get { value.withLock { $0 } }
         set { value.withLock { $0 = newValue } }
     }
+
+    /// Blocks the calling thread, which is a receiver's and not one of the test's.
+    package func waitUntilCleared() { while isSet { usleep(2000) } }
 }

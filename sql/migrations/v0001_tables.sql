@@ -105,7 +105,8 @@ CREATE TABLE outbox.cut (
     target pg_snapshot,            -- a sweep in progress: cutting towards this one ...
     at_tx  xid8,                   -- ... and this far
     at_id  bigint,
-    late   xid8[]                  -- transactions open at `done` that had ended by `target`
+    late   xid8[],                 -- transactions open at `done` that had ended by `target`
+    sweep  bigint                  -- the sweep's number: the `id` of the row that it set out from
 );
 INSERT INTO outbox.cut (done) VALUES (pg_current_snapshot());
 
@@ -115,6 +116,7 @@ CREATE TABLE outbox.batch (
     size        int NOT NULL,
     first_at    timestamptz NOT NULL,   -- the created_at range of its events, for partition pruning
     last_at     timestamptz NOT NULL,
+    ordered     uuid[] NOT NULL DEFAULT '{}',   -- endpoints that keep order and have its events in their lanes already
     claims      int NOT NULL DEFAULT 0, -- counted at the claim, so that a payload that kills its worker is noticed
     lease_id    uuid,
     worker      text,
@@ -150,6 +152,9 @@ CREATE TABLE outbox.endpoint (
     -- For all workers together; with either, its deliveries always go through its lane.
     max_concurrency int CHECK (max_concurrency BETWEEN 1 AND 10000),
     rates           text[] NOT NULL DEFAULT '{}',   -- '60/30s', '1/s burst 3': all of them hold
+    -- One delivery of an ordering key at a time, in the order of the stream; a dead letter blocks its key or is skipped.
+    ordered         boolean NOT NULL DEFAULT false,
+    on_dead         text NOT NULL DEFAULT 'block' CHECK (on_dead IN ('block', 'skip')),
     disabled_at     timestamptz,
     disabled_reason text,
     deleted_at      timestamptz,   -- kept, so that the history still knows the name
@@ -157,6 +162,7 @@ CREATE TABLE outbox.endpoint (
     created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     updated_at      timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+CREATE INDEX ON outbox.endpoint (id) WHERE ordered;
 CREATE UNIQUE INDEX endpoint_name_is_unique ON outbox.endpoint (customer_id, name) WHERE deleted_at IS NULL;
 
 -- Secrets, sealed outside the database (AES-256-GCM): for signing, several while one is being rotated, and one object with
@@ -180,6 +186,7 @@ CREATE TABLE outbox.lane (
     paused_until timestamptz NOT NULL DEFAULT '-infinity',   -- ... until then
     pause_reason text,
     paused_by    text,
+    drain_rate   text,                                       -- how fast what waited goes out after the pause
     opens        int NOT NULL DEFAULT 0,                     -- how often in a row its breaker has opened; 0 is closed
     opened_at    timestamptz,                                -- since when it is failing
     recovered_at timestamptz,                                -- it answers again: what was tried before is due
@@ -194,7 +201,7 @@ CREATE TABLE outbox.delivery (
     event_id         bigint NOT NULL,
     endpoint_id      uuid NOT NULL,
     event_at         timestamptz NOT NULL,   -- the event's created_at, for partition pruning
-    due_at           timestamptz NOT NULL,
+    due_at           timestamptz NOT NULL,   -- infinity: it waits for others of its ordering key
     attempts         int NOT NULL DEFAULT 0,
     crashes          int NOT NULL DEFAULT 0, -- sends that their worker did not live to record, in a row
     trigger          text NOT NULL CHECK (trigger IN ('first', 'retry', 'replay')),
@@ -202,11 +209,14 @@ CREATE TABLE outbox.delivery (
     last_status      int,
     last_error_class text,
     last_error       text,
+    ordering_key     text,                       -- only where the endpoint keeps order
+    sweep            bigint NOT NULL DEFAULT 0,  -- the place in its key's line: (sweep, event_id)
     PRIMARY KEY (event_id, endpoint_id)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
 CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id);
 -- What a recovered endpoint gets at once, among what is scheduled for later.
-CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id) WHERE last_at IS NOT NULL;
+CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id) WHERE last_at IS NOT NULL AND due_at < 'infinity';
+CREATE INDEX ON outbox.delivery (endpoint_id, ordering_key, sweep, event_id) WHERE ordering_key IS NOT NULL;
 
 CREATE TABLE outbox.dead_letter (
     event_id    bigint NOT NULL,
@@ -220,8 +230,11 @@ CREATE TABLE outbox.dead_letter (
     error       text,
     fingerprint text NOT NULL,   -- the same for failures of the same kind
     dead_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ordering_key text,
+    sweep       bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (event_id, endpoint_id)
 );
+CREATE INDEX ON outbox.dead_letter (endpoint_id, ordering_key) WHERE ordering_key IS NOT NULL AND reason <> 'cancelled';
 CREATE INDEX ON outbox.dead_letter (endpoint_id, dead_at);
 CREATE INDEX ON outbox.dead_letter (fingerprint);
 

@@ -33,6 +33,7 @@ DECLARE
     from_tx xid8;
     from_id bigint;
     last record;
+    released int;
 BEGIN
     IF NOT pg_try_advisory_xact_lock(7231, 1) THEN RETURN -1; END IF;
     -- Looked up by their numbers: counted from the newest down, the dead rows of finished batches would be passed, too.
@@ -45,7 +46,14 @@ BEGIN
             message = 'restored_database: the stream was last cut by the transaction ids of another cluster',
             hint = 'This database was restored from a dump. Stop producers and workers and run: outboxctl db rebase';
     END IF;
+    IF k.target IS NULL AND k.sweep IS NOT NULL THEN
+        released := outbox.release_sweep(k.sweep, 10000);
+        IF released < 10000 THEN INSERT INTO outbox.cut (done) VALUES (k.done); END IF;
+        -- Not nothing: the next look is worth it.
+        RETURN greatest(released, 1);
+    END IF;
     IF k.target IS NULL THEN
+        k.sweep := k.id;
         k.target := pg_current_snapshot();
         k.late := ARRAY(SELECT x FROM pg_snapshot_xip(k.done) x WHERE pg_visible_in_snapshot(x, k.target));
         k.at_tx := '0';
@@ -69,15 +77,19 @@ BEGIN
     made AS (
         INSERT INTO outbox.batch (ids, size, first_at, last_at)
         SELECT range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at)
-          FROM sized GROUP BY part, mebibyte ORDER BY part, mebibyte RETURNING 1)
-    SELECT (SELECT count(*) FROM candidate) AS n, c.tx, c.id, (SELECT count(*) FROM made) INTO last
+          FROM sized GROUP BY part, mebibyte ORDER BY part, mebibyte RETURNING id)
+    SELECT (SELECT count(*) FROM candidate) AS n, c.tx, c.id, ARRAY(SELECT id FROM made) AS batches INTO last
       FROM (VALUES (1)) v LEFT JOIN LATERAL (SELECT tx, id FROM candidate ORDER BY tx DESC, id DESC LIMIT 1) c ON true;
+    IF last.n > 0 THEN PERFORM outbox.route_ordered(last.batches, k.sweep, last.n < budget AND k.at_id = 0); END IF;
     IF last.n >= budget THEN
-        INSERT INTO outbox.cut (done, target, at_tx, at_id, late) VALUES (k.done, k.target, last.tx, last.id, k.late);
+        INSERT INTO outbox.cut (done, target, at_tx, at_id, late, sweep)
+        VALUES (k.done, k.target, last.tx, last.id, k.late, k.sweep);
     ELSIF last.n > 0 OR k.at_id > 0
        OR pg_snapshot_xmax(k.target)::text::bigint - pg_snapshot_xmax(k.done)::text::bigint > 1000 THEN
         -- Nothing new and little else happened: keep the old row, so that an idle database is not written to.
-        INSERT INTO outbox.cut (done) VALUES (k.target);
+        -- After several cuts the sweep's number stays, until what keeps order is let go.
+        INSERT INTO outbox.cut (done, sweep)
+        VALUES (k.target, CASE WHEN k.at_id > 0 AND EXISTS (SELECT FROM outbox.endpoint n WHERE n.ordered) THEN k.sweep END);
     END IF;
     RETURN last.n;
 END $$;
@@ -99,6 +111,7 @@ CREATE FUNCTION outbox.rebase(batch_size int, OUT requeued bigint, OUT changed b
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_sort = on AS $$
 DECLARE
     k        outbox.cut;
+    batches  bigint[];
     restored int;   -- the age of the restore: rows that are not older were written since
 BEGIN
     PERFORM pg_advisory_xact_lock(7231, 1);
@@ -116,9 +129,13 @@ BEGIN
         OR (NOT pg_visible_in_snapshot(e.tx, k.done)
             -- A sweep that was under way had got this far.
             AND NOT coalesce(pg_visible_in_snapshot(e.tx, k.target) AND (e.tx, e.id) <= (k.at_tx, k.at_id), false));
-    INSERT INTO outbox.batch (ids, size, first_at, last_at)
-    SELECT range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at)
-      FROM (SELECT *, (row_number() OVER (ORDER BY id) - 1) / batch_size AS part FROM uncut) n GROUP BY part ORDER BY part;
+    WITH made AS (
+        INSERT INTO outbox.batch (ids, size, first_at, last_at)
+        SELECT range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at)
+          FROM (SELECT *, (row_number() OVER (ORDER BY id) - 1) / batch_size AS part FROM uncut) n GROUP BY part ORDER BY part
+        RETURNING id)
+    SELECT array_agg(id) INTO batches FROM made;
+    PERFORM outbox.route_ordered(batches, k.id, true);
     SELECT count(*) INTO requeued FROM uncut;
     -- What lies in the future here would be cut again when this cluster gets there. '3' is the first transaction id that
     -- any cluster gives out.

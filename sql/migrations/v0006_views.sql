@@ -11,10 +11,10 @@ CREATE TRIGGER endpoint_changed AFTER INSERT OR UPDATE OR DELETE ON outbox.endpo
     FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed();
 CREATE TRIGGER endpoint_changed AFTER INSERT OR UPDATE OR DELETE ON outbox.secret
     FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed();
-CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_from, paused_until, opens ON outbox.lane FOR EACH ROW
+CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_from, paused_until, drain_rate, opens ON outbox.lane FOR EACH ROW
     WHEN (OLD.held_until IS DISTINCT FROM NEW.held_until OR OLD.paused_until IS DISTINCT FROM NEW.paused_until
           OR OLD.paused_from IS DISTINCT FROM NEW.paused_from
-          OR OLD.opens IS DISTINCT FROM NEW.opens)
+          OR OLD.drain_rate IS DISTINCT FROM NEW.drain_rate OR OLD.opens IS DISTINCT FROM NEW.opens)
     EXECUTE FUNCTION outbox.endpoint_changed();
 
 CREATE FUNCTION outbox.webhook_id(event_id bigint) RETURNS text
@@ -60,7 +60,7 @@ WITH pair AS (
     SELECT d.event_id, d.endpoint_id, d.event_at,
            CASE WHEN l.paused_from <= clock_timestamp() AND l.paused_until > clock_timestamp() OR n.disabled_at IS NOT NULL
                 THEN 'paused' ELSE 'waiting' END AS state,
-           d.attempts, d.trigger, greatest(d.due_at, l.held_until) AS due_at, d.last_at, d.last_status, d.last_error_class, d.last_error,
+           d.attempts, d.trigger, nullif(greatest(d.due_at, l.held_until), 'infinity') AS due_at, d.last_at, d.last_status, d.last_error_class, d.last_error,
            NULL::text AS reason
       FROM outbox.delivery d
       JOIN outbox.lane l USING (endpoint_id)
@@ -156,6 +156,16 @@ SELECT 'delivery_in_limbo', format('%s deliveries of endpoint %s are due before 
   FROM outbox.delivery d LEFT JOIN outbox.lane l USING (endpoint_id)
  WHERE l.endpoint_id IS NULL OR (l.lease_until < clock_timestamp() AND d.due_at < l.due_at)
  GROUP BY d.endpoint_id
+UNION ALL
+SELECT 'delivery_in_limbo', format('ordering key of %s:%s stands still', d.event_id, d.endpoint_id),
+       format('BEGIN; SELECT FROM outbox.lane WHERE endpoint_id = ''%1$s'' FOR UPDATE; SELECT outbox.advance(''{%1$s}'', ARRAY[%2$L], true); COMMIT;',
+              d.endpoint_id, d.ordering_key)
+  FROM outbox.delivery d
+ WHERE d.due_at = 'infinity' AND NOT outbox.is_blocked(d.endpoint_id, d.ordering_key)
+   AND NOT EXISTS (SELECT FROM outbox.delivery o
+                    WHERE o.endpoint_id = d.endpoint_id AND o.ordering_key = d.ordering_key
+                      AND (o.due_at < 'infinity' OR (o.sweep, o.event_id) < (d.sweep, d.event_id)))
+   AND d.sweep IS DISTINCT FROM (SELECT c.sweep FROM outbox.cut c ORDER BY c.id DESC LIMIT 1)
 UNION ALL
 SELECT 'lease_not_taken_over', format('batch %s has been without a worker since %s', id, lease_until), 'Start a worker: outboxctl run'
   FROM outbox.batch WHERE claims > 0 AND lease_until < clock_timestamp() - interval '5 min'

@@ -40,6 +40,9 @@ GRANT UPDATE ON outbox.batch, outbox.lane, outbox.delivery, outbox.dead_letter, 
 GRANT UPDATE (disabled_at, disabled_reason, generation, updated_at) ON outbox.endpoint TO outbox_worker;
 GRANT DELETE ON outbox.cut, outbox.batch, outbox.delivery, outbox.dead_letter, outbox.worker, outbox.dedup, outbox.secret
     TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text), outbox.advance(uuid[], text[], boolean) TO outbox_worker, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text) TO outbox_reader;
+GRANT EXECUTE ON FUNCTION outbox.route_ordered(bigint[], bigint, boolean), outbox.release_sweep(bigint, int) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.cut(int, int), outbox.require_leases(bigint, bigint), outbox.stored_size(json, json),
     outbox.make_partitions(), outbox.drop_expired_partition(),
     outbox.webhook_id(bigint), outbox.is_needed(name, oid, timestamptz, timestamptz), outbox.partition_bounds(timestamptz) TO outbox_worker;
@@ -48,7 +51,7 @@ GRANT SELECT ON outbox.deliveries, outbox.attempts, outbox.dead_letters, outbox.
     outbox.transactions, outbox.problems TO outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.webhook_id(bigint) TO outbox_reader, outbox_operator;
 
-GRANT SELECT ON outbox.event, outbox.endpoint, outbox.secret, outbox.lane, outbox.delivery, outbox.dead_letter, outbox.attempt,
+GRANT SELECT ON outbox.cut, outbox.event, outbox.endpoint, outbox.secret, outbox.lane, outbox.delivery, outbox.dead_letter, outbox.attempt,
     outbox.worker, outbox.audit, outbox.setting, outbox.migration, outbox.batch TO outbox_operator;
 GRANT INSERT, UPDATE ON outbox.endpoint, outbox.secret, outbox.lane, outbox.delivery TO outbox_operator;
 GRANT INSERT, UPDATE, DELETE ON outbox.dead_letter TO outbox_operator;

@@ -1,0 +1,124 @@
+package import Postgres
+
+extension Connection {
+    /// Why a delivery has not gone out, or what became of it: one row for each thing that holds it, with `reason`, `detail`
+    /// and the command that would change it (`fix`), the first to deal with first.
+    ///
+    /// Throws an `OperationRefusal` when there is no such event or endpoint.
+    package mutating func explainDelivery(_ pair: Pair) throws -> Listing {
+        let explanation = try listing(
+            """
+            \(Self.waitingPair(pair)), explanation AS (
+                SELECT 1 AS place, 'disabled' AS reason, format('the endpoint is disabled since %s: %s', \(time("disabled_at")), disabled_reason) AS detail,
+                       'outboxctl endpoint enable ' || name AS fix FROM pair WHERE disabled_at IS NOT NULL
+                UNION ALL
+                SELECT 2, 'paused', format('paused by %s until %s: %s', paused_by, CASE WHEN paused_until = 'infinity' THEN 'it is resumed'
+                       ELSE \(time("paused_until")) END, pause_reason), 'outboxctl endpoint resume ' || name
+                  FROM pair WHERE paused_from <= clock_timestamp() AND paused_until > clock_timestamp()
+                UNION ALL
+                SELECT 3, 'failing', format('the endpoint has been failing since %s; the next probe is at %s', \(time("opened_at")), \(time("held_until"))),
+                       'outboxctl endpoint resume ' || name FROM pair WHERE opens > 0
+                UNION ALL
+                SELECT 4, 'resting', 'the receiver asked for a rest until ' || \(time("held_until")), 'outboxctl endpoint resume ' || name
+                  FROM pair WHERE opens = 0 AND held_until > clock_timestamp()
+                UNION ALL
+                -- The dead letter that blocks the key, or the first of its line.
+                SELECT 5, 'order', format('behind %s:%s%s of ordering key %s', coalesce(x.event_id, f.event_id), name,
+                                          CASE WHEN x.event_id IS NOT NULL THEN ', a dead letter,' ELSE '' END, p.ordering_key),
+                       CASE WHEN x.event_id IS NOT NULL THEN format('outboxctl dead replay %1$s %2$s, or: outboxctl dead drop %1$s %2$s', x.event_id, name)
+                            ELSE format('outboxctl delivery explain %s %s', f.event_id, name) END
+                  FROM pair p
+                  LEFT JOIN LATERAL (SELECT event_id FROM outbox.dead_letter x
+                                      WHERE x.endpoint_id = p.endpoint_id AND x.ordering_key = p.ordering_key AND x.reason <> 'cancelled'
+                                        AND p.on_dead = 'block' ORDER BY sweep, event_id LIMIT 1) x ON true
+                  LEFT JOIN LATERAL (SELECT event_id FROM outbox.delivery f
+                                      WHERE f.endpoint_id = p.endpoint_id AND f.ordering_key = p.ordering_key
+                                      ORDER BY f.due_at = 'infinity', sweep, event_id LIMIT 1) f ON true
+                 WHERE p.due_at = 'infinity'
+                UNION ALL
+                SELECT 6, 'retry', format('attempt %s failed (%s); the next of %s is at %s', attempts,
+                                          concat_ws(', ', last_status, last_error_class), cardinality(retry_schedule) + 1, \(time("due_at"))),
+                       format('outboxctl delivery retry %s %s', event_id, name)
+                  FROM pair WHERE attempts > 0 AND due_at > clock_timestamp() AND due_at < 'infinity'
+                UNION ALL
+                SELECT 7, 'scheduled', 'not to be sent before ' || \(time("due_at")), format('outboxctl delivery retry %s %s', event_id, name)
+                  FROM pair WHERE attempts = 0 AND due_at > clock_timestamp() AND due_at < 'infinity'
+                UNION ALL
+                SELECT 8, 'limit', 'the endpoint takes at most ' || concat_ws(' and ', max_concurrency || ' requests at a time',
+                                          nullif(array_to_string(rates || drain_rate, ' and '), '')), 'outboxctl endpoint update ' || name
+                  FROM pair WHERE due_at <= clock_timestamp() AND (max_concurrency IS NOT NULL OR cardinality(rates) > 0 OR drain_rate IS NOT NULL)
+                UNION ALL
+                SELECT 9, 'due', format('due since %s, with %s before it; %s', \(time("due_at")), before,
+                                        CASE WHEN lease_until > clock_timestamp() THEN format('worker %s has the lane until %s', worker, \(time("lease_until")))
+                                             ELSE 'no worker has the lane' END),
+                       CASE WHEN NOT EXISTS (SELECT FROM outbox.worker WHERE heartbeat_at > clock_timestamp() - interval '30 s') THEN 'outboxctl run' END
+                  FROM pair p
+                 CROSS JOIN LATERAL (SELECT count(*) AS before FROM (
+                       SELECT FROM outbox.delivery d WHERE d.endpoint_id = p.endpoint_id AND (d.due_at, d.event_id) < (p.due_at, p.event_id) LIMIT 10000) b) b
+                 WHERE due_at <= clock_timestamp())
+            SELECT reason, detail, fix FROM explanation ORDER BY place
+            """)
+        if !explanation.rows.isEmpty { return explanation }
+        let ended = try explainEnd(pair)
+        return try ended.rows.isEmpty ? explainAbsence(pair) : ended
+    }
+
+    /// The delivery as it waits, with its lane and its endpoint.
+    private static func waitingPair(_ pair: Pair) -> SQL {
+        """
+        WITH pair AS (
+            SELECT d.event_id, d.endpoint_id, d.due_at, d.attempts, d.last_status, d.last_error_class, d.ordering_key,
+                   l.paused_from, l.paused_until, l.paused_by, l.pause_reason, l.opens, l.opened_at, l.held_until, l.drain_rate, l.worker,
+                   l.lease_until, n.name, n.disabled_at, n.disabled_reason, n.max_concurrency, n.rates, n.on_dead, n.retry_schedule
+              FROM outbox.delivery d JOIN outbox.lane l USING (endpoint_id) JOIN outbox.endpoint n ON n.id = d.endpoint_id
+             WHERE d.event_id = \(pair.event) AND d.endpoint_id = \(pair.endpoint))
+        """
+    }
+
+    /// A delivery that does not wait any more.
+    private mutating func explainEnd(_ pair: Pair) throws -> Listing {
+        try listing(
+            """
+            SELECT state AS reason,
+                   CASE WHEN state = 'delivered' THEN format('delivered with attempt %s at %s', attempts, \(time("last_at")))
+                        WHEN state = 'cancelled' THEN format('cancelled at %s', \(time("last_at")))
+                        ELSE format('given up after %s attempts at %s: %s', attempts, \(time("last_at")), concat_ws(', ', reason, last_status, last_error)) END AS detail,
+                   CASE WHEN state <> 'delivered' THEN format('outboxctl dead replay %s %s', event_id, endpoint) END AS fix
+              FROM outbox.deliveries WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint)
+            """)
+    }
+
+    /// A pair of which nothing is written yet, or that never was one.
+    private mutating func explainAbsence(_ pair: Pair) throws -> Listing {
+        _ = try event(pair.event)
+        return try listing(
+            """
+            WITH event AS (SELECT * FROM outbox.event WHERE id = \(pair.event)),
+            cut AS (SELECT * FROM outbox.cut ORDER BY id DESC LIMIT 1),
+            explanation AS (
+                SELECT 1 AS place, 'on_its_way' AS reason,
+                       CASE WHEN b.lease_until > clock_timestamp() THEN format('worker %s has its batch until %s', b.worker, \(time("b.lease_until")))
+                            ELSE 'no worker has taken its batch' END AS detail, NULL AS fix
+                  FROM outbox.batch b WHERE b.ids @> \(pair.event)
+                UNION ALL
+                SELECT 2, 'not_cut', 'committed, and no worker has seen it yet', NULL FROM event e, cut k
+                 WHERE NOT pg_visible_in_snapshot(e.tx, k.done) AND NOT coalesce((e.tx, e.id) <= (k.at_tx, k.at_id), false)
+                UNION ALL
+                SELECT 3, 'no_match', concat_ws('; ',
+                           CASE WHEN n.customer_id NOT IN ('*', e.customer_id) THEN format('its customer is %s, the endpoint''s is %s', e.customer_id, n.customer_id) END,
+                           CASE WHEN n.event_type NOT IN ('*', e.type) THEN format('its type is %s, the endpoint takes %s', e.type, n.event_type) END,
+                           CASE WHEN n.change_type NOT IN ('*', e.change_type) THEN format('its change type is %s, the endpoint takes %s', e.change_type, n.change_type) END,
+                           CASE WHEN n.created_at > e.created_at THEN 'the endpoint was created after it' END,
+                           CASE WHEN n.disabled_at IS NOT NULL THEN 'the endpoint is disabled since ' || \(time("n.disabled_at")) END,
+                           'the endpoint did not want it when it was dispatched'),
+                       'outboxctl endpoint get ' || n.name
+                  FROM event e, outbox.endpoint n WHERE n.id = \(pair.endpoint))
+            SELECT reason, detail, fix FROM explanation ORDER BY place LIMIT 1
+            """)
+    }
+}
+
+/// A time as everything else prints it, to the second.
+private func time(_ column: StaticString) -> SQL {
+    "to_char(\(raw: "\(column)") AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')"
+}

@@ -1,0 +1,256 @@
+import Outbox
+import Postgres
+
+/// One lane under one lease: page by page, oldest first, until nothing in it is due.
+struct LaneWork {
+    private let lane: ClaimedLane
+    private let lease: Lease
+    private let parts: EngineParts
+    /// Stopped when the process stops.
+    private let stop: Wakeup
+
+    private var cursor: LaneCursor
+    private var floor: Timestamp
+    /// When the cursor was last at the floor.
+    private var beganAt = ContinuousClock.now
+    /// The rates that the sender keeps to on our behalf.
+    private var rates: [RateLimit] = []
+    /// A lane that was not released cleanly may hold a payload that kills its worker. What was in flight then is at the head
+    /// of the line; the first rows go one at a time, each presumed lethal until it has an outcome. Only a few: a receiver
+    /// that hangs would hold up all the others, and a killer further back meets the same treatment at the next claim,
+    /// nearer to the head.
+    private var suspects: Int
+    /// How many requests a failing endpoint gets at a time: one to see whether it answers, and twice as many after every
+    /// round that went well. Nil when it is not failing.
+    private var ramp: Int?
+    /// What was tried before then is due; far in the future until the first probe was answered.
+    private var recoveredAt: Timestamp?
+
+    private static let mostSuspects = 10
+    /// How often a payload may take its worker along before it is parked.
+    private static let mostCrashes = 3
+    /// After so long the cursor goes back to the floor, for rows that were committed behind it.
+    private static let longestSweep = Duration.seconds(1)
+
+    init(_ lane: ClaimedLane, under lease: Lease, parts: EngineParts, stop: Wakeup) {
+        self.lane = lane
+        self.lease = lease
+        self.parts = parts
+        self.stop = stop
+        floor = lane.floor
+        cursor = .start(lane.floor)
+        suspects = lane.claims > 1 ? Self.mostSuspects : 0
+        ramp = lane.isFailing ? 1 : nil
+        recoveredAt = lane.isFailing ? lane.recoveredAt ?? .distantFuture : lane.recoveredAt
+    }
+
+    private var endpoint: Endpoint? { parts.directory.current.byID[lane.endpoint] }
+
+    private var isWorkable: Bool {
+        !stop.isStopped && !Task.isCancelled && !parts.sender.isStopping
+            && parts.sender.mayStart(lane.endpoint, under: lease)
+    }
+
+    mutating func run() async throws {
+        // Closed here and open in the database, for the moment that the two clocks or snapshots differ: without a pause it
+        // would be claimed and released at full speed.
+        if !isWorkable { try await Task.sleep(for: .milliseconds(100)) }
+        while isWorkable {
+            // Found failing by others, or by ourselves a moment ago: the next owner begins with a probe.
+            if ramp == nil, endpoint?.settings.opens ?? 0 > 0 { return }
+            guard parts.recorder.hasRoom, parts.sender.hasRoom(for: lane.endpoint) else {
+                try await Task.sleep(for: .milliseconds(50))
+                continue
+            }
+            try await takeUpRates()
+            switch try await nextPage() {
+            case .nothing: return try await end()
+            case .notYet: continue
+            case .deliveries(let page):
+                let answers = lease.answers
+                try await send(page)
+                guard try await judgeRound(hadAnswers: answers) else { return }
+            }
+        }
+    }
+
+    // MARK: Reading
+
+    private enum Page {
+        case deliveries([WaitingDelivery])
+        /// Try again: the rates allow nothing now, or the cursor is at its beginning again.
+        case notYet
+        /// Everything is through.
+        case nothing
+    }
+
+    private mutating func nextPage() async throws -> Page {
+        if .now - beganAt > Self.longestSweep { try await beginAgain() }
+        var page = try await parts.pool.run { [lane, cursor, recoveredAt] in
+            try $0.lanePage(of: lane.endpoint, after: cursor, recoveredAt: recoveredAt)
+        }
+        if page.isEmpty {
+            // Rows may have been added behind the cursor: look again from the start, once nothing is in flight.
+            await lease.wait(untilUnresolvedAtMost: 0)
+            if cursor == .start(floor) { return .nothing }
+            try await beginAgain()
+            return .notYet
+        }
+        if let ramp {
+            page = Array(page.prefix(ramp))
+            await lease.wait(untilUnresolvedAtMost: 0)
+        }
+        if !rates.isEmpty {
+            // Nothing is taken into memory that cannot go out soon: an operator may still cancel it.
+            page = Array(page.prefix(parts.sender.startable(lane.endpoint, within: .seconds(2))))
+            if page.isEmpty {
+                try await Task.sleep(for: .milliseconds(200))
+                return .notYet
+            }
+        }
+        if let last = page.last { cursor = LaneCursor(dueAt: last.dueAt, event: last.eventID) }
+        return .deliveries(page)
+    }
+
+    /// Back to the first row, with nothing in flight, so that none is sent twice.
+    private mutating func beginAgain() async throws {
+        await lease.wait(untilUnresolvedAtMost: 0)
+        beganAt = .now
+        // While it recovers, what is due later counts, too.
+        if recoveredAt == nil, ramp == nil,
+            let raised = try await parts.pool.run({ [lane] in try $0.raiseFloor(lane.endpoint, lease: lane.lease) })
+        {
+            floor = raised
+        }
+        cursor = .start(floor)
+    }
+
+    /// Goes on where the last owner of the lane stopped: the attempt log says what it sent. What it sent and did not live to
+    /// record is not in there; its lease has ended since, and with it the short windows.
+    private mutating func takeUpRates() async throws {
+        let wanted = endpoint?.rates(at: parts.clock.now) ?? []
+        if wanted == rates { return }
+        // What is under way is in the log then.
+        await lease.wait(untilUnresolvedAtMost: 0)
+        rates = wanted
+        if wanted.isEmpty { return parts.sender.unlimit(lane.endpoint, for: lease.holder) }
+        let memory = RateLimiter.memory(of: wanted)
+        let ages = try await parts.pool.run { [lane] in
+            try $0.recentStarts(of: lane.endpoint, atMost: memory.count, within: memory.period)
+        }
+        let now = ContinuousClock.now
+        // The log's times are the last owner's idea of the database's clock, which may lag by as long as a claim took.
+        let starts = ages.reversed().map { now - max(.zero, $0 - .milliseconds(100)) }
+        parts.sender.limit(
+            lane.endpoint, for: lease.holder, with: RateLimiter(wanted, starts: starts, now: now))
+    }
+
+    // MARK: Sending
+
+    private mutating func send(_ page: [WaitingDelivery]) async throws {
+        var sends: [Send] = []
+        for delivery in page where isWorkable {
+            if let reason = endOfTheLine(delivery) {
+                bury(delivery, reason)
+            } else if suspects > 0 || delivery.crashes > 0 {
+                suspects = max(0, suspects - 1)
+                // It goes alone: what was collected before it must be through first.
+                enqueue(sends)
+                sends = []
+                try await sendAlone(delivery)
+            } else if let event = delivery.event {
+                sends.append(send(event, delivery, crashesBefore: nil))
+            }
+        }
+        enqueue(sends)
+    }
+
+    private func endOfTheLine(_ delivery: WaitingDelivery) -> DeadReason? {
+        if delivery.event == nil { return .eventMissing }
+        return delivery.crashes >= Self.mostCrashes ? .workerCrashed : nil
+    }
+
+    /// Sends one delivery while nothing else of the lane is in flight, with the crash written down beforehand.
+    private func sendAlone(_ delivery: WaitingDelivery) async throws {
+        guard let event = delivery.event else { return }
+        await lease.wait(untilUnresolvedAtMost: 0)
+        let pair = Pair(event: delivery.eventID, endpoint: lane.endpoint)
+        let schedule = endpoint?.retrySchedule ?? []
+        let delay = RetryPolicy.delay(schedule, after: delivery.attempts + 1, jitter: 0.5) ?? parts.configuration.lease
+        let isOurs = try await parts.pool.run { [lane] in
+            try $0.presumeCrash(pair, lane: lane.lease, dueIn: delay)
+        }
+        // False also when an operator cancelled the delivery meanwhile.
+        guard isOurs else { return }
+        enqueue([send(event, delivery, crashesBefore: delivery.crashes)])
+        await lease.wait(untilUnresolvedAtMost: 0)
+    }
+
+    private func send(_ event: Event, _ delivery: WaitingDelivery, crashesBefore: Int?) -> Send {
+        Send(
+            event: event, endpoint: lane.endpoint, number: delivery.attempts + 1, trigger: delivery.trigger,
+            lease: lease, startBy: nil, crashesBefore: crashesBefore, isOrdered: delivery.isOrdered)
+    }
+
+    private func bury(_ delivery: WaitingDelivery, _ reason: DeadReason) {
+        let error =
+            reason == .workerCrashed
+            ? "its worker died in each of the last \(delivery.crashes) sends" : "the event's row is gone"
+        var outcome = Outcome(
+            pair: Pair(event: delivery.eventID, endpoint: lane.endpoint), eventAt: delivery.eventAt,
+            holder: lease.holder, mayBeShared: lease.mayBeShared, attempt: nil, attempts: delivery.attempts,
+            resolution: .dead(reason), note: (reason.rawValue, error))
+        outcome.isOrdered = delivery.isOrdered
+        lease.add(1)
+        parts.recorder.submit([Recorder.Report(outcome: outcome, lease: lease)])
+    }
+
+    private func enqueue(_ sends: [Send]) {
+        lease.add(sends.count)
+        parts.sender.enqueue(sends)
+    }
+
+    // MARK: Recovery
+
+    /// Waits for what was sent, as far as the next page needs it; false when somebody else has to go on.
+    private mutating func judgeRound(hadAnswers answers: Int) async throws -> Bool {
+        if recoveredAt == nil, rates.isEmpty {
+            await lease.wait(untilUnresolvedAtMost: 100)
+            return true
+        }
+        await lease.wait(untilUnresolvedAtMost: 0)
+        // A failure has closed it again by now.
+        guard isWorkable else { return false }
+        guard let size = ramp else { return true }
+        // Only what the receiver said itself counts: a request that could not be made is no sign of life.
+        guard lease.answers > answers else {
+            try await Task.sleep(for: .milliseconds(500))
+            return true
+        }
+        if recoveredAt == .distantFuture {
+            recoveredAt = try await parts.pool.run { [lane] in
+                try $0.beginRecovery(lane.endpoint, lease: lane.lease)
+            }
+            if recoveredAt == nil { return false }
+        }
+        ramp = size * 2
+        guard size * 2 > endpoint?.maxInFlight ?? 1 else { return true }
+        ramp = nil
+        return try await closeBreaker()
+    }
+
+    private func closeBreaker() async throws -> Bool {
+        try await parts.pool.run { [lane] in try $0.closeBreaker(lane.endpoint, lease: lane.lease) }
+    }
+
+    /// Everything is through: with nothing left to try, a recovery is over, and so is what was set for the time after a pause.
+    private func end() async throws {
+        if let recoveredAt, recoveredAt != .distantFuture {
+            if ramp != nil { _ = try await closeBreaker() }
+            try await parts.pool.run { [lane] in try $0.endRecovery(lane.endpoint, lease: lane.lease) }
+        }
+        if endpoint?.settings.drainRate != nil {
+            try await parts.pool.run { [lane] in try $0.endDrain(lane.endpoint, lease: lane.lease) }
+        }
+    }
+}

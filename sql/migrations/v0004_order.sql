@@ -1,0 +1,104 @@
+-- Order. The events of an ordering key stand in line in the lane of an endpoint that keeps order, at the place
+-- (sweep, event_id). Only one of a key may be due, and it is the first; the others have no due time until somebody takes
+-- the first one out and lets the next one go. Everything here is done with the lane locked.
+
+CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery (endpoint_id, ordering_key)
+    WHERE ordering_key IS NOT NULL AND due_at < 'infinity';
+
+-- True when a dead letter of the key blocks the ones behind it.
+CREATE FUNCTION outbox.is_blocked(endpoint_id uuid, ordering_key text) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM outbox.dead_letter x JOIN outbox.endpoint n ON n.id = x.endpoint_id
+                    WHERE x.endpoint_id = is_blocked.endpoint_id AND x.ordering_key = is_blocked.ordering_key
+                      AND x.reason <> 'cancelled' AND n.on_dead = 'block')
+$$;
+
+-- Puts the events of new batches into the lanes of the endpoints that keep order, behind what stands there, and names
+-- these endpoints in the batches, so that nobody else sends them. It is done here, in the one place that sees the events
+-- in order: two workers that dispatch two batches would put them in line as it happens.
+--
+-- `is_whole` says that the batches are all of their sweep. Otherwise nothing of it is due before the sweep's end
+-- (`release_sweep`): a sweep goes by transaction, and of two transactions the later one may have published first.
+CREATE FUNCTION outbox.route_ordered(batches bigint[], sweep bigint, is_whole boolean) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    keepers uuid[] := ARRAY(SELECT n.id FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL AND n.disabled_at IS NULL);
+BEGIN
+    IF keepers = '{}' THEN RETURN; END IF;
+    PERFORM FROM outbox.lane l WHERE l.endpoint_id = ANY (keepers) ORDER BY l.endpoint_id FOR UPDATE;
+    -- Whoever changes whether an endpoint keeps order locks its lane: now it stays as it is.
+    keepers := ARRAY(SELECT n.id FROM outbox.endpoint n
+                      WHERE n.id = ANY (keepers) AND n.ordered AND n.deleted_at IS NULL AND n.disabled_at IS NULL);
+    UPDATE outbox.batch b SET ordered = keepers WHERE b.id = ANY (batches);
+    WITH line AS (
+        SELECT e.id AS event_id, n.id AS endpoint_id, e.created_at, e.deliver_at, nullif(e.ordering_key, '') AS ordering_key,
+               row_number() OVER (PARTITION BY n.id, e.ordering_key ORDER BY e.id) AS place
+          FROM outbox.batch b
+         CROSS JOIN LATERAL unnest(b.ids) AS range
+         CROSS JOIN LATERAL (
+               SELECT * FROM outbox.event e WHERE e.id >= lower(range) AND e.id < upper(range)
+                  AND e.created_at >= b.first_at AND e.created_at <= b.last_at) e
+         CROSS JOIN outbox.endpoint n
+         WHERE b.id = ANY (batches) AND n.id = ANY (keepers) AND n.customer_id IN ('*', e.customer_id)
+           AND n.event_type IN ('*', e.type) AND n.change_type IN ('*', e.change_type)),
+    routed AS (
+        INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, ordering_key, sweep)
+        SELECT l.event_id, l.endpoint_id, l.created_at,
+               CASE WHEN l.ordering_key IS NULL
+                      OR is_whole AND l.place = 1 AND NOT outbox.is_blocked(l.endpoint_id, l.ordering_key)
+                         AND NOT EXISTS (SELECT FROM outbox.delivery d
+                                          WHERE d.endpoint_id = l.endpoint_id AND d.ordering_key = l.ordering_key)
+                    THEN greatest(clock_timestamp(), l.deliver_at) ELSE 'infinity' END,
+               'first', l.ordering_key, CASE WHEN l.ordering_key IS NULL THEN 0 ELSE route_ordered.sweep END
+          FROM line l
+        ON CONFLICT DO NOTHING RETURNING endpoint_id, due_at)
+    UPDATE outbox.lane l SET due_at = r.due_at
+      FROM (SELECT endpoint_id, min(due_at) AS due_at FROM routed GROUP BY endpoint_id) r
+     WHERE l.endpoint_id = r.endpoint_id AND l.due_at > r.due_at;
+END $$;
+
+-- Of each of these keys whose line stands still, lets the first delivery go, unless a dead letter blocks it or its sweep
+-- is not at its end. `after_loss`: a request of the key may still be under way that nobody waits for, so it goes only when
+-- that one has timed out. The caller has locked the lanes.
+CREATE FUNCTION outbox.advance(endpoints uuid[], keys text[], after_loss boolean) RETURNS void
+LANGUAGE sql AS $$
+    WITH head AS (
+        SELECT h.event_id, h.endpoint_id,
+               greatest(clock_timestamp() + CASE WHEN after_loss THEN n.timeout + interval '1 s' ELSE '0' END,
+                        (SELECT e.deliver_at FROM outbox.event e WHERE e.id = h.event_id AND e.created_at = h.event_at)) AS due_at
+          FROM (SELECT DISTINCT * FROM unnest(endpoints, keys) AS u(endpoint_id, ordering_key)) k
+          JOIN outbox.endpoint n ON n.id = k.endpoint_id
+         CROSS JOIN LATERAL (
+               SELECT * FROM outbox.delivery d WHERE d.endpoint_id = k.endpoint_id AND d.ordering_key = k.ordering_key
+                ORDER BY d.sweep, d.event_id LIMIT 1) h
+         WHERE NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = k.endpoint_id AND d.ordering_key = k.ordering_key
+                                                           AND d.due_at < 'infinity')
+           AND NOT outbox.is_blocked(k.endpoint_id, k.ordering_key)
+           AND h.sweep IS DISTINCT FROM (SELECT CASE WHEN c.target IS NOT NULL THEN c.sweep END FROM outbox.cut c ORDER BY c.id DESC LIMIT 1)),
+    moved AS (
+        UPDATE outbox.delivery d SET due_at = h.due_at FROM head h
+         WHERE d.event_id = h.event_id AND d.endpoint_id = h.endpoint_id RETURNING d.endpoint_id, d.due_at)
+    UPDATE outbox.lane l SET due_at = m.due_at
+      FROM (SELECT endpoint_id, min(due_at) AS due_at FROM moved GROUP BY endpoint_id) m
+     WHERE l.endpoint_id = m.endpoint_id AND l.due_at > m.due_at
+$$;
+
+-- At the end of a sweep that took several cuts: lets the first of each of its keys go, at most so many; returns how many.
+CREATE FUNCTION outbox.release_sweep(sweep bigint, most int) RETURNS int
+LANGUAGE plpgsql AS $$
+DECLARE
+    keepers   uuid[] := ARRAY(SELECT n.id FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL);
+    endpoints uuid[];
+    keys      text[];
+BEGIN
+    PERFORM FROM outbox.lane l WHERE l.endpoint_id = ANY (keepers) ORDER BY l.endpoint_id FOR UPDATE;
+    SELECT array_agg(k.endpoint_id), array_agg(k.ordering_key) INTO endpoints, keys FROM (
+        SELECT DISTINCT d.endpoint_id, d.ordering_key FROM outbox.delivery d
+         WHERE d.endpoint_id = ANY (keepers) AND d.ordering_key IS NOT NULL AND d.sweep = release_sweep.sweep
+           AND NOT EXISTS (SELECT FROM outbox.delivery o WHERE o.endpoint_id = d.endpoint_id AND o.ordering_key = d.ordering_key
+                                                           AND o.due_at < 'infinity')
+           AND NOT outbox.is_blocked(d.endpoint_id, d.ordering_key)
+         LIMIT most) k;
+    PERFORM outbox.advance(endpoints, keys, false);
+    RETURN coalesce(cardinality(keys), 0);
+END $$;
