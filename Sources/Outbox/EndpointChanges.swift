@@ -175,7 +175,9 @@ extension Connection {
                                                                         WHERE e.id = d.event_id AND e.created_at = d.event_at)) END
                  WHERE d.endpoint_id = \(id) AND d.ordering_key IS NOT NULL
                 """, within: .seconds(600))
-            try query("UPDATE outbox.dead_letter SET ordering_key = NULL WHERE endpoint_id = \(id) AND ordering_key IS NOT NULL")
+            try query(
+                "UPDATE outbox.dead_letter SET ordering_key = NULL WHERE endpoint_id = \(id) AND ordering_key IS NOT NULL"
+            )
         } else if change.onDead == .skip {
             let blocked = try query(
                 """

@@ -18,6 +18,7 @@ extension Connection {
 
     /// True when a worker may have a request to the endpoint under way.
     mutating func isWorkedOn(_ endpoint: EndpointID) throws -> Bool {
-        try query("SELECT FROM outbox.lane WHERE endpoint_id = \(endpoint) AND lease_until > clock_timestamp()").count == 1
+        try query("SELECT FROM outbox.lane WHERE endpoint_id = \(endpoint) AND lease_until > clock_timestamp()").count
+            == 1
     }
 }

@@ -86,7 +86,8 @@ final class Sender: Service {
 
     private func mayStart(_ endpoint: Endpoint, isFromBatch: Bool, at now: Timestamp, under held: Lease) -> Bool {
         // What was dispatched before its endpoint got a limit, or began to fail, goes through the lane.
-        guard isFromBatch ? endpoint.isOpen(at: now) && !endpoint.isConstrained(at: now) : endpoint.isOpenToLane(at: now)
+        guard
+            isFromBatch ? endpoint.isOpen(at: now) && !endpoint.isConstrained(at: now) : endpoint.isOpenToLane(at: now)
         else { return false }
         return held.isTrusted(for: min(endpoint.timeout + Self.margin, lease / 3))
     }

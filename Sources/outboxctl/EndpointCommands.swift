@@ -146,7 +146,8 @@ struct EndpointCommand: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "End a pause; what waits goes out.")
         @OptionGroup var options: GlobalOptions
         @Argument(help: "Name or id.") var endpoint: String
-        @Option(name: .long, help: "How fast what waits goes out, as in 50/s; new events follow behind it.") var rate: String?
+        @Option(name: .long, help: "How fast what waits goes out, as in 50/s; new events follow behind it.") var rate:
+            String?
 
         func run() async throws {
             let rate = try rate.map { try RateLimit($0) }

@@ -86,9 +86,11 @@ struct EndpointOptions: ParsableArguments {
             valueName: "60/30s or '1/s burst 3'"))
     var rate: [String] = []
     @Flag(
-        name: .long, inversion: .prefixedNo, help: "Keep the order of events with the same ordering key, one at a time.")
+        name: .long, inversion: .prefixedNo, help: "Keep the order of events with the same ordering key, one at a time."
+    )
     var ordered: Bool?
-    @Option(name: .long, help: "When an ordered delivery becomes a dead letter, its key waits (block) or goes on (skip).")
+    @Option(
+        name: .long, help: "When an ordered delivery becomes a dead letter, its key waits (block) or goes on (skip).")
     var onDead: EndpointChange.OnDead?
 
     func change() throws -> EndpointChange {

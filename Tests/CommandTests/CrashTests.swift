@@ -76,6 +76,42 @@ import Testing
         ledger.receiver.stop()
     }
 
+    @Test func `order holds while workers are killed, and nothing is lost`() async throws {
+        let database = try await TestCluster.database()
+        let lines = Lines()
+        let ledger = try Ledger { request, _ in
+            lines.take(request) { key, _, before in
+                Receiver.Answer((key.hashValue &+ before).isMultiple(of: 11) ? 500 : 200)
+            }
+        }
+        try await database.endpoint("e", url: ledger.url, retries: Array(repeating: .milliseconds(20), count: 30)) {
+            $0.isOrdered = true
+            $0.format = .raw
+        }
+        let key = try Daemon.keyFile()
+        let (keys, rounds) = (30, 40)
+        var workers = [try await Daemon.start(database.connectionString, keyFile: key)]
+        async let published: Void = database.publishLines(keys: keys, rounds: rounds)
+        for target in [100, 400, 700] {
+            // The lane's owner is one of the two; the other takes over when it was that one.
+            workers.append(try await Daemon.start(database.connectionString, keyFile: key))
+            #expect(await eventually { lines.delivered >= target })
+            let victim = workers.removeFirst()
+            victim.signal(SIGKILL)
+            #expect(await victim.wait() == .signal(SIGKILL))
+        }
+        try await published
+        #expect(await eventually { lines.delivered == keys * rounds })
+        #expect(try await eventually { try await database.isDrained() })
+        for worker in workers {
+            worker.signal(SIGTERM)
+            #expect(await worker.wait() == .exit(0))
+        }
+        #expect(lines.wrong == [])
+        _ = try await check((1...Int64(keys * rounds)).map { $0 }, ledger, database)
+        ledger.receiver.stop()
+    }
+
     @Test func `a stopped worker that wakes after its lease writes no state, and its attempts are kept`() async throws {
         let database = try await TestCluster.database()
         // What the first worker gets is a failure; whoever takes over is answered 200.

@@ -87,7 +87,9 @@ import Testing
                 try $0.claimLanes(lease: lane, worker: "w", for: .seconds(60), excluding: [])
             }
             #expect(lanes.lanes.count == 1)
-            let page = try await pool.run { try $0.lanePage(of: endpoint, after: .start(.distantPast), recoveredAt: nil) }
+            let page = try await pool.run {
+                try $0.lanePage(of: endpoint, after: .start(.distantPast), recoveredAt: nil)
+            }
             #expect(page.count == 200)
             try await pool.execute("UPDATE outbox.lane SET lease_until = '-infinity'")
         }

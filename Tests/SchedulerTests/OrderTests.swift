@@ -142,13 +142,16 @@ import Testing
         ledger.receiver.stop()
     }
 
-    @Test func `changing from block to skip lets blocked keys go, and giving order up lets everything go`() async throws {
+    @Test func `changing from block to skip lets blocked keys go, and giving order up lets everything go`() async throws
+    {
         let database = try await TestCluster.database()
         let ledger = try Ledger { request, _ in
             Receiver.Answer(String(decoding: request.body, as: UTF8.self).contains("bad") ? 500 : 200)
         }
-        let endpoint = try await database.endpoint("e", url: ledger.url, retries: [.seconds(600)]) { $0.isOrdered = true }
-            .id
+        let endpoint = try await database.endpoint("e", url: ledger.url, retries: [.seconds(600)]) {
+            $0.isOrdered = true
+        }
+        .id
         func change(_ body: (inout EndpointChange) -> Void) async throws {
             var change = EndpointChange()
             body(&change)
@@ -215,7 +218,9 @@ import Testing
         ledger.receiver.stop()
     }
 
-    @Test func `a sweep of several cuts lets nothing go before its end, and keeps the order of publishing`() async throws {
+    @Test func `a sweep of several cuts lets nothing go before its end, and keeps the order of publishing`()
+        async throws
+    {
         let database = try await TestCluster.database()
         try await database.endpoint("e", url: "https://example.com/") { $0.isOrdered = true }
         // The first transaction to begin publishes last, as one does that waits for a row lock.
@@ -234,7 +239,8 @@ import Testing
             #expect(try await database.pool.run { try $0.cut(batchSize: 1, budget: 1) } == .events(1))
             #expect(try await due() == [])
             // A line that moves meanwhile does not let them go either.
-            try await database.script("SELECT outbox.advance(array_agg(endpoint_id), array_agg(ordering_key), false) FROM outbox.delivery")
+            try await database.script(
+                "SELECT outbox.advance(array_agg(endpoint_id), array_agg(ordering_key), false) FROM outbox.delivery")
             #expect(try await due() == [])
             try await healthy(database)
         }
@@ -252,7 +258,8 @@ import Testing
             $0.timeout = .seconds(60)
         }.id
         try await database.script(
-            "SELECT outbox.publish('t', '1', ordering_key => 'a'); SELECT outbox.publish('t', '2', ordering_key => 'a')")
+            "SELECT outbox.publish('t', '1', ordering_key => 'a'); SELECT outbox.publish('t', '2', ordering_key => 'a')"
+        )
         _ = try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) }
         let lease = LeaseID.random()
         let page = try await database.pool.run { connection in
@@ -291,7 +298,8 @@ import Testing
         }
         try await TestWorker.run(database) {
             try await database.script(
-                "SELECT outbox.publish('t', '\"slow\"'); SELECT outbox.publish('t', '2'), outbox.publish('t', '3', ordering_key => '')")
+                "SELECT outbox.publish('t', '\"slow\"'); SELECT outbox.publish('t', '2'), outbox.publish('t', '3', ordering_key => '')"
+            )
             let areThrough = try await eventually { try await database.deliveries("delivered") == 2 }
             #expect(areThrough)
             isHeld.isSet = false
