@@ -99,7 +99,7 @@ extension Connection {
                 """)
             guard dropped.count == 1 else {
                 _ = try connection.deadLetter(pair)
-                throw OperationRefusal(.conflict, "the dead letter was dropped already")
+                throw OperationRefusal(.conflict, "the dead letter changed at this moment", hint: "Try again")
             }
             try connection.advance(dropped, afterLoss: false)
             try connection.audit("dead.drop", object: "delivery/\(pair.event):\(pair.endpoint)", reason: reason)

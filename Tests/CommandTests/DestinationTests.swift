@@ -7,30 +7,6 @@ import Testing
 
 /// Destinations as an operator handles them with the real binary.
 @Suite struct DestinationTests {
-    private struct Setting {
-        let database: TestDatabase
-        let environment: [String: String]
-
-        init(_ more: [String: String] = ["OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8"]) async throws {
-            database = try await TestCluster.database()
-            environment = [
-                "DATABASE_URL": database.connectionString, "OUTBOX_SECRET_KEY_FILE": try Daemon.keyFile(),
-            ].merging(more) { $1 }
-        }
-
-        func run(_ arguments: String..., input: String = "") async throws -> (
-            end: ChildProcess.End, output: String, errors: String
-        ) {
-            try await ChildProcess.run(arguments, environment: environment, input: input)
-        }
-    }
-
-    private func file(_ text: String) throws -> String {
-        let path = FileManager.default.temporaryDirectory.path + "/outbox-file-\(UUID().uuidString)"
-        try text.write(toFile: path, atomically: true, encoding: .utf8)
-        return path
-    }
-
     private static let isRoot = getuid() == 0
 
     @Test(.enabled(if: isRoot, "network namespaces need root"))
@@ -166,10 +142,10 @@ import Testing
     {
         let setting = try await Setting()
         let servers = try await TLSServers()
-        let certificate = ["--client-cert-file", try file(servers.pem("client"))]
+        let certificate = ["--client-cert-file", try temporaryFile(servers.pem("client"))]
         let files =
-            ["--ca-file", try file(servers.pem("ca"))] + certificate
-            + ["--client-key-file", try file(servers.pem("client", key: true))]
+            ["--ca-file", try temporaryFile(servers.pem("ca"))] + certificate
+            + ["--client-key-file", try temporaryFile(servers.pem("client", key: true))]
         let made = try await ChildProcess.run(
             ["endpoint", "create", "mutual", "--url", servers.url("client_required")] + files,
             environment: setting.environment)
@@ -211,7 +187,7 @@ import Testing
             }
         }
         defer { ledger.receiver.stop() }
-        let secret = try file("canary-secret")
+        let secret = try temporaryFile("canary-secret")
         let url = ledger.url + "/hook?token=canary-query"
         let common = ["--retry-schedule", "10ms,10ms,10ms,10ms", "--secret-header", "X-Key: @" + secret]
         var said = ""
@@ -304,7 +280,7 @@ import Testing
         var environment = setting.environment
         environment["DATABASE_URL"] = setting.database.connectionString + " user=trial_operator"
         for arguments in [
-            ["endpoint", "create", "e", "--url", ledger.url, "--secret-header", "X: @\(try file("s"))"],
+            ["endpoint", "create", "e", "--url", ledger.url, "--secret-header", "X: @\(try temporaryFile("s"))"],
             ["endpoint", "update", "e", "--description", "mine"], ["endpoint", "test", "e"],
             ["endpoint", "evaluate", "e"],
             ["endpoint", "secret", "rotate", "e"], ["endpoint", "secret", "show", "e"],
@@ -326,7 +302,7 @@ import Testing
 
     @Test func `sign and verify agree, and a changed body is not verified`() async throws {
         let setting = try await Setting()
-        let secret = try file("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n")
+        let secret = try temporaryFile("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n")
         let signed = try await setting.run(
             "sign", "--secret-file", secret, "--id", "msg_p5jXN8AQM9LWM0D4loKWxJek", "--timestamp", "1614265330",
             input: #"{"test": 2432232314}"#)
@@ -370,7 +346,7 @@ import Testing
             "template", "render", "--template", #"{"u":"%username%","n":%after.n%}"#, "--data", #"{"n":1.0}"#,
             "--context", #"{"username":"tom"}"#)
         #expect(rendered.output == #"{"u":"tom","n":1.0}"# + "\n")
-        let large = try file(#"{"text":"\#(String(repeating: "x", count: 29_000))"}"#)
+        let large = try temporaryFile(#"{"text":"\#(String(repeating: "x", count: 29_000))"}"#)
         let refused = try await setting.run("template", "lint", "--preset", "teams-workflow", "--data", "@" + large)
         #expect(refused.end == .exit(64) && refused.errors.contains("28000"), "\(refused.errors)")
     }
