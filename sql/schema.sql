@@ -52,6 +52,8 @@ column batch.ids int8multirange not null
 column batch.size integer not null
 column batch.first_at timestamp with time zone not null
 column batch.last_at timestamp with time zone not null
+column batch.customer_id text
+column batch.turn bigint not null default 0
 column batch.ordered uuid[] not null default '{}'::uuid[]
 column batch.claims integer not null default 0
 column batch.lease_id uuid
@@ -64,6 +66,9 @@ column cut.at_tx xid8
 column cut.at_id bigint
 column cut.late xid8[]
 column cut.sweep bigint
+column cut.fresh pg_snapshot
+column cut.turn bigint not null default 0
+column cut.last_turn bigint not null default 0
 column dead_letter.event_id bigint not null
 column dead_letter.endpoint_id uuid not null
 column dead_letter.event_at timestamp with time zone not null
@@ -314,7 +319,10 @@ CREATE INDEX attempt_endpoint_id_started_at_idx ON ONLY outbox.attempt USING btr
 CREATE INDEX attempt_event_id_idx ON ONLY outbox.attempt USING btree (event_id)
 CREATE INDEX audit_object_at_idx ON outbox.audit USING btree (object, at)
 CREATE UNIQUE INDEX audit_pkey ON outbox.audit USING btree (id)
+CREATE INDEX batch_customer_id_turn_idx ON outbox.batch USING btree (customer_id, turn) WHERE ((claims = 0) AND (customer_id IS NOT NULL))
+CREATE INDEX batch_id_idx ON outbox.batch USING btree (id) WHERE (claims > 0)
 CREATE UNIQUE INDEX batch_pkey ON outbox.batch USING btree (id)
+CREATE INDEX batch_turn_id_idx ON outbox.batch USING btree (turn, id) WHERE (claims = 0)
 CREATE UNIQUE INDEX cut_pkey ON outbox.cut USING btree (id)
 CREATE INDEX dead_letter_endpoint_id_dead_at_idx ON outbox.dead_letter USING btree (endpoint_id, dead_at)
 CREATE INDEX dead_letter_endpoint_id_ordering_key_idx ON outbox.dead_letter USING btree (endpoint_id, ordering_key) WHERE ((ordering_key IS NOT NULL) AND (reason <> 'cancelled'::text))
@@ -343,27 +351,29 @@ CREATE INDEX stat_minute_idx ON outbox.stat USING btree (minute)
 CREATE UNIQUE INDEX token_hash_key ON outbox.token USING btree (hash)
 CREATE UNIQUE INDEX token_pkey ON outbox.token USING btree (id)
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
-function advance(uuid[],text[],boolean) returns void 8ac453ed88044df0bad23c0795ba74a2
+function advance(uuid[],text[],boolean) returns void d287b92923f842da4f6ebd2056a6f4dd
 function begin_operation(uuid,text) returns uuid fd103b3a64594dea259c62b04ac169e6
 function cluster_identifier() returns bigint 1ebfe2c75db01fd8795b81c4f2b923d3
 function current_identity() returns text aaf02ef950f9c6400092af3493f30785
 function current_transaction_id() returns uuid 2942e247fddc5b578b876d8f4a7f224a
-function cut(integer,integer) returns integer 216ba5f7aefadfa663e25e6c0506456e
+function cut(integer,integer) returns integer 366ecde7d5da8f40ebf57576d55e3fb2
 function drop_expired_partition() returns text security definer 0e32d8946608c019ab9bd728a8cca12d
 function emit() returns trigger security definer f0ac42c2fec5054101c5fd676d090002
 function endpoint_changed() returns trigger security definer e5c728ffd00d66086617e58ebfaa2fae
 function is_blocked(uuid,text) returns boolean security definer 16ee8cb42a46d880d1cda90e1651d9be
+function is_cut(cut,xid8,bigint) returns boolean 51cb90d5c618e104ee83e5f79c9c3633
 function is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean ecccadc8bf80d0adb161635e5afdf985
-function is_restored(cut) returns boolean 61cf21761483f239f9fbc53f0cc8e947
+function is_restored(cut) returns boolean 16d8131c57965171cea191c53c55c9f0
+function make_batches(pg_snapshot,pg_snapshot,xid8,bigint,xid8[],integer,integer,boolean,bigint,boolean) returns record ff8a1f1c77f1205cf2420377ae3854d6
 function make_partitions() returns integer security definer 7d8d7c179ae46586fd382495ce7f9408
 function masked_headers(jsonb) returns jsonb a50c6d44ed414338a86238cbadea24c9
 function masked_url(text) returns text 60d51c0c7323dbc43c537acfdd2521d8
 function partition_bounds(timestamp with time zone) returns record 17ac21df5470acd9440a253201df343f
 function publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 65b8e057d7674359e8253da7152441c2
-function rebase(integer) returns record security definer 5412f950af65fc36eda54d3e1672f1e7
+function rebase(integer) returns record security definer a43d3a595c866bc8b20f190ba92c35cc
 function record_trial(uuid,bigint,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer f51f6e5c7a7ef17c5635525d19755240
 function refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
-function release_sweep(bigint,integer) returns integer 158ad3ca58fc2c4dc8f7ff4b81ecdfde
+function release_sweep(bigint,integer) returns integer ef08769ce3f9cd74c695f7dffa512c12
 function require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
 function route_ordered(bigint[],bigint,boolean) returns void aebb893b58ed1feac6fca6f59181fe0b
 function set_body_limit(bigint) returns void security definer 9d5c432859159116feed4a3a5ef60ded
@@ -372,12 +382,12 @@ function transaction_uuid(timestamp with time zone,xid8) returns uuid 78e6bdc81a
 function wake_worker() returns trigger e0c58bcdffdca2677cb288b2799526ef
 function webhook_id(bigint) returns text security definer 98f8afa6e4a8178b372393f8c571809c
 view attempts abc08b6224bdec80cb4db373815e1514
-view backlog 1b2230d6e77eaf676b833ee2d061a43d
+view backlog 770fc7a2a7cbfc9511ab370e486295cc
 view dead_letters 04c1b60487271f8a3c2328342da79249
 view deliveries accadf14e24d768c0ad79b5a239ec3bb
 view endpoint_health 51850089a0d188b37a35efce3e5b00f7
 view partitions ec6e00fa80f2d7ed7b10d260479cf98f
-view problems c6e1b3c8e2a90b52022c7523de2e3908
+view problems 6aafb859d2a591cdfc576bbbae6324b4
 view transactions 03a7c07ba5a780c28acad0163fcb6f8a
 CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION endpoint_changed()
 CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT WHEN ((NOT pg_try_advisory_xact_lock_shared(7231, 2))) EXECUTE FUNCTION wake_worker()
@@ -477,6 +487,7 @@ grant execute on current_identity to outbox_operator
 grant execute on current_transaction_id to outbox_operator
 grant execute on emit to outbox_operator
 grant execute on is_blocked to outbox_operator
+grant execute on is_cut to outbox_operator
 grant execute on is_restored to outbox_operator
 grant execute on masked_headers to outbox_operator
 grant execute on masked_url to outbox_operator
@@ -498,6 +509,7 @@ grant execute on transaction_uuid to outbox_producer
 grant execute on wake_worker to outbox_producer
 grant execute on cluster_identifier to outbox_reader
 grant execute on is_blocked to outbox_reader
+grant execute on is_cut to outbox_reader
 grant execute on is_restored to outbox_reader
 grant execute on webhook_id to outbox_reader
 grant execute on advance to outbox_worker
@@ -505,8 +517,10 @@ grant execute on cluster_identifier to outbox_worker
 grant execute on cut to outbox_worker
 grant execute on drop_expired_partition to outbox_worker
 grant execute on is_blocked to outbox_worker
+grant execute on is_cut to outbox_worker
 grant execute on is_needed to outbox_worker
 grant execute on is_restored to outbox_worker
+grant execute on make_batches to outbox_worker
 grant execute on make_partitions to outbox_worker
 grant execute on partition_bounds to outbox_worker
 grant execute on release_sweep to outbox_worker

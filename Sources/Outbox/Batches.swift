@@ -20,6 +20,16 @@ package struct ClaimedBatch: Sendable {
     package let events: [Event]
 }
 
+/// No batch that could be claimed lies before it. Without it a claim would begin at the dead rows of finished batches.
+package struct BatchFloor: Sendable {
+    /// The lowest batch that a worker has.
+    let claimed: BatchID
+    /// The lowest turn of those that nobody has.
+    let turn: Int64
+
+    package static let none = BatchFloor(claimed: BatchID(rawValue: 0), turn: 0)
+}
+
 /// One event for one endpoint: a delivery's identity.
 package struct Pair: Hashable, Sendable {
     package let event: EventID
@@ -32,24 +42,30 @@ package struct Pair: Hashable, Sendable {
 }
 
 extension Connection {
-    /// Claims the oldest free batch and reads its events, in one statement and so one short transaction.
+    /// Claims the free batch whose turn it is and reads its events, in one statement and so one short transaction. One that
+    /// lost its worker comes first.
     ///
     /// - Parameters:
     ///   - lease: made by the caller, so that a claim whose answer was lost can be given back (`releaseLeases`).
-    ///   - floor: no batch below it is open; without it the scan would begin at the dead rows of finished batches.
+    ///   - isSmall: only one of the many customers that have few events; for a worker that has enough of the others.
     package mutating func claimBatch(
-        lease: LeaseID, worker: String, for duration: Duration, floor: BatchID
+        lease: LeaseID, worker: String, for duration: Duration, floor: BatchFloor = .none, isSmall: Bool = false
     ) throws -> BatchClaim {
         // Ids go in as a subselect, not as `LIMIT $n`, which makes the planner expect a tenth of the table.
+        let small: SQL = isSmall ? "AND b.customer_id IS NULL" : ""
         let rows = try query(
             """
             WITH claimed AS (
                 UPDATE outbox.batch
                    SET lease_id = \(lease), worker = \(worker), claims = claims + 1,
                        lease_until = clock_timestamp() + \(duration)
-                 WHERE id = (SELECT b.id FROM outbox.batch b
-                              WHERE b.id >= \(floor) AND b.lease_until < clock_timestamp()
-                              ORDER BY b.id LIMIT 1 FOR UPDATE SKIP LOCKED)
+                 WHERE id = coalesce(
+                           (SELECT b.id FROM outbox.batch b
+                             WHERE b.claims > 0 AND b.id >= \(floor.claimed) AND b.lease_until < clock_timestamp()
+                             ORDER BY b.id LIMIT 1 FOR UPDATE SKIP LOCKED),
+                           (SELECT b.id FROM outbox.batch b
+                             WHERE b.claims = 0 AND b.turn >= \(floor.turn) \(small)
+                             ORDER BY b.turn, b.id LIMIT 1 FOR UPDATE SKIP LOCKED))
                 RETURNING id, claims, size, ordered, ids, first_at, last_at)
             SELECT clock_timestamp(), s.endpoint_generation, c.id, c.claims, c.size, c.ordered, \(raw: Event.columns)
               FROM outbox.setting s
@@ -79,12 +95,15 @@ extension Connection {
                 events: events.compactMap { $0 }))
     }
 
-    /// The lowest batch that may still be open; the next one to be made when none is.
-    package mutating func batchFloor() throws -> BatchID {
-        try query("SELECT coalesce((SELECT min(id) FROM outbox.batch), 0)").first { row throws(PostgresError) in
-            try row[0]
-        }
-            ?? BatchID(rawValue: 0)
+    /// Where claims may begin to look from now on. Whatever comes to lie before it meanwhile is found with the next floor.
+    package mutating func batchFloor() throws -> BatchFloor {
+        try query(
+            """
+            SELECT coalesce((SELECT id FROM outbox.batch WHERE claims > 0 ORDER BY id LIMIT 1), 0),
+                   coalesce((SELECT turn FROM outbox.batch WHERE claims = 0 ORDER BY turn, id LIMIT 1),
+                            (SELECT last_turn FROM outbox.cut ORDER BY id DESC LIMIT 1))
+            """
+        ).first { row throws(PostgresError) in BatchFloor(claimed: try row[0], turn: try row[1]) } ?? .none
     }
 
     /// Of these events, the pairs that a former holder of the batch has resolved or moved into a lane.

@@ -94,15 +94,15 @@ extension Connection {
         return try listing(
             """
             WITH event AS (SELECT * FROM outbox.event WHERE id = \(pair.event)),
-            cut AS (SELECT * FROM outbox.cut ORDER BY id DESC LIMIT 1),
+            newest AS (SELECT c AS k FROM outbox.cut c ORDER BY c.id DESC LIMIT 1),
             explanation AS (
                 SELECT 1 AS place, 'on_its_way' AS reason,
                        CASE WHEN b.lease_until > clock_timestamp() THEN format('worker %s has its batch until %s', b.worker, \(time("b.lease_until")))
                             ELSE 'no worker has taken its batch' END AS detail, NULL AS fix
                   FROM outbox.batch b WHERE b.ids @> \(pair.event)
                 UNION ALL
-                SELECT 2, 'not_cut', 'committed, and no worker has seen it yet', NULL FROM event e, cut k
-                 WHERE NOT pg_visible_in_snapshot(e.tx, k.done) AND NOT coalesce((e.tx, e.id) <= (k.at_tx, k.at_id), false)
+                SELECT 2, 'not_cut', 'committed, and no worker has seen it yet', NULL FROM event e, newest
+                 WHERE NOT outbox.is_cut(newest.k, e.tx, e.id)
                 UNION ALL
                 SELECT 3, 'no_match', concat_ws('; ',
                            CASE WHEN n.customer_id NOT IN ('*', e.customer_id) THEN format('its customer is %s, the endpoint''s is %s', e.customer_id, n.customer_id) END,

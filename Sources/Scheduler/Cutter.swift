@@ -31,18 +31,21 @@ final class Cutter: Service {
 
     func run() async {
         var pause = Self.shortest
+        var isAhead = false
         await wakeup.run(complaint: "cannot look for new events; trying again", to: logger) {
             switch try await cut(pool) {
             case .events(let count) where count > 0:
                 claiming.signal()
+                isAhead = false
                 pause = Self.shortest * 2
                 return count >= configuration.cutBudget ? nil : Self.gathering(after: count)
             case .enough:
-                // Some thousand events ahead: time enough.
-                claiming.signal()
+                // Some thousand events ahead: time enough for these, not for what others commit meanwhile.
+                if !isAhead { claiming.signal() }
+                isAhead = true
                 pause = Self.shortest
-                return .milliseconds(20)
-            case .events, .busy: break
+                return Self.betweenLooks
+            case .events, .busy: isAhead = false
             }
             if pause >= Self.sleepy, let listener, try await sleep(listener) {
                 pause = Self.shortest
@@ -58,6 +61,9 @@ final class Cutter: Service {
     /// How long to let events gather after a cut of so many: next to nothing while they are few, and up to 10 ms in a
     /// stream of them, where every cut, claim and record would otherwise be made for a handful.
     private static func gathering(after count: Int) -> Duration { shortest * min(max(1, count / 4), 10) }
+
+    /// How soon the events of others are seen while a backlog is delivered.
+    private static let betweenLooks = Duration.milliseconds(5)
 
     /// Pauses from here on are worth the two statements of falling asleep.
     private static let sleepy = Duration.milliseconds(16)

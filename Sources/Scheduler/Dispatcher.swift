@@ -15,21 +15,23 @@ final class Dispatcher: Service {
     }
 
     func run() async {
-        var floor = BatchID(rawValue: 0)
+        var floor = BatchFloor.none
         var floorReadAt: ContinuousClock.Instant?
         await wakeup.run(complaint: "cannot claim events; trying again", to: parts.logger) {
-            guard parts.sender.hasRoom, parts.recorder.hasRoom else { return .milliseconds(50) }
+            guard parts.sender.hasRoomForSmall, parts.recorder.hasRoom else { return .milliseconds(50) }
+            // With enough of one customer's flood in memory, others' few events still are claimed.
+            let isSmall = !parts.sender.hasRoom
             if floorReadAt.map({ .now - $0 > .seconds(2) }) ?? true {
                 floor = try await parts.pool.run { try $0.batchFloor() }
                 floorReadAt = .now
             }
-            let isMore = try await claim(floor: floor)
-            return isMore ? nil : parts.configuration.pollInterval / 4
+            let isMore = try await claim(floor: floor, isSmall: isSmall)
+            return isMore ? nil : isSmall ? .milliseconds(50) : parts.configuration.pollInterval / 4
         }
     }
 
     /// Claims and dispatches one batch; false when none was free.
-    private func claim(floor: BatchID) async throws -> Bool {
+    private func claim(floor: BatchFloor, isSmall: Bool) async throws -> Bool {
         FailPoint.reach(.claimBefore)
         let leaseID = LeaseID.random()
         // From before the statement: our trust must end before the database's lease does.
@@ -38,7 +40,8 @@ final class Dispatcher: Service {
         do {
             claim = try await parts.pool.run { [configuration = parts.configuration] in
                 try $0.claimBatch(
-                    lease: leaseID, worker: configuration.worker, for: configuration.lease, floor: floor)
+                    lease: leaseID, worker: configuration.worker, for: configuration.lease, floor: floor,
+                    isSmall: isSmall)
             }
         } catch let error as PostgresError where error.isOutcomeUnknown {
             // Whatever the lost answer said: give it back, so that nobody has to wait for the lease to end.

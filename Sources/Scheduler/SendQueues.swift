@@ -101,6 +101,11 @@ struct SendQueues {
     /// False while enough waits to be started: claim nothing more.
     var hasRoom: Bool { pendingFromBatches.count < Self.mostPending && pendingFromBatches.bytes < mostBytes }
 
+    /// As much again for batches of customers with few events.
+    var hasRoomForSmall: Bool {
+        pendingFromBatches.count < Self.mostPending * 2 && pendingFromBatches.bytes < mostBytes
+    }
+
     /// False while the events that wait for an endpoint take too much memory: read no more of its lane.
     func hasRoom(for endpoint: EndpointID) -> Bool {
         (queues[endpoint]?.pending.bytes ?? 0) < mostBytesPerEndpoint

@@ -55,6 +55,9 @@ final class Sender: Service {
     /// False while enough waits to be started: claim nothing more.
     var hasRoom: Bool { state.withLock { $0.queues.hasRoom && !$0.isStopping } }
 
+    /// False while even what is small has to wait.
+    var hasRoomForSmall: Bool { state.withLock { $0.queues.hasRoomForSmall && !$0.isStopping } }
+
     /// False while the events that wait for an endpoint take too much memory: read no more of its lane.
     func hasRoom(for endpoint: EndpointID) -> Bool { state.withLock { $0.queues.hasRoom(for: endpoint) } }
 

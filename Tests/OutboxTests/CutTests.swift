@@ -146,6 +146,86 @@ import Testing
         #expect(try await wrong(database) == [])
     }
 
+    @Test func `what is committed during a sweep does not wait for its end`() async throws {
+        let database = try await TestCluster.database()
+        let late = try database.newPool()
+        try await late.run { try $0.script("BEGIN; INSERT INTO outbox.event (type) VALUES ('late')") }
+        try await database.publish(1000)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 1, budget: 100) } == .events(100))
+        try await late.run { try $0.script("COMMIT") }
+        try await database.publish(7)
+        // Enough waits for the sweep to stand still, and not for what came since.
+        #expect(try await database.pool.run { try $0.cut(batchSize: 1, budget: 100) } == .events(8))
+        #expect(try await database.pool.run { try $0.cut(batchSize: 1, budget: 100) } == .enough)
+        #expect(try await database.number("SELECT waiting FROM outbox.backlog WHERE stage = 'stream'") == 900)
+        // More than one cut may take waits for the sweep.
+        try await database.publish(101)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 1, budget: 100) } == .enough)
+        try await claimAll(database)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 50, budget: 100) } == .events(100))
+        try await cutAll(database)
+        #expect(try await wrong(database) == [])
+        #expect(try await database.number("SELECT sum(size) FROM outbox.batch") == 1109)
+        await late.close()
+    }
+
+    @Test func `a customer with very many events takes turns with the others`() async throws {
+        let database = try await TestCluster.database()
+        func publish(_ customer: String, _ count: Int) async throws {
+            try await database.script(
+                "SELECT outbox.publish('t', customer_id => '\(customer)') FROM generate_series(1, \(count))")
+        }
+        func claim(isSmall: Bool = false) async throws -> String? {
+            try await database.pool.run { connection in
+                try connection.claimBatch(lease: .random(), worker: "w", for: .seconds(60), isSmall: isSmall)
+            }.batch?.events.map(\.customerID).reduce(into: [String: Int]()) { $0[$1, default: 0] += 1 }
+                .sorted { $0.key < $1.key }.map { "\($0.value) of \($0.key)" }.joined(separator: ", ")
+        }
+        try await publish("flood", 50)
+        for customer in 1...3 { try await publish("few-\(customer)", 1) }
+        try await publish("second", 30)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 10, budget: 500) } == .events(83))
+        // All that come first have turn 0; then the two floods alternate.
+        #expect(try await claim(isSmall: true) == "1 of few-1, 1 of few-2, 1 of few-3")
+        #expect(try await claim(isSmall: true) == nil)
+        let first = try await [claim(), claim()].compactMap(\.self).sorted()
+        #expect(first == ["10 of flood", "10 of second"])
+        // Whoever comes now is next, whatever still waits of the floods.
+        try await publish("few-4", 2)
+        try await publish("flood", 30)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 10, budget: 500) } == .events(32))
+        var next: [String] = []
+        while let batch = try await claim() { next.append(batch) }
+        #expect(next.prefix(3).contains("2 of few-4"), "\(next)")
+        #expect(next.suffix(5) == Array(repeating: "10 of flood", count: 5), "\(next)")
+        #expect(next.filter { $0 == "10 of second" }.count == 2 && next.filter { $0 == "10 of flood" }.count == 7)
+        // The turn never goes back: what is cut now is not before anything that a worker has seen.
+        let floor = try await database.pool.run { try $0.batchFloor() }
+        try await publish("few-5", 1)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 10, budget: 500) } == .events(1))
+        let last = try await database.pool.run {
+            try $0.claimBatch(lease: .random(), worker: "w", for: .seconds(60), floor: floor)
+        }
+        #expect(last.batch?.events.map(\.customerID) == ["few-5"])
+        #expect(try await wrong(database) == [])
+    }
+
+    @Test func `a batch that lost its worker comes before all others`() async throws {
+        let database = try await TestCluster.database()
+        try await database.publish(3)
+        _ = try await database.pool.run { try $0.cut(batchSize: 1, budget: 500) }
+        func claim() async throws -> Int64? {
+            try await database.pool.run {
+                try $0.claimBatch(lease: .random(), worker: "w", for: .seconds(60), floor: $0.batchFloor())
+            }.batch?.id.rawValue
+        }
+        #expect(try await claim() == 1)
+        #expect(try await claim() == 2)
+        try await database.script("UPDATE outbox.batch SET lease_until = clock_timestamp() WHERE id = 1")
+        #expect(try await claim() == 1)
+        #expect(try await claim() == 3)
+    }
+
     @Test func `a stream position from the future is refused with the way out`() async throws {
         let database = try await TestCluster.database()
         try await database.script("INSERT INTO outbox.cut (done) VALUES ('900000000:900000000:')")

@@ -64,7 +64,7 @@ import Testing
             let lease = LeaseID.random()
             let batch = try await pool.run { connection in
                 try connection.claimBatch(
-                    lease: lease, worker: "w", for: .seconds(60), floor: BatchID(rawValue: 0)
+                    lease: lease, worker: "w", for: .seconds(60)
                 ).batch
             }
             let claimed = try #require(batch)

@@ -20,7 +20,7 @@ import Testing
         let batch = try await database.pool.run { connection in
             _ = try connection.cut(batchSize: 500, budget: 5000)
             return try connection.claimBatch(
-                lease: .random(), worker: "w", for: .seconds(60), floor: BatchID(rawValue: 0)
+                lease: .random(), worker: "w", for: .seconds(60)
             ).batch
         }
         return try #require(batch)
@@ -94,7 +94,7 @@ import Testing
                     var mine: [BatchID] = []
                     while let batch = try await pool.run({ connection in
                         try connection.claimBatch(
-                            lease: .random(), worker: "w\(worker)", for: .seconds(60), floor: BatchID(rawValue: 0)
+                            lease: .random(), worker: "w\(worker)", for: .seconds(60)
                         ).batch
                     }) { mine.append(batch.id) }
                     return mine

@@ -106,7 +106,10 @@ CREATE TABLE outbox.cut (
     at_tx  xid8,                   -- ... and this far
     at_id  bigint,
     late   xid8[],                 -- transactions open at `done` that had ended by `target`
-    sweep  bigint                  -- the sweep's number: the `id` of the row that it set out from
+    sweep  bigint,                 -- the sweep's number: the `id` of the row that it set out from
+    fresh  pg_snapshot,            -- what became visible since `target`, up to here, is in a batch, too
+    turn   bigint NOT NULL DEFAULT 0,      -- the turn that is being claimed ...
+    last_turn bigint NOT NULL DEFAULT 0    -- ... and the last one that was given
 );
 INSERT INTO outbox.cut (done) VALUES (pg_current_snapshot());
 
@@ -116,12 +119,17 @@ CREATE TABLE outbox.batch (
     size        int NOT NULL,
     first_at    timestamptz NOT NULL,   -- the created_at range of its events, for partition pruning
     last_at     timestamptz NOT NULL,
+    customer_id text,                   -- whose it is, when it is all of one customer's that has very many
+    turn        bigint NOT NULL DEFAULT 0,      -- claimed in this order
     ordered     uuid[] NOT NULL DEFAULT '{}',   -- endpoints that keep order and have its events in their lanes already
     claims      int NOT NULL DEFAULT 0, -- counted at the claim, so that a payload that kills its worker is noticed
     lease_id    uuid,
     worker      text,
     lease_until timestamptz NOT NULL DEFAULT '-infinity'
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+CREATE INDEX ON outbox.batch (turn, id) WHERE claims = 0;
+CREATE INDEX ON outbox.batch (id) WHERE claims > 0;
+CREATE INDEX ON outbox.batch (customer_id, turn) WHERE claims = 0 AND customer_id IS NOT NULL;
 
 CREATE TABLE outbox.endpoint (
     id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),

@@ -10,35 +10,100 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$ SELECT coalesce(pg_column_size(before), 
 CREATE FUNCTION outbox.is_restored(k outbox.cut) RETURNS boolean
 LANGUAGE sql STABLE AS $$
     SELECT s.cluster <> outbox.cluster_identifier()
-           OR pg_snapshot_xmax(coalesce(k.target, k.done)) > pg_snapshot_xmax(pg_current_snapshot())
+           OR pg_snapshot_xmax(coalesce(k.fresh, k.target, k.done)) > pg_snapshot_xmax(pg_current_snapshot())
       FROM outbox.setting s
 $$;
 
--- Turns up to `budget` newly committed events into batches of `batch_size`; returns how many, -1 when another worker is
--- cutting, or -2 when enough batches wait to be claimed: however much is waiting, cutting never runs far ahead of
--- delivering, and the table of batches stays small. A batch of large events has fewer: a worker reads it whole, so it ends
--- at 1 MiB as stored. "Newly committed" is the difference of two snapshots: a transaction that commits late is cut late and
--- never skipped, and one that stays open holds up only its own rows. The scan starts at xmax of the last snapshot and
--- visits the transactions that were open then one by one, so that its cost follows the new events and never the age of
--- the oldest transaction.
+-- True when the event is in a batch.
+CREATE FUNCTION outbox.is_cut(k outbox.cut, tx xid8, id bigint) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT pg_visible_in_snapshot(tx, k.done)
+           -- A sweep that is under way has got this far, and what was committed after it began, that far.
+           OR coalesce(pg_visible_in_snapshot(tx, k.target) AND (tx, id) <= (k.at_tx, k.at_id), false)
+           OR coalesce(pg_visible_in_snapshot(tx, k.fresh) AND NOT pg_visible_in_snapshot(tx, k.target), false)
+$$;
+
+-- The events between two snapshots, from a position on in order of (tx, id), as batches of up to `batch_size`; returns how
+-- many, where it got to, and the batches. Of more than `most` events none is taken when `all_or_none`, else the first ones.
+-- A batch of large events has fewer: a worker reads it whole, so it ends at 1 MiB as stored.
 --
--- Its commit need not reach the disk before it returns: the claim that follows waits for the log up to its own commit,
--- and with it for this one and for every event that is about to be sent.
-CREATE FUNCTION outbox.cut(batch_size int, budget int) RETURNS int
+-- Batches have turns, and are claimed by turn: a customer that makes up a good part of this cut gets batches of its own,
+-- each a turn after the one before; everybody else's are due in turn `now_turn`. So ten events never wait behind a million
+-- of somebody else's, and several customers with a million each take turns (start-time fair queueing, Goyal et al. 1996,
+-- with batches in place of packets).
+CREATE FUNCTION outbox.make_batches(
+    done pg_snapshot, target pg_snapshot, at_tx xid8, at_id bigint, late xid8[], batch_size int, most int, all_or_none boolean,
+    now_turn bigint, shares boolean, OUT n int, OUT last_tx xid8, OUT last_id bigint, OUT batches bigint[], OUT last_turn bigint)
 LANGUAGE plpgsql
 -- With a sort the planner reads and orders everything that is left of a giant transaction at every step.
 SET enable_sort = off SET jit = off AS $$
 DECLARE
-    k    outbox.cut;
-    from_tx xid8;
-    from_id bigint;
-    last record;
-    released int;
+    -- One row comparison bounds the scan of the new transactions. Beside it, `tx >= …` would be no help: the index scan
+    -- starts at one of the two conditions, and it is not the better one.
+    from_tx xid8   := greatest(at_tx, pg_snapshot_xmax(done));
+    from_id bigint := CASE WHEN at_tx >= pg_snapshot_xmax(done) THEN at_id ELSE 0 END;
+    lim     int    := most + all_or_none::int;
+BEGIN
+    WITH candidate AS MATERIALIZED (
+        SELECT * FROM (
+            (SELECT e.tx, e.id, e.created_at, e.customer_id, outbox.stored_size(e.before, e.after) AS bytes FROM outbox.event e
+              WHERE e.tx = ANY (late) AND (e.tx, e.id) > (at_tx, at_id) ORDER BY e.tx, e.id LIMIT lim)
+            UNION ALL
+            (SELECT e.tx, e.id, e.created_at, e.customer_id, outbox.stored_size(e.before, e.after) FROM outbox.event e
+              WHERE (e.tx, e.id) > (from_tx, from_id) AND e.tx < pg_snapshot_xmax(target)
+                AND pg_visible_in_snapshot(e.tx, target) ORDER BY e.tx, e.id LIMIT lim)) u
+        ORDER BY u.tx, u.id LIMIT lim),
+    total AS MATERIALIZED (SELECT count(*) AS n FROM candidate),
+    heavy AS MATERIALIZED (
+        SELECT ARRAY(SELECT c.customer_id::text FROM candidate c GROUP BY c.customer_id
+                     HAVING count(*) > greatest(20, (SELECT t.n FROM total t) / 8)) AS customers
+          FROM total t WHERE shares OR t.n > batch_size),
+    owned AS (
+        SELECT c.*, CASE WHEN c.customer_id::text = ANY (coalesce((SELECT h.customers FROM heavy h), '{}')) THEN c.customer_id::text END AS owner
+          FROM candidate c, total t WHERE t.n <= most OR NOT all_or_none),
+    numbered AS (SELECT *, (row_number() OVER (PARTITION BY owner ORDER BY id) - 1) / batch_size AS part FROM owned),
+    sized AS (SELECT *, sum(bytes) OVER (PARTITION BY owner, part ORDER BY id) / 1048576 AS mebibyte FROM numbered),
+    batch AS (
+        SELECT s.owner, range_agg(int8range(s.id, s.id + 1)) AS ids, count(*) AS size, min(s.created_at) AS first_at,
+               max(s.created_at) AS last_at, row_number() OVER (PARTITION BY s.owner ORDER BY s.part, s.mebibyte) AS number
+          FROM sized s GROUP BY s.owner, s.part, s.mebibyte),
+    made AS (
+        INSERT INTO outbox.batch (ids, size, first_at, last_at, customer_id, turn)
+        SELECT b.ids, b.size, b.first_at, b.last_at, b.owner,
+               CASE WHEN b.owner IS NULL THEN now_turn
+                    ELSE greatest(now_turn, 1 + coalesce((SELECT max(o.turn) FROM outbox.batch o
+                                                           WHERE o.customer_id = b.owner AND o.claims = 0), 0)) + b.number - 1 END
+          FROM batch b ORDER BY b.number RETURNING id, turn)
+    SELECT t.n, l.tx, l.id, ARRAY(SELECT m.id FROM made m), (SELECT max(m.turn) FROM made m)
+      INTO n, last_tx, last_id, batches, last_turn
+      FROM total t LEFT JOIN LATERAL (SELECT c.tx, c.id FROM candidate c ORDER BY c.tx DESC, c.id DESC LIMIT 1) l ON true;
+    IF all_or_none AND n > most THEN n := 0; END IF;
+END $$;
+
+-- Turns newly committed events into batches, up to about `budget` of them; returns how many, -1 when another worker is
+-- cutting, or -2 when enough batches wait to be claimed. "Newly committed" is the difference of two snapshots: a transaction
+-- that commits late is cut late and never skipped, and one that stays open holds up only its own rows. The scan starts at
+-- xmax of the last snapshot and visits the transactions that were open then one by one, so that its cost follows the new
+-- events and never the age of the oldest transaction.
+--
+-- A sweep with more than the budget takes several cuts, and goes on only while fewer than a hundred batches wait: however
+-- much is waiting, cutting never runs far ahead of delivering, and the table of batches stays small. What is committed
+-- meanwhile does not wait for its end: each cut takes that first, up to the snapshot `fresh`, as long as it is within the
+-- budget.
+--
+-- Its commit need not reach the disk before it returns: the claim that follows waits for the log up to its own commit,
+-- and with it for this one and for every event that is about to be sent.
+CREATE FUNCTION outbox.cut(batch_size int, budget int) RETURNS int
+LANGUAGE plpgsql AS $$
+DECLARE
+    k      outbox.cut;
+    now_snapshot pg_snapshot;
+    seen   pg_snapshot;   -- up to here everything is cut, or part of the sweep
+    step   record;
+    fresh  int := 0;
+    waiting int;
 BEGIN
     IF NOT pg_try_advisory_xact_lock(7231, 1) THEN RETURN -1; END IF;
-    -- Looked up by their numbers: counted from the newest down, the dead rows of finished batches would be passed, too.
-    IF (SELECT count(*) FROM outbox.batch b
-         WHERE b.id > (SELECT last_value - 100 FROM outbox.batch_id_seq) AND b.claims = 0) >= 100 THEN RETURN -2; END IF;
     PERFORM set_config('synchronous_commit', 'off', true);
     SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;   -- a new statement: sees the last cutter's commit
     IF outbox.is_restored(k) THEN
@@ -47,51 +112,60 @@ BEGIN
             hint = 'This database was restored from a dump. Stop producers and workers and run: outboxctl db rebase';
     END IF;
     IF k.target IS NULL AND k.sweep IS NOT NULL THEN
-        released := outbox.release_sweep(k.sweep, 10000);
-        IF released < 10000 THEN INSERT INTO outbox.cut (done) VALUES (k.done); END IF;
+        -- The sweep is at its end, and what keeps order is let go.
+        waiting := outbox.release_sweep(k.sweep, 10000);
+        IF waiting < 10000 THEN
+            INSERT INTO outbox.cut (done, turn, last_turn) VALUES (k.done, k.turn, k.last_turn);
+        END IF;
         -- Not nothing: the next look is worth it.
-        RETURN greatest(released, 1);
+        RETURN greatest(waiting, 1);
     END IF;
-    IF k.target IS NULL THEN
+    SELECT count(*) INTO waiting FROM (SELECT FROM outbox.batch WHERE claims = 0 ORDER BY turn, id LIMIT 100) w;
+    -- The turn that is being claimed: it never goes back.
+    k.turn := CASE WHEN waiting = 0 THEN k.last_turn
+                   ELSE greatest(k.turn, (SELECT turn FROM outbox.batch WHERE claims = 0 ORDER BY turn, id LIMIT 1)) END;
+    now_snapshot := pg_current_snapshot();
+
+    IF k.target IS NOT NULL THEN
+        seen := coalesce(k.fresh, k.target);
+        step := outbox.make_batches(
+            seen, now_snapshot, '0', 0, ARRAY(SELECT x FROM pg_snapshot_xip(seen) x WHERE pg_visible_in_snapshot(x, now_snapshot)),
+            batch_size, budget, true, k.turn, true);
+        fresh := step.n;
+        IF fresh > 0 THEN
+            PERFORM outbox.route_ordered(step.batches, k.id, false);
+            k.fresh := now_snapshot;
+            k.last_turn := greatest(k.last_turn, step.last_turn);
+        END IF;
+        IF waiting >= 100 THEN
+            IF fresh = 0 THEN RETURN -2; END IF;
+            INSERT INTO outbox.cut (done, target, at_tx, at_id, late, sweep, fresh, turn, last_turn)
+            VALUES (k.done, k.target, k.at_tx, k.at_id, k.late, k.sweep, k.fresh, k.turn, k.last_turn);
+            RETURN fresh;
+        END IF;
+    ELSE
         k.sweep := k.id;
-        k.target := pg_current_snapshot();
+        k.target := now_snapshot;
         k.late := ARRAY(SELECT x FROM pg_snapshot_xip(k.done) x WHERE pg_visible_in_snapshot(x, k.target));
         k.at_tx := '0';
         k.at_id := 0;
     END IF;
-    -- One row comparison bounds the scan of the new transactions. Beside it, `tx >= …` would be no help: the index scan
-    -- starts at one of the two conditions, and it is not the better one.
-    from_tx := greatest(k.at_tx, pg_snapshot_xmax(k.done));
-    from_id := CASE WHEN k.at_tx >= pg_snapshot_xmax(k.done) THEN k.at_id ELSE 0 END;
-    WITH candidate AS MATERIALIZED (
-        SELECT * FROM (
-            (SELECT tx, id, created_at, outbox.stored_size(before, after) AS bytes FROM outbox.event
-              WHERE tx = ANY (k.late) AND (tx, id) > (k.at_tx, k.at_id) ORDER BY tx, id LIMIT budget)
-            UNION ALL
-            (SELECT tx, id, created_at, outbox.stored_size(before, after) FROM outbox.event
-              WHERE (tx, id) > (from_tx, from_id) AND tx < pg_snapshot_xmax(k.target)
-                AND pg_visible_in_snapshot(tx, k.target) ORDER BY tx, id LIMIT budget)) u
-        ORDER BY tx, id LIMIT budget),
-    numbered AS (SELECT *, (row_number() OVER (ORDER BY id) - 1) / batch_size AS part FROM candidate),
-    sized AS (SELECT *, sum(bytes) OVER (PARTITION BY part ORDER BY id) / 1048576 AS mebibyte FROM numbered),
-    made AS (
-        INSERT INTO outbox.batch (ids, size, first_at, last_at)
-        SELECT range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at)
-          FROM sized GROUP BY part, mebibyte ORDER BY part, mebibyte RETURNING id)
-    SELECT (SELECT count(*) FROM candidate) AS n, c.tx, c.id, ARRAY(SELECT id FROM made) AS batches INTO last
-      FROM (VALUES (1)) v LEFT JOIN LATERAL (SELECT tx, id FROM candidate ORDER BY tx DESC, id DESC LIMIT 1) c ON true;
-    IF last.n > 0 THEN PERFORM outbox.route_ordered(last.batches, k.sweep, last.n < budget AND k.at_id = 0); END IF;
-    IF last.n >= budget THEN
-        INSERT INTO outbox.cut (done, target, at_tx, at_id, late, sweep)
-        VALUES (k.done, k.target, last.tx, last.id, k.late, k.sweep);
-    ELSIF last.n > 0 OR k.at_id > 0
+
+    step := outbox.make_batches(k.done, k.target, k.at_tx, k.at_id, k.late, batch_size, budget, false, k.turn, waiting > 0);
+    IF step.n > 0 THEN PERFORM outbox.route_ordered(step.batches, k.sweep, step.n < budget AND k.at_id = 0); END IF;
+    k.last_turn := greatest(k.last_turn, step.last_turn);
+    IF step.n >= budget THEN
+        INSERT INTO outbox.cut (done, target, at_tx, at_id, late, sweep, fresh, turn, last_turn)
+        VALUES (k.done, k.target, step.last_tx, step.last_id, k.late, k.sweep, k.fresh, k.turn, k.last_turn);
+    ELSIF step.n > 0 OR k.at_id > 0
        OR pg_snapshot_xmax(k.target)::text::bigint - pg_snapshot_xmax(k.done)::text::bigint > 1000 THEN
-        -- Nothing new and little else happened: keep the old row, so that an idle database is not written to.
-        -- After several cuts the sweep's number stays, until what keeps order is let go.
-        INSERT INTO outbox.cut (done, sweep)
-        VALUES (k.target, CASE WHEN k.at_id > 0 AND EXISTS (SELECT FROM outbox.endpoint n WHERE n.ordered) THEN k.sweep END);
+        -- Nothing new and little else happened: keep the old row, so that an idle database is not written to. After several
+        -- cuts the sweep's number stays, until what keeps order is let go.
+        INSERT INTO outbox.cut (done, sweep, turn, last_turn)
+        VALUES (coalesce(k.fresh, k.target),
+                CASE WHEN k.at_id > 0 AND EXISTS (SELECT FROM outbox.endpoint n WHERE n.ordered) THEN k.sweep END, k.turn, k.last_turn);
     END IF;
-    RETURN last.n;
+    RETURN fresh + step.n;
 END $$;
 
 -- Undoes the statement that asks when fewer leases than expected turned out to be its own.
@@ -126,12 +200,10 @@ BEGIN
     CREATE TEMPORARY TABLE uncut ON COMMIT DROP AS
     SELECT e.id, e.created_at FROM outbox.event e
      WHERE age(e.xmin) < restored
-        OR (NOT pg_visible_in_snapshot(e.tx, k.done)
-            -- A sweep that was under way had got this far.
-            AND NOT coalesce(pg_visible_in_snapshot(e.tx, k.target) AND (e.tx, e.id) <= (k.at_tx, k.at_id), false));
+        OR NOT outbox.is_cut(k, e.tx, e.id);
     WITH made AS (
-        INSERT INTO outbox.batch (ids, size, first_at, last_at)
-        SELECT range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at)
+        INSERT INTO outbox.batch (ids, size, first_at, last_at, turn)
+        SELECT range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at), k.turn
           FROM (SELECT *, (row_number() OVER (ORDER BY id) - 1) / batch_size AS part FROM uncut) n GROUP BY part ORDER BY part
         RETURNING id)
     SELECT array_agg(id) INTO batches FROM made;
@@ -141,7 +213,7 @@ BEGIN
     -- any cluster gives out.
     UPDATE outbox.event SET tx = '3' WHERE tx >= pg_snapshot_xmin(pg_current_snapshot());
     GET DIAGNOSTICS changed = ROW_COUNT;
-    INSERT INTO outbox.cut (done) VALUES (pg_current_snapshot());
+    INSERT INTO outbox.cut (done, turn, last_turn) VALUES (pg_current_snapshot(), k.turn, k.last_turn);
     UPDATE outbox.setting SET cluster = outbox.cluster_identifier();
     INSERT INTO outbox.audit (action, object, detail)
     VALUES ('db.rebase', 'database', jsonb_build_object('requeued', requeued, 'changed', changed));

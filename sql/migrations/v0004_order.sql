@@ -74,7 +74,8 @@ LANGUAGE sql AS $$
          WHERE NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = k.endpoint_id AND d.ordering_key = k.ordering_key
                                                            AND d.due_at < 'infinity')
            AND NOT outbox.is_blocked(k.endpoint_id, k.ordering_key)
-           AND h.sweep IS DISTINCT FROM (SELECT CASE WHEN c.target IS NOT NULL THEN c.sweep END FROM outbox.cut c ORDER BY c.id DESC LIMIT 1)),
+           AND NOT coalesce(h.sweep >= (SELECT CASE WHEN c.target IS NOT NULL THEN c.sweep END FROM outbox.cut c ORDER BY c.id DESC LIMIT 1),
+                            false)),
     moved AS (
         UPDATE outbox.delivery d SET due_at = h.due_at FROM head h
          WHERE d.event_id = h.event_id AND d.endpoint_id = h.endpoint_id RETURNING d.endpoint_id, d.due_at)
@@ -83,7 +84,8 @@ LANGUAGE sql AS $$
      WHERE l.endpoint_id = m.endpoint_id AND l.due_at > m.due_at
 $$;
 
--- At the end of a sweep that took several cuts: lets the first of each of its keys go, at most so many; returns how many.
+-- At the end of a sweep that took several cuts: lets the first of each of its keys go, and of what was cut meanwhile, at
+-- most so many; returns how many.
 CREATE FUNCTION outbox.release_sweep(sweep bigint, most int) RETURNS int
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -94,7 +96,7 @@ BEGIN
     PERFORM FROM outbox.lane l WHERE l.endpoint_id = ANY (keepers) ORDER BY l.endpoint_id FOR UPDATE;
     SELECT array_agg(k.endpoint_id), array_agg(k.ordering_key) INTO endpoints, keys FROM (
         SELECT DISTINCT d.endpoint_id, d.ordering_key FROM outbox.delivery d
-         WHERE d.endpoint_id = ANY (keepers) AND d.ordering_key IS NOT NULL AND d.sweep = release_sweep.sweep
+         WHERE d.endpoint_id = ANY (keepers) AND d.ordering_key IS NOT NULL AND d.sweep >= release_sweep.sweep
            AND NOT EXISTS (SELECT FROM outbox.delivery o WHERE o.endpoint_id = d.endpoint_id AND o.ordering_key = d.ordering_key
                                                            AND o.due_at < 'infinity')
            AND NOT outbox.is_blocked(d.endpoint_id, d.ordering_key)

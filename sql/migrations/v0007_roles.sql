@@ -43,6 +43,9 @@ GRANT DELETE ON outbox.cut, outbox.batch, outbox.delivery, outbox.dead_letter, o
 GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text), outbox.advance(uuid[], text[], boolean) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text) TO outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.route_ordered(bigint[], bigint, boolean), outbox.release_sweep(bigint, int) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION
+    outbox.make_batches(pg_snapshot, pg_snapshot, xid8, bigint, xid8[], int, int, boolean, bigint, boolean) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.is_cut(outbox.cut, xid8, bigint) TO outbox_worker, outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.cut(int, int), outbox.require_leases(bigint, bigint), outbox.stored_size(json, json),
     outbox.make_partitions(), outbox.drop_expired_partition(),
     outbox.webhook_id(bigint), outbox.is_needed(name, oid, timestamptz, timestamptz), outbox.partition_bounds(timestamptz) TO outbox_worker;
