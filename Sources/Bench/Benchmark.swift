@@ -17,10 +17,21 @@ package struct Benchmark: Sendable {
         case drain
         /// Events at a constant rate: from commit to response.
         case steady
+        /// Healthy endpoints beside a dead one, a silent one and one that refuses.
+        case neighbours
+        /// Many customers with few events beside one with very many.
+        case flood
+        /// A receiver that comes back to a full lane, and a lane whose owner is killed.
+        case recovery
+        /// Deliveries for later: whether they leave on time, and what they cost until then.
+        case scheduled
+
+        /// What is measured when nothing is chosen; the others take minutes.
+        package static let usual: Set<Phase> = [.loop, .producers, .drain, .steady]
     }
 
     package struct Plan: Sendable {
-        package var phases: Set<Phase> = Set(Phase.allCases)
+        package var phases = Phase.usual
         /// Events to deliver in the drain.
         package var events = 100_000
         /// Bytes of JSON in each.
@@ -35,6 +46,8 @@ package struct Benchmark: Sendable {
         package var holdsSnapshot = false
         /// Events that wait beside those that are measured.
         package var backlog = 0
+        /// Send everything through the endpoints' lanes.
+        package var usesLanes = false
         /// Events per second in the steady phase.
         package var rate = 500
         /// How long the steady phase takes.
@@ -76,7 +89,7 @@ package struct Benchmark: Sendable {
         let sink = plan.url == nil ? try Sink(delay: plan.latency, failRate: plan.failRate) : nil
         defer { sink?.stop() }
         if plan.phases.contains(.loop) { report.loop = try await measureLoop(sink) }
-        for phase in [Phase.producers, .drain, .steady] where plan.phases.contains(phase) {
+        for phase in Phase.allCases where phase != .loop && plan.phases.contains(phase) {
             try Task.checkCancellation()
             try await Scratch.with(beside: target) { scratch in
                 let bench = try Bench(benchmark: self, scratch: scratch, sink: sink)
@@ -86,6 +99,10 @@ package struct Benchmark: Sendable {
                 case .producers: report.producers = try await bench.measureProducers()
                 case .drain: report.drain = try await bench.measureDrain()
                 case .steady: report.steady = try await bench.measureSteady()
+                case .neighbours: report.neighbours = try await bench.measureNeighbours()
+                case .flood: report.flood = try await bench.measureFlood()
+                case .recovery: report.recovery = try await bench.measureRecovery()
+                case .scheduled: report.scheduled = try await bench.measureScheduled()
                 }
             }
         }
@@ -162,20 +179,46 @@ struct Bench: Sendable {
     /// Creates the planned endpoints; each gets every event, signed.
     func createEndpoints() async throws {
         for number in 1...plan.endpoints {
-            var change = EndpointChange()
-            change.name = "bench-\(number)"
-            change.url = benchmark.url(endpoint: number, sink: sink)
-            change.maxInFlight = plan.inFlight
-            // What --fail-rate fails comes again soon: the last of it would otherwise take hours.
-            change.retrySchedule = Array(repeating: .seconds(1), count: 20)
-            try await scratch.pool.run { [change, keyring] in
-                _ = try $0.createEndpoint(change, secret: .generate(), keyring: keyring)
+            try await createEndpoint(number) {
+                if plan.usesLanes { $0.maxConcurrency = plan.inFlight }
+                // What --fail-rate fails comes again soon: the last of it would otherwise take hours.
+                $0.retrySchedule = Array(repeating: .seconds(1), count: 20)
             }
         }
     }
 
+    /// Creates the endpoint that the sink knows by this number.
+    @discardableResult
+    func createEndpoint(_ number: Int, _ body: (inout EndpointChange) -> Void = { _ in }) async throws -> EndpointID {
+        var change = EndpointChange()
+        change.name = "bench-\(number)"
+        change.url = benchmark.url(endpoint: number, sink: sink)
+        change.maxInFlight = plan.inFlight
+        body(&change)
+        return try await scratch.pool.run { [change, keyring] in
+            try $0.createEndpoint(change, secret: .generate(), keyring: keyring)
+        }
+    }
+
+    /// Deliveries that wait in an endpoint's lane, as if the stream had brought them there; due at that time. No worker runs.
+    func fillLane(_ endpoint: EndpointID, customer: String, _ count: Int, due: Timestamp = .distantPast) async throws {
+        try await fill(count, customer: customer, title: "filling a lane")
+        let body: SQL = """
+            INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger)
+            SELECT id, \(endpoint), created_at, greatest(\(due), created_at), 'first' FROM outbox.event WHERE customer_id = \(customer)
+            """
+        try await scratch.pool.execute(
+            "INSERT INTO outbox.cut (done, turn, last_turn) SELECT pg_current_snapshot(), turn, last_turn FROM outbox.cut ORDER BY id DESC LIMIT 1"
+        )
+        try await scratch.pool.execute(body, within: .seconds(600))
+        try await scratch.pool.execute(
+            "UPDATE outbox.lane SET due_at = least(due_at, (SELECT min(due_at) FROM outbox.delivery WHERE endpoint_id = \(endpoint))) WHERE endpoint_id = \(endpoint)",
+            within: .seconds(60))
+        try await scratch.pool.execute("VACUUM ANALYZE outbox.delivery", within: .seconds(600))
+    }
+
     /// Commits so many events, 10,000 a transaction, and lets the server tidy up before anything is measured.
-    func fill(_ count: Int, title: String = "filling") async throws {
+    func fill(_ count: Int, customer: String = "bench", title: String = "filling") async throws {
         var phase = progress.begin(title, total: count)
         var filled = 0
         while filled < count {
@@ -185,7 +228,7 @@ struct Bench: Sendable {
             try await scratch.pool.execute(
                 """
                 INSERT INTO outbox.event (type, after, customer_id, identity)
-                SELECT 'bench.event', \(body), 'bench', 'bench' FROM generate_series(1, \(part))
+                SELECT 'bench.event', \(body), \(customer), 'bench' FROM generate_series(1, \(part))
                 """, within: .seconds(120))
             filled += part
             phase.show(filled)
@@ -196,11 +239,11 @@ struct Bench: Sendable {
 
     /// Runs the body beside worker processes; returns what it returns and how many statements the workers sent.
     func withWorkers<Value>(
-        _ count: Int, _ body: ([Child]) async throws -> Value
+        _ count: Int, lease: String = "60s", _ body: ([Child]) async throws -> Value
     ) async throws -> (Value, statements: Int) {
         var environment = [
             "DATABASE_URL": scratch.target.conninfo, "OUTBOX_SECRET_KEY_FILE": keyFile, "OUTBOX_LOG_FORMAT": "json",
-            "OUTBOX_LOG_LEVEL": "info", "OUTBOX_MAX_IN_FLIGHT": "\(max(4096, plan.inFlight))",
+            "OUTBOX_LOG_LEVEL": "info", "OUTBOX_LEASE": lease, "OUTBOX_MAX_IN_FLIGHT": "\(max(4096, plan.inFlight))",
         ]
         if sink != nil { environment["OUTBOX_ALLOW_NETWORKS"] = "127.0.0.0/8" }
         var workers: [Child] = []
@@ -211,7 +254,7 @@ struct Bench: Sendable {
             for worker in workers { try await worker.waitUntilReady() }
             let value = try await body(workers)
             var statements = 0
-            for worker in workers { statements += try await worker.stop() }
+            for worker in workers where worker.isRunning { statements += try await worker.stop() }
             return (value, statements)
         } catch {
             for worker in workers { worker.kill() }

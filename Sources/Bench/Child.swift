@@ -5,6 +5,7 @@ import Synchronization
 final class Child: Sendable {
     private let process: Process
     private let errors: Tail
+    private let isKilled = Atomic<Bool>(false)
 
     private let output: AsyncStream<String>
 
@@ -32,6 +33,9 @@ final class Child: Sendable {
             description: "a worker did not start: \(await errors.atEnd.suffix(3).joined(separator: " · "))")
     }
 
+    /// False once it has ended, or was killed.
+    var isRunning: Bool { !isKilled.load(ordering: .relaxed) && process.isRunning }
+
     var pid: Int32 { process.processIdentifier }
 
     /// The most memory it has held so far, in bytes.
@@ -56,7 +60,10 @@ final class Child: Sendable {
     }
 
     /// Ends it at once.
-    func kill() { Foundation.kill(pid, SIGKILL) }
+    func kill() {
+        isKilled.store(true, ordering: .relaxed)
+        Foundation.kill(pid, SIGKILL)
+    }
 }
 
 /// The lines that come out of a pipe; a thread reads them, so that the writer never waits.

@@ -93,6 +93,63 @@ package struct Report: Codable, Sendable {
         }
     }
 
+    /// The same traffic alone and beside others.
+    package struct Comparison: Codable, Sendable {
+        /// What waited of the others when the measured traffic was through.
+        let waiting: Int
+        let alone, beside: Percentiles
+        /// Deliveries per second beside the others, as a share of those alone.
+        let throughputRatio: Double?
+        var p99Ratio: Double
+        /// True when the others' flood was not through yet.
+        var isFloodBehind: Bool?
+
+        init(waiting: Int, alone: Percentiles, beside: Percentiles, throughputRatio: Double?) {
+            self.waiting = waiting
+            self.alone = alone
+            self.beside = beside
+            self.throughputRatio = throughputRatio
+            p99Ratio = beside.p99 / alone.p99
+        }
+    }
+
+    /// Shares of one processor.
+    package struct ProcessorShare: Codable, Sendable {
+        let workers: Double
+        /// The whole server; nil when it runs elsewhere.
+        let database: Double?
+    }
+
+    package struct Recovery: Codable, Sendable {
+        let events: Int
+        let leaseSeconds: Double
+        var attemptsWhileFailing = 0
+        var failingProcessorShare: ProcessorShare?
+        /// From the receiver's return: when the next probe was due, and when the first success was answered.
+        var nextProbeAfterSeconds = 0.0
+        var firstAfterSeconds = 0.0
+        /// How many requests went out together after that.
+        var firstRounds: [Int] = []
+        /// Without the time that the lane had no owner.
+        var deliveriesPerSecond = 0.0
+        var takeoverAfterSeconds = 0.0
+        var duplicates = 0
+
+        init(events: Int, leaseSeconds: Double) {
+            self.events = events
+            self.leaseSeconds = leaseSeconds
+        }
+    }
+
+    package struct Scheduled: Codable, Sendable {
+        let waiting: Int
+        var lateMilliseconds: Percentiles?
+        var idleProcessorShare: ProcessorShare?
+        var waitingProcessorShare: ProcessorShare?
+
+        init(waiting: Int) { self.waiting = waiting }
+    }
+
     package let version: String
     package var machine = Machine()
     package let settings: Settings
@@ -100,6 +157,10 @@ package struct Report: Codable, Sendable {
     package var producers: [Producers]?
     package var drain: Drain?
     package var steady: Steady?
+    package var neighbours: Comparison?
+    package var flood: Comparison?
+    package var recovery: Recovery?
+    package var scheduled: Scheduled?
 
     init(plan: Benchmark.Plan) {
         version = outboxVersion
@@ -161,9 +222,47 @@ package struct Report: Codable, Sendable {
             }
             if let times = steady.firstAfterIdleMilliseconds { lines.append(("  first after idle", text(times))) }
         }
+        if let neighbours { lines += self.lines("neighbours", neighbours) }
+        if let flood { lines += self.lines("flood", flood) }
+        if let recovery {
+            lines.append(
+                (
+                    "recovery",
+                    "first after \(decimal(recovery.firstAfterSeconds, 2)) s, then \(recovery.firstRounds.map(String.init).joined(separator: ", ")) at a time; "
+                        + "\(number(recovery.deliveriesPerSecond)) deliveries/s"
+                ))
+            lines.append(("  while failing", text(recovery.failingProcessorShare)))
+            lines.append(
+                (
+                    "  owner killed",
+                    "goes on after \(decimal(recovery.takeoverAfterSeconds, 2)) s of a lease of \(decimal(recovery.leaseSeconds, 0)) s, duplicates \(recovery.duplicates)"
+                ))
+        }
+        if let scheduled {
+            if let late = scheduled.lateMilliseconds { lines.append(("scheduled, late by", text(late))) }
+            lines.append(("  idle", text(scheduled.idleProcessorShare)))
+            lines.append(("  with \(scheduled.waiting) scheduled", text(scheduled.waitingProcessorShare)))
+        }
         let width = lines.map(\.0.count).max() ?? 0
         return lines.map { "\($0.padding(toLength: width + 2, withPad: " ", startingAt: 0))\($1)" }.joined(
             separator: "\n")
+    }
+
+    private func lines(_ name: String, _ comparison: Comparison) -> [(String, String)] {
+        [
+            ("\(name), alone", text(comparison.alone)),
+            (
+                "  beside \(comparison.waiting) waiting",
+                text(comparison.beside) + "; p99 \(decimal(comparison.p99Ratio, 2)) times"
+                    + (comparison.throughputRatio.map { ", throughput \(decimal($0, 2)) times" } ?? "")
+            ),
+        ]
+    }
+
+    private func text(_ share: ProcessorShare?) -> String {
+        guard let share else { return "-" }
+        return "workers \(decimal(share.workers * 100, 2)) %, database "
+            + (share.database.map { decimal($0 * 100, 2) + " %" } ?? "elsewhere") + " of a processor"
     }
 
     private func text(_ times: Percentiles) -> String {

@@ -15,6 +15,21 @@ final class Sink: Sendable {
     private let count = Atomic<Int>(0)
     private let isStopping = Atomic<Bool>(false)
     private let keys = Mutex<[UInt64]>([])
+    /// How it treats the endpoints that are not simply answered.
+    private let manners = Mutex<[Int: Manner]>([:])
+
+    /// How requests of one endpoint are answered.
+    enum Manner {
+        /// Status 500.
+        case fail
+        /// Status 429, come back in a second.
+        case refuse
+        /// Not at all.
+        case silence
+    }
+
+    /// From now on; nil answers as usual.
+    func treat(_ endpoint: Int, _ manner: Manner?) { manners.withLock { $0[endpoint] = manner } }
     private let thread: Mutex<Thread?> = Mutex(nil)
 
     /// Listens on a free port of 127.0.0.1.
@@ -65,7 +80,7 @@ final class Sink: Sendable {
     private struct Due {
         let at: ContinuousClock.Instant
         let connection: SinkConnection
-        let isFailure: Bool
+        let answer: [UInt8]
     }
 
     private func loop() {
@@ -90,11 +105,11 @@ final class Sink: Sendable {
                 guard let connection = connections[descriptor] else { return }
                 let isOpen = connection.read { key in
                     keys.withLock { $0.append(key) }
-                    let isFailure = failRate > 0 && Double.random(in: 0..<1) < failRate
+                    guard let bytes = answer(to: Int(key % 4096)) else { return }
                     if delay == .zero {
-                        answer(connection, isFailure: isFailure)
+                        answer(connection, bytes)
                     } else {
-                        due.append(Due(at: .now + delay, connection: connection, isFailure: isFailure))
+                        due.append(Due(at: .now + delay, connection: connection, answer: bytes))
                     }
                 }
                 if !isOpen {
@@ -105,7 +120,7 @@ final class Sink: Sendable {
             // The delay is the same for all, so the answers fall due in the order of the requests.
             let now = ContinuousClock.now
             while nextDue < due.count, due[nextDue].at <= now {
-                answer(due[nextDue].connection, isFailure: due[nextDue].isFailure)
+                answer(due[nextDue].connection, due[nextDue].answer)
                 nextDue += 1
             }
             if nextDue > 10_000, nextDue * 2 > due.count {
@@ -130,13 +145,25 @@ final class Sink: Sendable {
         }
     }
 
-    private func answer(_ connection: SinkConnection, isFailure: Bool) {
-        connection.write(isFailure ? Self.failure : Self.success)
+    /// Nil for none.
+    private func answer(to endpoint: Int) -> [UInt8]? {
+        switch manners.withLock({ $0[endpoint] }) {
+        case .fail: Self.failure
+        case .refuse: Self.refusal
+        case .silence: nil
+        case nil: failRate > 0 && Double.random(in: 0..<1) < failRate ? Self.failure : Self.success
+        }
+    }
+
+    private func answer(_ connection: SinkConnection, _ bytes: [UInt8]) {
+        connection.write(bytes)
         count.wrappingAdd(1, ordering: .relaxed)
     }
 
     private static let success = Array(
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: text/plain\r\n\r\nok".utf8)
+    private static let refusal = Array(
+        "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\nRetry-After: 1\r\n\r\n".utf8)
     private static let failure = Array(
         "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\nContent-Type: text/plain\r\n\r\nfail".utf8)
 }

@@ -34,7 +34,7 @@ extension Bench {
         }
     }
 
-    private struct Committed: Sendable {
+    struct Committed: Sendable {
         let event: Int64
         /// The database's time right before the commit.
         let at: Timestamp
@@ -88,7 +88,7 @@ extension Bench {
     }
 
     /// Waits until everything published is recorded, and a moment more, so that the workers have fallen asleep.
-    private func settle() async throws {
+    func settle() async throws {
         let deadline = ContinuousClock.now + .seconds(60)
         while !(try await isDrained()) {
             try Task.checkCancellation()
@@ -101,7 +101,7 @@ extension Bench {
     }
 
     /// When the first success of each event was answered.
-    private func answers() async throws -> [Int64: Timestamp] {
+    func answers() async throws -> [Int64: Timestamp] {
         let rows = try await scratch.pool.query(
             """
             SELECT event_id, min(started_at + total_us * interval '1 us') FROM outbox.attempt WHERE outcome = 'success'
@@ -111,7 +111,7 @@ extension Bench {
         return Dictionary(uniqueKeysWithValues: rows)
     }
 
-    private func percentiles(_ committed: [Committed], _ answered: [Int64: Timestamp]) -> Report.Percentiles {
+    func percentiles(_ committed: [Committed], _ answered: [Int64: Timestamp]) -> Report.Percentiles {
         Report.Percentiles(
             committed.compactMap { committed in
                 answered[committed.event].map { (max(0, $0.microseconds - committed.at.microseconds), 1) }

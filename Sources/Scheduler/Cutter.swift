@@ -63,7 +63,7 @@ final class Cutter: Service {
     private static func gathering(after count: Int) -> Duration { shortest * min(max(1, count / 4), 10) }
 
     /// How soon the events of others are seen while a backlog is delivered.
-    private static let betweenLooks = Duration.milliseconds(5)
+    private static let betweenLooks = Duration.milliseconds(8)
 
     /// Pauses from here on are worth the two statements of falling asleep.
     private static let sleepy = Duration.milliseconds(16)

@@ -27,12 +27,13 @@ struct BenchCommand: AsyncParsableCommand {
     var holdSnapshot =
         false
     @Option(name: .long, help: "Events that wait beside those that are measured.") var backlog = 0
+    @Flag(name: .long, help: "Send everything through the endpoints' lanes.") var lanes = false
     @Option(name: .long, help: "Events per second in the steady phase.") var rate = 500
     @Option(name: .long, help: "How long the steady phase takes.") var duration: DurationArgument?
     @Option(name: .long, help: "Requests in flight per endpoint.") var inFlight = 128
     @Option(name: .long, help: "Send to this URL instead of the built-in sink; {n} is the endpoint's number.") var url:
         String?
-    @Option(name: .long, parsing: .upToNextOption, help: "Only these phases: loop, producers, drain, steady.")
+    @Option(name: .long, parsing: .upToNextOption, help: "Only these phases: loop, producers, drain, steady (these four when none is named); neighbours, flood, recovery, scheduled.")
     var phases: [Benchmark.Phase] = []
 
     func validate() throws {
@@ -66,6 +67,7 @@ struct BenchCommand: AsyncParsableCommand {
         plan.failRate = failRate
         plan.holdsSnapshot = holdSnapshot
         plan.backlog = backlog
+        plan.usesLanes = lanes
         plan.rate = rate
         plan.duration = duration?.duration ?? plan.duration
         plan.inFlight = inFlight

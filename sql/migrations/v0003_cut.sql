@@ -59,20 +59,29 @@ BEGIN
                      HAVING count(*) > greatest(20, (SELECT t.n FROM total t) / 8)) AS customers
           FROM total t WHERE shares OR t.n > batch_size),
     owned AS (
-        SELECT c.*, CASE WHEN c.customer_id::text = ANY (coalesce((SELECT h.customers FROM heavy h), '{}')) THEN c.customer_id::text END AS owner
+        SELECT c.id, c.created_at, c.bytes, array_position((SELECT h.customers FROM heavy h), c.customer_id::text) AS owner
           FROM candidate c, total t WHERE t.n <= most OR NOT all_or_none),
     numbered AS (SELECT *, (row_number() OVER (PARTITION BY owner ORDER BY id) - 1) / batch_size AS part FROM owned),
-    sized AS (SELECT *, sum(bytes) OVER (PARTITION BY owner, part ORDER BY id) / 1048576 AS mebibyte FROM numbered),
+    part AS (
+        SELECT owner, part, 0::bigint AS mebibyte, range_agg(int8range(id, id + 1)) AS ids, count(*) AS size,
+               min(created_at) AS first_at, max(created_at) AS last_at, sum(bytes) AS bytes
+          FROM numbered GROUP BY owner, part),
+    sized AS (
+        SELECT n.*, sum(n.bytes) OVER (PARTITION BY n.owner, n.part ORDER BY n.id) / 1048576 AS mebibyte
+          FROM part p JOIN numbered n ON n.part = p.part AND n.owner IS NOT DISTINCT FROM p.owner WHERE p.bytes >= 1048576),
     batch AS (
-        SELECT s.owner, range_agg(int8range(s.id, s.id + 1)) AS ids, count(*) AS size, min(s.created_at) AS first_at,
-               max(s.created_at) AS last_at, row_number() OVER (PARTITION BY s.owner ORDER BY s.part, s.mebibyte) AS number
-          FROM sized s GROUP BY s.owner, s.part, s.mebibyte),
+        SELECT u.*, (SELECT h.customers[u.owner] FROM heavy h) AS customer_id,
+               row_number() OVER (PARTITION BY u.owner ORDER BY u.part, u.mebibyte) AS number
+          FROM (SELECT owner, part, mebibyte, ids, size, first_at, last_at FROM part WHERE bytes < 1048576
+                UNION ALL
+                SELECT owner, part, mebibyte, range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at)
+                  FROM sized GROUP BY owner, part, mebibyte) u),
     made AS (
         INSERT INTO outbox.batch (ids, size, first_at, last_at, customer_id, turn)
-        SELECT b.ids, b.size, b.first_at, b.last_at, b.owner,
+        SELECT b.ids, b.size, b.first_at, b.last_at, b.customer_id,
                CASE WHEN b.owner IS NULL THEN now_turn
                     ELSE greatest(now_turn, 1 + coalesce((SELECT max(o.turn) FROM outbox.batch o
-                                                           WHERE o.customer_id = b.owner AND o.claims = 0), 0)) + b.number - 1 END
+                                                           WHERE o.customer_id = b.customer_id AND o.claims = 0), 0)) + b.number - 1 END
           FROM batch b ORDER BY b.number RETURNING id, turn)
     SELECT t.n, l.tx, l.id, ARRAY(SELECT m.id FROM made m), (SELECT max(m.turn) FROM made m)
       INTO n, last_tx, last_id, batches, last_turn
@@ -94,11 +103,12 @@ END $$;
 -- Its commit need not reach the disk before it returns: the claim that follows waits for the log up to its own commit,
 -- and with it for this one and for every event that is about to be sent.
 CREATE FUNCTION outbox.cut(batch_size int, budget int) RETURNS int
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET jit = off AS $$
 DECLARE
     k      outbox.cut;
     now_snapshot pg_snapshot;
     seen   pg_snapshot;   -- up to here everything is cut, or part of the sweep
+    late   xid8[];
     step   record;
     fresh  int := 0;
     waiting int;
@@ -128,10 +138,14 @@ BEGIN
 
     IF k.target IS NOT NULL THEN
         seen := coalesce(k.fresh, k.target);
-        step := outbox.make_batches(
-            seen, now_snapshot, '0', 0, ARRAY(SELECT x FROM pg_snapshot_xip(seen) x WHERE pg_visible_in_snapshot(x, now_snapshot)),
-            batch_size, budget, true, k.turn, true);
-        fresh := step.n;
+        late := ARRAY(SELECT x FROM pg_snapshot_xip(seen) x WHERE pg_visible_in_snapshot(x, now_snapshot));
+        -- Mostly there is nothing, and that is cheap to see.
+        IF EXISTS (SELECT FROM outbox.event e WHERE e.tx >= pg_snapshot_xmax(seen) AND e.tx < pg_snapshot_xmax(now_snapshot)
+                                                AND pg_visible_in_snapshot(e.tx, now_snapshot))
+        OR EXISTS (SELECT FROM outbox.event e WHERE e.tx = ANY (late)) THEN
+            step := outbox.make_batches(seen, now_snapshot, '0', 0, late, batch_size, budget, true, k.turn, true);
+            fresh := step.n;
+        END IF;
         IF fresh > 0 THEN
             PERFORM outbox.route_ordered(step.batches, k.id, false);
             k.fresh := now_snapshot;
