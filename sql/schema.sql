@@ -61,12 +61,11 @@ column batch.worker text
 column batch.lease_until timestamp with time zone not null default '-infinity'::timestamp with time zone
 column cut.id bigint not null
 column cut.done pg_snapshot not null
-column cut.target pg_snapshot
-column cut.at_tx xid8
-column cut.at_id bigint
-column cut.late xid8[]
-column cut.sweep bigint
-column cut.fresh pg_snapshot
+column cut.large xid8[] not null default '{}'::xid8[]
+column cut.at_id bigint not null default 0
+column cut.large_pass bigint[] not null default '{}'::bigint[]
+column cut.pass bigint
+column cut.held bigint
 column cut.turn bigint not null default 0
 column cut.last_turn bigint not null default 0
 column dead_letter.event_id bigint not null
@@ -80,7 +79,7 @@ column dead_letter.error text
 column dead_letter.fingerprint text not null
 column dead_letter.dead_at timestamp with time zone not null default clock_timestamp()
 column dead_letter.ordering_key text
-column dead_letter.sweep bigint not null default 0
+column dead_letter.pass bigint not null default 0
 column dead_letters.id text
 column dead_letters.event_id bigint
 column dead_letters.webhook_id text
@@ -132,7 +131,7 @@ column delivery.last_status integer
 column delivery.last_error_class text
 column delivery.last_error text
 column delivery.ordering_key text
-column delivery.sweep bigint not null default 0
+column delivery.pass bigint not null default 0
 column endpoint.id uuid not null default gen_random_uuid()
 column endpoint.name text not null
 column endpoint.customer_id text not null default '*'::text
@@ -332,7 +331,7 @@ CREATE INDEX dedup_created_at_idx ON outbox.dedup USING btree (created_at)
 CREATE UNIQUE INDEX dedup_pkey ON outbox.dedup USING btree (customer_id, key)
 CREATE INDEX delivery_endpoint_id_due_at_event_id_idx ON outbox.delivery USING btree (endpoint_id, due_at, event_id)
 CREATE INDEX delivery_endpoint_id_due_at_event_id_idx1 ON outbox.delivery USING btree (endpoint_id, due_at, event_id) WHERE ((last_at IS NOT NULL) AND (due_at < 'infinity'::timestamp with time zone))
-CREATE INDEX delivery_endpoint_id_ordering_key_sweep_event_id_idx ON outbox.delivery USING btree (endpoint_id, ordering_key, sweep, event_id) WHERE (ordering_key IS NOT NULL)
+CREATE INDEX delivery_endpoint_id_ordering_key_pass_event_id_idx ON outbox.delivery USING btree (endpoint_id, ordering_key, pass, event_id) WHERE (ordering_key IS NOT NULL)
 CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery USING btree (endpoint_id, ordering_key) WHERE ((ordering_key IS NOT NULL) AND (due_at < 'infinity'::timestamp with time zone))
 CREATE UNIQUE INDEX delivery_pkey ON outbox.delivery USING btree (event_id, endpoint_id)
 CREATE INDEX endpoint_id_idx ON outbox.endpoint USING btree (id) WHERE ordered
@@ -351,43 +350,46 @@ CREATE INDEX stat_minute_idx ON outbox.stat USING btree (minute)
 CREATE UNIQUE INDEX token_hash_key ON outbox.token USING btree (hash)
 CREATE UNIQUE INDEX token_pkey ON outbox.token USING btree (id)
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
-function advance(uuid[],text[],boolean) returns void d287b92923f842da4f6ebd2056a6f4dd
+function advance(uuid[],text[],boolean) returns void f56846d176528d85c1f536f9c68e8f67
 function begin_operation(uuid,text) returns uuid fd103b3a64594dea259c62b04ac169e6
 function cluster_identifier() returns bigint 1ebfe2c75db01fd8795b81c4f2b923d3
 function current_identity() returns text aaf02ef950f9c6400092af3493f30785
 function current_transaction_id() returns uuid 2942e247fddc5b578b876d8f4a7f224a
-function cut(integer,integer) returns integer 366ecde7d5da8f40ebf57576d55e3fb2
+function cut(integer,integer) returns integer d5a4e8be8090bbf63ee78200a2175efe
 function drop_expired_partition() returns text security definer 0e32d8946608c019ab9bd728a8cca12d
 function emit() returns trigger security definer f0ac42c2fec5054101c5fd676d090002
 function endpoint_changed() returns trigger security definer e5c728ffd00d66086617e58ebfaa2fae
+function first_incomplete(cut) returns bigint 36186935ee009f2fe752cbc86856a2b5
 function is_blocked(uuid,text) returns boolean security definer 16ee8cb42a46d880d1cda90e1651d9be
-function is_cut(cut,xid8,bigint) returns boolean 51cb90d5c618e104ee83e5f79c9c3633
+function is_cut(cut,xid8,bigint) returns boolean 35b37d4f92f0e5e24bf32ba3ab017253
 function is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean ecccadc8bf80d0adb161635e5afdf985
-function is_restored(cut) returns boolean 16d8131c57965171cea191c53c55c9f0
-function make_batches(pg_snapshot,pg_snapshot,xid8,bigint,xid8[],integer,integer,boolean,bigint,boolean) returns record ff8a1f1c77f1205cf2420377ae3854d6
+function is_restored(cut) returns boolean a7fa1c9a01385979c5ed84026d12e200
+function let_go(uuid[],text[],bigint,boolean) returns void 9856a0f6a50c15719e6d11b935ffc9d1
+function make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record 35486f653ba85e1ad1c39e3c7e2ca569
 function make_partitions() returns integer security definer 7d8d7c179ae46586fd382495ce7f9408
 function masked_headers(jsonb) returns jsonb a50c6d44ed414338a86238cbadea24c9
 function masked_url(text) returns text 60d51c0c7323dbc43c537acfdd2521d8
 function partition_bounds(timestamp with time zone) returns record 17ac21df5470acd9440a253201df343f
 function publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 65b8e057d7674359e8253da7152441c2
-function rebase(integer) returns record security definer a43d3a595c866bc8b20f190ba92c35cc
+function rebase(integer) returns record security definer e0f346a13fc4977239c7f5d44e9fa77d
 function record_trial(uuid,bigint,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer f51f6e5c7a7ef17c5635525d19755240
 function refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
-function release_sweep(bigint,integer) returns integer ef08769ce3f9cd74c695f7dffa512c12
+function release_order(cut,integer) returns integer f63f94f39bac56b613dba4fa3ec4a51f
 function require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
-function route_ordered(bigint[],bigint,boolean) returns void aebb893b58ed1feac6fca6f59181fe0b
+function route_ordered(bigint[],bigint,boolean) returns void 99858b48547898f1127e17c00d8ac623
 function set_body_limit(bigint) returns void security definer 9d5c432859159116feed4a3a5ef60ded
+function snapshot(xid8,xid8[]) returns pg_snapshot 8216dfbc2206d7976291278d294ee224
 function stored_size(json,json) returns integer c47cddd1c8d25a272db24a5f176b037b
 function transaction_uuid(timestamp with time zone,xid8) returns uuid 78e6bdc81a4b2d582718afdd128ef408
 function wake_worker() returns trigger e0c58bcdffdca2677cb288b2799526ef
 function webhook_id(bigint) returns text security definer 98f8afa6e4a8178b372393f8c571809c
 view attempts abc08b6224bdec80cb4db373815e1514
-view backlog 770fc7a2a7cbfc9511ab370e486295cc
+view backlog 2137860e4e008bb6557e6c836bc5f5de
 view dead_letters 04c1b60487271f8a3c2328342da79249
 view deliveries accadf14e24d768c0ad79b5a239ec3bb
 view endpoint_health 51850089a0d188b37a35efce3e5b00f7
 view partitions ec6e00fa80f2d7ed7b10d260479cf98f
-view problems 6aafb859d2a591cdfc576bbbae6324b4
+view problems f4864088d800ad80f6cac8b889742e1d
 view transactions 03a7c07ba5a780c28acad0163fcb6f8a
 CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION endpoint_changed()
 CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT WHEN ((NOT pg_try_advisory_xact_lock_shared(7231, 2))) EXECUTE FUNCTION wake_worker()
@@ -489,6 +491,7 @@ grant execute on emit to outbox_operator
 grant execute on is_blocked to outbox_operator
 grant execute on is_cut to outbox_operator
 grant execute on is_restored to outbox_operator
+grant execute on let_go to outbox_operator
 grant execute on masked_headers to outbox_operator
 grant execute on masked_url to outbox_operator
 grant execute on publish to outbox_operator
@@ -516,15 +519,18 @@ grant execute on advance to outbox_worker
 grant execute on cluster_identifier to outbox_worker
 grant execute on cut to outbox_worker
 grant execute on drop_expired_partition to outbox_worker
+grant execute on first_incomplete to outbox_worker
 grant execute on is_blocked to outbox_worker
 grant execute on is_cut to outbox_worker
 grant execute on is_needed to outbox_worker
 grant execute on is_restored to outbox_worker
+grant execute on let_go to outbox_worker
 grant execute on make_batches to outbox_worker
 grant execute on make_partitions to outbox_worker
 grant execute on partition_bounds to outbox_worker
-grant execute on release_sweep to outbox_worker
+grant execute on release_order to outbox_worker
 grant execute on require_leases to outbox_worker
 grant execute on route_ordered to outbox_worker
+grant execute on snapshot to outbox_worker
 grant execute on stored_size to outbox_worker
 grant execute on webhook_id to outbox_worker

@@ -111,10 +111,11 @@ extension Bench {
 
     /// How many events of the flood are not delivered yet.
     private func floodLeft() async throws -> Int {
-        let done = try await scratch.pool.query(
-            "SELECT count(*) FROM outbox.attempt a JOIN outbox.endpoint n ON n.id = a.endpoint_id WHERE n.customer_id = 'flood'",
-            within: .seconds(60)
-        ) { row throws(PostgresError) in try row[0] as Int }.first ?? 0
+        let done =
+            try await scratch.pool.query(
+                "SELECT count(*) FROM outbox.attempt a JOIN outbox.endpoint n ON n.id = a.endpoint_id WHERE n.customer_id = 'flood'",
+                within: .seconds(60)
+            ) { row throws(PostgresError) in try row[0] as Int }.first ?? 0
         return plan.events - done
     }
 }

@@ -21,16 +21,19 @@ extension Bench {
             report.failingProcessorShare = cost
             sink.treat(1, nil)
             let returned = try await time()
-            let probe = try await scratch.pool.query("SELECT held_until FROM outbox.lane") { row throws(PostgresError) in
-                try row[0] as Timestamp
-            }.first ?? returned
+            let probe =
+                try await scratch.pool.query("SELECT held_until FROM outbox.lane") { row throws(PostgresError) in
+                    try row[0] as Timestamp
+                }.first ?? returned
             report.nextProbeAfterSeconds = Double(max(0, probe.microseconds - returned.microseconds)) / 1e6
-            try await wait("half", "SELECT count(*) >= \(plan.events / 2) FROM outbox.attempt WHERE outcome = 'success'")
+            try await wait(
+                "half", "SELECT count(*) >= \(plan.events / 2) FROM outbox.attempt WHERE outcome = 'success'")
             // The lane's owner is killed.
             let owner = try await scratch.pool.query(
-                "SELECT pid FROM outbox.worker w JOIN outbox.lane l ON l.worker = w.id") { row throws(PostgresError) in
-                    try row[0] as Int
-                }.first
+                "SELECT pid FROM outbox.worker w JOIN outbox.lane l ON l.worker = w.id"
+            ) { row throws(PostgresError) in
+                try row[0] as Int
+            }.first
             let killed = try await time()
             guard let victim = workers.first(where: { Int($0.pid) == owner }) else {
                 throw Benchmark.Failure(description: "the lane has no owner half-way")
@@ -43,7 +46,8 @@ extension Bench {
                        (SELECT min(started_at) FROM outbox.attempt WHERE started_at > \(killed) AND worker <> \(try await workerID(owner))),
                        (SELECT max(started_at + total_us * interval '1 us') FROM outbox.attempt)
                 """, within: .seconds(60)
-            ) { row throws(PostgresError) in (try row[0] as Timestamp, try row[1] as Timestamp, try row[2] as Timestamp) }
+            ) { row throws(PostgresError) in (try row[0] as Timestamp, try row[1] as Timestamp, try row[2] as Timestamp)
+            }
             if let (first, takeover, last) = starts.first {
                 func seconds(_ from: Timestamp, _ to: Timestamp) -> Double {
                     Double(to.microseconds - from.microseconds) / 1e6

@@ -27,9 +27,9 @@ extension Connection {
                 """
                 WITH gone AS (DELETE FROM outbox.delivery WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint) RETURNING *)
                 INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint,
-                                                ordering_key, sweep)
+                                                ordering_key, pass)
                 SELECT event_id, endpoint_id, event_at, 'cancelled', attempts, last_status, last_error_class, last_error, 'cancelled',
-                       ordering_key, sweep FROM gone
+                       ordering_key, pass FROM gone
                 RETURNING endpoint_id, ordering_key
                 """)
             guard parked.count == 1 else { throw try connection.notWaiting(pair) }
@@ -68,9 +68,9 @@ extension Connection {
                          WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id AND n.id = d.endpoint_id AND n.deleted_at IS NULL
                         RETURNING d.*)
                     INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, last_at, last_status, last_error_class,
-                                                 last_error, ordering_key, sweep)
+                                                 last_error, ordering_key, pass)
                     SELECT event_id, endpoint_id, event_at, CASE WHEN ordering_key IS NULL THEN clock_timestamp() ELSE 'infinity' END, 'replay',
-                           dead_at, status, error_class, error, ordering_key, sweep FROM gone
+                           dead_at, status, error_class, error, ordering_key, pass FROM gone
                     ON CONFLICT DO NOTHING RETURNING endpoint_id, ordering_key
                     """)
                 // At its old place in the line, which is the first.

@@ -169,7 +169,7 @@ extension Connection {
             try query(
                 """
                 UPDATE outbox.delivery d
-                   SET ordering_key = NULL, sweep = 0,
+                   SET ordering_key = NULL, pass = 0,
                        due_at = CASE WHEN d.due_at < 'infinity' THEN d.due_at
                                      ELSE greatest(clock_timestamp(), (SELECT e.deliver_at FROM outbox.event e
                                                                         WHERE e.id = d.event_id AND e.created_at = d.event_at)) END

@@ -30,10 +30,10 @@ extension Connection {
                   FROM pair p
                   LEFT JOIN LATERAL (SELECT event_id FROM outbox.dead_letter x
                                       WHERE x.endpoint_id = p.endpoint_id AND x.ordering_key = p.ordering_key AND x.reason <> 'cancelled'
-                                        AND p.on_dead = 'block' ORDER BY sweep, event_id LIMIT 1) x ON true
+                                        AND p.on_dead = 'block' ORDER BY pass, event_id LIMIT 1) x ON true
                   LEFT JOIN LATERAL (SELECT event_id FROM outbox.delivery f
                                       WHERE f.endpoint_id = p.endpoint_id AND f.ordering_key = p.ordering_key
-                                      ORDER BY f.due_at = 'infinity', sweep, event_id LIMIT 1) f ON true
+                                      ORDER BY f.due_at = 'infinity', pass, event_id LIMIT 1) f ON true
                  WHERE p.due_at = 'infinity'
                 UNION ALL
                 SELECT 6, 'retry', format('attempt %s failed (%s); the next of %s is at %s', attempts,

@@ -237,11 +237,11 @@ extension Connection {
             gone AS (
                 DELETE FROM outbox.delivery d USING parked p
                  WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id AND NOT p.from_batch
-                RETURNING d.event_id, d.endpoint_id, d.ordering_key, d.sweep)
+                RETURNING d.event_id, d.endpoint_id, d.ordering_key, d.pass)
             INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint,
-                                            ordering_key, sweep)
+                                            ordering_key, pass)
             SELECT p.event_id, p.endpoint_id, p.event_at, p.reason, p.attempts, p.status, p.error_class, p.error, p.fingerprint,
-                   g.ordering_key, coalesce(g.sweep, 0)
+                   g.ordering_key, coalesce(g.pass, 0)
               FROM parked p LEFT JOIN gone g ON g.event_id = p.event_id AND g.endpoint_id = p.endpoint_id
              WHERE CASE WHEN p.from_batch
                         THEN NOT EXISTS (SELECT FROM outbox.attempt a WHERE a.event_id = p.event_id AND a.endpoint_id = p.endpoint_id

@@ -33,7 +33,11 @@ struct BenchCommand: AsyncParsableCommand {
     @Option(name: .long, help: "Requests in flight per endpoint.") var inFlight = 128
     @Option(name: .long, help: "Send to this URL instead of the built-in sink; {n} is the endpoint's number.") var url:
         String?
-    @Option(name: .long, parsing: .upToNextOption, help: "Only these phases: loop, producers, drain, steady (these four when none is named); neighbours, flood, recovery, scheduled.")
+    @Option(
+        name: .long, parsing: .upToNextOption,
+        help:
+            "Only these phases: loop, producers, drain, steady (these four when none is named); neighbours, flood, recovery, scheduled."
+    )
     var phases: [Benchmark.Phase] = []
 
     func validate() throws {

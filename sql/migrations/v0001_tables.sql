@@ -101,15 +101,15 @@ END $$;
 -- read of the newest.
 CREATE TABLE outbox.cut (
     id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    done   pg_snapshot NOT NULL,   -- everything visible here is in a batch
-    target pg_snapshot,            -- a sweep in progress: cutting towards this one ...
-    at_tx  xid8,                   -- ... and this far
-    at_id  bigint,
-    late   xid8[],                 -- transactions open at `done` that had ended by `target`
-    sweep  bigint,                 -- the sweep's number: the `id` of the row that it set out from
-    fresh  pg_snapshot,            -- what became visible since `target`, up to here, is in a batch, too
-    turn   bigint NOT NULL DEFAULT 0,      -- the turn that is being claimed ...
-    last_turn bigint NOT NULL DEFAULT 0    -- ... and the last one that was given
+    done       pg_snapshot NOT NULL,          -- everything visible here is in a batch; large transactions are not, until they are
+    large      xid8[] NOT NULL DEFAULT '{}',  -- those, in turn ...
+    at_id      bigint NOT NULL DEFAULT 0,     -- ... and how far the first one is cut
+    -- Looks through the stream have numbers: of the one that found each large transaction, and of the one under way.
+    large_pass bigint[] NOT NULL DEFAULT '{}',
+    pass       bigint,
+    held       bigint,                        -- what keeps order is not let go from this look on
+    turn       bigint NOT NULL DEFAULT 0,     -- the turn that is being claimed ...
+    last_turn  bigint NOT NULL DEFAULT 0      -- ... and the last one that was given
 );
 INSERT INTO outbox.cut (done) VALUES (pg_current_snapshot());
 
@@ -218,13 +218,13 @@ CREATE TABLE outbox.delivery (
     last_error_class text,
     last_error       text,
     ordering_key     text,                       -- only where the endpoint keeps order
-    sweep            bigint NOT NULL DEFAULT 0,  -- the place in its key's line: (sweep, event_id)
+    pass             bigint NOT NULL DEFAULT 0,  -- the place in its key's line: (pass, event_id)
     PRIMARY KEY (event_id, endpoint_id)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
 CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id);
 -- What a recovered endpoint gets at once, among what is scheduled for later.
 CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id) WHERE last_at IS NOT NULL AND due_at < 'infinity';
-CREATE INDEX ON outbox.delivery (endpoint_id, ordering_key, sweep, event_id) WHERE ordering_key IS NOT NULL;
+CREATE INDEX ON outbox.delivery (endpoint_id, ordering_key, pass, event_id) WHERE ordering_key IS NOT NULL;
 
 CREATE TABLE outbox.dead_letter (
     event_id    bigint NOT NULL,
@@ -239,7 +239,7 @@ CREATE TABLE outbox.dead_letter (
     fingerprint text NOT NULL,   -- the same for failures of the same kind
     dead_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     ordering_key text,
-    sweep       bigint NOT NULL DEFAULT 0,
+    pass        bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (event_id, endpoint_id)
 );
 CREATE INDEX ON outbox.dead_letter (endpoint_id, ordering_key) WHERE ordering_key IS NOT NULL AND reason <> 'cancelled';

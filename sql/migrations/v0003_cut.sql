@@ -10,57 +10,70 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$ SELECT coalesce(pg_column_size(before), 
 CREATE FUNCTION outbox.is_restored(k outbox.cut) RETURNS boolean
 LANGUAGE sql STABLE AS $$
     SELECT s.cluster <> outbox.cluster_identifier()
-           OR pg_snapshot_xmax(coalesce(k.fresh, k.target, k.done)) > pg_snapshot_xmax(pg_current_snapshot())
+           OR pg_snapshot_xmax(k.done) > pg_snapshot_xmax(pg_current_snapshot())
       FROM outbox.setting s
 $$;
 
 -- True when the event is in a batch.
 CREATE FUNCTION outbox.is_cut(k outbox.cut, tx xid8, id bigint) RETURNS boolean
 LANGUAGE sql STABLE AS $$
-    SELECT pg_visible_in_snapshot(tx, k.done)
-           -- A sweep that is under way has got this far, and what was committed after it began, that far.
-           OR coalesce(pg_visible_in_snapshot(tx, k.target) AND (tx, id) <= (k.at_tx, k.at_id), false)
-           OR coalesce(pg_visible_in_snapshot(tx, k.fresh) AND NOT pg_visible_in_snapshot(tx, k.target), false)
+    SELECT pg_visible_in_snapshot(tx, k.done) OR coalesce(tx = k.large[1] AND id <= k.at_id, false)
 $$;
 
--- The events between two snapshots, from a position on in order of (tx, id), as batches of up to `batch_size`; returns how
--- many, where it got to, and the batches. Of more than `most` events none is taken when `all_or_none`, else the first ones.
--- A batch of large events has fewer: a worker reads it whole, so it ends at 1 MiB as stored.
+-- A snapshot in which everything before `xmax` is visible but these transactions.
+CREATE FUNCTION outbox.snapshot(xmax xid8, hidden xid8[]) RETURNS pg_snapshot
+LANGUAGE sql STABLE AS $$
+    SELECT format('%s:%s:%s', coalesce(min(x), xmax::text::bigint), xmax, string_agg(x::text, ',' ORDER BY x))::pg_snapshot
+      FROM (SELECT DISTINCT h::text::bigint AS x FROM unnest(hidden) h WHERE h < xmax) u
+$$;
+
+-- Makes batches of up to `batch_size` of the events that became visible from `done` to `target`, or, `within` one
+-- transaction, of those after `at_id`; at most `most`. A batch of large events has fewer: a worker reads it whole, so it
+-- ends at 1 MiB as stored.
+--
+-- When there is more, the transactions that have more than half of `most` are `large`: they are left out, and so is
+-- everything from `until` on.
 --
 -- Batches have turns, and are claimed by turn: a customer that makes up a good part of this cut gets batches of its own,
 -- each a turn after the one before; everybody else's are due in turn `now_turn`. So ten events never wait behind a million
 -- of somebody else's, and several customers with a million each take turns (start-time fair queueing, Goyal et al. 1996,
 -- with batches in place of packets).
 CREATE FUNCTION outbox.make_batches(
-    done pg_snapshot, target pg_snapshot, at_tx xid8, at_id bigint, late xid8[], batch_size int, most int, all_or_none boolean,
-    now_turn bigint, shares boolean, OUT n int, OUT last_tx xid8, OUT last_id bigint, OUT batches bigint[], OUT last_turn bigint)
+    done pg_snapshot, target pg_snapshot, late xid8[], within boolean, at_id bigint, batch_size int, most int,
+    now_turn bigint, shares boolean,
+    OUT n int, OUT large xid8[], OUT until xid8, OUT last_id bigint, OUT batches bigint[], OUT last_turn bigint)
 LANGUAGE plpgsql
 -- With a sort the planner reads and orders everything that is left of a giant transaction at every step.
 SET enable_sort = off SET jit = off AS $$
 DECLARE
-    -- One row comparison bounds the scan of the new transactions. Beside it, `tx >= …` would be no help: the index scan
-    -- starts at one of the two conditions, and it is not the better one.
-    from_tx xid8   := greatest(at_tx, pg_snapshot_xmax(done));
-    from_id bigint := CASE WHEN at_tx >= pg_snapshot_xmax(done) THEN at_id ELSE 0 END;
-    lim     int    := most + all_or_none::int;
+    newer xid8 := pg_snapshot_xmax(done);
+    lim   int  := most + (NOT within)::int;
 BEGIN
     WITH candidate AS MATERIALIZED (
         SELECT * FROM (
-            (SELECT e.tx, e.id, e.created_at, e.customer_id, outbox.stored_size(e.before, e.after) AS bytes FROM outbox.event e
-              WHERE e.tx = ANY (late) AND (e.tx, e.id) > (at_tx, at_id) ORDER BY e.tx, e.id LIMIT lim)
+            (SELECT o.* FROM unnest(late) AS x(tx) CROSS JOIN LATERAL (
+                    SELECT e.tx, e.id, e.created_at, e.customer_id, outbox.stored_size(e.before, e.after) AS bytes
+                      FROM outbox.event e WHERE e.tx = x.tx AND e.id > at_id ORDER BY e.id LIMIT lim) o)
             UNION ALL
             (SELECT e.tx, e.id, e.created_at, e.customer_id, outbox.stored_size(e.before, e.after) FROM outbox.event e
-              WHERE (e.tx, e.id) > (from_tx, from_id) AND e.tx < pg_snapshot_xmax(target)
-                AND pg_visible_in_snapshot(e.tx, target) ORDER BY e.tx, e.id LIMIT lim)) u
+              WHERE e.tx >= newer AND e.tx < pg_snapshot_xmax(target) AND pg_visible_in_snapshot(e.tx, target)
+              ORDER BY e.tx, e.id LIMIT lim)) u
         ORDER BY u.tx, u.id LIMIT lim),
-    total AS MATERIALIZED (SELECT count(*) AS n FROM candidate),
+    total AS MATERIALIZED (
+        SELECT t.n, t.n > most AS is_more, CASE WHEN t.n > most THEN (SELECT c.tx FROM candidate c ORDER BY c.tx DESC LIMIT 1) END AS last_tx,
+               CASE WHEN t.n > most THEN ARRAY(SELECT c.tx FROM candidate c GROUP BY c.tx HAVING count(*) > greatest(1, most / 2)) ELSE '{}' END AS large
+          FROM (SELECT count(*) AS n FROM candidate) t),
+    ends AS MATERIALIZED (
+        SELECT t.*, CASE WHEN t.last_tx = ANY (t.large) THEN (t.last_tx::text::bigint + 1)::text::xid8 ELSE t.last_tx END AS until FROM total t),
+    chosen AS (
+        SELECT c.id, c.created_at, c.customer_id, c.bytes FROM candidate c, ends t
+         WHERE NOT t.is_more OR c.tx < t.until AND c.tx <> ALL (t.large)),
     heavy AS MATERIALIZED (
-        SELECT ARRAY(SELECT c.customer_id::text FROM candidate c GROUP BY c.customer_id
+        SELECT ARRAY(SELECT c.customer_id::text FROM chosen c GROUP BY c.customer_id
                      HAVING count(*) > greatest(20, (SELECT t.n FROM total t) / 8)) AS customers
           FROM total t WHERE shares OR t.n > batch_size),
     owned AS (
-        SELECT c.id, c.created_at, c.bytes, array_position((SELECT h.customers FROM heavy h), c.customer_id::text) AS owner
-          FROM candidate c, total t WHERE t.n <= most OR NOT all_or_none),
+        SELECT c.id, c.created_at, c.bytes, array_position((SELECT h.customers FROM heavy h), c.customer_id::text) AS owner FROM chosen c),
     numbered AS (SELECT *, (row_number() OVER (PARTITION BY owner ORDER BY id) - 1) / batch_size AS part FROM owned),
     part AS (
         SELECT owner, part, 0::bigint AS mebibyte, range_agg(int8range(id, id + 1)) AS ids, count(*) AS size,
@@ -82,36 +95,36 @@ BEGIN
                CASE WHEN b.owner IS NULL THEN now_turn
                     ELSE greatest(now_turn, 1 + coalesce((SELECT max(o.turn) FROM outbox.batch o
                                                            WHERE o.customer_id = b.customer_id AND o.claims = 0), 0)) + b.number - 1 END
-          FROM batch b ORDER BY b.number RETURNING id, turn)
-    SELECT t.n, l.tx, l.id, ARRAY(SELECT m.id FROM made m), (SELECT max(m.turn) FROM made m)
-      INTO n, last_tx, last_id, batches, last_turn
-      FROM total t LEFT JOIN LATERAL (SELECT c.tx, c.id FROM candidate c ORDER BY c.tx DESC, c.id DESC LIMIT 1) l ON true;
-    IF all_or_none AND n > most THEN n := 0; END IF;
+          FROM batch b ORDER BY b.number RETURNING id, turn, size)
+    SELECT (SELECT coalesce(sum(m.size), 0) FROM made m), t.large, t.until, l.id, ARRAY(SELECT m.id FROM made m), (SELECT max(m.turn) FROM made m)
+      INTO n, large, until, last_id, batches, last_turn
+      FROM ends t LEFT JOIN LATERAL (SELECT c.id FROM candidate c ORDER BY c.tx DESC, c.id DESC LIMIT 1) l ON true;
 END $$;
 
--- Turns newly committed events into batches, up to about `budget` of them; returns how many, -1 when another worker is
+-- Turns newly committed events into batches, up to about twice `budget` of them; returns how many, -1 when another worker is
 -- cutting, or -2 when enough batches wait to be claimed. "Newly committed" is the difference of two snapshots: a transaction
 -- that commits late is cut late and never skipped, and one that stays open holds up only its own rows. The scan starts at
 -- xmax of the last snapshot and visits the transactions that were open then one by one, so that its cost follows the new
 -- events and never the age of the oldest transaction.
 --
--- A sweep with more than the budget takes several cuts, and goes on only while fewer than a hundred batches wait: however
--- much is waiting, cutting never runs far ahead of delivering, and the table of batches stays small. What is committed
--- meanwhile does not wait for its end: each cut takes that first, up to the snapshot `fresh`, as long as it is within the
--- budget.
+-- A large transaction does not hold up what is committed after it: it counts as open still, and is cut beside the others, a
+-- budget at a time, while fewer than a hundred batches wait. However much is waiting, cutting never runs far ahead of
+-- delivering then, and the table of batches stays small; only order needs it all (v0004_order.sql).
 --
 -- Its commit need not reach the disk before it returns: the claim that follows waits for the log up to its own commit,
 -- and with it for this one and for every event that is about to be sent.
 CREATE FUNCTION outbox.cut(batch_size int, budget int) RETURNS int
 LANGUAGE plpgsql SET jit = off AS $$
 DECLARE
-    k      outbox.cut;
-    now_snapshot pg_snapshot;
-    seen   pg_snapshot;   -- up to here everything is cut, or part of the sweep
-    late   xid8[];
-    step   record;
-    fresh  int := 0;
-    waiting int;
+    k        outbox.cut;
+    seen     pg_snapshot;
+    late     xid8[];
+    pass     bigint;   -- the number of this look through the stream
+    waiting  int;
+    step     record;
+    total    int := 0;
+    changed  boolean := false;
+    keeps_order boolean := EXISTS (SELECT FROM outbox.endpoint n WHERE n.ordered);
 BEGIN
     IF NOT pg_try_advisory_xact_lock(7231, 1) THEN RETURN -1; END IF;
     PERFORM set_config('synchronous_commit', 'off', true);
@@ -121,65 +134,76 @@ BEGIN
             message = 'restored_database: the stream was last cut by the transaction ids of another cluster',
             hint = 'This database was restored from a dump. Stop producers and workers and run: outboxctl db rebase';
     END IF;
-    IF k.target IS NULL AND k.sweep IS NOT NULL THEN
-        -- The sweep is at its end, and what keeps order is let go.
-        waiting := outbox.release_sweep(k.sweep, 10000);
-        IF waiting < 10000 THEN
-            INSERT INTO outbox.cut (done, turn, last_turn) VALUES (k.done, k.turn, k.last_turn);
-        END IF;
-        -- Not nothing: the next look is worth it.
-        RETURN greatest(waiting, 1);
-    END IF;
+    pass := coalesce(k.pass, k.id);
     SELECT count(*) INTO waiting FROM (SELECT FROM outbox.batch WHERE claims = 0 ORDER BY turn, id LIMIT 100) w;
     -- The turn that is being claimed: it never goes back.
     k.turn := CASE WHEN waiting = 0 THEN k.last_turn
                    ELSE greatest(k.turn, (SELECT turn FROM outbox.batch WHERE claims = 0 ORDER BY turn, id LIMIT 1)) END;
-    now_snapshot := pg_current_snapshot();
 
-    IF k.target IS NOT NULL THEN
-        seen := coalesce(k.fresh, k.target);
-        late := ARRAY(SELECT x FROM pg_snapshot_xip(seen) x WHERE pg_visible_in_snapshot(x, now_snapshot));
-        -- Mostly there is nothing, and that is cheap to see.
-        IF EXISTS (SELECT FROM outbox.event e WHERE e.tx >= pg_snapshot_xmax(seen) AND e.tx < pg_snapshot_xmax(now_snapshot)
-                                                AND pg_visible_in_snapshot(e.tx, now_snapshot))
-        OR EXISTS (SELECT FROM outbox.event e WHERE e.tx = ANY (late)) THEN
-            step := outbox.make_batches(seen, now_snapshot, '0', 0, late, batch_size, budget, true, k.turn, true);
-            fresh := step.n;
+    -- What is new.
+    seen := pg_current_snapshot();
+    late := ARRAY(SELECT x FROM pg_snapshot_xip(k.done) x WHERE pg_visible_in_snapshot(x, seen) EXCEPT SELECT unnest(k.large));
+    -- Mostly there is nothing, and that is cheap to see.
+    IF EXISTS (SELECT FROM outbox.event e WHERE e.tx >= pg_snapshot_xmax(k.done) AND e.tx < pg_snapshot_xmax(seen)
+                                            AND pg_visible_in_snapshot(e.tx, seen))
+    OR late <> '{}' AND EXISTS (SELECT FROM outbox.event e WHERE e.tx = ANY (late)) THEN
+        step := outbox.make_batches(k.done, seen, late, false, 0, batch_size, budget, k.turn, waiting > 0);
+        total := step.n;
+        changed := true;
+        k.last_turn := greatest(k.last_turn, step.last_turn);
+        k.large := k.large || step.large;
+        k.large_pass := k.large_pass || array_fill(pass, ARRAY[cardinality(step.large)]);
+        -- Not at its end yet: the rest belongs to the same look.
+        k.pass := CASE WHEN step.until IS NOT NULL THEN pass END;
+        PERFORM outbox.route_ordered(step.batches, pass, k.pass IS NULL AND k.large = '{}');
+        -- It never goes back: of the late ones, those from `until` on stay late.
+        k.done := outbox.snapshot(
+            greatest(coalesce(step.until, pg_snapshot_xmax(seen)), pg_snapshot_xmax(k.done)),
+            ARRAY(SELECT pg_snapshot_xip(seen)) || k.large || ARRAY(SELECT x FROM unnest(late) x WHERE x >= step.until));
+    ELSE
+        changed := k.pass IS NOT NULL
+                   OR pg_snapshot_xmax(seen)::text::bigint - pg_snapshot_xmax(k.done)::text::bigint > 1000;
+        k.pass := NULL;
+        k.done := outbox.snapshot(pg_snapshot_xmax(seen), ARRAY(SELECT pg_snapshot_xip(seen)) || k.large);
+    END IF;
+
+    -- A part of the first large transaction.
+    IF k.large <> '{}' AND (waiting < 100 OR keeps_order) THEN
+        step := outbox.make_batches(k.done, k.done, k.large[1:1], true, k.at_id, batch_size, budget, k.turn, true);
+        total := total + step.n;
+        changed := true;
+        k.last_turn := greatest(k.last_turn, step.last_turn);
+        PERFORM outbox.route_ordered(step.batches, k.large_pass[1], false);
+        k.at_id := step.last_id;
+        IF step.n < budget THEN
+            k.large := k.large[2:];
+            k.large_pass := k.large_pass[2:];
+            k.at_id := 0;
+            k.done := outbox.snapshot(pg_snapshot_xmax(k.done), ARRAY(SELECT pg_snapshot_xip(seen)) || k.large);
         END IF;
-        IF fresh > 0 THEN
-            PERFORM outbox.route_ordered(step.batches, k.id, false);
-            k.fresh := now_snapshot;
-            k.last_turn := greatest(k.last_turn, step.last_turn);
-        END IF;
-        IF waiting >= 100 THEN
-            IF fresh = 0 THEN RETURN -2; END IF;
-            INSERT INTO outbox.cut (done, target, at_tx, at_id, late, sweep, fresh, turn, last_turn)
-            VALUES (k.done, k.target, k.at_tx, k.at_id, k.late, k.sweep, k.fresh, k.turn, k.last_turn);
-            RETURN fresh;
+    END IF;
+
+    IF keeps_order THEN
+        -- What is not let go yet of the looks before the first that is not complete.
+        IF k.pass IS NOT NULL OR k.large <> '{}' THEN k.held := coalesce(k.held, pass); END IF;
+        IF k.held IS NOT NULL AND outbox.release_order(k, 10000) < 10000 THEN
+            k.held := outbox.first_incomplete(k);
+            changed := true;
         END IF;
     ELSE
-        k.sweep := k.id;
-        k.target := now_snapshot;
-        k.late := ARRAY(SELECT x FROM pg_snapshot_xip(k.done) x WHERE pg_visible_in_snapshot(x, k.target));
-        k.at_tx := '0';
-        k.at_id := 0;
+        k.held := NULL;
     END IF;
 
-    step := outbox.make_batches(k.done, k.target, k.at_tx, k.at_id, k.late, batch_size, budget, false, k.turn, waiting > 0);
-    IF step.n > 0 THEN PERFORM outbox.route_ordered(step.batches, k.sweep, step.n < budget AND k.at_id = 0); END IF;
-    k.last_turn := greatest(k.last_turn, step.last_turn);
-    IF step.n >= budget THEN
-        INSERT INTO outbox.cut (done, target, at_tx, at_id, late, sweep, fresh, turn, last_turn)
-        VALUES (k.done, k.target, step.last_tx, step.last_id, k.late, k.sweep, k.fresh, k.turn, k.last_turn);
-    ELSIF step.n > 0 OR k.at_id > 0
-       OR pg_snapshot_xmax(k.target)::text::bigint - pg_snapshot_xmax(k.done)::text::bigint > 1000 THEN
-        -- Nothing new and little else happened: keep the old row, so that an idle database is not written to. After several
-        -- cuts the sweep's number stays, until what keeps order is let go.
-        INSERT INTO outbox.cut (done, sweep, turn, last_turn)
-        VALUES (coalesce(k.fresh, k.target),
-                CASE WHEN k.at_id > 0 AND EXISTS (SELECT FROM outbox.endpoint n WHERE n.ordered) THEN k.sweep END, k.turn, k.last_turn);
+    -- Nothing new and little else happened: keep the old row, so that an idle database is not written to.
+    IF changed THEN
+        INSERT INTO outbox.cut (done, large, large_pass, at_id, pass, held, turn, last_turn)
+        VALUES (k.done, k.large, k.large_pass, k.at_id, k.pass, k.held, k.turn, k.last_turn);
     END IF;
-    RETURN fresh + step.n;
+    -- While there is more to do at once, it is not nothing.
+    RETURN CASE WHEN total > 0 THEN total
+                WHEN k.held IS NOT NULL OR k.pass IS NOT NULL OR k.large <> '{}' AND waiting < 100 THEN 1
+                WHEN k.large <> '{}' THEN -2
+                ELSE 0 END;
 END $$;
 
 -- Undoes the statement that asks when fewer leases than expected turned out to be its own.
@@ -227,7 +251,7 @@ BEGIN
     -- any cluster gives out.
     UPDATE outbox.event SET tx = '3' WHERE tx >= pg_snapshot_xmin(pg_current_snapshot());
     GET DIAGNOSTICS changed = ROW_COUNT;
-    INSERT INTO outbox.cut (done, turn, last_turn) VALUES (pg_current_snapshot(), k.turn, k.last_turn);
+    INSERT INTO outbox.cut (done, held, turn, last_turn) VALUES (pg_current_snapshot(), k.held, k.turn, k.last_turn);
     UPDATE outbox.setting SET cluster = outbox.cluster_identifier();
     INSERT INTO outbox.audit (action, object, detail)
     VALUES ('db.rebase', 'database', jsonb_build_object('requeued', requeued, 'changed', changed));

@@ -1,5 +1,5 @@
 -- Order. The events of an ordering key stand in line in the lane of an endpoint that keeps order, at the place
--- (sweep, event_id). Only one of a key may be due, and it is the first; the others have no due time until somebody takes
+-- (pass, event_id), where a pass is one look through the stream. Only one of a key may be due, and it is the first; the others have no due time until somebody takes
 -- the first one out and lets the next one go. Everything here is done with the lane locked.
 
 CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery (endpoint_id, ordering_key)
@@ -17,14 +17,14 @@ $$;
 -- these endpoints in the batches, so that nobody else sends them. It is done here, in the one place that sees the events
 -- in order: two workers that dispatch two batches would put them in line as it happens.
 --
--- `is_whole` says that the batches are all of their sweep. Otherwise nothing of it is due before the sweep's end
--- (`release_sweep`): a sweep goes by transaction, and of two transactions the later one may have published first.
-CREATE FUNCTION outbox.route_ordered(batches bigint[], sweep bigint, is_whole boolean) RETURNS void
+-- `is_whole` says that the pass ends with these batches. Otherwise nothing of it is due before its end (`release_order`): it
+-- goes by transaction, and of two transactions the later one may have published first.
+CREATE FUNCTION outbox.route_ordered(batches bigint[], pass bigint, is_whole boolean) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    keepers uuid[] := ARRAY(SELECT n.id FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL AND n.disabled_at IS NULL);
+    keepers uuid[] := ARRAY(SELECT n.id FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL);
 BEGIN
-    IF keepers = '{}' THEN RETURN; END IF;
+    IF keepers = '{}' OR batches = '{}' THEN RETURN; END IF;
     PERFORM FROM outbox.lane l WHERE l.endpoint_id = ANY (keepers) ORDER BY l.endpoint_id FOR UPDATE;
     -- Whoever changes whether an endpoint keeps order locks its lane: now it stays as it is.
     keepers := ARRAY(SELECT n.id FROM outbox.endpoint n
@@ -42,14 +42,14 @@ BEGIN
          WHERE b.id = ANY (batches) AND n.id = ANY (keepers) AND n.customer_id IN ('*', e.customer_id)
            AND n.event_type IN ('*', e.type) AND n.change_type IN ('*', e.change_type)),
     routed AS (
-        INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, ordering_key, sweep)
+        INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, ordering_key, pass)
         SELECT l.event_id, l.endpoint_id, l.created_at,
                CASE WHEN l.ordering_key IS NULL
                       OR is_whole AND l.place = 1 AND NOT outbox.is_blocked(l.endpoint_id, l.ordering_key)
                          AND NOT EXISTS (SELECT FROM outbox.delivery d
                                           WHERE d.endpoint_id = l.endpoint_id AND d.ordering_key = l.ordering_key)
                     THEN greatest(clock_timestamp(), l.deliver_at) ELSE 'infinity' END,
-               'first', l.ordering_key, CASE WHEN l.ordering_key IS NULL THEN 0 ELSE route_ordered.sweep END
+               'first', l.ordering_key, CASE WHEN l.ordering_key IS NULL THEN 0 ELSE route_ordered.pass END
           FROM line l
         ON CONFLICT DO NOTHING RETURNING endpoint_id, due_at)
     UPDATE outbox.lane l SET due_at = r.due_at
@@ -57,10 +57,14 @@ BEGIN
      WHERE l.endpoint_id = r.endpoint_id AND l.due_at > r.due_at;
 END $$;
 
--- Of each of these keys whose line stands still, lets the first delivery go, unless a dead letter blocks it or its sweep
--- is not at its end. `after_loss`: a request of the key may still be under way that nobody waits for, so it goes only when
+-- The first pass that is not at its end; NULL when all are.
+CREATE FUNCTION outbox.first_incomplete(k outbox.cut) RETURNS bigint
+LANGUAGE sql IMMUTABLE AS $$ SELECT least(k.pass, k.large_pass[1]) $$;
+
+-- Of each of these keys whose line stands still, lets the first delivery go, unless a dead letter blocks it or it is of a
+-- pass that is held. `after_loss`: a request of the key may still be under way that nobody waits for, so it goes only when
 -- that one has timed out. The caller has locked the lanes.
-CREATE FUNCTION outbox.advance(endpoints uuid[], keys text[], after_loss boolean) RETURNS void
+CREATE FUNCTION outbox.let_go(endpoints uuid[], keys text[], held bigint, after_loss boolean) RETURNS void
 LANGUAGE sql AS $$
     WITH head AS (
         SELECT h.event_id, h.endpoint_id,
@@ -70,12 +74,10 @@ LANGUAGE sql AS $$
           JOIN outbox.endpoint n ON n.id = k.endpoint_id
          CROSS JOIN LATERAL (
                SELECT * FROM outbox.delivery d WHERE d.endpoint_id = k.endpoint_id AND d.ordering_key = k.ordering_key
-                ORDER BY d.sweep, d.event_id LIMIT 1) h
+                ORDER BY d.pass, d.event_id LIMIT 1) h
          WHERE NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = k.endpoint_id AND d.ordering_key = k.ordering_key
                                                            AND d.due_at < 'infinity')
-           AND NOT outbox.is_blocked(k.endpoint_id, k.ordering_key)
-           AND NOT coalesce(h.sweep >= (SELECT CASE WHEN c.target IS NOT NULL THEN c.sweep END FROM outbox.cut c ORDER BY c.id DESC LIMIT 1),
-                            false)),
+           AND NOT outbox.is_blocked(k.endpoint_id, k.ordering_key) AND NOT coalesce(h.pass >= held, false)),
     moved AS (
         UPDATE outbox.delivery d SET due_at = h.due_at FROM head h
          WHERE d.event_id = h.event_id AND d.endpoint_id = h.endpoint_id RETURNING d.endpoint_id, d.due_at)
@@ -84,23 +86,33 @@ LANGUAGE sql AS $$
      WHERE l.endpoint_id = m.endpoint_id AND l.due_at > m.due_at
 $$;
 
--- At the end of a sweep that took several cuts: lets the first of each of its keys go, and of what was cut meanwhile, at
--- most so many; returns how many.
-CREATE FUNCTION outbox.release_sweep(sweep bigint, most int) RETURNS int
+-- After something of these keys was taken out: lets the next ones go.
+CREATE FUNCTION outbox.advance(endpoints uuid[], keys text[], after_loss boolean) RETURNS void
+LANGUAGE sql AS $$
+    SELECT outbox.let_go(endpoints, keys, (SELECT c.held FROM outbox.cut c ORDER BY c.id DESC LIMIT 1), after_loss)
+$$;
+
+-- Lets the first of each key go that was held, as far as the passes before it are at their ends: at most so many; returns
+-- how many.
+CREATE FUNCTION outbox.release_order(k outbox.cut, most int) RETURNS int
 LANGUAGE plpgsql AS $$
 DECLARE
-    keepers   uuid[] := ARRAY(SELECT n.id FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL);
+    until     bigint := outbox.first_incomplete(k);
+    keepers   uuid[];
     endpoints uuid[];
     keys      text[];
 BEGIN
+    IF until <= k.held THEN RETURN 0; END IF;
+    keepers := ARRAY(SELECT n.id FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL);
     PERFORM FROM outbox.lane l WHERE l.endpoint_id = ANY (keepers) ORDER BY l.endpoint_id FOR UPDATE;
-    SELECT array_agg(k.endpoint_id), array_agg(k.ordering_key) INTO endpoints, keys FROM (
+    SELECT array_agg(u.endpoint_id), array_agg(u.ordering_key) INTO endpoints, keys FROM (
         SELECT DISTINCT d.endpoint_id, d.ordering_key FROM outbox.delivery d
-         WHERE d.endpoint_id = ANY (keepers) AND d.ordering_key IS NOT NULL AND d.sweep >= release_sweep.sweep
+         WHERE d.endpoint_id = ANY (keepers) AND d.ordering_key IS NOT NULL AND d.pass >= k.held
+           AND (until IS NULL OR d.pass < until)
            AND NOT EXISTS (SELECT FROM outbox.delivery o WHERE o.endpoint_id = d.endpoint_id AND o.ordering_key = d.ordering_key
                                                            AND o.due_at < 'infinity')
            AND NOT outbox.is_blocked(d.endpoint_id, d.ordering_key)
-         LIMIT most) k;
-    PERFORM outbox.advance(endpoints, keys, false);
+         LIMIT most) u;
+    PERFORM outbox.let_go(endpoints, keys, until, false);
     RETURN coalesce(cardinality(keys), 0);
 END $$;

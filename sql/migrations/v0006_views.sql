@@ -109,7 +109,7 @@ SELECT 'stream' AS stage, NULL::uuid AS endpoint_id, NULL::text AS endpoint, cou
   FROM (SELECT e.created_at
           FROM (SELECT c AS k, c.* FROM outbox.cut c ORDER BY c.id DESC LIMIT 1) n, outbox.event e
          WHERE (e.tx >= pg_snapshot_xmax(n.done) OR e.tx = ANY (ARRAY(SELECT pg_snapshot_xip(n.done))))
-           AND (n.target IS NULL OR NOT outbox.is_cut(n.k, e.tx, e.id))
+           AND NOT outbox.is_cut(n.k, e.tx, e.id)
          LIMIT 10000) uncut
 UNION ALL
 SELECT 'batch', NULL, NULL, coalesce(sum(size), 0), min(first_at) FROM outbox.batch
@@ -164,8 +164,8 @@ SELECT 'delivery_in_limbo', format('ordering key of %s:%s stands still', d.event
  WHERE d.due_at = 'infinity' AND NOT outbox.is_blocked(d.endpoint_id, d.ordering_key)
    AND NOT EXISTS (SELECT FROM outbox.delivery o
                     WHERE o.endpoint_id = d.endpoint_id AND o.ordering_key = d.ordering_key
-                      AND (o.due_at < 'infinity' OR (o.sweep, o.event_id) < (d.sweep, d.event_id)))
-   AND NOT coalesce(d.sweep >= (SELECT c.sweep FROM outbox.cut c ORDER BY c.id DESC LIMIT 1), false)
+                      AND (o.due_at < 'infinity' OR (o.pass, o.event_id) < (d.pass, d.event_id)))
+   AND NOT coalesce(d.pass >= (SELECT c.held FROM outbox.cut c ORDER BY c.id DESC LIMIT 1), false)
 UNION ALL
 SELECT 'lease_not_taken_over', format('batch %s has been without a worker since %s', id, lease_until), 'Start a worker: outboxctl run'
   FROM outbox.batch WHERE claims > 0 AND lease_until < clock_timestamp() - interval '5 min'

@@ -40,11 +40,12 @@ GRANT UPDATE ON outbox.batch, outbox.lane, outbox.delivery, outbox.dead_letter, 
 GRANT UPDATE (disabled_at, disabled_reason, generation, updated_at) ON outbox.endpoint TO outbox_worker;
 GRANT DELETE ON outbox.cut, outbox.batch, outbox.delivery, outbox.dead_letter, outbox.worker, outbox.dedup, outbox.secret
     TO outbox_worker;
-GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text), outbox.advance(uuid[], text[], boolean) TO outbox_worker, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text), outbox.let_go(uuid[], text[], bigint, boolean),
+    outbox.advance(uuid[], text[], boolean) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text) TO outbox_reader;
-GRANT EXECUTE ON FUNCTION outbox.route_ordered(bigint[], bigint, boolean), outbox.release_sweep(bigint, int) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.route_ordered(bigint[], bigint, boolean), outbox.release_order(outbox.cut, int), outbox.first_incomplete(outbox.cut) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION
-    outbox.make_batches(pg_snapshot, pg_snapshot, xid8, bigint, xid8[], int, int, boolean, bigint, boolean) TO outbox_worker;
+    outbox.make_batches(pg_snapshot, pg_snapshot, xid8[], boolean, bigint, int, int, bigint, boolean), outbox.snapshot(xid8, xid8[]) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.is_cut(outbox.cut, xid8, bigint) TO outbox_worker, outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.cut(int, int), outbox.require_leases(bigint, bigint), outbox.stored_size(json, json),
     outbox.make_partitions(), outbox.drop_expired_partition(),
