@@ -101,8 +101,8 @@ package struct Report: Codable, Sendable {
         /// Deliveries per second beside the others, as a share of those alone.
         let throughputRatio: Double?
         var p99Ratio: Double
-        /// True when the others' flood was not through yet.
-        var isFloodBehind: Bool?
+        /// Beside the others while they are still committing.
+        var whileCommitted: Percentiles?
 
         init(waiting: Int, alone: Percentiles, beside: Percentiles, throughputRatio: Double?) {
             self.waiting = waiting
@@ -250,13 +250,15 @@ package struct Report: Codable, Sendable {
 
     private func lines(_ name: String, _ comparison: Comparison) -> [(String, String)] {
         [
-            ("\(name), alone", text(comparison.alone)),
-            (
-                "  beside \(comparison.waiting) waiting",
-                text(comparison.beside) + "; p99 \(decimal(comparison.p99Ratio, 2)) times"
-                    + (comparison.throughputRatio.map { ", throughput \(decimal($0, 2)) times" } ?? "")
-            ),
+            ("\(name), alone", text(comparison.alone))
         ]
+            + (comparison.whileCommitted.map { [("  while it is committed", text($0))] } ?? []) + [
+                (
+                    "  beside \(comparison.waiting) waiting",
+                    text(comparison.beside) + "; p99 \(decimal(comparison.p99Ratio, 2)) times"
+                        + (comparison.throughputRatio.map { ", throughput \(decimal($0, 2)) times" } ?? "")
+                )
+            ]
     }
 
     private func text(_ share: ProcessorShare?) -> String {

@@ -36,7 +36,7 @@ extension Bench {
 
     struct Committed: Sendable {
         let event: Int64
-        /// The database's time right before the commit.
+        /// The database's time of the commit, or right before it.
         let at: Timestamp
     }
 
