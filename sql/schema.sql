@@ -376,7 +376,7 @@ function record_trial(uuid,bigint,text,uuid,timestamp with time zone,integer[],b
 function refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
 function release_order(cut,integer) returns integer f63f94f39bac56b613dba4fa3ec4a51f
 function require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
-function route_ordered(bigint[],bigint,boolean) returns void 99858b48547898f1127e17c00d8ac623
+function route_ordered(bigint[],bigint,boolean) returns void 17249c50bde8427e1a6203ad121fa487
 function set_body_limit(bigint) returns void security definer 9d5c432859159116feed4a3a5ef60ded
 function snapshot(xid8,xid8[]) returns pg_snapshot 8216dfbc2206d7976291278d294ee224
 function stored_size(json,json) returns integer c47cddd1c8d25a272db24a5f176b037b
@@ -517,6 +517,8 @@ grant execute on is_restored to outbox_reader
 grant execute on webhook_id to outbox_reader
 grant execute on advance to outbox_worker
 grant execute on cluster_identifier to outbox_worker
+grant execute on current_identity to outbox_worker
+grant execute on current_transaction_id to outbox_worker
 grant execute on cut to outbox_worker
 grant execute on drop_expired_partition to outbox_worker
 grant execute on first_incomplete to outbox_worker
@@ -528,9 +530,11 @@ grant execute on let_go to outbox_worker
 grant execute on make_batches to outbox_worker
 grant execute on make_partitions to outbox_worker
 grant execute on partition_bounds to outbox_worker
+grant execute on refuse_body to outbox_worker
 grant execute on release_order to outbox_worker
 grant execute on require_leases to outbox_worker
 grant execute on route_ordered to outbox_worker
 grant execute on snapshot to outbox_worker
 grant execute on stored_size to outbox_worker
+grant execute on transaction_uuid to outbox_worker
 grant execute on webhook_id to outbox_worker

@@ -166,7 +166,7 @@ package final class Endpoint: Sendable {
     /// True when the event is one of its own. Only the whole value `*` is a wildcard.
     package func wants(_ event: Event) -> Bool {
         !settings.isDisabled && (settings.customerID == "*" || settings.customerID == event.customerID)
-            && (settings.eventType == "*" || settings.eventType == event.type)
+            && (settings.eventType == event.type || settings.eventType == "*" && !event.isOperational)
             && (settings.changeType == "*" || settings.changeType == event.changeType)
     }
 

@@ -25,6 +25,9 @@ package final class Event: Sendable {
     /// W3C trace context of the operation that caused it.
     package let traceparent: String?
 
+    /// True when the service says this about itself. Only endpoints that name the type get it, not those that take `*`.
+    package let isOperational: Bool
+
     /// What it takes in memory, about.
     package var size: Int { 512 + (before?.count ?? 0) + (after?.count ?? 0) + (context?.count ?? 0) }
 
@@ -53,6 +56,7 @@ package final class Event: Sendable {
         createdAt = try row[first + 1]
         customerID = try row[first + 2]
         type = try row[first + 3]
+        isOperational = Self.isOperational(type)
         changeType = try row[first + 4]
         transactionID = try row[first + 5]
         identity = try row[first + 6]
@@ -73,6 +77,7 @@ package final class Event: Sendable {
         self.createdAt = createdAt
         self.customerID = customerID
         self.type = type
+        isOperational = Self.isOperational(type)
         self.changeType = changeType
         self.transactionID = transactionID
         self.identity = identity
@@ -83,6 +88,8 @@ package final class Event: Sendable {
         self.context = context
         traceparent = context.flatMap(Self.traceparent)
     }
+
+    private static func isOperational(_ type: String) -> Bool { type.utf8.starts(with: "outbox.".utf8) }
 
     private static func traceparent(in context: [UInt8]) -> String? {
         // Most contexts have none, and then nothing is parsed.

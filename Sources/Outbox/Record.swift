@@ -307,9 +307,23 @@ extension Connection {
                      WHERE id = \(endpoint) AND disabled_at IS NULL
                     """
                 ).affected
-                if changed > 0 { try audit("endpoint.disable", endpoint: endpoint, reason: reason) }
+                if changed > 0 {
+                    try audit("endpoint.disable", endpoint: endpoint, reason: reason)
+                    try publishDisabled(endpoint, reason: reason)
+                }
             }
         }
+    }
+
+    /// Tells whoever takes events of that very type; `*` does not include what the service says about itself.
+    private mutating func publishDisabled(_ endpoint: EndpointID, reason: String) throws {
+        try query(
+            """
+            INSERT INTO outbox.event (type, change_type, customer_id, identity, after)
+            SELECT 'outbox.endpoint.disabled', 'Update', CASE n.customer_id WHEN '*' THEN 'outbox' ELSE n.customer_id END, 'outbox',
+                   json_build_object('endpoint_id', n.id, 'endpoint', n.name, 'customer_id', n.customer_id, 'reason', \(reason))
+              FROM outbox.endpoint n WHERE n.id = \(endpoint)
+            """)
     }
 
     /// Opens the breaker, or opens it again after a probe that failed; once, however many failures say so at a time. An

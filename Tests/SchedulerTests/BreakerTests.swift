@@ -237,21 +237,66 @@ import Testing
         ledger.receiver.stop()
     }
 
-    @Test func `after five days and twenty probes it is disabled, with an audit row, and keeps what waits`()
+    @Test func `two workers send one probe at a time between them, and each delivery once when it answers`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        let isUp = Flag(false)
+        let ledger = try Ledger { _, _ in Receiver.Answer(isUp.isSet ? 200 : 500) }
+        try await database.endpoint("down", url: ledger.url, retries: [.seconds(3600)])
+        try await TestWorker.run(database, configure: { $0.worker = "one" }) {
+            let other = try await TestWorker(database, name: "two")
+            try await database.publish(200)
+            let isOpen = try await eventually {
+                try await database.number(
+                    "SELECT count(*) FROM outbox.delivery JOIN outbox.lane USING (endpoint_id) WHERE opens > 0") == 200
+            }
+            #expect(isOpen)
+            for probe in 1...3 {
+                let before = ledger.all.count
+                let opens = try await database.number("SELECT opens FROM outbox.lane")
+                try await probeNow(database)
+                let isOpenAgain = try await eventually {
+                    try await database.number("SELECT opens FROM outbox.lane") == opens + 1
+                }
+                #expect(isOpenAgain, "probe \(probe)")
+                #expect(ledger.all.count == before + 1, "probe \(probe)")
+            }
+            isUp.isSet = true
+            let failed = ledger.all.count
+            try await probeNow(database)
+            let isThrough = try await eventually { try await database.deliveries("delivered") == 200 }
+            #expect(isThrough)
+            #expect(ledger.all.count == failed + 200)
+            let isClosed = try await eventually { try await database.number("SELECT opens FROM outbox.lane") == 0 }
+            #expect(isClosed)
+            try await other.stop()
+        }
+        #expect(try await database.column("SELECT problem FROM outbox.problems WHERE problem <> 'no_worker'") == [])
+        ledger.receiver.stop()
+    }
+
+    @Test
+    func `after five days and twenty probes it is disabled, with an event and an audit row, and keeps what waits`()
         async throws
     {
         let database = try await TestCluster.database()
         let ledger = try Ledger { _, _ in Receiver.Answer(500) }
+        let (operations, everything) = (try Ledger(), try Ledger())
         try await database.endpoint("down", url: ledger.url, retries: [.seconds(3600)])
+        try await database.endpoint("operations", url: operations.url) { $0.eventType = "outbox.endpoint.disabled" }
+        try await database.endpoint("everything", url: everything.url)
         try await TestWorker.run(database) {
             try await database.publish(20)
             let isOpen = try await eventually { try await database.deliveries("waiting") == 20 }
             #expect(isOpen)
             try await database.script(
-                "UPDATE outbox.lane SET opens = 20, opened_at = now() - interval '6 days', held_until = clock_timestamp()"
+                "UPDATE outbox.lane SET opens = 20, opened_at = now() - interval '6 days', held_until = clock_timestamp() WHERE opens > 0"
             )
             let isDisabled = try await eventually {
-                try await database.column("SELECT state FROM outbox.endpoint_health") == ["disabled"]
+                try await database.column("SELECT state FROM outbox.endpoint_health WHERE endpoint = 'down'") == [
+                    "disabled"
+                ]
             }
             #expect(isDisabled)
         }
@@ -260,6 +305,14 @@ import Testing
                 "failing for five days"
             ])
         #expect(try await database.deliveries("paused") == 20)
-        ledger.receiver.stop()
+        // Who asked for it is told; what the service says about itself is no part of "everything".
+        try await TestWorker.run(database) {
+            let isTold = await eventually { operations.all.count == 1 }
+            #expect(isTold)
+        }
+        let body = operations.all.first.map { String(decoding: $0.body, as: UTF8.self) } ?? ""
+        #expect(body.contains(#""endpoint" : "down""#) && body.contains("failing for five days"), "\(body)")
+        #expect(everything.all.count == 20)
+        for ledger in [ledger, operations, everything] { ledger.receiver.stop() }
     }
 }

@@ -40,7 +40,7 @@ BEGIN
                   AND e.created_at >= b.first_at AND e.created_at <= b.last_at) e
          CROSS JOIN outbox.endpoint n
          WHERE b.id = ANY (batches) AND n.id = ANY (keepers) AND n.customer_id IN ('*', e.customer_id)
-           AND n.event_type IN ('*', e.type) AND n.change_type IN ('*', e.change_type)),
+           AND (n.event_type = e.type OR n.event_type = '*' AND e.type NOT LIKE 'outbox.%') AND n.change_type IN ('*', e.change_type)),
     routed AS (
         INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, ordering_key, pass)
         SELECT l.event_id, l.endpoint_id, l.created_at,

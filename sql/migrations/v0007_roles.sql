@@ -25,11 +25,14 @@ GRANT USAGE ON SCHEMA outbox TO outbox_producer, outbox_worker, outbox_reader, o
 -- Producers publish and insert, nothing else; they can set neither id nor tx nor created_at.
 GRANT INSERT (customer_id, type, change_type, transaction_id, identity, before, after, occurred_at, ordering_key,
               deliver_at, headers) ON outbox.event TO outbox_producer, outbox_operator;
+GRANT INSERT (customer_id, type, change_type, identity, after) ON outbox.event TO outbox_worker;
 GRANT EXECUTE ON FUNCTION
     outbox.publish(text, json, text, text, json, text, uuid, text, text, timestamptz, jsonb, timestamptz),
     outbox.begin_operation(uuid, text), outbox.emit(), outbox.wake_worker(), outbox.current_transaction_id(),
     outbox.current_identity(), outbox.transaction_uuid(timestamptz, xid8), outbox.refuse_body(bigint, bigint)
     TO outbox_producer, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.current_transaction_id(), outbox.current_identity(), outbox.transaction_uuid(timestamptz, xid8),
+    outbox.refuse_body(bigint, bigint) TO outbox_worker;
 
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_worker;
 GRANT SELECT ON SEQUENCE outbox.batch_id_seq TO outbox_worker;
