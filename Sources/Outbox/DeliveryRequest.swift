@@ -49,28 +49,35 @@ extension HTTPRequest {
     package static func delivery(
         of event: Event, to endpoint: Endpoint, number: Int, webhookID: String, at now: Timestamp, token: String? = nil
     ) throws(RequestRefusal) -> DeliveryRequest {
-        var builder = RequestBuilder(event: event, endpoint: endpoint, number: number, webhookID: webhookID, now: now)
+        var builder = RequestBuilder(
+            DeliveryInput(event: event, endpoint: endpoint, number: number, webhookID: webhookID, now: now))
         return try builder.build(token: token)
     }
 }
 
-private struct RequestBuilder {
+/// What a request is made from.
+struct DeliveryInput {
     let event: Event
     let endpoint: Endpoint
+    /// Which attempt it is, from 1.
     let number: Int
     let webhookID: String
+    /// The database's time.
     let now: Timestamp
+}
+
+private struct RequestBuilder {
+    private let input: DeliveryInput
     private var values: EventValues?
     private var missing: [String] = []
     private var cleaned: [String] = []
 
-    init(event: Event, endpoint: Endpoint, number: Int, webhookID: String, now: Timestamp) {
-        self.event = event
-        self.endpoint = endpoint
-        self.number = number
-        self.webhookID = webhookID
-        self.now = now
-    }
+    private var event: Event { input.event }
+    private var endpoint: Endpoint { input.endpoint }
+    private var webhookID: String { input.webhookID }
+    private var now: Timestamp { input.now }
+
+    init(_ input: DeliveryInput) { self.input = input }
 
     mutating func build(token: String?) throws(RequestRefusal) -> DeliveryRequest {
         let body = try body()
@@ -128,9 +135,9 @@ private struct RequestBuilder {
         }
         try headers.append(own: "Outbox-Transaction-Id") { $0 += event.transactionID.text }
         try headers.append(own: "Outbox-Attempt") { value in
-            value.appendDecimal(Int64(number))
+            value.appendDecimal(Int64(input.number))
             value.append(UInt8(ascii: "/"))
-            value.appendDecimal(Int64(max(number, endpoint.retrySchedule.count + 1)))
+            value.appendDecimal(Int64(max(input.number, endpoint.retrySchedule.count + 1)))
         }
         if let traceparent = event.traceparent { try headers.append(own: "traceparent") { $0 += traceparent.utf8 } }
         if endpoint.settings.format == .cloudeventsBinary {
@@ -158,8 +165,7 @@ private struct RequestBuilder {
     }
 
     private mutating func fill(_ template: Template, _ what: String) throws(RequestRefusal) -> [UInt8] {
-        let values =
-            values ?? EventValues(event: event, endpoint: endpoint, number: number, webhookID: webhookID, now: now)
+        let values = values ?? EventValues(input)
         self.values = values
         do throws(Template.Refusal) {
             let rendering = try template.render(values)

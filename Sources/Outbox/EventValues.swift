@@ -3,26 +3,18 @@ import Templates
 
 /// The values of a template's parameters for one delivery. What has to be parsed is parsed once.
 final class EventValues: ParameterValues {
-    private let event: Event
-    private let endpoint: Endpoint
-    private let number: Int
-    private let webhookID: String
-    private let now: Timestamp
+    private let input: DeliveryInput
     private var parsed: [String: JSON?] = [:]
 
-    init(event: Event, endpoint: Endpoint, number: Int, webhookID: String, now: Timestamp) {
-        self.event = event
-        self.endpoint = endpoint
-        self.number = number
-        self.webhookID = webhookID
-        self.now = now
-    }
+    private var event: Event { input.event }
+
+    init(_ input: DeliveryInput) { self.input = input }
 
     func value(of parameter: Parameter) throws(Template.Refusal) -> ParameterValue? {
         let rest = parameter.path.dropFirst()
         switch parameter.path.first {
         case "event_id": return number(event.id.rawValue)
-        case "webhook_id": return .text(webhookID)
+        case "webhook_id": return .text(input.webhookID)
         case "type": return .text(event.type)
         case "change_type": return .text(event.changeType)
         case "customer_id": return .text(event.customerID)
@@ -31,10 +23,10 @@ final class EventValues: ParameterValues {
         case "occurred_at": return .text(event.occurredAt.rfc3339(fractionDigits: 3))
         case "created_at": return .text(event.createdAt.rfc3339(fractionDigits: 3))
         case "date": return .text(event.occurredAt.shortYear)
-        case "timestamp": return number(now.seconds)
-        case "endpoint": return .text(endpoint.name)
-        case "endpoint_number": return number(endpoint.id.rawValue.number)
-        case "attempt": return number(Int64(number))
+        case "timestamp": return number(input.now.seconds)
+        case "endpoint": return .text(input.endpoint.name)
+        case "endpoint_number": return number(input.endpoint.id.rawValue.number)
+        case "attempt": return number(Int64(input.number))
         case "event_properties": return .json(try properties())
         case "before": return try json("before", event.before)?.value(at: rest).map { .json($0) }
         case "after": return try json("after", event.after)?.value(at: rest).map { .json($0) }

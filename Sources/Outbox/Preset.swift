@@ -13,6 +13,9 @@ package struct Preset: Sendable {
     package var rates: [RateLimit] = []
     /// From here on a lint warns.
     package var warnBytes: Int?
+    /// What has to be in a template, and what must not be, as far as looking for it tells; without white space.
+    package var wanted: [String] = []
+    package var refused: [String] = []
     /// What one should know before choosing it.
     package var warning: String?
 
@@ -26,15 +29,9 @@ package struct Preset: Sendable {
 
     /// What a template made from this preset lacks of what the receiver wants, beyond being well-formed.
     package func findings(in template: Template) -> [String] {
-        guard name == "teams-workflow" else { return [] }
-        let wanted = [
-            #""type":"message""#, #""attachments""#, #""contentType":"application/vnd.microsoft.card.adaptive""#,
-            #""content""#,
-        ]
         let compact = template.source.filter { !$0.isWhitespace }
-        var findings = wanted.filter { !compact.contains($0) }.map { "a Teams workflow wants \($0)" }
-        if compact.contains(#""Action.Submit""#) { findings.append("a Teams workflow does not take Action.Submit") }
-        return findings
+        return wanted.filter { !compact.contains($0) }.map { "\(name) wants \($0)" }
+            + refused.filter { compact.contains($0) }.map { "\(name) does not take \($0)" }
     }
 
     package static let all: [Preset] = [
@@ -63,6 +60,10 @@ package struct Preset: Sendable {
             + #""body":[{"type":"TextBlock","text":"%after.text|New event%","wrap":true}]}}]}"#,
         rules: rules { $0.success = StatusSet([202...202]) }, mostBytes: 28_000, rates: [rate("4/1s")],
         warnBytes: 21_000,
+        wanted: [
+            #""type":"message""#, #""attachments""#, #""contentType":"application/vnd.microsoft.card.adaptive""#,
+            #""content""#,
+        ], refused: [#""Action.Submit""#],
         warning: "a workflow answers 202 before it looks at the card: that the card was shown cannot be verified")
 
     private static let teamsWorkflowText = Preset(

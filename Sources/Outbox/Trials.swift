@@ -21,12 +21,13 @@ extension Connection {
 }
 
 extension Event {
+    package static let sampleData = Array(#"{"text":"Test message from Outbox."}"#.utf8)
+
     /// An event that never was, for trying an endpoint out.
     ///
     /// - Parameter context: a JSON object, as in `headers` of a published event.
     package static func sample(
-        type: String = "outbox.test", after: [UInt8] = Array(#"{"text":"Test message from Outbox."}"#.utf8),
-        context: [UInt8]? = nil, at now: Timestamp
+        type: String = "outbox.test", after: [UInt8] = sampleData, context: [UInt8]? = nil, at now: Timestamp
     ) -> Event {
         Event(
             id: EventID(rawValue: 0), createdAt: now, customerID: "default", type: type, changeType: "Create",

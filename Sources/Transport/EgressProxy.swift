@@ -29,25 +29,3 @@ package struct EgressProxy: Sendable {
         return IPAddress.resolve(host).map { SocketAddress($0, port: target.port) }
     }
 }
-
-extension IPAddress {
-    /// The addresses of a name, or the address itself, as this machine resolves it; blocks.
-    package static func resolve(_ host: String) -> [IPAddress] {
-        var hints = unsafe addrinfo()
-        unsafe hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
-        var list: UnsafeMutablePointer<addrinfo>?
-        guard unsafe getaddrinfo(host, nil, &hints, &list) == 0 else { return [] }
-        defer { unsafe freeaddrinfo(list) }
-        var found: [IPAddress] = []
-        var next = unsafe list
-        while let entry = unsafe next {
-            if let address = unsafe entry.pointee.ai_addr,
-                let ip = unsafe IPAddress(UnsafeRawPointer(address), family: entry.pointee.ai_family)
-            {
-                found.append(ip)
-            }
-            unsafe next = entry.pointee.ai_next
-        }
-        return found
-    }
-}

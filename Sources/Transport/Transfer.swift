@@ -19,7 +19,6 @@ final class Transfer {
     /// What the handle is set to; changed only where the next request differs.
     private var tls = HTTPRequest.TLS()
     private var allowsHTTP2 = false
-    private var isTLS = false
     private var isHeaderComplete = false
     private var currentStatus = 0
     private var sends = 0
@@ -105,7 +104,6 @@ final class Transfer {
         exchange.timing.queued = .now - start.submittedAt
         received = 0
         keptBody = request.keptBody
-        isTLS = request.url.utf8.count > 5 && request.url.utf8.dropFirst(4).first == UInt8(ascii: "s")
         isHeaderComplete = false
         currentStatus = 0
         sends = 0
@@ -268,7 +266,7 @@ final class Transfer {
         }
         let text = unsafe errorText[0] == 0 ? String(cString: curl_easy_strerror(result)) : String(cString: errorText)
         exchange.message = text
-        exchange.failure = failure(result, text)
+        exchange.failure = evidence(result, text).failure
         if exchange.failure == .tlsClientCertificate, text.hasPrefix("getpeername") {
             exchange.message =
                 "the receiver ended the connection right after the TLS handshake: it wants a client certificate, or does not take this one"
@@ -280,55 +278,16 @@ final class Transfer {
         }
     }
 
-    private func failure(_ result: CURLcode, _ text: String) -> HTTPExchange.Failure {
-        if wasBlocked { return .blockedAddress }
-        if lacksDescriptors { return .localResources }
-        if sends > 1 { return .connectionLost }
-        if result == CURLE_PROXY || text.contains("CONNECT tunnel failed") { return .proxy }
-        if let failure = tlsFailure(result, text) { return failure }
-        return switch result {
-        case CURLE_COULDNT_RESOLVE_HOST, CURLE_COULDNT_RESOLVE_PROXY: .dns
-        case CURLE_COULDNT_CONNECT: .connect
-        case CURLE_OPERATION_TIMEDOUT: .timeout
-        case CURLE_SSL_CONNECT_ERROR, CURLE_PEER_FAILED_VERIFICATION, CURLE_SSL_CERTPROBLEM, CURLE_SSL_CIPHER,
-            CURLE_SSL_CACERT_BADFILE, CURLE_SSL_ISSUER_ERROR, CURLE_USE_SSL_FAILED, CURLE_SSL_INVALIDCERTSTATUS:
-            .tls
-        case CURLE_GOT_NOTHING, CURLE_SEND_ERROR, CURLE_RECV_ERROR, CURLE_PARTIAL_FILE, CURLE_HTTP2, CURLE_HTTP2_STREAM:
-            .connectionLost
-        case CURLE_OUT_OF_MEMORY: .localResources
-        // The last of them also means that what came back was not HTTP.
-        case CURLE_URL_MALFORMAT, CURLE_BAD_FUNCTION_ARGUMENT, CURLE_UNSUPPORTED_PROTOCOL:
-            sends == 0 ? .invalidRequest : .protocolError
-        default: .protocolError
-        }
-    }
-
-    /// What exactly is wrong with the receiver's TLS: the verification's own code where there is one (X509_V_ERR_…), the
-    /// words of the library where there is none.
-    private func tlsFailure(_ result: CURLcode, _ text: String) -> HTTPExchange.Failure? {
-        // In TLS 1.3 a client is refused after its handshake is over. Where the connection is gone before libcurl could look
-        // at its other end, that is all that there is to see.
-        let words = ["certificate required", "alert bad certificate", "alert unknown ca", "getpeername() failed"]
-        if isTLS, words.contains(where: text.contains) { return .tlsClientCertificate }
-        switch result {
-        case CURLE_PEER_FAILED_VERIFICATION:
-            var code = 0
-            unsafe curl_get_long(handle, CURLINFO_SSL_VERIFYRESULT, &code)
-            switch code {
-            case 9, 10: return .tlsExpired
-            case 18: return .tlsSelfSigned
-            case 2, 19, 20, 21: return .tlsUnknownIssuer
-            case 62, 63, 64: return .tlsWrongHost
-            default:
-                return text.contains("does not match") || text.contains("no alternative certificate")
-                    ? .tlsWrongHost : .tls
-            }
-        case CURLE_SSL_CONNECT_ERROR:
-            let isOld = ["unsupported protocol", "protocol version", "wrong version number"].contains(
-                where: text.contains)
-            return isOld ? .tlsOldProtocol : nil
-        default: return nil
-        }
+    private func evidence(_ result: CURLcode, _ text: String) -> TransferEvidence {
+        var verification = 0
+        unsafe curl_get_long(handle, CURLINFO_SSL_VERIFYRESULT, &verification)
+        var scheme: UnsafeMutableRawPointer?
+        unsafe curl_get_pointer(handle, CURLINFO_SCHEME, &scheme)
+        let isTLS =
+            unsafe scheme.map { unsafe strcasecmp($0.assumingMemoryBound(to: CChar.self), "https") == 0 } ?? false
+        return TransferEvidence(
+            result: result, text: text, sends: sends, wasBlocked: wasBlocked, lacksDescriptors: lacksDescriptors,
+            isTLS: isTLS, verification: verification)
     }
 
     private func measure() {

@@ -38,10 +38,13 @@ private struct TrialRun {
                 try eventID.map { try connection.readEvent($0) }
                 ?? Event.sample(
                     type: endpoint.settings.eventType == "*" ? "outbox.test" : endpoint.settings.eventType,
-                    after: data ?? Array(#"{"text":"Test message from Outbox."}"#.utf8), context: context, at: now)
-            return (endpoint, event, now, webhookID, allowed.refusing(connection.serverSockets))
+                    after: data ?? Event.sampleData, context: context, at: now)
+            return (
+                endpoint: endpoint, event: event, now: now, webhookID: webhookID,
+                policy: allowed.refusing(connection.serverSockets)
+            )
         }
-        var wanted = prepared.0.settings
+        var wanted = prepared.endpoint.settings
         if let url { wanted.url = url }
         endpoint = Endpoint(wanted)
         // A rule that is not enabled is never called; its trial by hand is another matter.
@@ -50,14 +53,15 @@ private struct TrialRun {
             attemptID = nil
             return
         }
-        let transport = Transport(policy: prepared.4, proxy: try settings.proxy(), capacity: 2)
+        let transport = Transport(policy: prepared.policy, proxy: try settings.proxy(), capacity: 2)
         report = await Trial(
-            endpoint, event: prepared.1, webhookID: prepared.3, now: prepared.2, policy: prepared.4, trigger: trigger
+            endpoint, event: prepared.event, webhookID: prepared.webhookID, now: prepared.now, policy: prepared.policy,
+            trigger: trigger
         ).run(on: transport)
         await transport.stop()
         attemptID =
             if let attempt = report.attempt {
-                try await Session.run(options) { [endpoint, event = prepared.1] connection in
+                try await Session.run(options) { [endpoint, event = prepared.event] connection in
                     try connection.recordTrial(attempt, event: event.id, endpoint: endpoint.id).description
                 }
             } else { nil }

@@ -62,27 +62,17 @@ struct TemplateCommand: AsyncParsableCommand {
     struct Render: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "Fill a template from data, and print the body.")
         @OptionGroup var source: Source
-        @Option(name: .long, help: "The event's data, JSON; @file or - for stdin.") var data =
-            #"{"text":"Test message from Outbox."}"#
+        @Option(name: .long, help: "The event's data, JSON; @file or - for stdin.") var data: String?
         @Option(name: .long, help: "The event's context, a JSON object; @file or - for stdin.") var context: String?
         @Option(name: .long, help: "The event's type.") var eventType = "outbox.test"
 
         func run() async throws {
             let template = try source.read().template
-            let now = Timestamp(microseconds: Int64(Date().timeIntervalSince1970 * 1_000_000))
-            let event = Event.sample(
-                type: eventType, after: try textArgument(data), context: try context.map { try textArgument($0) },
-                at: now)
-            var settings = Endpoint.Settings(
-                id: EndpointID(rawValue: .random()), name: "endpoint", url: "https://example.com/")
-            settings.format = .template
-            settings.template = template
-            do {
-                let delivery = try HTTPRequest.delivery(
-                    of: event, to: Endpoint(settings), number: 1, webhookID: "evt_sample_0", at: now)
-                print(String(decoding: delivery.request.body, as: UTF8.self))
-                if let text = delivery.note { note(text.replacing("note: ", with: "")) }
-            } catch { throw OperationRefusal(.invalid, "\(error)") }
+            let delivery = try sampleRequest(
+                template, type: eventType, data: try data.map { try textArgument($0) },
+                context: try context.map { try textArgument($0) })
+            print(String(decoding: delivery.request.body, as: UTF8.self))
+            if let text = delivery.note { note(text.replacing("note: ", with: "")) }
         }
     }
 
@@ -129,21 +119,30 @@ struct TemplateCommand: AsyncParsableCommand {
             guard let preset else { return }
             if let warning = preset.warning { note(warning) }
             for finding in preset.findings(in: template) { note(finding) }
-            let now = Timestamp(microseconds: Int64(Date().timeIntervalSince1970 * 1_000_000))
-            var settings = Endpoint.Settings(
-                id: EndpointID(rawValue: .random()), name: "endpoint", url: "https://example.com/")
-            settings.format = .template
-            settings.template = template
-            settings.mostBytes = preset.mostBytes
-            let event = Event.sample(after: try textArgument(data ?? #"{"text":""}"#), at: now)
-            do {
-                let size = try HTTPRequest.delivery(
-                    of: event, to: Endpoint(settings), number: 1, webhookID: "evt_sample_0", at: now
-                ).request.body.count
-                if let limit = preset.warnBytes, size > limit {
-                    note("\(size) bytes: \(preset.name) may cut off or refuse more than \(limit)")
-                }
-            } catch { throw OperationRefusal(.invalid, "\(error)") }
+            let size = try sampleRequest(
+                template, data: try textArgument(data ?? #"{"text":""}"#), mostBytes: preset.mostBytes
+            ).request.body.count
+            if let limit = preset.warnBytes, size > limit {
+                note("\(size) bytes: \(preset.name) may cut off or refuse more than \(limit)")
+            }
         }
     }
+}
+
+/// The request that a template makes of a sample event.
+private func sampleRequest(
+    _ template: Template, type: String = "outbox.test", data: [UInt8]? = nil, context: [UInt8]? = nil,
+    mostBytes: Int? = nil
+) throws -> DeliveryRequest {
+    let now = Timestamp(microseconds: Int64(Date().timeIntervalSince1970 * 1_000_000))
+    var settings = Endpoint.Settings(
+        id: EndpointID(rawValue: .random()), name: "endpoint", url: "https://example.com/")
+    settings.format = .template
+    settings.template = template
+    settings.mostBytes = mostBytes
+    let event = Event.sample(type: type, after: data ?? Event.sampleData, context: context, at: now)
+    do {
+        return try HTTPRequest.delivery(
+            of: event, to: Endpoint(settings), number: 1, webhookID: "evt_sample_0", at: now)
+    } catch { throw OperationRefusal(.invalid, "\(error)") }
 }

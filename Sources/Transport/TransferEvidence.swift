@@ -1,0 +1,64 @@
+import CCurl
+
+/// What is known of a transfer that ended without an answer, and what it means.
+struct TransferEvidence {
+    let result: CURLcode
+    /// libcurl's words.
+    let text: String
+    /// How often the request was, or was about to be, written.
+    let sends: Int
+    let wasBlocked: Bool
+    let lacksDescriptors: Bool
+    let isTLS: Bool
+    /// The verification's own code (X509_V_ERR_…).
+    let verification: Int
+
+    var failure: HTTPExchange.Failure {
+        if wasBlocked { return .blockedAddress }
+        if lacksDescriptors { return .localResources }
+        if sends > 1 { return .connectionLost }
+        if result == CURLE_PROXY || text.contains("CONNECT tunnel failed") { return .proxy }
+        if let tlsFailure { return tlsFailure }
+        return switch result {
+        case CURLE_COULDNT_RESOLVE_HOST, CURLE_COULDNT_RESOLVE_PROXY: .dns
+        case CURLE_COULDNT_CONNECT: .connect
+        case CURLE_OPERATION_TIMEDOUT: .timeout
+        case CURLE_SSL_CONNECT_ERROR, CURLE_PEER_FAILED_VERIFICATION, CURLE_SSL_CERTPROBLEM, CURLE_SSL_CIPHER,
+            CURLE_SSL_CACERT_BADFILE, CURLE_SSL_ISSUER_ERROR, CURLE_USE_SSL_FAILED, CURLE_SSL_INVALIDCERTSTATUS:
+            .tls
+        case CURLE_GOT_NOTHING, CURLE_SEND_ERROR, CURLE_RECV_ERROR, CURLE_PARTIAL_FILE, CURLE_HTTP2, CURLE_HTTP2_STREAM:
+            .connectionLost
+        case CURLE_OUT_OF_MEMORY: .localResources
+        // The last of them also means that what came back was not HTTP.
+        case CURLE_URL_MALFORMAT, CURLE_BAD_FUNCTION_ARGUMENT, CURLE_UNSUPPORTED_PROTOCOL:
+            sends == 0 ? .invalidRequest : .protocolError
+        default: .protocolError
+        }
+    }
+
+    /// What exactly is wrong with the receiver's TLS: by the verification's code where there is one, by the words of the
+    /// library where there is none.
+    private var tlsFailure: HTTPExchange.Failure? {
+        // In TLS 1.3 a client is refused after its handshake is over. Where the connection is gone before libcurl could look
+        // at its other end, that is all that there is to see.
+        let words = ["certificate required", "alert bad certificate", "alert unknown ca", "getpeername() failed"]
+        if isTLS, words.contains(where: text.contains) { return .tlsClientCertificate }
+        switch result {
+        case CURLE_PEER_FAILED_VERIFICATION:
+            switch verification {
+            case 9, 10: return .tlsExpired
+            case 18: return .tlsSelfSigned
+            case 2, 19, 20, 21: return .tlsUnknownIssuer
+            case 62, 63, 64: return .tlsWrongHost
+            default:
+                return text.contains("does not match") || text.contains("no alternative certificate")
+                    ? .tlsWrongHost : .tls
+            }
+        case CURLE_SSL_CONNECT_ERROR:
+            let isOld = ["unsupported protocol", "protocol version", "wrong version number"].contains(
+                where: text.contains)
+            return isOld ? .tlsOldProtocol : nil
+        default: return nil
+        }
+    }
+}
