@@ -17,6 +17,8 @@ package struct ClaimedLane: Sendable {
     package let claims: Int
     /// True while its breaker is open.
     package let isFailing: Bool
+    /// True when its receiver asked for a rest that has just ended.
+    package let isRested: Bool
     /// When its endpoint answered again: what was tried before is due.
     package let recoveredAt: Timestamp?
     /// Nothing in it is due before.
@@ -75,14 +77,15 @@ extension Connection {
                    SET lease_id = \(lease), worker = \(worker), claims = l.claims + 1,
                        lease_until = clock_timestamp() + \(duration)
                   FROM due WHERE l.endpoint_id = due.endpoint_id
-                RETURNING l.endpoint_id, l.claims, l.opens, l.recovered_at, l.due_at)
+                RETURNING l.endpoint_id, l.claims, l.opens, l.recovered_at, l.due_at, l.held_until)
             SELECT clock_timestamp(), s.endpoint_generation,
                    (SELECT min(greatest(l.due_at, l.held_until, CASE WHEN l.paused_from <= clock_timestamp() THEN l.paused_until END,
                                         l.lease_until))
                       FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
                      WHERE l.due_at < 'infinity' AND n.disabled_at IS NULL AND n.deleted_at IS NULL
                        AND l.endpoint_id <> ALL (\(excluded)) AND l.endpoint_id NOT IN (SELECT endpoint_id FROM claimed)),
-                   c.endpoint_id, c.claims, c.opens > 0, c.recovered_at, c.due_at
+                   c.endpoint_id, c.claims, c.opens > 0, c.recovered_at, c.due_at,
+                   c.opens = 0 AND c.held_until > clock_timestamp() - interval '10 s'
               FROM outbox.setting s LEFT JOIN claimed c ON true
             """)
         let head =
@@ -92,8 +95,8 @@ extension Connection {
         let lanes = try rows.map { row throws(PostgresError) -> ClaimedLane? in
             guard let endpoint = try row[3] as EndpointID? else { return nil }
             return ClaimedLane(
-                endpoint: endpoint, lease: lease, claims: try row[4], isFailing: try row[5], recoveredAt: try row[6],
-                floor: try row[7])
+                endpoint: endpoint, lease: lease, claims: try row[4], isFailing: try row[5], isRested: try row[8],
+                recoveredAt: try row[6], floor: try row[7])
         }
         return LaneClaim(now: head.0, generation: head.1, lanes: lanes.compactMap { $0 }, nextDueAt: head.2)
     }

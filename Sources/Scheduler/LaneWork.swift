@@ -20,8 +20,8 @@ struct LaneWork {
     /// that hangs would hold up all the others, and a killer further back meets the same treatment at the next claim,
     /// nearer to the head.
     private var suspects: Int
-    /// How many requests a failing endpoint gets at a time: one to see whether it answers, and twice as many after every
-    /// round that went well. Nil when it is not failing.
+    /// How many requests an endpoint gets at a time that is failing, or has just asked for a rest: one to see whether it
+    /// answers, and twice as many after every round that went well. Nil when it needs no such care.
     private var ramp: Int?
     /// What was tried before then is due; far in the future until the first probe was answered.
     private var recoveredAt: Timestamp?
@@ -40,7 +40,7 @@ struct LaneWork {
         floor = lane.floor
         cursor = .start(lane.floor)
         suspects = lane.claims > 1 ? Self.mostSuspects : 0
-        ramp = lane.isFailing ? 1 : nil
+        ramp = lane.isFailing || lane.isRested ? 1 : nil
         recoveredAt = lane.isFailing ? lane.recoveredAt ?? .distantFuture : lane.recoveredAt
     }
 
@@ -57,7 +57,7 @@ struct LaneWork {
         if !isWorkable { try await Task.sleep(for: .milliseconds(100)) }
         while isWorkable {
             // Found failing by others, or by ourselves a moment ago: the next owner begins with a probe.
-            if ramp == nil, endpoint?.settings.opens ?? 0 > 0 { return }
+            if ramp == nil || !lane.isFailing, endpoint?.settings.opens ?? 0 > 0 { return }
             guard parts.recorder.hasRoom, parts.sender.hasRoom(for: lane.endpoint) else {
                 try await Task.sleep(for: .milliseconds(50))
                 continue
@@ -214,7 +214,7 @@ struct LaneWork {
 
     /// Waits for what was sent, as far as the next page needs it; false when somebody else has to go on.
     private mutating func judgeRound(hadAnswers answers: Int) async throws -> Bool {
-        if recoveredAt == nil, rates.isEmpty {
+        if recoveredAt == nil, ramp == nil, rates.isEmpty {
             await lease.wait(untilUnresolvedAtMost: 100)
             return true
         }
@@ -223,7 +223,7 @@ struct LaneWork {
         guard isWorkable else { return false }
         guard let size = ramp else { return true }
         // Only what the receiver said itself counts: a request that could not be made is no sign of life.
-        guard lease.answers > answers else {
+        if lane.isFailing, lease.answers == answers {
             try await Task.sleep(for: .milliseconds(500))
             return true
         }
@@ -236,7 +236,7 @@ struct LaneWork {
         ramp = size * 2
         guard size * 2 > endpoint?.maxInFlight ?? 1 else { return true }
         ramp = nil
-        return try await closeBreaker()
+        return lane.isFailing ? try await closeBreaker() : true
     }
 
     private func closeBreaker() async throws -> Bool {

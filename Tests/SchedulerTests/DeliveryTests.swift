@@ -177,6 +177,42 @@ import Transport
         for ledger in [resting, other] { ledger.receiver.stop() }
     }
 
+    @Test func `after a rest the requests begin with one, and a receiver that refuses again gets no more`() async throws
+    {
+        let database = try await TestCluster.database()
+        let isOpen = Flag(false)
+        let ledger = try Ledger { _, _ in
+            isOpen.isSet
+                ? Receiver.Answer(delay: .milliseconds(2)) : Receiver.Answer(429, headers: [("Retry-After", "1")])
+        }
+        try await database.endpoint("e", url: ledger.url, retries: [.milliseconds(10), .milliseconds(10)])
+        try await TestWorker.run(database) {
+            try await database.publish(100)
+            // What is sent before the first answer; then one request a second.
+            let isResting = try await eventually {
+                try await database.number("SELECT count(*) FROM outbox.delivery") == 100
+            }
+            #expect(isResting)
+            for _ in 0..<2 {
+                let before = ledger.all.count
+                try await database.script(
+                    "UPDATE outbox.lane SET held_until = clock_timestamp(), due_at = least(due_at, clock_timestamp())")
+                let isTried = await eventually { ledger.all.count > before }
+                #expect(isTried)
+                let isHeld = try await eventually {
+                    try await database.number("SELECT count(*) FROM outbox.lane WHERE held_until > clock_timestamp()")
+                        == 1
+                }
+                #expect(isHeld)
+                #expect(ledger.all.count == before + 1)
+            }
+            isOpen.isSet = true
+            let isThrough = try await eventually { try await database.deliveries("delivered") == 100 }
+            #expect(isThrough)
+        }
+        ledger.receiver.stop()
+    }
+
     @Test func `an event for later waits in the lane and leaves when it is time`() async throws {
         let database = try await TestCluster.database()
         let ledger = try Ledger()
