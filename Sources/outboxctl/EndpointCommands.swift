@@ -59,8 +59,8 @@ struct EndpointCommand: AsyncParsableCommand {
             options.format.list(
                 listing,
                 columns: [
-                    "name", "customer_id", "state", "method", "url", "format", "event_type", "change_type", "waiting",
-                    "dead_letters",
+                    "name", "customer_id", "state", "failing_since", "method", "url", "format", "event_type",
+                    "change_type", "waiting", "dead_letters",
                 ])
         }
     }

@@ -25,6 +25,8 @@ struct EventCommand: AsyncParsableCommand {
         @Option(name: .long, help: "The operation that it belongs to.") var transactionId: UniqueIDArgument?
         @Option(name: .long, help: "Who caused it.") var identity: String?
         @Option(name: .long, help: "Publish only once per key.") var dedupKey: String?
+        @Option(name: .long, help: "Endpoints that keep order deliver events of the same key one after the other.")
+        var orderingKey: String?
         @Option(name: .long, parsing: .unconditional, help: "Not to be delivered earlier (\(TimeArgument.forms)).")
         var deliverAt: TimeArgument?
 
@@ -36,6 +38,7 @@ struct EventCommand: AsyncParsableCommand {
             event.transactionID = transactionId?.id
             event.identity = identity
             event.dedupKey = dedupKey
+            event.orderingKey = orderingKey
             event.deliverAt = deliverAt?.timestamp
             let (id, listing) = try await Session.run(options) { [event] connection in
                 let id = try connection.publish(event)

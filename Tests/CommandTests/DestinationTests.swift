@@ -72,6 +72,11 @@ import Testing
         let rotated = try await setting.run("endpoint", "secret", "rotate", "billing", "-o", "json")
         let second = try #require(
             (try JSONSerialization.jsonObject(with: Data(rotated.output.utf8)) as? [String: Any])?["secret"] as? String)
+        // By default the old one goes on for a day.
+        #expect(
+            try await setting.database.number(
+                "SELECT round(extract(epoch FROM expires_at - clock_timestamp()) / 3600)::int FROM outbox.secret WHERE expires_at < 'infinity'"
+            ) == 24)
         let third = try await setting.run("endpoint", "secret", "rotate", "billing", "--asymmetric", "-o", "json")
         let publicKey = try #require(
             (try JSONSerialization.jsonObject(with: Data(third.output.utf8)) as? [String: Any])?["public_key"]
@@ -349,6 +354,47 @@ import Testing
         let large = try temporaryFile(#"{"text":"\#(String(repeating: "x", count: 29_000))"}"#)
         let refused = try await setting.run("template", "lint", "--preset", "teams-workflow", "--data", "@" + large)
         #expect(refused.end == .exit(64) && refused.errors.contains("28000"), "\(refused.errors)")
+        let long = try temporaryFile(#"{"text":"\#(String(repeating: "x", count: 40_001))"}"#)
+        let warned = try await setting.run("template", "lint", "--preset", "slack", "--data", "@" + long)
+        #expect(warned.end == .exit(0) && warned.errors.contains("more than 40000"), "\(warned.errors)")
+    }
+
+    @Test func `a failed rule can be final, and an event can be tried again by hand`() async throws {
+        let setting = try await Setting()
+        let ledger = try Ledger { _, _ in Receiver.Answer(200, body: Array("no".utf8)) }
+        defer { ledger.receiver.stop() }
+        let made = try await setting.object(
+            "endpoint", "create", "e", "--url", ledger.url, "--rule", "text ok", "--rule-failure-final")
+        #expect((made["rules"] as? String)?.contains("true") == true, "\(made)")
+        let event = try #require(try await setting.database.publish(after: #"{"n":"unmistakable"}"#).first)
+        let worker = try ChildProcess(ChildProcess.outboxctl, ["run"], environment: setting.environment)
+        #expect(try await eventually { try await setting.database.deliveries("dead") == 1 })
+        #expect(
+            try await setting.database.column("SELECT reason || ' ' || attempts FROM outbox.dead_letter") == [
+                "permanent 1"
+            ])
+        let tried = try await setting.run("endpoint", "test", "e", "--event", "\(event)")
+        #expect(tried.end == .exit(1), "\(tried.output)")
+        #expect(ledger.all.count == 2)
+        #expect(ledger.all.allSatisfy { String(decoding: $0.body, as: UTF8.self).contains("unmistakable") })
+        #expect(Set(ledger.all.map { $0["webhook-id"] }).count == 1)
+        worker.signal(SIGTERM)
+        #expect(await worker.wait() == .exit(0))
+    }
+
+    @Test func `the database itself is no place to send to, also where its network is allowed`() async throws {
+        let setting = try await Setting()
+        let socket = try #require(setting.database.connectionString.split(separator: "'").dropFirst().first)
+        let name = try #require(setting.database.connectionString.split(separator: "=").last)
+        let proxy = try #require(CuttingProxy(socketPath: "\(socket)/.s.PGSQL.5432", plan: []))
+        defer { proxy.stop() }
+        var environment = setting.environment
+        environment["DATABASE_URL"] =
+            "host=127.0.0.1 port=\(proxy.port) user=outbox dbname=\(name) sslmode=disable gssencmode=disable"
+        let (end, _, errors) = try await ChildProcess.run(
+            ["endpoint", "create", "e", "--url", "http://127.0.0.1:\(proxy.port)/"], environment: environment)
+        #expect(end == .exit(64), "\(errors)")
+        #expect(errors.contains("leads to this service itself or to its database"), "\(errors)")
     }
 
     @Test func `a secret is never taken from the command line`() async throws {
