@@ -11,8 +11,9 @@ struct LaneWork {
 
     private var cursor: LaneCursor
     private var floor: Timestamp
-    /// When the cursor was last at the floor.
+    /// When the cursor was last at the floor, and after how long it goes back there, for rows that were committed behind it.
     private var beganAt = ContinuousClock.now
+    private var sweep = Duration.seconds(1)
     /// The rates that the sender keeps to on our behalf.
     private var rates: [RateLimit] = []
     /// A lane that was not released cleanly may hold a payload that kills its worker. What was in flight then is at the head
@@ -29,8 +30,6 @@ struct LaneWork {
     private static let mostSuspects = 10
     /// How often a payload may take its worker along before it is parked.
     private static let mostCrashes = 3
-    /// After so long the cursor goes back to the floor, for rows that were committed behind it.
-    private static let longestSweep = Duration.seconds(1)
 
     init(_ lane: ClaimedLane, under lease: Lease, parts: EngineParts, stop: Wakeup) {
         self.lane = lane
@@ -85,7 +84,7 @@ struct LaneWork {
     }
 
     private mutating func nextPage() async throws -> Page {
-        if .now - beganAt > Self.longestSweep { try await beginAgain() }
+        if .now - beganAt > sweep { try await beginAgain() }
         var page = try await parts.pool.run { [lane, cursor, recoveredAt] in
             try $0.lanePage(of: lane.endpoint, after: cursor, recoveredAt: recoveredAt)
         }
@@ -114,8 +113,11 @@ struct LaneWork {
 
     /// Back to the first row, with nothing in flight, so that none is sent twice.
     private mutating func beginAgain() async throws {
+        let asked = ContinuousClock.now
         await lease.wait(untilUnresolvedAtMost: 0)
         beganAt = .now
+        // Not more than a tenth of the time is spent on waiting for a slow receiver.
+        sweep = min(max(.seconds(1), (beganAt - asked) * 10), .seconds(30))
         // While it recovers, what is due later counts, too.
         if recoveredAt == nil, ramp == nil,
             let raised = try await parts.pool.run({ [lane] in try $0.raiseFloor(lane.endpoint, lease: lane.lease) })
