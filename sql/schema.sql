@@ -66,6 +66,10 @@ column cut.at_id bigint not null default 0
 column cut.large_pass bigint[] not null default '{}'::bigint[]
 column cut.pass bigint
 column cut.held bigint
+column cut.held_until bigint
+column cut.held_endpoint uuid
+column cut.held_key text
+column cut.held_next bigint
 column cut.turn bigint not null default 0
 column cut.last_turn bigint not null default 0
 column dead_letter.event_id bigint not null
@@ -350,12 +354,12 @@ CREATE INDEX stat_minute_idx ON outbox.stat USING btree (minute)
 CREATE UNIQUE INDEX token_hash_key ON outbox.token USING btree (hash)
 CREATE UNIQUE INDEX token_pkey ON outbox.token USING btree (id)
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
-function advance(uuid[],text[],boolean) returns void f56846d176528d85c1f536f9c68e8f67
+function advance(uuid[],text[],boolean) returns void d4c9c59a5bb292cd1b793b215bd1f967
 function begin_operation(uuid,text) returns uuid fd103b3a64594dea259c62b04ac169e6
 function cluster_identifier() returns bigint 1ebfe2c75db01fd8795b81c4f2b923d3
 function current_identity() returns text aaf02ef950f9c6400092af3493f30785
 function current_transaction_id() returns uuid 2942e247fddc5b578b876d8f4a7f224a
-function cut(integer,integer) returns integer d5a4e8be8090bbf63ee78200a2175efe
+function cut(integer,integer) returns integer 00f4c7db8ff040f3268510f6433a9924
 function drop_expired_partition() returns text security definer 0e32d8946608c019ab9bd728a8cca12d
 function emit() returns trigger security definer f0ac42c2fec5054101c5fd676d090002
 function endpoint_changed() returns trigger security definer e5c728ffd00d66086617e58ebfaa2fae
@@ -364,19 +368,19 @@ function is_blocked(uuid,text) returns boolean security definer 16ee8cb42a46d880
 function is_cut(cut,xid8,bigint) returns boolean 35b37d4f92f0e5e24bf32ba3ab017253
 function is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean ecccadc8bf80d0adb161635e5afdf985
 function is_restored(cut) returns boolean a7fa1c9a01385979c5ed84026d12e200
-function let_go(uuid[],text[],bigint,boolean) returns void 9856a0f6a50c15719e6d11b935ffc9d1
+function let_go(uuid[],text[],bigint,boolean) returns void a89a3c4160869b097e9165cfc2882f35
 function make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record 35486f653ba85e1ad1c39e3c7e2ca569
 function make_partitions() returns integer security definer 7d8d7c179ae46586fd382495ce7f9408
 function masked_headers(jsonb) returns jsonb a50c6d44ed414338a86238cbadea24c9
 function masked_url(text) returns text 60d51c0c7323dbc43c537acfdd2521d8
 function partition_bounds(timestamp with time zone) returns record 17ac21df5470acd9440a253201df343f
 function publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 65b8e057d7674359e8253da7152441c2
-function rebase(integer) returns record security definer e0f346a13fc4977239c7f5d44e9fa77d
+function rebase(integer) returns record security definer 0b18a5ac4ce4217f79714ac65da39e6e
 function record_trial(uuid,bigint,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer f51f6e5c7a7ef17c5635525d19755240
 function refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
-function release_order(cut,integer) returns integer f63f94f39bac56b613dba4fa3ec4a51f
+function release_order(cut,bigint,integer) returns cut 2c495e490d0cd5062725c9b99cb97944
 function require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
-function route_ordered(bigint[],bigint,boolean) returns void 17249c50bde8427e1a6203ad121fa487
+function route_ordered(bigint[],bigint,boolean) returns void 2efa5db4c05cfa4d2c54471678b56e29
 function set_body_limit(bigint) returns void security definer 9d5c432859159116feed4a3a5ef60ded
 function snapshot(xid8,xid8[]) returns pg_snapshot 8216dfbc2206d7976291278d294ee224
 function stored_size(json,json) returns integer c47cddd1c8d25a272db24a5f176b037b
@@ -384,12 +388,12 @@ function transaction_uuid(timestamp with time zone,xid8) returns uuid 78e6bdc81a
 function wake_worker() returns trigger e0c58bcdffdca2677cb288b2799526ef
 function webhook_id(bigint) returns text security definer 98f8afa6e4a8178b372393f8c571809c
 view attempts abc08b6224bdec80cb4db373815e1514
-view backlog 2137860e4e008bb6557e6c836bc5f5de
+view backlog f84a83deb8b1e6ee5ea3322e6a44c560
 view dead_letters 04c1b60487271f8a3c2328342da79249
 view deliveries accadf14e24d768c0ad79b5a239ec3bb
 view endpoint_health 51850089a0d188b37a35efce3e5b00f7
 view partitions ec6e00fa80f2d7ed7b10d260479cf98f
-view problems f4864088d800ad80f6cac8b889742e1d
+view problems 05becbe42618c4d8212b32aab95b7f9b
 view transactions 03a7c07ba5a780c28acad0163fcb6f8a
 CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION endpoint_changed()
 CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT WHEN ((NOT pg_try_advisory_xact_lock_shared(7231, 2))) EXECUTE FUNCTION wake_worker()
@@ -488,6 +492,7 @@ grant execute on cluster_identifier to outbox_operator
 grant execute on current_identity to outbox_operator
 grant execute on current_transaction_id to outbox_operator
 grant execute on emit to outbox_operator
+grant execute on first_incomplete to outbox_operator
 grant execute on is_blocked to outbox_operator
 grant execute on is_cut to outbox_operator
 grant execute on is_restored to outbox_operator
@@ -511,6 +516,7 @@ grant execute on refuse_body to outbox_producer
 grant execute on transaction_uuid to outbox_producer
 grant execute on wake_worker to outbox_producer
 grant execute on cluster_identifier to outbox_reader
+grant execute on first_incomplete to outbox_reader
 grant execute on is_blocked to outbox_reader
 grant execute on is_cut to outbox_reader
 grant execute on is_restored to outbox_reader

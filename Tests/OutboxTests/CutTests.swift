@@ -175,6 +175,44 @@ import Testing
         await late.close()
     }
 
+    @Test func `of several late transactions none is lost when a large one ends in the same cut`() async throws {
+        let database = try await TestCluster.database()
+        let (first, second) = (try database.newPool(), try database.newPool())
+        for pool in [first, second] {
+            try await pool.run {
+                try $0.script("BEGIN; INSERT INTO outbox.event (type) SELECT 'late' FROM generate_series(1, 30)")
+            }
+        }
+        try await database.publish()
+        #expect(try await database.pool.run { try $0.cut(batchSize: 10, budget: 50) } == .events(1))
+        for pool in [first, second] { try await pool.run { try $0.script("COMMIT") } }
+        while try await database.pool.run({ try $0.cut(batchSize: 10, budget: 50) }) != .events(0) {}
+        #expect(try await wrong(database) == [])
+        #expect(try await database.number("SELECT sum(size) FROM outbox.batch") == 61)
+        for pool in [first, second] { await pool.close() }
+    }
+
+    @Test func `a large customer gets its share however many small ones there are`() async throws {
+        let database = try await TestCluster.database()
+        var large = 0
+        for round in 0..<60 {
+            // Sixty customers with an event each and one with thirty, and capacity for a good half of that.
+            try await database.script(
+                """
+                INSERT INTO outbox.event (type, customer_id) SELECT 't', 'small-' || n FROM generate_series(1, 60) n;
+                INSERT INTO outbox.event (type, customer_id) SELECT 't', 'large' FROM generate_series(1, 30)
+                """)
+            _ = try await database.pool.run { try $0.cut(batchSize: 10, budget: 500) }
+            for _ in 0..<5 {
+                let batch = try await database.pool.run {
+                    try $0.claimBatch(lease: .random(), worker: "w", for: .seconds(60))
+                }.batch
+                if round >= 10, batch?.events.first?.customerID == "large" { large += 1 }
+            }
+        }
+        #expect(large >= 10)
+    }
+
     @Test func `a customer with very many events takes turns with the others`() async throws {
         let database = try await TestCluster.database()
         func publish(_ customer: String, _ count: Int) async throws {

@@ -254,6 +254,28 @@ import Testing
         try await healthy(database)
     }
 
+    @Test func `order that begins while a large transaction waits lets everything go at its end`() async throws {
+        let database = try await TestCluster.database()
+        // A hundred batches wait, so that the large transaction does, too, with others behind it.
+        try await database.publish(100, type: "other")
+        #expect(try await database.pool.run { try $0.cut(batchSize: 1, budget: 100) } == .events(100))
+        try await database.script(
+            "INSERT INTO outbox.event (type, ordering_key) SELECT 't', 'k' || n % 10 FROM generate_series(1, 60) n")
+        try await database.publish(150, type: "other")
+        _ = try await database.pool.run { try $0.cut(batchSize: 1, budget: 100) }
+        #expect(try await database.number("SELECT cardinality(large) FROM outbox.cut ORDER BY id DESC LIMIT 1") >= 1)
+        try await database.endpoint("e", url: "https://example.com/") {
+            $0.isOrdered = true
+            $0.eventType = "t"
+        }
+        while try await database.pool.run({ try $0.cut(batchSize: 1, budget: 100) }) != .events(0) {}
+        let lines = try await database.column(
+            "SELECT count(*) || ' ' || count(*) FILTER (WHERE due_at < 'infinity') FROM outbox.delivery")
+        #expect(lines == ["60 10"])
+        #expect(
+            try await database.column("SELECT detail FROM outbox.problems WHERE problem = 'delivery_in_limbo'") == [])
+    }
+
     @Test func `a success under a lost lease lets the next go only when a second request has timed out`() async throws {
         let database = try await TestCluster.database()
         let id = try await database.endpoint("e", url: "https://example.com/") {

@@ -107,7 +107,13 @@ CREATE TABLE outbox.cut (
     -- Looks through the stream have numbers: of the one that found each large transaction, and of the one under way.
     large_pass bigint[] NOT NULL DEFAULT '{}',
     pass       bigint,
-    held       bigint,                        -- what keeps order is not let go from this look on
+    -- What keeps order and was put in line by looks that were not complete, from this one on: let go by a walk along the
+    -- keys, which has got so far, up to this look. The next walk begins at another.
+    held       bigint,
+    held_until bigint,
+    held_endpoint uuid,
+    held_key   text,
+    held_next  bigint,
     turn       bigint NOT NULL DEFAULT 0,     -- the turn that is being claimed ...
     last_turn  bigint NOT NULL DEFAULT 0      -- ... and the last one that was given
 );

@@ -124,7 +124,9 @@ DECLARE
     step     record;
     total    int := 0;
     changed  boolean := false;
-    keeps_order boolean := EXISTS (SELECT FROM outbox.endpoint n WHERE n.ordered);
+    incomplete boolean;       -- an earlier look is
+    first_held bigint;
+    keeps_order boolean := EXISTS (SELECT FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL);
 BEGIN
     IF NOT pg_try_advisory_xact_lock(7231, 1) THEN RETURN -1; END IF;
     PERFORM set_config('synchronous_commit', 'off', true);
@@ -135,10 +137,17 @@ BEGIN
             hint = 'This database was restored from a dump. Stop producers and workers and run: outboxctl db rebase';
     END IF;
     pass := coalesce(k.pass, k.id);
+    first_held := coalesce(outbox.first_incomplete(k), pass);
     SELECT count(*) INTO waiting FROM (SELECT FROM outbox.batch WHERE claims = 0 ORDER BY turn, id LIMIT 100) w;
-    -- The turn that is being claimed: it never goes back.
+    -- The turn that is being claimed: it never goes back. With many batches in it, what comes now is in the next one: the
+    -- few events of many, too, take turns with the many of a few.
     k.turn := CASE WHEN waiting = 0 THEN k.last_turn
                    ELSE greatest(k.turn, (SELECT turn FROM outbox.batch WHERE claims = 0 ORDER BY turn, id LIMIT 1)) END;
+    IF (SELECT count(*) FROM (SELECT FROM outbox.batch WHERE claims = 0 AND turn <= k.turn ORDER BY turn, id LIMIT 17) w) > 16 THEN
+        k.turn := k.turn + 1;
+    END IF;
+    k.last_turn := greatest(k.last_turn, k.turn);
+    incomplete := k.pass IS NOT NULL OR k.large <> '{}';
 
     -- What is new.
     seen := pg_current_snapshot();
@@ -176,32 +185,35 @@ BEGIN
         PERFORM outbox.route_ordered(step.batches, k.large_pass[1], false);
         k.at_id := step.last_id;
         IF step.n < budget THEN
+            -- Whatever else was hidden stays so.
+            k.done := outbox.snapshot(
+                pg_snapshot_xmax(k.done), ARRAY(SELECT x FROM pg_snapshot_xip(k.done) x WHERE x <> k.large[1]));
             k.large := k.large[2:];
             k.large_pass := k.large_pass[2:];
             k.at_id := 0;
-            k.done := outbox.snapshot(pg_snapshot_xmax(k.done), ARRAY(SELECT pg_snapshot_xip(seen)) || k.large);
         END IF;
     END IF;
 
-    IF keeps_order THEN
-        -- What is not let go yet of the looks before the first that is not complete.
-        IF k.pass IS NOT NULL OR k.large <> '{}' THEN k.held := coalesce(k.held, pass); END IF;
-        IF k.held IS NOT NULL AND outbox.release_order(k, 10000) < 10000 THEN
-            k.held := outbox.first_incomplete(k);
-            changed := true;
-        END IF;
-    ELSE
-        k.held := NULL;
+    -- What was put in line by looks that were not complete, before or in this cut, is let go when they are.
+    keeps_order := EXISTS (SELECT FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL);   -- by now
+    IF keeps_order AND (incomplete OR k.pass IS NOT NULL OR k.large <> '{}') THEN
+        k.held := coalesce(k.held, first_held);
+        k.held_next := CASE WHEN k.held_until IS NOT NULL THEN coalesce(k.held_next, k.held_until) END;
+    END IF;
+    IF k.held IS NOT NULL THEN
+        k := outbox.release_order(k, pass, 10000);
+        changed := true;
     END IF;
 
     -- Nothing new and little else happened: keep the old row, so that an idle database is not written to.
     IF changed THEN
-        INSERT INTO outbox.cut (done, large, large_pass, at_id, pass, held, turn, last_turn)
-        VALUES (k.done, k.large, k.large_pass, k.at_id, k.pass, k.held, k.turn, k.last_turn);
+        INSERT INTO outbox.cut (done, large, large_pass, at_id, pass, held, held_until, held_next, held_endpoint, held_key, turn, last_turn)
+        VALUES (k.done, k.large, k.large_pass, k.at_id, k.pass, k.held, k.held_until, k.held_next, k.held_endpoint, k.held_key,
+                k.turn, k.last_turn);
     END IF;
     -- While there is more to do at once, it is not nothing.
     RETURN CASE WHEN total > 0 THEN total
-                WHEN k.held IS NOT NULL OR k.pass IS NOT NULL OR k.large <> '{}' AND waiting < 100 THEN 1
+                WHEN k.held_until IS NOT NULL OR k.pass IS NOT NULL OR k.large <> '{}' AND waiting < 100 THEN 1
                 WHEN k.large <> '{}' THEN -2
                 ELSE 0 END;
 END $$;
@@ -251,7 +263,7 @@ BEGIN
     -- any cluster gives out.
     UPDATE outbox.event SET tx = '3' WHERE tx >= pg_snapshot_xmin(pg_current_snapshot());
     GET DIAGNOSTICS changed = ROW_COUNT;
-    INSERT INTO outbox.cut (done, held, turn, last_turn) VALUES (pg_current_snapshot(), k.held, k.turn, k.last_turn);
+    INSERT INTO outbox.cut (done, held, turn, last_turn) VALUES (pg_current_snapshot(), coalesce(k.held, outbox.first_incomplete(k)), k.turn, k.last_turn);
     UPDATE outbox.setting SET cluster = outbox.cluster_identifier();
     INSERT INTO outbox.audit (action, object, detail)
     VALUES ('db.rebase', 'database', jsonb_build_object('requeued', requeued, 'changed', changed));

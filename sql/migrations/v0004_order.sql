@@ -26,9 +26,9 @@ DECLARE
 BEGIN
     IF keepers = '{}' OR batches = '{}' THEN RETURN; END IF;
     PERFORM FROM outbox.lane l WHERE l.endpoint_id = ANY (keepers) ORDER BY l.endpoint_id FOR UPDATE;
-    -- Whoever changes whether an endpoint keeps order locks its lane: now it stays as it is.
-    keepers := ARRAY(SELECT n.id FROM outbox.endpoint n
-                      WHERE n.id = ANY (keepers) AND n.ordered AND n.deleted_at IS NULL AND n.disabled_at IS NULL);
+    -- Whoever changes whether an endpoint keeps order locks its lane: now it stays as it is. A disabled one gets none of
+    -- these events, also when it is enabled before somebody dispatches the batch.
+    keepers := ARRAY(SELECT n.id FROM outbox.endpoint n WHERE n.id = ANY (keepers) AND n.ordered AND n.deleted_at IS NULL);
     UPDATE outbox.batch b SET ordered = keepers WHERE b.id = ANY (batches);
     WITH line AS (
         SELECT e.id AS event_id, n.id AS endpoint_id, e.created_at, e.deliver_at, nullif(e.ordering_key, '') AS ordering_key,
@@ -39,7 +39,7 @@ BEGIN
                SELECT * FROM outbox.event e WHERE e.id >= lower(range) AND e.id < upper(range)
                   AND e.created_at >= b.first_at AND e.created_at <= b.last_at) e
          CROSS JOIN outbox.endpoint n
-         WHERE b.id = ANY (batches) AND n.id = ANY (keepers) AND n.customer_id IN ('*', e.customer_id)
+         WHERE b.id = ANY (batches) AND n.id = ANY (keepers) AND n.disabled_at IS NULL AND n.customer_id IN ('*', e.customer_id)
            AND (n.event_type = e.type OR n.event_type = '*' AND e.type NOT LIKE 'outbox.%') AND n.change_type IN ('*', e.change_type)),
     routed AS (
         INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, ordering_key, pass)
@@ -62,9 +62,9 @@ CREATE FUNCTION outbox.first_incomplete(k outbox.cut) RETURNS bigint
 LANGUAGE sql IMMUTABLE AS $$ SELECT least(k.pass, k.large_pass[1]) $$;
 
 -- Of each of these keys whose line stands still, lets the first delivery go, unless a dead letter blocks it or it is of a
--- pass that is held. `after_loss`: a request of the key may still be under way that nobody waits for, so it goes only when
+-- pass that is not before `until`. `after_loss`: a request of the key may still be under way that nobody waits for, so it goes only when
 -- that one has timed out. The caller has locked the lanes.
-CREATE FUNCTION outbox.let_go(endpoints uuid[], keys text[], held bigint, after_loss boolean) RETURNS void
+CREATE FUNCTION outbox.let_go(endpoints uuid[], keys text[], until bigint, after_loss boolean) RETURNS void
 LANGUAGE sql AS $$
     WITH head AS (
         SELECT h.event_id, h.endpoint_id,
@@ -75,9 +75,10 @@ LANGUAGE sql AS $$
          CROSS JOIN LATERAL (
                SELECT * FROM outbox.delivery d WHERE d.endpoint_id = k.endpoint_id AND d.ordering_key = k.ordering_key
                 ORDER BY d.pass, d.event_id LIMIT 1) h
-         WHERE NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = k.endpoint_id AND d.ordering_key = k.ordering_key
-                                                           AND d.due_at < 'infinity')
-           AND NOT outbox.is_blocked(k.endpoint_id, k.ordering_key) AND NOT coalesce(h.pass >= held, false)),
+            -- As a scalar: whatever the statistics say of how many are due, it stays a look into an index.
+         WHERE (SELECT true FROM outbox.delivery d WHERE d.endpoint_id = k.endpoint_id AND d.ordering_key = k.ordering_key
+                                                     AND d.due_at < 'infinity' LIMIT 1) IS NULL
+           AND NOT outbox.is_blocked(k.endpoint_id, k.ordering_key) AND NOT coalesce(h.pass >= until, false)),
     moved AS (
         UPDATE outbox.delivery d SET due_at = h.due_at FROM head h
          WHERE d.event_id = h.event_id AND d.endpoint_id = h.endpoint_id RETURNING d.endpoint_id, d.due_at)
@@ -89,30 +90,47 @@ $$;
 -- After something of these keys was taken out: lets the next ones go.
 CREATE FUNCTION outbox.advance(endpoints uuid[], keys text[], after_loss boolean) RETURNS void
 LANGUAGE sql AS $$
-    SELECT outbox.let_go(endpoints, keys, (SELECT c.held FROM outbox.cut c ORDER BY c.id DESC LIMIT 1), after_loss)
+    SELECT outbox.let_go(endpoints, keys, (SELECT outbox.first_incomplete(c) FROM outbox.cut c ORDER BY c.id DESC LIMIT 1), after_loss)
 $$;
 
--- Lets the first of each key go that was held, as far as the passes before it are at their ends: at most so many; returns
--- how many.
-CREATE FUNCTION outbox.release_order(k outbox.cut, most int) RETURNS int
+-- A walk along all keys that lets go what was held, up to the first look that is not complete: so many keys a step. Returns
+-- where it stands.
+CREATE FUNCTION outbox.release_order(k outbox.cut, pass bigint, step int) RETURNS outbox.cut
 LANGUAGE plpgsql AS $$
 DECLARE
-    until     bigint := outbox.first_incomplete(k);
-    keepers   uuid[];
     endpoints uuid[];
     keys      text[];
 BEGIN
-    IF until <= k.held THEN RETURN 0; END IF;
-    keepers := ARRAY(SELECT n.id FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL);
-    PERFORM FROM outbox.lane l WHERE l.endpoint_id = ANY (keepers) ORDER BY l.endpoint_id FOR UPDATE;
-    SELECT array_agg(u.endpoint_id), array_agg(u.ordering_key) INTO endpoints, keys FROM (
-        SELECT DISTINCT d.endpoint_id, d.ordering_key FROM outbox.delivery d
-         WHERE d.endpoint_id = ANY (keepers) AND d.ordering_key IS NOT NULL AND d.pass >= k.held
-           AND (until IS NULL OR d.pass < until)
-           AND NOT EXISTS (SELECT FROM outbox.delivery o WHERE o.endpoint_id = d.endpoint_id AND o.ordering_key = d.ordering_key
-                                                           AND o.due_at < 'infinity')
-           AND NOT outbox.is_blocked(d.endpoint_id, d.ordering_key)
-         LIMIT most) u;
-    PERFORM outbox.let_go(endpoints, keys, until, false);
-    RETURN coalesce(cardinality(keys), 0);
+    IF k.held_until IS NULL THEN
+        k.held_until := coalesce(outbox.first_incomplete(k), pass + 1);
+        IF k.held_until <= k.held THEN
+            k.held_until := NULL;
+            RETURN k;
+        END IF;
+        k.held_endpoint := '00000000-0000-0000-0000-000000000000';
+        k.held_key := '';
+        k.held_next := outbox.first_incomplete(k);
+    END IF;
+    PERFORM FROM outbox.lane l
+      WHERE l.endpoint_id IN (SELECT n.id FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL) ORDER BY l.endpoint_id FOR UPDATE;
+    WITH RECURSIVE line AS (
+        (SELECT d.endpoint_id, d.ordering_key FROM outbox.delivery d
+          WHERE d.ordering_key IS NOT NULL AND (d.endpoint_id, d.ordering_key) > (k.held_endpoint, k.held_key)
+          ORDER BY d.endpoint_id, d.ordering_key LIMIT 1)
+        UNION ALL
+        SELECT n.* FROM line l CROSS JOIN LATERAL (
+            SELECT d.endpoint_id, d.ordering_key FROM outbox.delivery d
+             WHERE d.ordering_key IS NOT NULL AND (d.endpoint_id, d.ordering_key) > (l.endpoint_id, l.ordering_key)
+             ORDER BY d.endpoint_id, d.ordering_key LIMIT 1) n)
+    SELECT array_agg(u.endpoint_id), array_agg(u.ordering_key) INTO endpoints, keys FROM (SELECT * FROM line LIMIT step) u;
+    PERFORM outbox.let_go(endpoints, keys, k.held_until, false);
+    IF coalesce(cardinality(keys), 0) = step THEN
+        k.held_endpoint := endpoints[step];
+        k.held_key := keys[step];
+    ELSE
+        k.held := k.held_next;
+        k.held_until := NULL;
+        k.held_next := NULL;
+    END IF;
+    RETURN k;
 END $$;

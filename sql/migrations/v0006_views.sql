@@ -165,7 +165,7 @@ SELECT 'delivery_in_limbo', format('ordering key of %s:%s stands still', d.event
    AND NOT EXISTS (SELECT FROM outbox.delivery o
                     WHERE o.endpoint_id = d.endpoint_id AND o.ordering_key = d.ordering_key
                       AND (o.due_at < 'infinity' OR (o.pass, o.event_id) < (d.pass, d.event_id)))
-   AND NOT coalesce(d.pass >= (SELECT c.held FROM outbox.cut c ORDER BY c.id DESC LIMIT 1), false)
+   AND NOT coalesce(d.pass >= (SELECT least(c.held, outbox.first_incomplete(c)) FROM outbox.cut c ORDER BY c.id DESC LIMIT 1), false)
 UNION ALL
 SELECT 'lease_not_taken_over', format('batch %s has been without a worker since %s', id, lease_until), 'Start a worker: outboxctl run'
   FROM outbox.batch WHERE claims > 0 AND lease_until < clock_timestamp() - interval '5 min'
