@@ -22,7 +22,7 @@ extension Connection {
     /// when that one succeeds, the delivery counts as delivered.
     package mutating func cancelDelivery(_ pair: Pair, reason: String?) throws {
         try transaction { connection in
-            try connection.query("SELECT FROM outbox.lane WHERE endpoint_id = \(pair.endpoint) FOR UPDATE")
+            try connection.lockLanes([pair.endpoint])
             let parked = try connection.query(
                 """
                 WITH gone AS (DELETE FROM outbox.delivery WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint) RETURNING *)
@@ -46,12 +46,15 @@ extension Connection {
         _ pair: Pair?, endpoint: EndpointID? = nil, fingerprint: String? = nil, reason: String?
     ) throws -> Int {
         var total = 0
+        // What fails again meanwhile is not replayed a second time.
+        let begin: Timestamp =
+            try query("SELECT clock_timestamp()").first { row throws(PostgresError) in try row[0] } ?? .distantFuture
         while true {
             let moved = try transaction { connection in
                 let chosen = try connection.query(
                     """
                     SELECT d.event_id, d.endpoint_id FROM outbox.dead_letter d JOIN outbox.endpoint n ON n.id = d.endpoint_id
-                     WHERE n.deleted_at IS NULL AND d.reason <> 'event_missing'
+                     WHERE n.deleted_at IS NULL AND d.reason <> 'event_missing' AND d.dead_at < \(begin)
                        AND (\(pair?.event) IS NULL OR d.event_id = \(pair?.event)) AND (\(pair?.endpoint) IS NULL OR d.endpoint_id = \(pair?.endpoint))
                        AND (\(pair == nil) = false OR d.reason <> 'cancelled')
                        AND (\(endpoint) IS NULL OR d.endpoint_id = \(endpoint)) AND (\(fingerprint) IS NULL OR d.fingerprint = \(fingerprint))
@@ -74,7 +77,8 @@ extension Connection {
                     ON CONFLICT DO NOTHING RETURNING endpoint_id, ordering_key
                     """)
                 // At its old place in the line, which is the first.
-                try connection.advance(replayed, afterLoss: false)
+                try connection.advance(
+                    replayed, afterLoss: try pair.map { try connection.isWorkedOn($0.endpoint) } ?? false)
                 let moved = replayed.affected
                 let object =
                     pair.map { "delivery/\($0.event):\($0.endpoint)" } ?? endpoint.map { "endpoint/\($0)" } ?? "dead"
@@ -90,7 +94,7 @@ extension Connection {
     /// Takes a dead letter out of the way for good: it stays visible as cancelled, and what waited behind it goes on.
     package mutating func dropDeadLetter(_ pair: Pair, reason: String?) throws {
         try transaction { connection in
-            try connection.query("SELECT FROM outbox.lane WHERE endpoint_id = \(pair.endpoint) FOR UPDATE")
+            try connection.lockLanes([pair.endpoint])
             let dropped = try connection.query(
                 """
                 UPDATE outbox.dead_letter SET reason = 'cancelled', fingerprint = 'cancelled'
@@ -108,7 +112,7 @@ extension Connection {
 
     /// Locks lanes and makes them due: before anything in them is, so that a lane's due time is never the later one.
     private mutating func lowerDueTime(of lanes: [EndpointID]) throws {
-        try query("SELECT FROM outbox.lane WHERE endpoint_id = ANY (\(lanes)) ORDER BY endpoint_id FOR UPDATE")
+        try lockLanes(lanes)
         try query(
             "UPDATE outbox.lane SET due_at = least(due_at, clock_timestamp()) WHERE endpoint_id = ANY (\(lanes))")
     }

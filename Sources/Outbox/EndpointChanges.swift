@@ -45,6 +45,7 @@ extension Connection {
     ) throws {
         try change.validate(policy)
         try transaction { connection in
+            try connection.lockLanes([id])
             let before = try connection.endpointSettings(id)
             do {
                 try connection.query(
@@ -162,7 +163,7 @@ extension Connection {
     /// Order begins with the events that are committed afterwards; where it ends, everything goes that stood in line.
     private mutating func storeOrder(_ change: EndpointChange, of id: EndpointID) throws {
         // The cut puts events in line under the same lock.
-        try query("SELECT FROM outbox.lane WHERE endpoint_id = \(id) FOR UPDATE")
+        try lockLanes([id])
         try query("UPDATE outbox.endpoint SET ordered = coalesce(\(change.isOrdered), ordered) WHERE id = \(id)")
         if change.isOrdered == false {
             try query("UPDATE outbox.lane SET due_at = least(due_at, clock_timestamp()) WHERE endpoint_id = \(id)")
@@ -245,6 +246,7 @@ extension Connection {
     /// Undoes `disableEndpoint`; what waited goes out.
     package mutating func enableEndpoint(_ id: EndpointID) throws {
         try transaction { connection in
+            try connection.lockLanes([id])
             try connection.query(
                 """
                 UPDATE outbox.endpoint
@@ -268,7 +270,7 @@ extension Connection {
     /// Deletes an endpoint. What waits for it is cancelled, and stays visible as such; so does its history.
     package mutating func deleteEndpoint(_ id: EndpointID, reason: String?) throws {
         try transaction { connection in
-            try connection.query("SELECT FROM outbox.lane WHERE endpoint_id = \(id) FOR UPDATE")
+            try connection.lockLanes([id])
             try connection.query(
                 """
                 UPDATE outbox.endpoint

@@ -16,6 +16,11 @@ extension Connection {
         try query("SELECT outbox.advance(\(lines.map(\.0)), \(lines.map(\.1)), \(afterLoss))")
     }
 
+    /// Locks lanes, before anything else of their endpoints is locked, in the order that everybody keeps to.
+    mutating func lockLanes(_ lanes: [EndpointID]) throws {
+        try query("SELECT FROM outbox.lane WHERE endpoint_id = ANY (\(lanes)) ORDER BY endpoint_id FOR UPDATE")
+    }
+
     /// True when a worker may have a request to the endpoint under way.
     mutating func isWorkedOn(_ endpoint: EndpointID) throws -> Bool {
         try query("SELECT FROM outbox.lane WHERE endpoint_id = \(endpoint) AND lease_until > clock_timestamp()").count

@@ -67,10 +67,12 @@ extension Connection {
             if case .delivered = outcome.resolution { outcome.mayBeShared || outcome.isOrdered } else { true }
         }
         let holders = Set(moving.map(\.holder))
-        let batches = holders.compactMap { if case .batch(let id, _) = $0 { id } else { nil } }
+        // Those that are deleted at the end, too: lanes come after batches.
+        let batches = Set(holders.compactMap { if case .batch(let id, _) = $0 { id } else { nil } })
+            .union(group.finishedBatches.keys)
         if !batches.isEmpty {
             let held = try query(
-                "SELECT id, lease_id FROM outbox.batch WHERE id = ANY (\(batches)) ORDER BY id FOR UPDATE"
+                "SELECT id, lease_id FROM outbox.batch WHERE id = ANY (\(Array(batches))) ORDER BY id FOR UPDATE"
             ).map { row throws(PostgresError) -> Holder? in
                 let id: BatchID = try row[0]
                 return (try row[1] as LeaseID?).map { .batch(id, $0) }

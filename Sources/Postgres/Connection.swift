@@ -290,7 +290,8 @@ extension Connection {
     /// process holds open over its row locks for longer than 10 seconds.
     static let sessionSetUp = """
         SET datestyle = 'ISO'; SET timezone = 'UTC'; SET jit = off; SET client_min_messages = 'warning';
-        SET idle_in_transaction_session_timeout = '10s'; SET bytea_output = 'hex'
+        SET idle_in_transaction_session_timeout = '10s'; SET bytea_output = 'hex';
+        SET default_transaction_isolation = 'read committed'
         """
 }
 

@@ -37,7 +37,8 @@ package struct Engine: Sendable {
         }
         let recording = ConnectionPool(
             target.named("outbox/\(configuration.worker)/record"), size: 1, setUp: WorkerSession.setUp)
-        let renewing = ConnectionPool(target.named("outbox/\(configuration.worker)/renew"), size: 1)
+        let renewing = ConnectionPool(
+            target.named("outbox/\(configuration.worker)/renew"), size: 1, setUp: WorkerSession.setUp)
         let listener =
             configuration.listens
             ? ConnectionPool(

@@ -13,7 +13,8 @@ struct LaneWork {
     private var floor: Timestamp
     /// When the cursor was last at the floor, and after how long it goes back there, for rows that were committed behind it.
     private var beganAt = ContinuousClock.now
-    private var sweep = Duration.seconds(1)
+    private var raisedAt = ContinuousClock.now
+    private static let longestSweep = Duration.seconds(1)
     /// The rates that the sender keeps to on our behalf.
     private var rates: [RateLimit] = []
     /// A lane that was not released cleanly may hold a payload that kills its worker. What was in flight then is at the head
@@ -57,11 +58,11 @@ struct LaneWork {
         while isWorkable {
             // Found failing by others, or by ourselves a moment ago: the next owner begins with a probe.
             if ramp == nil || !lane.isFailing, endpoint?.settings.opens ?? 0 > 0 { return }
+            try await takeUpRates()
             guard parts.recorder.hasRoom, parts.sender.hasRoom(for: lane.endpoint) else {
                 try await Task.sleep(for: .milliseconds(50))
                 continue
             }
-            try await takeUpRates()
             switch try await nextPage() {
             case .nothing: return try await end()
             case .notYet: continue
@@ -84,22 +85,25 @@ struct LaneWork {
     }
 
     private mutating func nextPage() async throws -> Page {
-        if .now - beganAt > sweep { try await beginAgain() }
-        var page = try await parts.pool.run { [lane, cursor, recoveredAt] in
+        if .now - beganAt > Self.longestSweep { try await beginAgain() }
+        // What is in flight now is not sent again, also when it is resolved while the page is read.
+        let inFlight = lease.inFlight
+        let found = try await parts.pool.run { [lane, cursor, recoveredAt] in
             try $0.lanePage(of: lane.endpoint, after: cursor, recoveredAt: recoveredAt)
         }
-        if page.isEmpty {
-            // Rows may have been added behind the cursor: look again from the start, once nothing is in flight.
-            await lease.wait(untilUnresolvedAtMost: 0)
-            if cursor == .start(floor) { return .nothing }
+        if found.isEmpty {
+            // Rows may have been added behind the cursor: look again from the start.
+            if inFlight.isEmpty, cursor == .start(floor) { return .nothing }
+            if !inFlight.isEmpty { await lease.waitForOne(upTo: .milliseconds(500)) }
             try await beginAgain()
             return .notYet
         }
+        var page = found.filter { !inFlight.contains($0.eventID) }
         if let ramp {
             page = Array(page.prefix(ramp))
             await lease.wait(untilUnresolvedAtMost: 0)
         }
-        if !rates.isEmpty {
+        if !rates.isEmpty, !page.isEmpty {
             // Nothing is taken into memory that cannot go out soon: an operator may still cancel it.
             page = Array(page.prefix(parts.sender.startable(lane.endpoint, within: .seconds(2))))
             if page.isEmpty {
@@ -107,22 +111,19 @@ struct LaneWork {
                 return .notYet
             }
         }
-        if let last = page.last { cursor = LaneCursor(dueAt: last.dueAt, event: last.eventID) }
-        return .deliveries(page)
+        if let last = page.last ?? found.last { cursor = LaneCursor(dueAt: last.dueAt, event: last.eventID) }
+        return page.isEmpty ? .notYet : .deliveries(page)
     }
 
-    /// Back to the first row, with nothing in flight, so that none is sent twice.
+    /// Back to the first row.
     private mutating func beginAgain() async throws {
-        let asked = ContinuousClock.now
-        await lease.wait(untilUnresolvedAtMost: 0)
         beganAt = .now
-        // Not more than a tenth of the time is spent on waiting for a slow receiver.
-        sweep = min(max(.seconds(1), (beganAt - asked) * 10), .seconds(30))
         // While it recovers, what is due later counts, too.
-        if recoveredAt == nil, ramp == nil,
+        if beganAt - raisedAt > Self.longestSweep, recoveredAt == nil, ramp == nil,
             let raised = try await parts.pool.run({ [lane] in try $0.raiseFloor(lane.endpoint, lease: lane.lease) })
         {
             floor = raised
+            raisedAt = beganAt
         }
         cursor = .start(floor)
     }
@@ -203,12 +204,12 @@ struct LaneWork {
             holder: lease.holder, mayBeShared: lease.mayBeShared, attempt: nil, attempts: delivery.attempts,
             resolution: .dead(reason), note: (reason.rawValue, error))
         outcome.isOrdered = delivery.isOrdered
-        lease.add(1)
+        lease.add([delivery.eventID])
         parts.recorder.submit([Recorder.Report(outcome: outcome, lease: lease)])
     }
 
     private func enqueue(_ sends: [Send]) {
-        lease.add(sends.count)
+        lease.add(sends.map(\.event.id))
         parts.sender.enqueue(sends)
     }
 

@@ -22,7 +22,9 @@ final class Lease: Sendable {
         var isLost = false
         var unresolved: Int
         var answers = 0
-        var waiter: (most: Int, continuation: CheckedContinuation<Void, Never>)?
+        var inFlight: Set<EventID> = []
+        var waiter: (most: Int, number: Int, continuation: CheckedContinuation<Void, Never>)?
+        var waits = 0
     }
 
     private let state: Mutex<State>
@@ -67,15 +69,24 @@ final class Lease: Sendable {
 
     func noteAnswer() { state.withLock { $0.answers += 1 } }
 
-    /// More pairs are being worked on under it.
-    func add(_ count: Int) {
-        state.withLock { $0.unresolved += count }
+    /// The deliveries of a lane that are being worked on under it.
+    var inFlight: Set<EventID> { state.withLock { $0.inFlight } }
+
+    /// More deliveries of the lane are being worked on under it.
+    func add(_ events: [EventID]) {
+        state.withLock { state in
+            state.unresolved += events.count
+            state.inFlight.formUnion(events)
+        }
     }
 
     /// Pairs were recorded, or given up unsent.
-    func resolve(_ count: Int) {
+    ///
+    /// - Parameter events: which, where it is a lane's.
+    func resolve(_ count: Int, events: [EventID] = []) {
         let waiter = state.withLock { state -> CheckedContinuation<Void, Never>? in
             state.unresolved -= count
+            state.inFlight.subtract(events)
             guard let waiter = state.waiter, state.unresolved <= waiter.most else { return nil }
             state.waiter = nil
             return waiter.continuation
@@ -89,10 +100,31 @@ final class Lease: Sendable {
         await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
             let isDone = state.withLock { state in
                 precondition(state.waiter == nil, "only one task waits for a lease")
-                if state.unresolved > most { state.waiter = (most, continuation) }
+                state.waits += 1
+                if state.unresolved > most { state.waiter = (most, state.waits, continuation) }
                 return state.unresolved <= most
             }
             if isDone { continuation.resume() }
         }
+    }
+
+    /// Waits until something is resolved, but not longer than that.
+    func waitForOne(upTo limit: Duration) async {
+        let (unresolved, number) = state.withLock { ($0.unresolved, $0.waits + 1) }
+        let timer = Task {
+            try await Task.sleep(for: limit)
+            giveUp(wait: number)
+        }
+        await wait(untilUnresolvedAtMost: max(0, unresolved - 1))
+        timer.cancel()
+    }
+
+    private func giveUp(wait number: Int) {
+        let waiter = state.withLock { state -> CheckedContinuation<Void, Never>? in
+            guard let waiter = state.waiter, waiter.number == number else { return nil }
+            state.waiter = nil
+            return waiter.continuation
+        }
+        waiter?.resume()
     }
 }

@@ -112,32 +112,37 @@ final class Recorder: Service {
 
     private func record(_ reports: [Report], finished: [Lease]) async {
         var group = RecordGroup()
-        var leases: [ObjectIdentifier: (lease: Lease, count: Int)] = [:]
-        for lease in finished { leases[ObjectIdentifier(lease)] = (lease, 0) }
+        var leases: [ObjectIdentifier: (lease: Lease, count: Int, events: [EventID])] = [:]
+        for lease in finished { leases[ObjectIdentifier(lease)] = (lease, 0, []) }
         for report in reports {
             group.outcomes.append(report.outcome)
-            leases[ObjectIdentifier(report.lease), default: (report.lease, 0)].count += 1
+            leases[ObjectIdentifier(report.lease), default: (report.lease, 0, [])].count += 1
+            if case .lane = report.outcome.holder {
+                leases[ObjectIdentifier(report.lease)]?.events.append(report.outcome.pair.event)
+            }
             if let effect = report.effect {
                 let endpoint = report.outcome.pair.endpoint
                 group.effects[endpoint] = group.effects[endpoint].map { $0.merged(with: effect) } ?? effect
             }
         }
-        for (lease, count) in leases.values where lease.unresolved == count {
+        for (lease, count, _) in leases.values where lease.unresolved == count {
             if case .batch(let id, let leaseID) = lease.holder { group.finishedBatches[id] = leaseID }
         }
-        for (lease, _) in leases.values where !lease.events.isEmpty { group.events[lease.holder.lease] = lease.events }
+        for (lease, _, _) in leases.values where !lease.events.isEmpty {
+            group.events[lease.holder.lease] = lease.events
+        }
         FailPoint.reach(.recordBefore)
         guard let receipt = await write(group) else { return giveUp(reports) }
         FailPoint.reach(.recordAfter)
 
-        for (lease, count) in leases.values {
+        for (lease, count, events) in leases.values {
             if receipt.lost.contains(lease.holder) {
                 lease.lose()
                 logger.warning(
                     "a lease was lost; its state is its new holder's to write", metadata: ["lease": "\(lease.holder)"])
             }
             if case .batch(let id, _) = lease.holder, group.finishedBatches[id] != nil { keeper.forget(lease) }
-            lease.resolve(count)
+            lease.resolve(count, events: events)
         }
         let hadRoom = inbox.withLock { inbox in
             defer { inbox.unrecorded -= reports.count }

@@ -173,7 +173,8 @@ struct SendQueues {
                 takeTurn(id, queue)
                 continue
             }
-            if let endpoint, rests(endpoint, at: now) { continue }
+            // One from a batch is put off as soon as it is started: rates are for the lane's.
+            if let endpoint, !first.isFromBatch, rests(endpoint, at: now) { continue }
             return (start(queue.sends.removeFirst(), queue, id), endpoint, isRunningLow(first))
         }
         return nil

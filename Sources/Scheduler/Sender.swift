@@ -88,10 +88,7 @@ final class Sender: Service {
     }
 
     private func mayStart(_ endpoint: Endpoint, isFromBatch: Bool, at now: Timestamp, under held: Lease) -> Bool {
-        // What was dispatched before its endpoint got a limit, or began to fail, goes through the lane.
-        guard
-            isFromBatch ? endpoint.isOpen(at: now) && !endpoint.isConstrained(at: now) : endpoint.isOpenToLane(at: now)
-        else { return false }
+        guard endpoint.takes(isFromBatch: isFromBatch, at: now) else { return false }
         return held.isTrusted(for: min(endpoint.timeout + Self.margin, lease / 3))
     }
 
@@ -264,7 +261,7 @@ final class Sender: Service {
         let expired = state.withLock { state in
             state.queues.remove(endpoints) { send, isAtCap in
                 guard let endpoint = endpoints[send.endpoint],
-                    send.isFromBatch ? endpoint.isOpen(at: databaseNow) : endpoint.isOpenToLane(at: databaseNow)
+                    endpoint.takes(isFromBatch: send.isFromBatch, at: databaseNow)
                 else { return true }
                 return isAtCap && send.startBy.map { $0 <= now } ?? false
             }
@@ -283,7 +280,7 @@ final class Sender: Service {
             case .lane:
                 // Still in its lane; only a crash that was presumed has to be taken back.
                 guard let crashes = send.crashesBefore else {
-                    send.lease.resolve(1)
+                    send.lease.resolve(1, events: [send.event.id])
                     continue
                 }
                 var report = report(
@@ -323,5 +320,13 @@ final class Sender: Service {
         // Stopping the transport completes what is left as cancelled, before it returns.
         await transport.stop()
         recorder.beginEnd(within: max(grace, .seconds(2)))
+    }
+}
+
+extension Endpoint {
+    /// True when a request may be sent at that time. What was dispatched before its endpoint got a limit, or began to fail,
+    /// goes through the lane.
+    fileprivate func takes(isFromBatch: Bool, at now: Timestamp) -> Bool {
+        isFromBatch ? isOpen(at: now) && !isConstrained(at: now) : isOpenToLane(at: now)
     }
 }

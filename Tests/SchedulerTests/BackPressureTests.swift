@@ -63,7 +63,7 @@ import Testing
         let database = try await TestCluster.database()
         let ledger = try Ledger()
         try await database.endpoint("e", url: ledger.url)
-        let blocker = try database.newPool()
+        let blocker = try database.newPool(setUp: "SET idle_in_transaction_session_timeout = 0")
         try await TestWorker.run(database, configure: { $0.mostUnrecorded = 1000 }) {
             try await blocker.run { try $0.script("BEGIN; LOCK TABLE outbox.attempt IN SHARE MODE") }
             try await database.script("INSERT INTO outbox.event (type) SELECT 'test' FROM generate_series(1, 10000)")

@@ -177,6 +177,34 @@ import Transport
         for ledger in [resting, other] { ledger.receiver.stop() }
     }
 
+    @Test func `what is queued when its endpoint gets a rate goes through the lane`() async throws {
+        let database = try await TestCluster.database()
+        let isHeld = Flag(true)
+        let ledger = try Ledger { _, _ in
+            isHeld.waitUntilCleared()
+            return Receiver.Answer()
+        }
+        let endpoint = try await database.endpoint("e", url: ledger.url) {
+            $0.maxInFlight = 1
+            $0.timeout = .seconds(60)
+        }.id
+        try await TestWorker.run(database, configure: { $0.softDeadline = .seconds(60) }) {
+            try await database.publish(20)
+            let isQueued = await eventually { ledger.all.count == 1 }
+            #expect(isQueued)
+            var change = EndpointChange()
+            change.rates = [try RateLimit("100/s")]
+            try await database.pool.run { [change] in
+                try $0.updateEndpoint(endpoint, change, keyring: TestWorker.keyring)
+            }
+            isHeld.isSet = false
+            let isThrough = try await eventually { try await database.deliveries("delivered") == 20 }
+            #expect(isThrough)
+        }
+        #expect(ledger.counts.values.allSatisfy { $0 == 1 })
+        ledger.receiver.stop()
+    }
+
     @Test func `after a rest the requests begin with one, and a receiver that refuses again gets no more`() async throws
     {
         let database = try await TestCluster.database()

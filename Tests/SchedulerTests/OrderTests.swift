@@ -308,6 +308,35 @@ import Testing
         #expect((50...61).contains(wait))
     }
 
+    @Test func `a request that hangs holds up its own key and nothing else of its lane`() async throws {
+        let database = try await TestCluster.database()
+        let isHeld = Flag(true)
+        let ledger = try Ledger { request, _ in
+            if String(decoding: request.body, as: UTF8.self).contains("slow") { isHeld.waitUntilCleared() }
+            return Receiver.Answer()
+        }
+        try await database.endpoint("e", url: ledger.url) {
+            $0.isOrdered = true
+            $0.timeout = .seconds(60)
+        }
+        try await TestWorker.run(database) {
+            try await database.script("SELECT outbox.publish('t', '\"slow\"', ordering_key => 'a')")
+            let hangs = await eventually { ledger.counts[1] == 1 }
+            #expect(hangs)
+            for number in 2...6 {
+                try await database.script(
+                    "SELECT outbox.publish('t', '\(number)', ordering_key => 'b'); SELECT outbox.publish('t', '0')")
+                let isThrough = try await eventually { try await database.deliveries("delivered") == (number - 1) * 2 }
+                #expect(isThrough)
+            }
+            isHeld.isSet = false
+            let isDrained = try await eventually { try await database.isDrained() }
+            #expect(isDrained)
+        }
+        #expect(ledger.counts.values.allSatisfy { $0 == 1 })
+        ledger.receiver.stop()
+    }
+
     @Test func `events without a key are not held up by one another`() async throws {
         let database = try await TestCluster.database()
         let isHeld = Flag(true)
