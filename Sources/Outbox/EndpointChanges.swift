@@ -277,14 +277,27 @@ extension Connection {
                    SET deleted_at = clock_timestamp(), generation = generation + 1, updated_at = clock_timestamp() WHERE id = \(id)
                 """)
             try connection.query("DELETE FROM outbox.secret WHERE endpoint_id = \(id)")
-            try connection.query(
+            try connection.audit("endpoint.delete", endpoint: id, reason: reason)
+        }
+        while try cancelDeleted(id) > 0 {}
+    }
+
+    /// Cancels some of what waits for a deleted endpoint, and returns how many. In steps, because whoever holds a lane's lock
+    /// for long holds up the cut and the records of everybody; workers do the rest of a deletion that did not get to its end.
+    mutating func cancelDeleted(_ id: EndpointID) throws -> Int {
+        try transaction { connection in
+            try connection.lockLanes([id])
+            return try connection.query(
                 """
-                WITH gone AS (DELETE FROM outbox.delivery WHERE endpoint_id = \(id) RETURNING *)
+                WITH gone AS (
+                    DELETE FROM outbox.delivery
+                     WHERE (event_id, endpoint_id) IN (SELECT event_id, endpoint_id FROM outbox.delivery WHERE endpoint_id = \(id) LIMIT 2000)
+                    RETURNING *)
                 INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint)
                 SELECT event_id, endpoint_id, event_at, 'cancelled', attempts, last_status, last_error_class, 'the endpoint was deleted', 'cancelled'
-                  FROM gone ON CONFLICT DO NOTHING
-                """)
-            try connection.audit("endpoint.delete", endpoint: id, reason: reason)
+                  FROM gone ON CONFLICT (event_id, endpoint_id) DO UPDATE SET reason = 'cancelled'
+                """
+            ).affected
         }
     }
 

@@ -27,6 +27,13 @@ extension Connection {
             let name
         { dropped.append(name) }
         try trimCuts()
+        let deleted = try query(
+            """
+            SELECT n.id FROM outbox.endpoint n
+             WHERE n.deleted_at IS NOT NULL AND EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = n.id)
+            """
+        ).map { row throws(PostgresError) in try row[0] as EndpointID }
+        for endpoint in deleted { while try cancelDeleted(endpoint) > 0 {} }
         try query("DELETE FROM outbox.worker WHERE heartbeat_at < clock_timestamp() - interval '1 day'")
         try query("DELETE FROM outbox.secret WHERE expires_at < clock_timestamp() - interval '1 day'")
         try query(

@@ -137,4 +137,19 @@ import Testing
         )
         #expect(try await defects(database, rotated).allSatisfy { $0?.contains("another endpoint") == true })
     }
+
+    @Test func `a deletion that did not get to its end is finished by the workers`() async throws {
+        let database = try await TestCluster.database()
+        let id = try await database.endpoint("e", url: "https://example.com/").id
+        try await database.publish(5000)
+        try await database.script(
+            """
+            INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger)
+            SELECT id, '\(id)', created_at, clock_timestamp(), 'first' FROM outbox.event;
+            UPDATE outbox.endpoint SET deleted_at = clock_timestamp()
+            """)
+        _ = try await database.pool.run { try $0.keepHouse() }
+        #expect(try await database.number("SELECT count(*) FROM outbox.delivery") == 0)
+        #expect(try await database.number("SELECT count(*) FROM outbox.dead_letter WHERE reason = 'cancelled'") == 5000)
+    }
 }
