@@ -119,26 +119,3 @@ package struct Outcome: Sendable {
     var errorClass: String? { attempt?.errorClass ?? note?.errorClass }
     var error: String? { attempt?.error ?? note?.error }
 }
-
-extension EndpointEffect {
-    /// Both: an end outweighs a rest, and the longer rest the shorter.
-    package func merged(with other: EndpointEffect) -> EndpointEffect {
-        switch (self, other) {
-        case (.disable, _): self
-        case (_, .disable): other
-        case (.open(let one), .open(let two)), (.open(let one), .hold(let two)), (.hold(let one), .open(let two)):
-            .open(atLeast: max(one, two))
-        case (.hold(let one), .hold(let two)): .hold(max(one, two))
-        }
-    }
-}
-
-/// A rest or an end that an answer asks for, for the whole endpoint.
-package enum EndpointEffect: Sendable {
-    /// Send nothing for that long (`Retry-After`).
-    case hold(Duration)
-    /// It is failing: send nothing but a probe now and then, and none before the rest that it asked for is over.
-    case open(atLeast: Duration)
-    /// Send nothing until an operator enables it again; what waits stays.
-    case disable(reason: String)
-}
