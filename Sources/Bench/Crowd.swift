@@ -83,9 +83,7 @@ extension Bench {
         }
         let answered = try await answers()
         return Report.Comparison(
-            waiting: try await scratch.pool.query("SELECT count(*) FROM outbox.delivery") { row throws(PostgresError) in
-                try row[0] as Int
-            }.first ?? 0,
+            waiting: try await count("SELECT count(*) FROM outbox.delivery"),
             alone: percentiles(alone.0, answered), beside: percentiles(beside.0, answered),
             throughputRatio: beside.1 / alone.1)
     }
@@ -121,11 +119,9 @@ extension Bench {
 
     /// How many events of the flood are not delivered yet.
     private func floodLeft() async throws -> Int {
-        let done =
-            try await scratch.pool.query(
-                "SELECT count(*) FROM outbox.attempt a JOIN outbox.endpoint n ON n.id = a.endpoint_id WHERE n.customer_id = 'flood'",
-                within: .seconds(60)
-            ) { row throws(PostgresError) in try row[0] as Int }.first ?? 0
+        let done = try await count(
+            "SELECT count(*) FROM outbox.attempt a JOIN outbox.endpoint n ON n.id = a.endpoint_id WHERE n.customer_id = 'flood'"
+        )
         return plan.events - done
     }
 }

@@ -58,7 +58,8 @@ extension Bench {
         return drain
     }
 
-    private func now() async throws -> Timestamp {
+    /// The database's time.
+    func now() async throws -> Timestamp {
         try await scratch.pool.query("SELECT clock_timestamp()") { row throws(PostgresError) in
             try row[0] as Timestamp
         }.first ?? .distantPast

@@ -15,12 +15,10 @@ extension Bench {
             var report = Report.Recovery(events: plan.events, leaseSeconds: lease.inSeconds)
             // Open, and at its third probe or so.
             try await wait("failing", "SELECT opens >= 3 FROM outbox.lane")
-            let before = try await count("SELECT count(*) FROM outbox.attempt")
-            report.attemptsWhileFailing = before
-            let cost = try await cost(of: workers, over: .seconds(8))
-            report.failingProcessorShare = cost
+            report.attemptsWhileFailing = try await count("SELECT count(*) FROM outbox.attempt")
+            report.failingProcessorShare = try await cost(of: workers, over: .seconds(8))
             sink.treat(1, nil)
-            let returned = try await time()
+            let returned = try await now()
             let probe =
                 try await scratch.pool.query("SELECT held_until FROM outbox.lane") { row throws(PostgresError) in
                     try row[0] as Timestamp
@@ -34,7 +32,7 @@ extension Bench {
             ) { row throws(PostgresError) in
                 try row[0] as Int
             }.first
-            let killed = try await time()
+            let killed = try await now()
             guard let victim = workers.first(where: { Int($0.pid) == owner }) else {
                 throw Benchmark.Failure(description: "the lane has no owner half-way")
             }
@@ -58,9 +56,9 @@ extension Bench {
                     Double(plan.events) / (seconds(first, last) - report.takeoverAfterSeconds)
             }
             report.firstRounds = try await rounds()
-            let stock = sink.takeStock()
-            // Everything that was answered 500 was asked for again, and that is no duplicate.
-            report.duplicates = stock.requests - plan.events - before - (try await failuresAfter(before))
+            // What was answered 500 was asked for again, and that is no duplicate.
+            let failures = try await count("SELECT count(*) FROM outbox.attempt WHERE outcome = 'failure'")
+            report.duplicates = sink.takeStock().requests - plan.events - failures
             return report
         }
         return report
@@ -75,7 +73,7 @@ extension Bench {
             try await Task.sleep(for: .seconds(2))
             return try await cost(of: workers, over: .seconds(8))
         }
-        try await fillLane(later, customer: "later", plan.events, due: try await time() + .seconds(86_400))
+        try await fillLane(later, customer: "later", plan.events, due: try await now() + .seconds(86_400))
         let (waiting, _) = try await withWorkers(plan.workers) { workers in
             try await Task.sleep(for: .seconds(2))
             let waiting = try await cost(of: workers, over: .seconds(8))
@@ -113,13 +111,7 @@ extension Bench {
             database: after.server.flatMap { end in before.server.map { (end - $0) / time } })
     }
 
-    private func time() async throws -> Timestamp {
-        try await scratch.pool.query("SELECT clock_timestamp()") { row throws(PostgresError) in
-            try row[0] as Timestamp
-        }.first ?? .distantPast
-    }
-
-    private func count(_ query: SQL) async throws -> Int {
+    func count(_ query: SQL) async throws -> Int {
         try await scratch.pool.query(query, within: .seconds(60)) { row throws(PostgresError) in try row[0] as Int }
             .first ?? 0
     }
@@ -128,11 +120,6 @@ extension Bench {
         try await scratch.pool.query("SELECT id FROM outbox.worker WHERE pid = \(pid.map { Int32($0) })") {
             row throws(PostgresError) in try row[0] as String
         }.first ?? ""
-    }
-
-    /// Failures after the receiver was back: probes that were under way.
-    private func failuresAfter(_ before: Int) async throws -> Int {
-        try await count("SELECT count(*) FROM outbox.attempt WHERE outcome = 'failure'") - before
     }
 
     /// Asks until the answer is yes.
