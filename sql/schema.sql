@@ -359,7 +359,7 @@ function begin_operation(uuid,text) returns uuid fd103b3a64594dea259c62b04ac169e
 function cluster_identifier() returns bigint 1ebfe2c75db01fd8795b81c4f2b923d3
 function current_identity() returns text aaf02ef950f9c6400092af3493f30785
 function current_transaction_id() returns uuid 2942e247fddc5b578b876d8f4a7f224a
-function cut(integer,integer) returns integer 00f4c7db8ff040f3268510f6433a9924
+function cut(integer,integer) returns integer e93e3e2ac871c266d8090c3c666d2d3e
 function drop_expired_partition() returns text security definer 0e32d8946608c019ab9bd728a8cca12d
 function emit() returns trigger security definer f0ac42c2fec5054101c5fd676d090002
 function endpoint_changed() returns trigger security definer e5c728ffd00d66086617e58ebfaa2fae
@@ -368,6 +368,7 @@ function is_blocked(uuid,text) returns boolean security definer 16ee8cb42a46d880
 function is_cut(cut,xid8,bigint) returns boolean 35b37d4f92f0e5e24bf32ba3ab017253
 function is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean ecccadc8bf80d0adb161635e5afdf985
 function is_restored(cut) returns boolean a7fa1c9a01385979c5ed84026d12e200
+function keeps_order() returns boolean 2e182b893e6dde217198a51bac0188fc
 function let_go(uuid[],text[],bigint,boolean) returns void a89a3c4160869b097e9165cfc2882f35
 function make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record 35486f653ba85e1ad1c39e3c7e2ca569
 function make_partitions() returns integer security definer 7d8d7c179ae46586fd382495ce7f9408
@@ -532,6 +533,7 @@ grant execute on is_blocked to outbox_worker
 grant execute on is_cut to outbox_worker
 grant execute on is_needed to outbox_worker
 grant execute on is_restored to outbox_worker
+grant execute on keeps_order to outbox_worker
 grant execute on let_go to outbox_worker
 grant execute on make_batches to outbox_worker
 grant execute on make_partitions to outbox_worker

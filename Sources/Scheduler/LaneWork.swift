@@ -11,9 +11,10 @@ struct LaneWork {
 
     private var cursor: LaneCursor
     private var floor: Timestamp
-    /// When the cursor was last at the floor, and after how long it goes back there, for rows that were committed behind it.
+    /// When the cursor was last at the floor, and when the floor was last raised.
     private var beganAt = ContinuousClock.now
     private var raisedAt = ContinuousClock.now
+    /// After so long the cursor goes back to the floor, for rows that were committed behind it.
     private static let longestSweep = Duration.seconds(1)
     /// The rates that the sender keeps to on our behalf.
     private var rates: [RateLimit] = []

@@ -125,8 +125,7 @@ DECLARE
     total    int := 0;
     changed  boolean := false;
     incomplete boolean;       -- an earlier look is
-    first_held bigint;
-    keeps_order boolean := EXISTS (SELECT FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL);
+    first_held bigint;        -- the first look that was not at its end before this cut, or this one
 BEGIN
     IF NOT pg_try_advisory_xact_lock(7231, 1) THEN RETURN -1; END IF;
     PERFORM set_config('synchronous_commit', 'off', true);
@@ -177,7 +176,7 @@ BEGIN
     END IF;
 
     -- A part of the first large transaction.
-    IF k.large <> '{}' AND (waiting < 100 OR keeps_order) THEN
+    IF k.large <> '{}' AND (waiting < 100 OR outbox.keeps_order()) THEN
         step := outbox.make_batches(k.done, k.done, k.large[1:1], true, k.at_id, batch_size, budget, k.turn, true);
         total := total + step.n;
         changed := true;
@@ -195,8 +194,7 @@ BEGIN
     END IF;
 
     -- What was put in line by looks that were not complete, before or in this cut, is let go when they are.
-    keeps_order := EXISTS (SELECT FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL);   -- by now
-    IF keeps_order AND (incomplete OR k.pass IS NOT NULL OR k.large <> '{}') THEN
+    IF (incomplete OR k.pass IS NOT NULL OR k.large <> '{}') AND outbox.keeps_order() THEN
         k.held := coalesce(k.held, first_held);
         k.held_next := CASE WHEN k.held_until IS NOT NULL THEN coalesce(k.held_next, k.held_until) END;
     END IF;

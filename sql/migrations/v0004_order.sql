@@ -1,9 +1,14 @@
 -- Order. The events of an ordering key stand in line in the lane of an endpoint that keeps order, at the place
--- (pass, event_id), where a pass is one look through the stream. Only one of a key may be due, and it is the first; the others have no due time until somebody takes
--- the first one out and lets the next one go. Everything here is done with the lane locked.
+-- (pass, event_id), where a pass is one look through the stream. Only one of a key may be due, and it is the first; the
+-- others have no due time until somebody takes the first one out and lets the next one go. Everything here is done with the
+-- lane locked.
 
 CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery (endpoint_id, ordering_key)
     WHERE ordering_key IS NOT NULL AND due_at < 'infinity';
+
+-- True when some endpoint keeps order.
+CREATE FUNCTION outbox.keeps_order() RETURNS boolean
+LANGUAGE sql STABLE AS $$ SELECT EXISTS (SELECT FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL) $$;
 
 -- True when a dead letter of the key blocks the ones behind it.
 CREATE FUNCTION outbox.is_blocked(endpoint_id uuid, ordering_key text) RETURNS boolean
@@ -62,8 +67,8 @@ CREATE FUNCTION outbox.first_incomplete(k outbox.cut) RETURNS bigint
 LANGUAGE sql IMMUTABLE AS $$ SELECT least(k.pass, k.large_pass[1]) $$;
 
 -- Of each of these keys whose line stands still, lets the first delivery go, unless a dead letter blocks it or it is of a
--- pass that is not before `until`. `after_loss`: a request of the key may still be under way that nobody waits for, so it goes only when
--- that one has timed out. The caller has locked the lanes.
+-- pass that is not before `until`. `after_loss`: a request of the key may still be under way that nobody waits for, so it
+-- goes only when that one has timed out. The caller has locked the lanes.
 CREATE FUNCTION outbox.let_go(endpoints uuid[], keys text[], until bigint, after_loss boolean) RETURNS void
 LANGUAGE sql AS $$
     WITH head AS (

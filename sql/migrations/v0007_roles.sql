@@ -47,7 +47,7 @@ GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text), outbox.let_go(uuid[], t
     outbox.advance(uuid[], text[], boolean) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text) TO outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.first_incomplete(outbox.cut) TO outbox_worker, outbox_operator, outbox_reader;
-GRANT EXECUTE ON FUNCTION outbox.route_ordered(bigint[], bigint, boolean), outbox.release_order(outbox.cut, bigint, int) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.keeps_order(), outbox.route_ordered(bigint[], bigint, boolean), outbox.release_order(outbox.cut, bigint, int) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION
     outbox.make_batches(pg_snapshot, pg_snapshot, xid8[], boolean, bigint, int, int, bigint, boolean), outbox.snapshot(xid8, xid8[]) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.is_cut(outbox.cut, xid8, bigint) TO outbox_worker, outbox_reader, outbox_operator;
