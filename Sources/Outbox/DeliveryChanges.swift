@@ -110,13 +110,6 @@ extension Connection {
         }
     }
 
-    /// Locks lanes and makes them due: before anything in them is, so that a lane's due time is never the later one.
-    private mutating func lowerDueTime(of lanes: [EndpointID]) throws {
-        try lockLanes(lanes)
-        try query(
-            "UPDATE outbox.lane SET due_at = least(due_at, clock_timestamp()) WHERE endpoint_id = ANY (\(lanes))")
-    }
-
     private mutating func notWaiting(_ pair: Pair) throws -> OperationRefusal {
         let state = try delivery(pair).first("state") ?? "unknown"
         if state == "waiting" || state == "paused" {

@@ -62,6 +62,7 @@ extension Connection {
             try connection.checkUsable(id, keyring: keyring)
             try connection.auditChange("endpoint.update", endpoint: id, from: before)
         }
+        if change.isOrdered == false { while try dissolveLines(of: id) > 0 {} }
     }
 
     /// The endpoint's settings as the audit log may show them: secrets masked, certificates and credentials as marks that
@@ -158,35 +159,6 @@ extension Connection {
             INSERT INTO outbox.secret (endpoint_id, kind, key_id, sealed)
             VALUES (\(id), 'credentials', \(sealed.keyID), \(Bytes(sealed.bytes)))
             """)
-    }
-
-    /// Order begins with the events that are committed afterwards; where it ends, everything goes that stood in line.
-    private mutating func storeOrder(_ change: EndpointChange, of id: EndpointID) throws {
-        // The cut puts events in line under the same lock.
-        try lockLanes([id])
-        try query("UPDATE outbox.endpoint SET ordered = coalesce(\(change.isOrdered), ordered) WHERE id = \(id)")
-        if change.isOrdered == false {
-            try query("UPDATE outbox.lane SET due_at = least(due_at, clock_timestamp()) WHERE endpoint_id = \(id)")
-            try query(
-                """
-                UPDATE outbox.delivery d
-                   SET ordering_key = NULL, pass = 0,
-                       due_at = CASE WHEN d.due_at < 'infinity' THEN d.due_at
-                                     ELSE greatest(clock_timestamp(), (SELECT e.deliver_at FROM outbox.event e
-                                                                        WHERE e.id = d.event_id AND e.created_at = d.event_at)) END
-                 WHERE d.endpoint_id = \(id) AND d.ordering_key IS NOT NULL
-                """, within: .seconds(600))
-            try query(
-                "UPDATE outbox.dead_letter SET ordering_key = NULL WHERE endpoint_id = \(id) AND ordering_key IS NOT NULL"
-            )
-        } else if change.onDead == .skip {
-            let blocked = try query(
-                """
-                SELECT DISTINCT endpoint_id, ordering_key FROM outbox.dead_letter
-                 WHERE endpoint_id = \(id) AND ordering_key IS NOT NULL AND reason <> 'cancelled'
-                """)
-            try advance(blocked, afterLoss: false)
-        }
     }
 
     /// Lets deliveries wait from a time on (now), until a time or `resumeEndpoint`. Nothing is lost: new ones wait in the
@@ -292,12 +264,14 @@ extension Connection {
                 WITH gone AS (
                     DELETE FROM outbox.delivery
                      WHERE (event_id, endpoint_id) IN (SELECT event_id, endpoint_id FROM outbox.delivery WHERE endpoint_id = \(id) LIMIT 2000)
-                    RETURNING *)
-                INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint)
-                SELECT event_id, endpoint_id, event_at, 'cancelled', attempts, last_status, last_error_class, 'the endpoint was deleted', 'cancelled'
-                  FROM gone ON CONFLICT (event_id, endpoint_id) DO UPDATE SET reason = 'cancelled'
+                    RETURNING *),
+                parked AS (
+                    INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint)
+                    SELECT event_id, endpoint_id, event_at, 'cancelled', attempts, last_status, last_error_class, 'the endpoint was deleted',
+                           'cancelled' FROM gone ON CONFLICT DO NOTHING)
+                SELECT count(*) FROM gone
                 """
-            ).affected
+            ).first { row throws(PostgresError) in try row[0] } ?? 0
         }
     }
 

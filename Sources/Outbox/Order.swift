@@ -21,9 +21,54 @@ extension Connection {
         try query("SELECT FROM outbox.lane WHERE endpoint_id = ANY (\(lanes)) ORDER BY endpoint_id FOR UPDATE")
     }
 
+    /// Locks lanes and makes them due: before anything in them is, so that a lane's due time is never the later one.
+    mutating func lowerDueTime(of lanes: [EndpointID]) throws {
+        try lockLanes(lanes)
+        try query(
+            "UPDATE outbox.lane SET due_at = least(due_at, clock_timestamp()) WHERE endpoint_id = ANY (\(lanes))")
+    }
+
     /// True when a worker may have a request to the endpoint under way.
     mutating func isWorkedOn(_ endpoint: EndpointID) throws -> Bool {
         try query("SELECT FROM outbox.lane WHERE endpoint_id = \(endpoint) AND lease_until > clock_timestamp()").count
             == 1
+    }
+
+    /// Order begins with the events that are committed afterwards; where it ends, everything goes that stood in line.
+    mutating func storeOrder(_ change: EndpointChange, of id: EndpointID) throws {
+        // The cut puts events in line under the same lock.
+        try lockLanes([id])
+        try query("UPDATE outbox.endpoint SET ordered = coalesce(\(change.isOrdered), ordered) WHERE id = \(id)")
+        if change.isOrdered == false {
+            try query(
+                "UPDATE outbox.dead_letter SET ordering_key = NULL WHERE endpoint_id = \(id) AND ordering_key IS NOT NULL"
+            )
+        } else if change.onDead == .skip {
+            let blocked = try query(
+                """
+                SELECT DISTINCT endpoint_id, ordering_key FROM outbox.dead_letter
+                 WHERE endpoint_id = \(id) AND ordering_key IS NOT NULL AND reason <> 'cancelled'
+                """)
+            try advance(blocked, afterLoss: false)
+        }
+    }
+
+    /// Lets some of what stands in line go where order has ended, and returns how many: in steps, as `cancelDeleted`. Lines
+    /// that are left when this is interrupted go on one by one.
+    mutating func dissolveLines(of id: EndpointID) throws -> Int {
+        try transaction { connection in
+            try connection.lowerDueTime(of: [id])
+            return try connection.query(
+                """
+                UPDATE outbox.delivery d
+                   SET ordering_key = NULL, pass = 0,
+                       due_at = CASE WHEN d.due_at < 'infinity' THEN d.due_at
+                                     ELSE greatest(clock_timestamp(), (SELECT e.deliver_at FROM outbox.event e
+                                                                        WHERE e.id = d.event_id AND e.created_at = d.event_at)) END
+                 WHERE (d.event_id, d.endpoint_id) IN (SELECT w.event_id, w.endpoint_id FROM outbox.delivery w
+                                                        WHERE w.endpoint_id = \(id) AND w.ordering_key IS NOT NULL LIMIT 2000)
+                """
+            ).affected
+        }
     }
 }

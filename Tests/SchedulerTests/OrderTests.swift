@@ -245,6 +245,14 @@ import Testing
             if routed < 3 {
                 let early = try await due()
                 #expect(early == [])
+                let held = try await database.pool.run { connection in
+                    let endpoint = try connection.endpointID("e")
+                    let first =
+                        try connection.query("SELECT min(event_id) FROM outbox.delivery")
+                        .first { row throws(PostgresError) in try row[0] as EventID? } ?? nil
+                    return try first.map { try connection.explainDelivery(Pair(event: $0, endpoint: endpoint)) }
+                }
+                #expect(held?.first("reason") ?? "order" == "order")
             }
             try await healthy(database)
         }
@@ -274,6 +282,46 @@ import Testing
         #expect(lines == ["60 10"])
         #expect(
             try await database.column("SELECT detail FROM outbox.problems WHERE problem = 'delivery_in_limbo'") == [])
+    }
+
+    @Test func `what is held is let go in steps, every line once`() async throws {
+        let database = try await TestCluster.database()
+        try await database.endpoint("e", url: "https://example.com/") { $0.isOrdered = true }
+        try await database.script(
+            "INSERT INTO outbox.event (type, ordering_key) SELECT 't', 'k' || n % 25 FROM generate_series(1, 100) n")
+        _ = try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) }
+        try await database.script(
+            """
+            UPDATE outbox.delivery SET due_at = 'infinity';
+            DO $$ DECLARE k outbox.cut; steps int := 0; BEGIN
+                SELECT * INTO k FROM outbox.cut ORDER BY id DESC LIMIT 1;
+                k.held := 0;
+                WHILE k.held IS NOT NULL LOOP k := outbox.release_order(k, k.id, 4); steps := steps + 1; END LOOP;
+                IF steps <> 7 THEN RAISE EXCEPTION '% steps', steps; END IF;
+            END $$
+            """)
+        let first = try await database.column(
+            "SELECT event_id::text FROM outbox.delivery d WHERE due_at < 'infinity' ORDER BY d.event_id")
+        #expect(first == (1...25).map { "\($0)" })
+        try await healthy(database)
+    }
+
+    @Test func `order can be given up with thousands in line`() async throws {
+        let database = try await TestCluster.database()
+        let endpoint = try await database.endpoint("e", url: "https://example.com/") { $0.isOrdered = true }.id
+        try await database.script(
+            "INSERT INTO outbox.event (type, ordering_key) SELECT 't', 'k' || n % 7 FROM generate_series(1, 4900) n")
+        _ = try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) }
+        var change = EndpointChange()
+        change.isOrdered = false
+        try await database.pool.run { [change] in
+            try $0.updateEndpoint(endpoint, change, keyring: TestWorker.keyring)
+        }
+        let counts = try await database.column(
+            "SELECT concat_ws(' ', count(*), count(*) FILTER (WHERE due_at <= clock_timestamp()), count(ordering_key)) FROM outbox.delivery"
+        )
+        #expect(counts == ["4900 4900 0"])
+        try await healthy(database)
     }
 
     @Test func `a success under a lost lease lets the next go only when a second request has timed out`() async throws {
