@@ -212,7 +212,7 @@ import Testing
 
     @Test func `a wrong password is not permitted, and is not repeated`() async throws {
         // A server of its own that asks for passwords.
-        let folder = FileManager.default.temporaryDirectory.path + "/outbox-auth-\(UUID().uuidString)"
+        let folder = TestFolder.path("auth")
         let cluster = try await EmbeddedCluster(
             folder: folder,
             settings: ["listen_addresses = '127.0.0.1'", "port = 54391", "fsync = off"].filter { !$0.hasPrefix("port") }
@@ -277,7 +277,7 @@ import Testing
     }
 
     @Test func `settings show where they come from, and no secret`() async throws {
-        let folder = FileManager.default.temporaryDirectory.path + "/outbox-config-\(UUID().uuidString)"
+        let folder = TestFolder.path("config")
         try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
         defer { try? FileManager.default.removeItem(atPath: folder) }
         try #"{"log_level": "debug", "lease": "30s"}"#.write(
@@ -322,7 +322,7 @@ import Testing
 
     @Test func `listen prints, verifies and fails as it is told`() async throws {
         let secret = SigningSecret.generate()
-        let file = FileManager.default.temporaryDirectory.path + "/outbox-secret-\(UUID().uuidString)"
+        let file = TestFolder.path("secret")
         try secret.revealed.write(toFile: file, atomically: true, encoding: .utf8)
         let listener = try ChildProcess(
             ChildProcess.outboxctl, ["listen", "--port", "0", "--verify", file, "-o", "jsonl"])

@@ -232,7 +232,7 @@ import Testing
     }
 
     @Test func `PostgreSQL killed and restarted under load: every committed event arrives`() async throws {
-        let folder = FileManager.default.temporaryDirectory.path + "/outbox-crash-\(UUID().uuidString)"
+        let folder = TestFolder.path("crash")
         let cluster = try await EmbeddedCluster(folder: folder)
         // One connection: the wait for the server below then renews the very connection that publishes next.
         let database = TestDatabase(connectionString: cluster.connectionString, connections: 1)

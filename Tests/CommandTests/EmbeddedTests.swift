@@ -8,7 +8,7 @@ import Testing
 /// The private cluster in `./.outbox`, through the real binary.
 @Suite struct EmbeddedTests {
     private func folder() throws -> String {
-        let folder = FileManager.default.temporaryDirectory.path + "/outbox-embedded-\(UUID().uuidString)"
+        let folder = TestFolder.path("embedded")
         try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
         return folder
     }

@@ -56,7 +56,7 @@ import Testing
         #expect(try await cut(source, budget: 1) == .events(1))
         try await publish(9...9, in: source)
 
-        let folder = FileManager.default.temporaryDirectory.path + "/outbox-restore-\(UUID().uuidString)"
+        let folder = TestFolder.path("restore")
         try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
         let cluster = try await EmbeddedCluster(folder: folder + "/cluster", settings: ["fsync = off"])
         defer {

@@ -35,7 +35,7 @@ struct Setting {
 
 /// A file with this text.
 func temporaryFile(_ text: String) throws -> String {
-    let path = FileManager.default.temporaryDirectory.path + "/outbox-file-\(UUID().uuidString)"
+    let path = TestFolder.path("file")
     try text.write(toFile: path, atomically: true, encoding: .utf8)
     return path
 }

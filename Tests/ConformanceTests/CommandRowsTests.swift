@@ -14,7 +14,7 @@ import Testing
     }
 
     private func file(_ text: String) throws -> String {
-        let path = FileManager.default.temporaryDirectory.path + "/outbox-file-\(UUID().uuidString)"
+        let path = TestFolder.path("file")
         try text.write(toFile: path, atomically: true, encoding: .utf8)
         return path
     }

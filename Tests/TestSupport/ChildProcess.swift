@@ -23,7 +23,7 @@ package final class ChildProcess: Sendable {
         _ program: String = ChildProcess.outboxctl, _ arguments: [String], in directory: String = "/",
         environment: [String: String] = [:], input: String = ""
     ) throws {
-        folder = FileManager.default.temporaryDirectory.path + "/outbox-child-\(UUID().uuidString)"
+        folder = TestFolder.path("child")
         try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
         try input.write(toFile: folder + "/in", atomically: false, encoding: .utf8)
         var variables = ProcessInfo.processInfo.environment.filter {
@@ -103,7 +103,7 @@ package struct Daemon {
 
     /// A key file with the tests' key.
     package static func keyFile() throws -> String {
-        let path = FileManager.default.temporaryDirectory.path + "/outbox-key-\(UUID().uuidString)"
+        let path = TestFolder.path("key")
         guard
             FileManager.default.createFile(
                 atPath: path, contents: Data(TestWorker.keyLine.utf8), attributes: [.posixPermissions: 0o600])

@@ -7,7 +7,7 @@ package final class TLSServers: Sendable {
     private let ports: [String: Int]
 
     package init() async throws {
-        folder = FileManager.default.temporaryDirectory.path + "/outbox-tls-\(UUID().uuidString)"
+        folder = TestFolder.path("tls")
         try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
         let script = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
             .appendingPathComponent("Servers/tls.py").path

@@ -6,19 +6,16 @@ import Synchronization
 
 /// One PostgreSQL server for all tests of a process, and a fresh database for each test, cloned from a migrated template.
 package enum TestCluster {
-    /// Starts the server when the first test needs it. It is stopped, and its folder removed, when the process ends.
+    private static let toLeave = Mutex<EmbeddedCluster?>(nil)
+
+    /// Starts the server when the first test needs it. It is stopped when the process ends.
     private static let started = Task { () throws -> EmbeddedCluster in
-        let folder =
-            FileManager.default.temporaryDirectory.path + "/outbox-tests-\(ProcessInfo.processInfo.processIdentifier)"
+        let folder = TestFolder.path("cluster")
         // Durability is what the product relies on, not what these tests measure; the kill tests bring their own server.
         let cluster = try await EmbeddedCluster(
             folder: folder, settings: ["fsync = off", "max_connections = 800", "log_min_messages = error"])
-        Leftover.folder.withLock { $0 = (folder, cluster) }
-        atexit {
-            guard let (folder, cluster) = Leftover.folder.withLock({ $0 }) else { return }
-            try? cluster.leave()
-            try? FileManager.default.removeItem(atPath: folder)
-        }
+        toLeave.withLock { $0 = cluster }
+        atexit { try? TestCluster.toLeave.withLock { try $0?.leave() } }
         let pool = ConnectionPool(try ConnectionTarget(cluster.connectionString), size: 1)
         try await pool.run { connection in
             try connection.script("CREATE DATABASE template_outbox", within: .seconds(60))
@@ -66,10 +63,6 @@ package enum TestCluster {
         }
         return database
     }
-}
-
-private enum Leftover {
-    static let folder = Mutex<(String, EmbeddedCluster)?>(nil)
 }
 
 /// Lets so many tasks at a time through, in order.
