@@ -25,6 +25,8 @@ package struct Benchmark: Sendable {
         case recovery
         /// Deliveries for later: whether they leave on time, and what they cost until then.
         case scheduled
+        /// Endpoints that fail and recover all the time while somebody holds a snapshot: what lanes cost before and after.
+        case flapping
 
         /// What is measured when nothing is chosen; the others take minutes.
         package static let usual: Set<Phase> = [.loop, .producers, .drain, .steady]
@@ -50,7 +52,7 @@ package struct Benchmark: Sendable {
         package var usesLanes = false
         /// Events per second in the steady phase.
         package var rate = 500
-        /// How long the steady phase takes.
+        /// How long the steady phase takes, or the flapping.
         package var duration = Duration.seconds(10)
         /// Requests in flight per endpoint.
         package var inFlight = 128
@@ -103,6 +105,7 @@ package struct Benchmark: Sendable {
                 case .flood: report.flood = try await bench.measureFlood()
                 case .recovery: report.recovery = try await bench.measureRecovery()
                 case .scheduled: report.scheduled = try await bench.measureScheduled()
+                case .flapping: report.flapping = try await bench.measureFlapping()
                 }
             }
         }

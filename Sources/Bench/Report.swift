@@ -150,6 +150,26 @@ package struct Report: Codable, Sendable {
         init(waiting: Int) { self.waiting = waiting }
     }
 
+    /// Lanes before and after many changes to them, under one held snapshot.
+    package struct Flapping: Codable, Sendable {
+        let endpoints: Int
+        /// How often breakers opened, and how many versions of lanes were written.
+        var opens = 0
+        var laneUpdates = 0
+        var before = Rounds()
+        var after = Rounds()
+        /// The rate after, as a share of the rate before.
+        var ratio = 0.0
+    }
+
+    /// One event for each of twenty endpoints, through their lanes; the next when all are answered.
+    package struct Rounds: Codable, Sendable {
+        var perSecond = 0.0
+        var milliseconds: Percentiles?
+        /// Processor time of the whole server per round; nil when it runs elsewhere.
+        var databaseMilliseconds: Double?
+    }
+
     package let version: String
     package var machine = Machine()
     package let settings: Settings
@@ -161,6 +181,7 @@ package struct Report: Codable, Sendable {
     package var flood: Comparison?
     package var recovery: Recovery?
     package var scheduled: Scheduled?
+    package var flapping: Flapping?
 
     init(plan: Benchmark.Plan) {
         version = outboxVersion
@@ -243,9 +264,24 @@ package struct Report: Codable, Sendable {
             lines.append(("  idle", text(scheduled.idleProcessorShare)))
             lines.append(("  with \(scheduled.waiting) scheduled", text(scheduled.waitingProcessorShare)))
         }
+        if let flapping {
+            lines += [
+                (
+                    "flapping",
+                    "\(flapping.opens) openings, \(flapping.laneUpdates) changes to lanes under a held snapshot"
+                ),
+                ("  rounds through 20 lanes before", text(flapping.before)),
+                ("  after", "\(text(flapping.after)); rate \(decimal(flapping.ratio, 2)) times"),
+            ]
+        }
         let width = lines.map(\.0.count).max() ?? 0
         return lines.map { "\($0.padding(toLength: width + 2, withPad: " ", startingAt: 0))\($1)" }.joined(
             separator: "\n")
+    }
+
+    private func text(_ rounds: Rounds) -> String {
+        "\(decimal(rounds.perSecond, 1))/s" + (rounds.milliseconds.map { ", \(text($0))" } ?? "")
+            + (rounds.databaseMilliseconds.map { ", database \(decimal($0, 1)) ms each" } ?? "")
     }
 
     private func lines(_ name: String, _ comparison: Comparison) -> [(String, String)] {

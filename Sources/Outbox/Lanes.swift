@@ -25,6 +25,14 @@ package struct ClaimedLane: Sendable {
     package let floor: Timestamp
 }
 
+/// The answer to a look at lanes that are held: the database's clock and endpoint generation, and when the earliest delivery
+/// of each is due; none for a lane with nothing in it.
+package struct LaneLook: Sendable {
+    package let now: Timestamp
+    package let generation: Int64
+    package let due: [EndpointID: Timestamp]
+}
+
 /// A delivery that waits in a lane and is due.
 package struct WaitingDelivery: Sendable {
     package let eventID: EventID
@@ -181,8 +189,11 @@ extension Connection {
 
     /// Gives a lane back. Its row is locked first and its due time computed after: whoever adds a delivery does so
     /// before the lock, and is counted, or after it, and lowers the due time. No wake-up is lost between the two.
-    package mutating func releaseLane(_ endpoint: EndpointID, lease: LeaseID) throws -> Bool {
+    ///
+    /// - Parameter floor: nothing in it is due before.
+    package mutating func releaseLane(_ endpoint: EndpointID, lease: LeaseID, floor: Timestamp) throws -> Bool {
         try transaction { connection in
+            let earliest = connection.earliest(in: endpoint, from: floor)
             guard try connection.lockLane(endpoint, lease: lease) else { return false }
             try connection.query(
                 """
@@ -192,30 +203,58 @@ extension Connection {
                        due_at = CASE WHEN l.opens = 0 AND l.recovered_at IS NULL
                                        OR NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = \(endpoint)
                                                          AND d.last_at IS NOT NULL AND d.due_at < 'infinity')
-                                THEN \(Self.earliest) ELSE least(clock_timestamp(), \(Self.earliest)) END
+                                THEN \(earliest) ELSE least(clock_timestamp(), \(earliest)) END
                  WHERE l.endpoint_id = \(endpoint) AND l.lease_id = \(lease)
                 """)
             return true
         }
     }
 
-    /// The earliest delivery of the lane `l`: nothing in it is due before the lane's own due time says.
-    private static let earliest: SQL = """
-        coalesce((SELECT d.due_at FROM outbox.delivery d WHERE d.endpoint_id = l.endpoint_id AND d.due_at >= l.due_at
+    /// When the earliest delivery of a lane is due.
+    private func earliest(in endpoint: EndpointID, from floor: Timestamp) -> SQL {
+        """
+        coalesce((SELECT d.due_at FROM outbox.delivery d WHERE d.endpoint_id = \(endpoint) AND d.due_at >= \(floor)
                    ORDER BY d.due_at LIMIT 1), 'infinity')
         """
+    }
 
-    /// Says from where on there is something in the lane, as long as it is ours: nil when it is not.
-    package mutating func raiseFloor(_ endpoint: EndpointID, lease: LeaseID) throws -> Timestamp? {
+    /// The time before which nothing in the lane is due or will be, as long as it is ours; nil when it is not. Nothing is written:
+    /// whoever adds a delivery locks the lane first, and reads the clock after that.
+    ///
+    /// - Parameter floor: the one that was known before.
+    package mutating func laneFloor(
+        of endpoint: EndpointID, lease: LeaseID, from floor: Timestamp
+    ) throws -> Timestamp? {
         try transaction { connection in
             guard try connection.lockLane(endpoint, lease: lease) else { return nil }
             return try connection.query(
-                """
-                UPDATE outbox.lane l SET due_at = \(Self.earliest)
-                 WHERE l.endpoint_id = \(endpoint) AND l.lease_id = \(lease) RETURNING l.due_at
-                """
+                "SELECT least(clock_timestamp(), \(connection.earliest(in: endpoint, from: floor)))"
             ).first { row throws(PostgresError) in try row[0] }
         }
+    }
+
+    /// When something is due in lanes that are held, and what a worker has to know before it sends it.
+    package mutating func earliestDue(in lanes: [EndpointID: Timestamp]) throws -> LaneLook {
+        let rows = try query(
+            """
+            SELECT clock_timestamp(), s.endpoint_generation, d.endpoint_id, d.due_at
+              FROM outbox.setting s
+              LEFT JOIN (unnest(\(Array(lanes.keys)), \(Array(lanes.values))) AS l(endpoint_id, floor)
+                         CROSS JOIN LATERAL (
+                             SELECT d.due_at FROM outbox.delivery d
+                              WHERE d.endpoint_id = l.endpoint_id AND d.due_at >= l.floor AND d.due_at < 'infinity'
+                              ORDER BY d.due_at LIMIT 1) d) ON true
+            """)
+        let head =
+            try rows.first { row throws(PostgresError) in (try row[0] as Timestamp, try row[1] as Int64) }
+            ?? (.distantPast, 0)
+        let due = try rows.map { row throws(PostgresError) -> (EndpointID, Timestamp)? in
+            guard let endpoint = try row[2] as EndpointID? else { return nil }
+            return (endpoint, try row[3])
+        }
+        return LaneLook(
+            now: head.0, generation: head.1,
+            due: Dictionary(due.compactMap(\.self), uniquingKeysWith: { first, _ in first }))
     }
 
     /// All that had waited through a pause is through: the rate that was set for it ends.

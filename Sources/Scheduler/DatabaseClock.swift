@@ -26,4 +26,7 @@ final class DatabaseClock: Sendable {
             return reading.time + (.now - reading.at)
         }
     }
+
+    /// How long it is until then.
+    func time(until time: Timestamp) -> Duration { .microseconds(time.microseconds &- now.microseconds) }
 }

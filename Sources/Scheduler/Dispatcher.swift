@@ -61,6 +61,8 @@ final class Dispatcher: Service {
         }
         do {
             let endpoints = try await parts.directory.refreshed(to: claim.generation)
+            // The cut has put events into these lanes.
+            parts.laneWakeups.deliveriesWait(in: Set(batch.ordered))
             try await dispatch(batch, to: endpoints, claimedAt: asked)
         } catch {
             // Nothing of it was dispatched: let another have it, or us again.

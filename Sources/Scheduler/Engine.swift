@@ -54,9 +54,9 @@ package struct Engine: Sendable {
             throw error
         }
         let keeper = LeaseKeeper(pool: renewing, duration: configuration.lease, logger: logger)
-        let (claiming, laneClaiming) = (Wakeup(), Wakeup())
+        let (claiming, laneWakeups) = (Wakeup(), LaneWakeups(keeper))
         let recorder = Recorder(
-            pool: recording, keeper: keeper, waking: claiming, laneClaiming, configuration: configuration,
+            pool: recording, keeper: keeper, waking: claiming, laneWakeups, configuration: configuration,
             logger: logger)
         let transport = Transport(
             policy: configuration.policy.refusing(sockets), proxy: configuration.proxy,
@@ -66,9 +66,9 @@ package struct Engine: Sendable {
             instance: instance, configuration: configuration, logger: logger)
         let parts = EngineParts(
             pool: pool, directory: directory, clock: clock, keeper: keeper, recorder: recorder, sender: sender,
-            configuration: configuration, logger: logger)
+            laneWakeups: laneWakeups, configuration: configuration, logger: logger)
         let dispatcher = Dispatcher(parts, wakeup: claiming)
-        let lanes = LaneRunner(parts, wakeup: laneClaiming)
+        let lanes = LaneRunner(parts)
         let cutter = Cutter(
             pool: pool, listener: listener, configuration: configuration, logger: logger, waking: claiming)
         let janitor = Janitor(pool: pool, configuration: configuration, logger: logger)
@@ -85,6 +85,7 @@ struct EngineParts: Sendable {
     let keeper: LeaseKeeper
     let recorder: Recorder
     let sender: Sender
+    let laneWakeups: LaneWakeups
     let configuration: EngineConfiguration
     let logger: Logger
 }

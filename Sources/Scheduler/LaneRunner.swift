@@ -3,37 +3,58 @@ import Outbox
 import Postgres
 import ServiceLifecycle
 
-/// Claims lanes with due deliveries and works each one off: page by page, oldest first, until nothing is due.
+/// Claims lanes with due deliveries and works each one off, and looks after those that sleep meanwhile.
 final class LaneRunner: Service {
     private let parts: EngineParts
-    private let wakeup: Wakeup
+    private let wakeups: LaneWakeups
 
-    /// - Parameter wakeup: signalled when there may be work, or room for it.
-    init(_ parts: EngineParts, wakeup: Wakeup) {
+    init(_ parts: EngineParts) {
         self.parts = parts
-        self.wakeup = wakeup
+        wakeups = parts.laneWakeups
     }
 
     /// How many lanes one process works on at a time; each has up to a page of deliveries in memory.
-    private static let mostLanes = 1024
+    static let mostLanes = 1024
+    /// How soon deliveries are seen that another worker has added to a lane that sleeps here.
+    private static let betweenLooks = Duration.milliseconds(50)
 
     func run() async {
         await withDiscardingTaskGroup { lanes in
-            await wakeup.run(complaint: "cannot claim lanes; trying again", to: parts.logger) {
-                // A bounded number of lanes at a time, and none while the process stops.
-                guard !parts.sender.isStopping, parts.keeper.lanes.count < Self.mostLanes else {
-                    return .milliseconds(100)
+            var claimAt = ContinuousClock.now
+            await wakeups.runner.run(complaint: "cannot claim lanes; trying again", to: parts.logger) {
+                let look = try await wakeDue()
+                if wakeups.takeClaimWish() || claimAt <= .now {
+                    // A bounded number of lanes at a time, and none while the process stops.
+                    guard !parts.sender.isStopping, parts.keeper.lanes.count < Self.mostLanes else {
+                        claimAt = .now
+                        return .milliseconds(100)
+                    }
+                    // Again soon, unless it says when.
+                    claimAt = .now
+                    let claim = try await claim()
+                    for (lane, lease) in claim.lanes { lanes.addTask { await self.work(lane, under: lease) } }
+                    if !claim.lanes.isEmpty { return nil }
+                    let untilDue =
+                        claim.nextDueAt.map { parts.clock.time(until: $0) } ?? parts.configuration.pollInterval
+                    claimAt = .now + max(.milliseconds(5), min(untilDue, parts.configuration.pollInterval))
                 }
-                let claim = try await claim()
-                for (lane, lease) in claim.lanes { lanes.addTask { await self.work(lane, under: lease) } }
-                if !claim.lanes.isEmpty { return nil }
-                let pause = parts.configuration.pollInterval
-                let untilDue = claim.nextDueAt.map {
-                    Duration.microseconds($0.microseconds &- parts.clock.now.microseconds)
-                }
-                return max(.milliseconds(5), min(untilDue ?? pause, pause))
+                return min(look ?? .seconds(60), max(.zero, claimAt - .now))
             }
+            wakeups.wake(wakeups.sleeping.keys)
         }
+    }
+
+    /// Wakes the lanes that sleep with something due in them; returns when to look again, nil when none sleeps.
+    private func wakeDue() async throws -> Duration? {
+        let sleeping = wakeups.sleeping
+        if sleeping.isEmpty { return nil }
+        let look = try await parts.pool.run { try $0.earliestDue(in: sleeping) }
+        parts.clock.set(look.now)
+        // As before a claim: who was paused a moment ago gets nothing.
+        _ = try await parts.directory.refreshed(to: look.generation)
+        wakeups.wake(look.due.filter { $0.value <= look.now }.keys)
+        let next = look.due.values.filter { $0 > look.now }.min()
+        return min(Self.betweenLooks, next.map { parts.clock.time(until: $0) } ?? Self.betweenLooks)
     }
 
     private func claim() async throws -> (lanes: [(ClaimedLane, Lease)], nextDueAt: Timestamp?) {
@@ -68,7 +89,9 @@ final class LaneRunner: Service {
 
     /// Works a lane off and gives it back.
     private func work(_ lane: ClaimedLane, under lease: Lease) async {
-        var work = LaneWork(lane, under: lease, parts: parts, stop: wakeup)
+        // Three versions of its row are written then for all deliveries of a quarter of a lease.
+        let keptUntil = ContinuousClock.now + parts.configuration.lease / 4
+        var work = LaneWork(lane, under: lease, parts: parts, wakeups: wakeups, keptUntil: keptUntil)
         do { try await work.run() } catch {
             parts.logger.warning(
                 "a lane was left; it goes on when its lease has ended",
@@ -76,19 +99,19 @@ final class LaneRunner: Service {
         }
         await lease.wait(untilUnresolvedAtMost: 0)
         parts.sender.unlimit(lane.endpoint, for: lease.holder)
-        await release(lane, lease)
+        await release(lane, lease, floor: work.floor)
     }
 
-    private func release(_ lane: ClaimedLane, _ lease: Lease) async {
+    private func release(_ lane: ClaimedLane, _ lease: Lease, floor: Timestamp) async {
         for _ in 0..<5 where !lease.isLost {
             do {
-                _ = try await parts.pool.run { try $0.releaseLane(lane.endpoint, lease: lane.lease) }
+                _ = try await parts.pool.run { try $0.releaseLane(lane.endpoint, lease: lane.lease, floor: floor) }
                 break
             } catch {
                 do { try await Task.sleep(for: .milliseconds(200)) } catch { break }
             }
         }
         parts.keeper.forget(lease)
-        wakeup.signal()
+        wakeups.wantClaim()
     }
 }

@@ -6,14 +6,15 @@ struct LaneWork {
     private let lane: ClaimedLane
     private let lease: Lease
     private let parts: EngineParts
-    /// Stopped when the process stops.
-    private let stop: Wakeup
+    private let wakeups: LaneWakeups
+    /// How long it is kept when nothing in it is due: then others get a chance to claim it.
+    private let keptUntil: ContinuousClock.Instant
 
     private var cursor: LaneCursor
-    private var floor: Timestamp
-    /// When the cursor was last at the floor, and when the floor was last raised.
+    /// Nothing in the lane is due before.
+    private(set) var floor: Timestamp
+    /// When the cursor was last at the floor.
     private var beganAt = ContinuousClock.now
-    private var raisedAt = ContinuousClock.now
     /// After so long the cursor goes back to the floor, for rows that were committed behind it.
     private static let longestSweep = Duration.seconds(1)
     /// The rates that the sender keeps to on our behalf.
@@ -33,11 +34,15 @@ struct LaneWork {
     /// How often a payload may take its worker along before it is parked.
     private static let mostCrashes = 3
 
-    init(_ lane: ClaimedLane, under lease: Lease, parts: EngineParts, stop: Wakeup) {
+    init(
+        _ lane: ClaimedLane, under lease: Lease, parts: EngineParts, wakeups: LaneWakeups,
+        keptUntil: ContinuousClock.Instant
+    ) {
         self.lane = lane
         self.lease = lease
         self.parts = parts
-        self.stop = stop
+        self.wakeups = wakeups
+        self.keptUntil = keptUntil
         floor = lane.floor
         cursor = .start(lane.floor)
         suspects = lane.claims > 1 ? Self.mostSuspects : 0
@@ -48,7 +53,7 @@ struct LaneWork {
     private var endpoint: Endpoint? { parts.directory.current.byID[lane.endpoint] }
 
     private var isWorkable: Bool {
-        !stop.isStopped && !Task.isCancelled && !parts.sender.isStopping
+        !wakeups.runner.isStopped && !Task.isCancelled && !parts.sender.isStopping
             && parts.sender.mayStart(lane.endpoint, under: lease)
     }
 
@@ -65,7 +70,9 @@ struct LaneWork {
                 continue
             }
             switch try await nextPage() {
-            case .nothing: return try await end()
+            case .nothing:
+                try await settle()
+                guard try await sleep() else { return }
             case .notYet: continue
             case .deliveries(let page):
                 let answers = lease.answers
@@ -116,17 +123,21 @@ struct LaneWork {
         return page.isEmpty ? .notYet : .deliveries(page)
     }
 
-    /// Back to the first row.
+    /// Back to the first row, as far as that is known.
     private mutating func beginAgain() async throws {
+        // Nothing to gain within so short a time.
+        if .now - beganAt > Self.longestSweep { try await raiseFloor() }
         beganAt = .now
-        // While it recovers, what is due later counts, too.
-        if beganAt - raisedAt > Self.longestSweep, recoveredAt == nil, ramp == nil,
-            let raised = try await parts.pool.run({ [lane] in try $0.raiseFloor(lane.endpoint, lease: lane.lease) })
-        {
-            floor = raised
-            raisedAt = beganAt
-        }
         cursor = .start(floor)
+    }
+
+    /// Passes by what was delivered. False when the lane is not ours any more.
+    @discardableResult private mutating func raiseFloor() async throws -> Bool {
+        let found = try await parts.pool.run { [lane, floor] in
+            try $0.laneFloor(of: lane.endpoint, lease: lane.lease, from: floor)
+        }
+        floor = found ?? floor
+        return found != nil
     }
 
     /// Goes on where the last owner of the lane stopped: the attempt log says what it sent. What it sent and did not live to
@@ -248,13 +259,26 @@ struct LaneWork {
     }
 
     /// Everything is through: with nothing left to try, a recovery is over, and so is what was set for the time after a pause.
-    private func end() async throws {
-        if let recoveredAt, recoveredAt != .distantFuture {
+    private mutating func settle() async throws {
+        if let recovery = recoveredAt, recovery != .distantFuture {
             if ramp != nil { _ = try await closeBreaker() }
             try await parts.pool.run { [lane] in try $0.endRecovery(lane.endpoint, lease: lane.lease) }
         }
         if endpoint?.settings.drainRate != nil {
             try await parts.pool.run { [lane] in try $0.endDrain(lane.endpoint, lease: lane.lease) }
         }
+    }
+
+    /// Keeps the empty lane until something in it is due; false when it is to be released. One that is failing or recovering
+    /// begins anew with its next claim.
+    private mutating func sleep() async throws -> Bool {
+        guard !lane.isFailing, ramp == nil, recoveredAt == nil, .now < keptUntil, wakeups.hasRoom,
+            try await raiseFloor()
+        else { return false }
+        await wakeups.sleep(in: lane.endpoint, from: floor, upTo: keptUntil - .now)
+        // Nothing of it is in flight: the next row is the first.
+        beganAt = .now
+        cursor = .start(floor)
+        return .now < keptUntil
     }
 }

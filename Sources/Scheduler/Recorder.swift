@@ -36,11 +36,10 @@ final class Recorder: Service {
     private let wakeup = Wakeup()
     /// Signalled after each group: there may be room to claim more.
     private let claiming: Wakeup
-    /// Signalled when new deliveries wait in lanes.
-    private let lanes: Wakeup
+    private let lanes: LaneWakeups
 
     init(
-        pool: ConnectionPool, keeper: LeaseKeeper, waking claiming: Wakeup, _ lanes: Wakeup,
+        pool: ConnectionPool, keeper: LeaseKeeper, waking claiming: Wakeup, _ lanes: LaneWakeups,
         configuration: EngineConfiguration, logger: Logger
     ) {
         mostUnrecorded = configuration.mostUnrecorded
@@ -149,7 +148,13 @@ final class Recorder: Service {
             return inbox.unrecorded < mostUnrecorded
         }
         if !hadRoom { claiming.signal() }
-        if group.outcomes.contains(where: { if case .wait = $0.resolution { true } else { false } }) { lanes.signal() }
+        // Who holds a lane knows what becomes of its own deliveries.
+        lanes.deliveriesWait(
+            in: Set(
+                group.outcomes.compactMap { outcome in
+                    guard case .wait = outcome.resolution, case .batch = outcome.holder else { return nil }
+                    return outcome.pair.endpoint
+                }))
     }
 
     /// Writes the group however long it takes; nil only when the process must end without it.

@@ -29,14 +29,14 @@ struct BenchCommand: AsyncParsableCommand {
     @Option(name: .long, help: "Events that wait beside those that are measured.") var backlog = 0
     @Flag(name: .long, help: "Send everything through the endpoints' lanes.") var lanes = false
     @Option(name: .long, help: "Events per second in the steady phase.") var rate = 500
-    @Option(name: .long, help: "How long the steady phase takes.") var duration: DurationArgument?
+    @Option(name: .long, help: "How long the steady phase takes, or the flapping.") var duration: DurationArgument?
     @Option(name: .long, help: "Requests in flight per endpoint.") var inFlight = 128
     @Option(name: .long, help: "Send to this URL instead of the built-in sink; {n} is the endpoint's number.") var url:
         String?
     @Option(
         name: .long, parsing: .upToNextOption,
         help:
-            "Only these phases: loop, producers, drain, steady (these four when none is named); neighbours, flood, recovery, scheduled."
+            "Only these phases: loop, producers, drain, steady (these four when none is named); neighbours, flood, recovery, scheduled, flapping."
     )
     var phases: [Benchmark.Phase] = []
 
