@@ -72,6 +72,8 @@ column cut.held_key text
 column cut.held_next bigint
 column cut.turn bigint not null default 0
 column cut.last_turn bigint not null default 0
+column cut.first_turn bigint not null default 0
+column cut.first_id bigint not null default 0
 column dead_letter.event_id bigint not null
 column dead_letter.endpoint_id uuid not null
 column dead_letter.event_at timestamp with time zone not null
@@ -199,6 +201,7 @@ column event.occurred_at event_time
 column event.ordering_key ordering_key
 column event.deliver_at event_time
 column event.headers headers not null default '{}'::jsonb
+column generation.id bigint not null
 column lane.endpoint_id uuid not null
 column lane.due_at timestamp with time zone not null default 'infinity'::timestamp with time zone
 column lane.held_until timestamp with time zone not null default '-infinity'::timestamp with time zone
@@ -246,7 +249,6 @@ column secret.expires_at timestamp with time zone not null default 'infinity'::t
 column setting.singleton boolean not null default true
 column setting.instance text not null default "left"(replace((gen_random_uuid())::text, '-'::text, ''::text), 8)
 column setting.cluster bigint not null default cluster_identifier()
-column setting.endpoint_generation bigint not null default 0
 column setting.partition_unit text not null default 'day'::text
 column setting.event_retention interval not null default '30 days'::interval
 column setting.attempt_retention interval not null default '30 days'::interval
@@ -302,6 +304,7 @@ constraint endpoint endpoint_pkey PRIMARY KEY (id)
 constraint endpoint endpoint_rules_check CHECK ((jsonb_typeof(rules) = 'object'::text))
 constraint endpoint endpoint_template_kind_check CHECK ((template_kind = ANY (ARRAY['json'::text, 'xml'::text, 'text'::text])))
 constraint endpoint endpoint_timeout_check CHECK (((timeout >= '00:00:00.1'::interval) AND (timeout <= '00:05:00'::interval)))
+constraint generation generation_pkey PRIMARY KEY (id)
 constraint lane lane_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES endpoint(id)
 constraint lane lane_pkey PRIMARY KEY (endpoint_id)
 constraint migration migration_pkey PRIMARY KEY (version)
@@ -333,7 +336,7 @@ CREATE INDEX dead_letter_fingerprint_idx ON outbox.dead_letter USING btree (fing
 CREATE UNIQUE INDEX dead_letter_pkey ON outbox.dead_letter USING btree (event_id, endpoint_id)
 CREATE INDEX dedup_created_at_idx ON outbox.dedup USING btree (created_at)
 CREATE UNIQUE INDEX dedup_pkey ON outbox.dedup USING btree (customer_id, key)
-CREATE INDEX delivery_endpoint_id_due_at_event_id_idx ON outbox.delivery USING btree (endpoint_id, due_at, event_id)
+CREATE INDEX delivery_endpoint_id_due_at_event_id_idx ON outbox.delivery USING btree (endpoint_id, due_at, event_id) WHERE (due_at < 'infinity'::timestamp with time zone)
 CREATE INDEX delivery_endpoint_id_due_at_event_id_idx1 ON outbox.delivery USING btree (endpoint_id, due_at, event_id) WHERE ((last_at IS NOT NULL) AND (due_at < 'infinity'::timestamp with time zone))
 CREATE INDEX delivery_endpoint_id_ordering_key_pass_event_id_idx ON outbox.delivery USING btree (endpoint_id, ordering_key, pass, event_id) WHERE (ordering_key IS NOT NULL)
 CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery USING btree (endpoint_id, ordering_key) WHERE ((ordering_key IS NOT NULL) AND (due_at < 'infinity'::timestamp with time zone))
@@ -344,6 +347,7 @@ CREATE UNIQUE INDEX endpoint_pkey ON outbox.endpoint USING btree (id)
 CREATE INDEX event_id_idx ON ONLY outbox.event USING btree (id)
 CREATE INDEX event_transaction_id_idx ON ONLY outbox.event USING btree (transaction_id)
 CREATE INDEX event_tx_id_idx ON ONLY outbox.event USING btree (tx, id)
+CREATE UNIQUE INDEX generation_pkey ON outbox.generation USING btree (id)
 CREATE UNIQUE INDEX lane_pkey ON outbox.lane USING btree (endpoint_id)
 CREATE UNIQUE INDEX migration_pkey ON outbox.migration USING btree (version)
 CREATE UNIQUE INDEX replay_pkey ON outbox.replay USING btree (id)
@@ -359,29 +363,29 @@ function begin_operation(uuid,text) returns uuid fd103b3a64594dea259c62b04ac169e
 function cluster_identifier() returns bigint 1ebfe2c75db01fd8795b81c4f2b923d3
 function current_identity() returns text aaf02ef950f9c6400092af3493f30785
 function current_transaction_id() returns uuid 2942e247fddc5b578b876d8f4a7f224a
-function cut(integer,integer) returns integer e93e3e2ac871c266d8090c3c666d2d3e
+function cut(integer,integer) returns integer d1da8e53a53bf6b29413a46720d4cf2d
 function drop_expired_partition() returns text security definer 0e32d8946608c019ab9bd728a8cca12d
 function emit() returns trigger security definer f0ac42c2fec5054101c5fd676d090002
-function endpoint_changed() returns trigger security definer e5c728ffd00d66086617e58ebfaa2fae
+function endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
 function first_incomplete(cut) returns bigint 36186935ee009f2fe752cbc86856a2b5
 function is_blocked(uuid,text) returns boolean security definer 16ee8cb42a46d880d1cda90e1651d9be
 function is_cut(cut,xid8,bigint) returns boolean 35b37d4f92f0e5e24bf32ba3ab017253
 function is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean ecccadc8bf80d0adb161635e5afdf985
 function is_restored(cut) returns boolean a7fa1c9a01385979c5ed84026d12e200
 function keeps_order() returns boolean 2e182b893e6dde217198a51bac0188fc
-function let_go(uuid[],text[],bigint,boolean) returns void a89a3c4160869b097e9165cfc2882f35
-function make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record 35486f653ba85e1ad1c39e3c7e2ca569
+function let_go(uuid[],text[],bigint,boolean) returns void 3fa35b33f50652b5c5071442738be06f
+function make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record cfc907fa630f3270aad3690add93dc90
 function make_partitions() returns integer security definer 7d8d7c179ae46586fd382495ce7f9408
 function masked_headers(jsonb) returns jsonb a50c6d44ed414338a86238cbadea24c9
 function masked_url(text) returns text 60d51c0c7323dbc43c537acfdd2521d8
 function partition_bounds(timestamp with time zone) returns record 17ac21df5470acd9440a253201df343f
 function publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 65b8e057d7674359e8253da7152441c2
-function rebase(integer) returns record security definer 0b18a5ac4ce4217f79714ac65da39e6e
+function rebase(integer) returns record security definer 08d58da35d30b0a287c762f0ebebd514
 function record_trial(uuid,bigint,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer f51f6e5c7a7ef17c5635525d19755240
 function refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
 function release_order(cut,bigint,integer) returns cut 2c495e490d0cd5062725c9b99cb97944
 function require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
-function route_ordered(bigint[],bigint,boolean) returns void 2efa5db4c05cfa4d2c54471678b56e29
+function route_ordered(bigint[],bigint,boolean) returns void a3fe5e49b8683c99af2d45d333a38c38
 function set_body_limit(bigint) returns void security definer 9d5c432859159116feed4a3a5ef60ded
 function snapshot(xid8,xid8[]) returns pg_snapshot 8216dfbc2206d7976291278d294ee224
 function stored_size(json,json) returns integer c47cddd1c8d25a272db24a5f176b037b
@@ -389,12 +393,12 @@ function transaction_uuid(timestamp with time zone,xid8) returns uuid 78e6bdc81a
 function wake_worker() returns trigger e0c58bcdffdca2677cb288b2799526ef
 function webhook_id(bigint) returns text security definer 98f8afa6e4a8178b372393f8c571809c
 view attempts abc08b6224bdec80cb4db373815e1514
-view backlog f84a83deb8b1e6ee5ea3322e6a44c560
+view backlog 15747f5207b2abff052cba8a9df0bc04
 view dead_letters 04c1b60487271f8a3c2328342da79249
 view deliveries accadf14e24d768c0ad79b5a239ec3bb
-view endpoint_health 51850089a0d188b37a35efce3e5b00f7
+view endpoint_health 632ceefcbc3ab0caba4980e01481f7c9
 view partitions ec6e00fa80f2d7ed7b10d260479cf98f
-view problems 05becbe42618c4d8212b32aab95b7f9b
+view problems 2ecadb113fb8c2af5253216350697310
 view transactions 03a7c07ba5a780c28acad0163fcb6f8a
 CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION endpoint_changed()
 CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT WHEN ((NOT pg_try_advisory_xact_lock_shared(7231, 2))) EXECUTE FUNCTION wake_worker()
@@ -471,6 +475,8 @@ grant select on endpoint to outbox_worker
 grant select on endpoint_health to outbox_worker
 grant select on event to outbox_worker
 grant select on event_default to outbox_worker
+grant delete on generation to outbox_worker
+grant select on generation to outbox_worker
 grant select on lane to outbox_worker
 grant update on lane to outbox_worker
 grant select on migration to outbox_worker

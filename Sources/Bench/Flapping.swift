@@ -69,7 +69,7 @@ extension Bench {
         var phase = progress.begin(title, total: Int(time.inSeconds))
         _ = sink.takeStock()
         let body = JSONText(Array(benchmark.body.utf8))
-        let before = try await scratch.pool.run { try ServerLoad.read(&$0) }
+        let (before, blocksBefore) = try await load()
         let started = ContinuousClock.now
         var times: [(microseconds: Int64, count: Int)] = []
         while .now - started < time {
@@ -89,11 +89,22 @@ extension Bench {
         }
         let took = ContinuousClock.now - started
         phase.end(Int(time.inSeconds))
-        let after = try await scratch.pool.run { try ServerLoad.read(&$0) }
+        let (after, blocksAfter) = try await load()
         return Report.Rounds(
             perSecond: Double(times.count) / took.inSeconds, milliseconds: Report.Percentiles(times),
+            blocks: (blocksAfter - blocksBefore) / times.count,
             databaseMilliseconds: after.processorTime.flatMap { end in
                 before.processorTime.map { (end - $0).inSeconds * 1000 / Double(times.count) }
             })
+    }
+
+    /// What the server has used, and how many blocks its sessions have looked at in this database. They report that once a
+    /// second, so what comes next waits for it.
+    private func load() async throws -> (ServerLoad, blocks: Int) {
+        let load = try await scratch.pool.run { try ServerLoad.read(&$0) }
+        try await Task.sleep(for: .milliseconds(1500))
+        let blocks = try await count(
+            "SELECT blks_hit + blks_read FROM pg_stat_database WHERE datname = current_database()")
+        return (load, blocks)
     }
 }

@@ -166,6 +166,8 @@ package struct Report: Codable, Sendable {
     package struct Rounds: Codable, Sendable {
         var perSecond = 0.0
         var milliseconds: Percentiles?
+        /// Blocks that the database looked at per round: what depends on what is stored, and not on the machine.
+        var blocks = 0
         /// Processor time of the whole server per round; nil when it runs elsewhere.
         var databaseMilliseconds: Double?
     }
@@ -281,6 +283,7 @@ package struct Report: Codable, Sendable {
 
     private func text(_ rounds: Rounds) -> String {
         "\(decimal(rounds.perSecond, 1))/s" + (rounds.milliseconds.map { ", \(text($0))" } ?? "")
+            + ", \(rounds.blocks) blocks"
             + (rounds.databaseMilliseconds.map { ", database \(decimal($0, 1)) ms each" } ?? "")
     }
 

@@ -21,13 +21,14 @@ package struct ClaimedBatch: Sendable {
 }
 
 /// No batch that could be claimed lies before it. Without it a claim would begin at the dead rows of finished batches.
-package struct BatchFloor: Sendable {
-    /// The lowest batch that a worker has.
-    let claimed: BatchID
-    /// The lowest turn of those that nobody has.
+package struct BatchFloor: Sendable, Equatable {
+    /// The lowest batch of all.
+    let lowest: BatchID
+    /// Of those that nobody has, the one whose turn it is.
     let turn: Int64
+    let next: BatchID
 
-    package static let none = BatchFloor(claimed: BatchID(rawValue: 0), turn: 0)
+    package static let none = BatchFloor(lowest: BatchID(rawValue: 0), turn: 0, next: BatchID(rawValue: 0))
 }
 
 /// One event for one endpoint: a delivery's identity.
@@ -39,6 +40,12 @@ package struct Pair: Hashable, Sendable {
         self.event = event
         self.endpoint = endpoint
     }
+}
+
+/// The row of a pair, looked up by its key. With `=` a join may walk the whole index instead: the planner believes that the
+/// table is nearly empty, and so it is, but for the dead rows that somebody's snapshot keeps. `= ANY` can only be looked up.
+func lookUp(_ table: String, by pair: String) -> SQL {
+    "\(raw: table).event_id = ANY (ARRAY[\(raw: pair).event_id]) AND \(raw: table).endpoint_id = ANY (ARRAY[\(raw: pair).endpoint_id])"
 }
 
 extension Connection {
@@ -61,14 +68,14 @@ extension Connection {
                        lease_until = clock_timestamp() + \(duration)
                  WHERE id = coalesce(
                            (SELECT b.id FROM outbox.batch b
-                             WHERE b.claims > 0 AND b.id >= \(floor.claimed) AND b.lease_until < clock_timestamp()
+                             WHERE b.claims > 0 AND b.id >= \(floor.lowest) AND b.lease_until < clock_timestamp()
                              ORDER BY b.id LIMIT 1 FOR UPDATE SKIP LOCKED),
                            (SELECT b.id FROM outbox.batch b
-                             WHERE b.claims = 0 AND b.turn >= \(floor.turn) \(small)
+                             WHERE b.claims = 0 AND (b.turn, b.id) >= (\(floor.turn), \(floor.next)) \(small)
                              ORDER BY b.turn, b.id LIMIT 1 FOR UPDATE SKIP LOCKED))
                 RETURNING id, claims, size, ordered, ids, first_at, last_at)
-            SELECT clock_timestamp(), s.endpoint_generation, c.id, c.claims, c.size, c.ordered, \(raw: Event.columns)
-              FROM outbox.setting s
+            SELECT clock_timestamp(), g.id, c.id, c.claims, c.size, c.ordered, \(raw: Event.columns)
+              FROM (SELECT id FROM outbox.generation ORDER BY id DESC LIMIT 1) g
               LEFT JOIN claimed c ON true
               LEFT JOIN LATERAL (
                    SELECT x.* FROM unnest(c.ids) AS range
@@ -95,15 +102,21 @@ extension Connection {
                 events: events.compactMap { $0 }))
     }
 
-    /// Where claims may begin to look from now on. Whatever comes to lie before it meanwhile is found with the next floor.
-    package mutating func batchFloor() throws -> BatchFloor {
+    /// Where claims may begin to look from now on. Batches are made in order, so that none comes to lie before it, but for one
+    /// that is given back unused: look from the beginning now and then.
+    ///
+    /// - Parameter floor: the last one; before it there was nothing.
+    package mutating func batchFloor(from floor: BatchFloor = .none) throws -> BatchFloor {
         try query(
             """
-            SELECT coalesce((SELECT id FROM outbox.batch WHERE claims > 0 ORDER BY id LIMIT 1), 0),
-                   coalesce((SELECT turn FROM outbox.batch WHERE claims = 0 ORDER BY turn, id LIMIT 1),
-                            (SELECT last_turn FROM outbox.cut ORDER BY id DESC LIMIT 1))
+            SELECT coalesce((SELECT id FROM outbox.batch WHERE id >= \(floor.lowest) ORDER BY id LIMIT 1), k.first_id),
+                   coalesce(b.turn, k.first_turn), coalesce(b.id, k.first_id)
+              FROM (SELECT * FROM outbox.cut ORDER BY id DESC LIMIT 1) k
+              LEFT JOIN LATERAL (SELECT turn, id FROM outbox.batch
+                                  WHERE claims = 0 AND (turn, id) >= (\(floor.turn), \(floor.next)) ORDER BY turn, id LIMIT 1) b ON true
             """
-        ).first { row throws(PostgresError) in BatchFloor(claimed: try row[0], turn: try row[1]) } ?? .none
+        ).first { row throws(PostgresError) in BatchFloor(lowest: try row[0], turn: try row[1], next: try row[2]) }
+            ?? .none
     }
 
     /// Of these events, the pairs that a former holder of the batch has resolved or moved into a lane.

@@ -68,7 +68,7 @@ extension Connection {
                     WITH gone AS (
                         DELETE FROM outbox.dead_letter d
                          USING unnest(\(chosen.map(\.event)), \(chosen.map(\.endpoint))) AS p(event_id, endpoint_id), outbox.endpoint n
-                         WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id AND n.id = d.endpoint_id AND n.deleted_at IS NULL
+                         WHERE \(lookUp("d", by: "p")) AND n.id = d.endpoint_id AND n.deleted_at IS NULL
                         RETURNING d.*)
                     INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, last_at, last_status, last_error_class,
                                                  last_error, ordering_key, pass)

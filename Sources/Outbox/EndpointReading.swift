@@ -8,7 +8,7 @@ extension Connection {
     package mutating func endpoints(keyring: Keyring) throws -> (generation: Int64, endpoints: [Endpoint]) {
         try inOneSnapshot { connection in
             let generation: Int64 =
-                try connection.query("SELECT endpoint_generation FROM outbox.setting")
+                try connection.query("SELECT id FROM outbox.generation ORDER BY id DESC LIMIT 1")
                 .first { row throws(PostgresError) in try row[0] } ?? 0
             return (generation, try connection.readEndpoints(nil, keyring: keyring))
         }

@@ -60,7 +60,7 @@ extension Connection {
                        CASE WHEN NOT EXISTS (SELECT FROM outbox.worker WHERE heartbeat_at > clock_timestamp() - interval '30 s') THEN 'outboxctl run' END
                   FROM pair p
                  CROSS JOIN LATERAL (SELECT count(*) AS before FROM (
-                       SELECT FROM outbox.delivery d WHERE d.endpoint_id = p.endpoint_id AND (d.due_at, d.event_id) < (p.due_at, p.event_id) LIMIT 10000) b) b
+                       SELECT FROM outbox.delivery d WHERE d.endpoint_id = p.endpoint_id AND (d.due_at, d.event_id) < (p.due_at, p.event_id) AND d.due_at < 'infinity' LIMIT 10000) b) b
                  WHERE due_at <= clock_timestamp())
             SELECT reason, detail, fix FROM explanation ORDER BY place
             """)

@@ -26,11 +26,13 @@ extension Connection {
         }),
             let name
         { dropped.append(name) }
-        try trimCuts()
+        try trimHistory()
         let deleted = try query(
             """
             SELECT n.id FROM outbox.endpoint n
-             WHERE n.deleted_at IS NOT NULL AND EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = n.id)
+             WHERE n.deleted_at IS NOT NULL 
+               AND (EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = n.id AND d.due_at < 'infinity')
+                    OR EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = n.id AND d.ordering_key IS NOT NULL))
             """
         ).map { row throws(PostgresError) in try row[0] as EndpointID }
         for endpoint in deleted { while try cancelDeleted(endpoint) > 0 {} }

@@ -86,7 +86,7 @@ extension Connection {
                        lease_until = clock_timestamp() + \(duration)
                   FROM due WHERE l.endpoint_id = due.endpoint_id
                 RETURNING l.endpoint_id, l.claims, l.opens, l.recovered_at, l.due_at, l.held_until)
-            SELECT clock_timestamp(), s.endpoint_generation,
+            SELECT clock_timestamp(), g.id,
                    (SELECT min(greatest(l.due_at, l.held_until, CASE WHEN l.paused_from <= clock_timestamp() THEN l.paused_until END,
                                         l.lease_until))
                       FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
@@ -94,7 +94,7 @@ extension Connection {
                        AND l.endpoint_id <> ALL (\(excluded)) AND l.endpoint_id NOT IN (SELECT endpoint_id FROM claimed)),
                    c.endpoint_id, c.claims, c.opens > 0, c.recovered_at, c.due_at,
                    c.opens = 0 AND c.held_until > clock_timestamp() - interval '10 s'
-              FROM outbox.setting s LEFT JOIN claimed c ON true
+              FROM (SELECT id FROM outbox.generation ORDER BY id DESC LIMIT 1) g LEFT JOIN claimed c ON true
             """)
         let head =
             try rows.first { row throws(PostgresError) in
@@ -132,7 +132,7 @@ extension Connection {
         // due has an index of its own, so that a million rows that were not cost nothing.
         let waiting: SQL = """
             SELECT * FROM outbox.delivery
-             WHERE endpoint_id = \(endpoint) AND due_at <= statement_timestamp()
+             WHERE endpoint_id = \(endpoint) AND due_at <= statement_timestamp() AND due_at < 'infinity'
                AND (due_at, event_id) > (\(cursor.dueAt), \(cursor.event))
              ORDER BY due_at, event_id LIMIT 200
             """
@@ -214,7 +214,7 @@ extension Connection {
     private func earliest(in endpoint: EndpointID, from floor: Timestamp) -> SQL {
         """
         coalesce((SELECT d.due_at FROM outbox.delivery d WHERE d.endpoint_id = \(endpoint) AND d.due_at >= \(floor)
-                   ORDER BY d.due_at LIMIT 1), 'infinity')
+                      AND d.due_at < 'infinity' ORDER BY d.due_at LIMIT 1), 'infinity')
         """
     }
 
@@ -237,8 +237,8 @@ extension Connection {
     package mutating func earliestDue(in lanes: [EndpointID: Timestamp]) throws -> LaneLook {
         let rows = try query(
             """
-            SELECT clock_timestamp(), s.endpoint_generation, d.endpoint_id, d.due_at
-              FROM outbox.setting s
+            SELECT clock_timestamp(), g.id, l.endpoint_id, d.due_at
+              FROM (SELECT id FROM outbox.generation ORDER BY id DESC LIMIT 1) g
               LEFT JOIN (unnest(\(Array(lanes.keys)), \(Array(lanes.values))) AS l(endpoint_id, floor)
                          CROSS JOIN LATERAL (
                              SELECT d.due_at FROM outbox.delivery d

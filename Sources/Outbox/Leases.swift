@@ -18,7 +18,7 @@ extension Connection {
                 """
                 UPDATE outbox.batch b SET lease_until = clock_timestamp() + \(duration)
                   FROM unnest(\(batches.map(\.key)), \(batches.map(\.value))) AS held(id, lease_id)
-                 WHERE b.id = held.id AND b.lease_id = held.lease_id
+                 WHERE b.id = ANY (ARRAY[held.id]) AND b.lease_id = held.lease_id
                 RETURNING b.id
                 """
             ).map { row throws(PostgresError) in try row[0] as BatchID }
@@ -30,7 +30,7 @@ extension Connection {
                 """
                 UPDATE outbox.lane l SET lease_until = clock_timestamp() + \(duration)
                   FROM unnest(\(lanes.map(\.key)), \(lanes.map(\.value))) AS held(endpoint_id, lease_id)
-                 WHERE l.endpoint_id = held.endpoint_id AND l.lease_id = held.lease_id
+                 WHERE l.endpoint_id = ANY (ARRAY[held.endpoint_id]) AND l.lease_id = held.lease_id
                 RETURNING l.endpoint_id
                 """
             ).map { row throws(PostgresError) in try row[0] as EndpointID }

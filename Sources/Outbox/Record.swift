@@ -126,7 +126,7 @@ extension Connection {
                 WITH appended AS (\(attempts(of: group.outcomes, worker: worker))),
                 finished AS (
                     DELETE FROM outbox.batch b USING unnest(\(Array(group.finishedBatches.keys)), \(Array(group.finishedBatches.values))) AS f(id, lease_id)
-                     WHERE b.id = f.id AND b.lease_id = f.lease_id RETURNING 1)
+                     WHERE b.id = ANY (ARRAY[f.id]) AND b.lease_id = f.lease_id RETURNING 1)
                 SELECT outbox.require_leases((SELECT count(*) FROM finished), \(group.finishedBatches.count))
                 """, mayCancel: false)
             return true
@@ -148,13 +148,13 @@ extension Connection {
         let waiting = try query(
             """
             DELETE FROM outbox.delivery d USING unnest(\(events), \(endpoints)) AS p(event_id, endpoint_id)
-             WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id
+             WHERE \(lookUp("d", by: "p"))
             RETURNING d.endpoint_id, d.ordering_key
             """)
         let parked = try query(
             """
             DELETE FROM outbox.dead_letter d USING unnest(\(events), \(endpoints)) AS p(event_id, endpoint_id)
-             WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id
+             WHERE \(lookUp("d", by: "p"))
             RETURNING d.endpoint_id, d.ordering_key
             """)
         try advance(waiting, afterLoss: afterLoss)
@@ -182,7 +182,7 @@ extension Connection {
                 """
                 UPDATE outbox.lane l SET due_at = clock_timestamp() + w.delay
                   FROM unnest(\(Array(earliest.keys)), \(Array(earliest.values))) AS w(endpoint_id, delay)
-                 WHERE l.endpoint_id = w.endpoint_id AND l.due_at > clock_timestamp() + w.delay
+                 WHERE l.endpoint_id = ANY (ARRAY[w.endpoint_id]) AND l.due_at > clock_timestamp() + w.delay
                 """)
             // A batch that was claimed before may have been delivered by its former holder in the meantime.
             try query(
@@ -216,7 +216,7 @@ extension Connection {
                               \(moving.map { $0.0.attempt?.startedAt }), \(moving.map { $0.0.attempt?.status.map { Int32($0) } }),
                               \(moving.map(\.0.errorClass)), \(moving.map(\.0.error)), \(moving.map { Int32(clamping: $0.0.crashes) }))
                        AS w(event_id, endpoint_id, delay, attempts, trigger, last_at, status, error_class, error, crashes)
-                 WHERE d.event_id = w.event_id AND d.endpoint_id = w.endpoint_id
+                 WHERE \(lookUp("d", by: "w"))
                 """)
         }
     }
@@ -238,7 +238,7 @@ extension Connection {
                        AS p(event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint, from_batch)),
             gone AS (
                 DELETE FROM outbox.delivery d USING parked p
-                 WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id AND NOT p.from_batch
+                 WHERE \(lookUp("d", by: "p")) AND NOT p.from_batch
                 RETURNING d.event_id, d.endpoint_id, d.ordering_key, d.pass)
             INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint,
                                             ordering_key, pass)
@@ -262,7 +262,7 @@ extension Connection {
         let deleted = try query(
             """
             DELETE FROM outbox.batch b USING unnest(\(Array(batches.keys)), \(Array(batches.values))) AS f(id, lease_id)
-             WHERE b.id = f.id AND b.lease_id = f.lease_id RETURNING b.id
+             WHERE b.id = ANY (ARRAY[f.id]) AND b.lease_id = f.lease_id RETURNING b.id
             """
         ).map { row throws(PostgresError) in try row[0] as BatchID }
         return batches.filter { !deleted.contains($0.key) }.map { .batch($0.key, $0.value) }
@@ -277,13 +277,13 @@ extension Connection {
                 """
                 DELETE FROM outbox.delivery d USING outbox.attempt a
                  WHERE a.event_id = ANY (\(events)) AND a.lease_id = \(lease) AND a.outcome = 'success'
-                   AND d.event_id = a.event_id AND d.endpoint_id = a.endpoint_id AND d.trigger <> 'replay'
+                   AND \(lookUp("d", by: "a")) AND d.trigger <> 'replay'
                 """)
             try query(
                 """
                 DELETE FROM outbox.dead_letter d USING outbox.attempt a
                  WHERE a.event_id = ANY (\(events)) AND a.lease_id = \(lease) AND a.outcome = 'success'
-                   AND d.event_id = a.event_id AND d.endpoint_id = a.endpoint_id
+                   AND \(lookUp("d", by: "a"))
                 """)
         }
     }

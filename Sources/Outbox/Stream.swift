@@ -44,8 +44,9 @@ extension Connection {
             .first { row throws(PostgresError) in try row[0] } ?? 0
     }
 
-    /// Removes cuts that nothing reads any more; the newest thousand stay for whoever investigates.
-    package mutating func trimCuts() throws {
+    /// Removes cuts and generations that nothing reads any more; the newest thousand stay for whoever investigates.
+    package mutating func trimHistory() throws {
         try query("DELETE FROM outbox.cut WHERE id < (SELECT max(id) - 1000 FROM outbox.cut)")
+        try query("DELETE FROM outbox.generation WHERE id < (SELECT max(id) - 1000 FROM outbox.generation)")
     }
 }

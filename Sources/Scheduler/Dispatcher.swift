@@ -16,14 +16,15 @@ final class Dispatcher: Service {
 
     func run() async {
         var floor = BatchFloor.none
-        var floorReadAt: ContinuousClock.Instant?
+        var (floorRaisedAt, floorReadAt) = (ContinuousClock.now - .seconds(60), ContinuousClock.now - .seconds(60))
         await wakeup.run(complaint: "cannot claim events; trying again", to: parts.logger) {
             guard parts.sender.hasRoomForSmall, parts.recorder.hasRoom else { return .milliseconds(50) }
             // With enough of one customer's flood in memory, others' few events still are claimed.
             let isSmall = !parts.sender.hasRoom
-            if floorReadAt.map({ .now - $0 > .seconds(2) }) ?? true {
-                floor = try await parts.pool.run { try $0.batchFloor() }
-                floorReadAt = .now
+            if .now - floorReadAt >= .seconds(60) { (floor, floorReadAt) = (.none, .now) }
+            if .now - floorRaisedAt >= .seconds(2) || floor == .none {
+                floor = try await parts.pool.run { [floor] in try $0.batchFloor(from: floor) }
+                floorRaisedAt = .now
             }
             let isMore = try await claim(floor: floor, isSmall: isSmall)
             return isMore ? nil : isSmall ? .milliseconds(50) : parts.configuration.pollInterval / 4

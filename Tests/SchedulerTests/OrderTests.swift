@@ -169,9 +169,9 @@ import Testing
                 try await database.number("SELECT count(*) FROM outbox.delivery WHERE attempts = 1") == 1
             }
             #expect(hasFailed)
-            try await database.script(
-                "UPDATE outbox.endpoint SET retry_schedule = '{}'; UPDATE outbox.delivery SET due_at = now() WHERE attempts = 1; UPDATE outbox.lane SET due_at = now()"
-            )
+            try await change { $0.retrySchedule = [] }
+            let first = Pair(event: EventID(rawValue: 1), endpoint: endpoint)
+            try await database.pool.run { try $0.retryDelivery(first, reason: nil) }
             let isDead = try await eventually { try await database.deliveries("dead") == 1 }
             #expect(isDead)
             try await change {

@@ -10,6 +10,7 @@ import Transport
 package final class TestWorker: Sendable {
     private let group: ServiceGroup
     private let task: Task<Void, any Error>
+    private let mistakes = Mistakes()
 
     /// One key for all tests.
     package static let keyLine = Keyring.newKeyLine()
@@ -29,8 +30,8 @@ package final class TestWorker: Sendable {
     }
 
     package init(_ configuration: EngineConfiguration) async throws {
-        var logger = Logger(label: "test")
-        logger.logLevel = .critical
+        let mistakes = mistakes
+        let logger = Logger(label: "test") { _ in mistakes }
         let engine = try await Engine(configuration, keyring: Self.keyring, logger: logger)
         let group = ServiceGroup(
             configuration: ServiceGroupConfiguration(
@@ -48,6 +49,7 @@ package final class TestWorker: Sendable {
     package func stop() async throws {
         await group.triggerGracefulShutdown()
         try await task.value
+        if let mistake = mistakes.first { throw mistake }
     }
 
     /// Runs the body beside a worker and stops the worker afterwards, however the body ends.
@@ -66,6 +68,33 @@ package final class TestWorker: Sendable {
             try await worker.stop()
             throw error
         }
+    }
+}
+
+/// Takes a worker's log for statements that can never work. The worker goes on without them, and much of what they are for
+/// still happens in other ways, later.
+private struct Mistakes: LogHandler {
+    struct Mistake: Error, CustomStringConvertible { let description: String }
+
+    private final class Found: Sendable {
+        let first = Mutex<Mistake?>(nil)
+    }
+
+    private let found = Found()
+    var first: Mistake? { found.first.withLock { $0 } }
+
+    var metadata = Logger.Metadata()
+    var logLevel = Logger.Level.warning
+    subscript(metadataKey key: String) -> Logger.Metadata.Value? {
+        get { metadata[key] }
+        set { metadata[key] = newValue }
+    }
+
+    func log(event: LogEvent) {
+        let text = "\(event.message) \(event.metadata ?? [:])"
+        // Class 42: a syntax error or something that does not exist. 42501 is a privilege that a test took away.
+        guard text.contains("SQLSTATE 42"), !text.contains("42501") else { return }
+        found.first.withLock { $0 = $0 ?? Mistake(description: text) }
     }
 }
 

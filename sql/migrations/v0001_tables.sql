@@ -10,13 +10,18 @@ CREATE TABLE outbox.setting (
     instance            text NOT NULL DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 8),
     -- Whose transaction ids the stream is cut by; in another cluster they mean other transactions (outbox.rebase).
     cluster             bigint NOT NULL DEFAULT outbox.cluster_identifier(),
-    -- Grows with every change to an endpoint or to its pause: workers then read the endpoints again.
-    endpoint_generation bigint NOT NULL DEFAULT 0,
     partition_unit      text NOT NULL DEFAULT 'day' CHECK (partition_unit IN ('hour', 'day')),
     event_retention     interval NOT NULL DEFAULT '30 days' CHECK (event_retention >= '1 hour'),
     attempt_retention   interval NOT NULL DEFAULT '30 days' CHECK (attempt_retention >= '1 hour')
 );
 INSERT INTO outbox.setting DEFAULT VALUES;
+
+-- One row for every change to an endpoint or to its pause, newest last: workers that see a new one read the endpoints again.
+-- Rows and no counter, because every claim asks, and would pass by all its dead versions.
+CREATE TABLE outbox.generation (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY
+);
+INSERT INTO outbox.generation DEFAULT VALUES;
 
 -- One UUID (version 7, RFC 9562) for everything that a database transaction publishes. It is computed from what the
 -- transaction already is, so that it needs no state and survives savepoints: milliseconds of its start, then a hash.
@@ -115,7 +120,10 @@ CREATE TABLE outbox.cut (
     held_key   text,
     held_next  bigint,
     turn       bigint NOT NULL DEFAULT 0,     -- the turn that is being claimed ...
-    last_turn  bigint NOT NULL DEFAULT 0      -- ... and the last one that was given
+    last_turn  bigint NOT NULL DEFAULT 0,     -- ... and the last one that was given
+    -- The first batch that waited: of the dead rows, those before it are passed by.
+    first_turn bigint NOT NULL DEFAULT 0,
+    first_id   bigint NOT NULL DEFAULT 0
 );
 INSERT INTO outbox.cut (done) VALUES (pg_current_snapshot());
 
@@ -227,7 +235,9 @@ CREATE TABLE outbox.delivery (
     pass             bigint NOT NULL DEFAULT 0,  -- the place in its key's line: (pass, event_id)
     PRIMARY KEY (event_id, endpoint_id)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
-CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id);
+-- Not of all rows: a lookup by the key must have no other index to choose. While somebody's snapshot keeps the dead rows of an
+-- otherwise empty table, the planner thinks that all of them cost the same.
+CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id) WHERE due_at < 'infinity';
 -- What a recovered endpoint gets at once, among what is scheduled for later.
 CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id) WHERE last_at IS NOT NULL AND due_at < 'infinity';
 CREATE INDEX ON outbox.delivery (endpoint_id, ordering_key, pass, event_id) WHERE ordering_key IS NOT NULL;

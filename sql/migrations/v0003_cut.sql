@@ -27,6 +27,9 @@ LANGUAGE sql STABLE AS $$
       FROM (SELECT DISTINCT h::text::bigint AS x FROM unnest(hidden) h WHERE h < xmax) u
 $$;
 
+-- Where a batch stands in the queue of those that nobody has.
+CREATE TYPE outbox.batch_place AS (turn bigint, id bigint);
+
 -- Makes batches of up to `batch_size` of the events that became visible from `done` to `target`, or, `within` one
 -- transaction, of those after `at_id`; at most `most`. A batch of large events has fewer: a worker reads it whole, so it
 -- ends at 1 MiB as stored.
@@ -94,9 +97,9 @@ BEGIN
         SELECT b.ids, b.size, b.first_at, b.last_at, b.customer_id,
                CASE WHEN b.owner IS NULL THEN now_turn
                     ELSE greatest(now_turn, 1 + coalesce((SELECT max(o.turn) FROM outbox.batch o
-                                                           WHERE o.customer_id = b.customer_id AND o.claims = 0), 0)) + b.number - 1 END
+                                                           WHERE o.customer_id = b.customer_id AND o.claims = 0 AND o.turn >= now_turn), 0)) + b.number - 1 END
           FROM batch b ORDER BY b.number RETURNING id, turn, size)
-    SELECT (SELECT coalesce(sum(m.size), 0) FROM made m), t.large, t.until, l.id, ARRAY(SELECT m.id FROM made m), (SELECT max(m.turn) FROM made m)
+    SELECT (SELECT coalesce(sum(m.size), 0) FROM made m), t.large, t.until, l.id, ARRAY(SELECT m.id FROM made m ORDER BY m.id), (SELECT max(m.turn) FROM made m)
       INTO n, large, until, last_id, batches, last_turn
       FROM ends t LEFT JOIN LATERAL (SELECT c.id FROM candidate c ORDER BY c.tx DESC, c.id DESC LIMIT 1) l ON true;
 END $$;
@@ -120,6 +123,7 @@ DECLARE
     seen     pg_snapshot;
     late     xid8[];
     pass     bigint;   -- the number of this look through the stream
+    waits    outbox.batch_place[];   -- a hundred of those that nobody has
     waiting  int;
     step     record;
     total    int := 0;
@@ -137,15 +141,15 @@ BEGIN
     END IF;
     pass := coalesce(k.pass, k.id);
     first_held := coalesce(outbox.first_incomplete(k), pass);
-    SELECT count(*) INTO waiting FROM (SELECT FROM outbox.batch WHERE claims = 0 ORDER BY turn, id LIMIT 100) w;
-    -- The turn that is being claimed: it never goes back. With many batches in it, what comes now is in the next one: the
-    -- few events of many, too, take turns with the many of a few.
-    k.turn := CASE WHEN waiting = 0 THEN k.last_turn
-                   ELSE greatest(k.turn, (SELECT turn FROM outbox.batch WHERE claims = 0 ORDER BY turn, id LIMIT 1)) END;
-    IF (SELECT count(*) FROM (SELECT FROM outbox.batch WHERE claims = 0 AND turn <= k.turn ORDER BY turn, id LIMIT 17) w) > 16 THEN
-        k.turn := k.turn + 1;
-    END IF;
+    waits := ARRAY(SELECT ROW(b.turn, b.id)::outbox.batch_place FROM outbox.batch b
+                    WHERE b.claims = 0 AND (b.turn, b.id) >= (k.first_turn, k.first_id) ORDER BY b.turn, b.id LIMIT 100);
+    waiting := cardinality(waits);
+    -- The turn that is being claimed: it never goes back, and an empty queue begins a new one. With many batches in it, what
+    -- comes now is in the next one: the few events of many, too, take turns with the many of a few.
+    k.turn := CASE WHEN waiting = 0 THEN k.last_turn + 1 ELSE greatest(k.turn, waits[1].turn) END;
+    IF waits[17].turn <= k.turn THEN k.turn := k.turn + 1; END IF;
     k.last_turn := greatest(k.last_turn, k.turn);
+    IF waiting > 0 THEN k.first_turn := waits[1].turn; k.first_id := waits[1].id; END IF;
     incomplete := k.pass IS NOT NULL OR k.large <> '{}';
 
     -- What is new.
@@ -159,6 +163,7 @@ BEGIN
         total := step.n;
         changed := true;
         k.last_turn := greatest(k.last_turn, step.last_turn);
+        IF waiting = 0 AND step.n > 0 THEN k.first_turn := k.turn; k.first_id := step.batches[1]; END IF;
         k.large := k.large || step.large;
         k.large_pass := k.large_pass || array_fill(pass, ARRAY[cardinality(step.large)]);
         -- Not at its end yet: the rest belongs to the same look.
@@ -205,9 +210,10 @@ BEGIN
 
     -- Nothing new and little else happened: keep the old row, so that an idle database is not written to.
     IF changed THEN
-        INSERT INTO outbox.cut (done, large, large_pass, at_id, pass, held, held_until, held_next, held_endpoint, held_key, turn, last_turn)
+        INSERT INTO outbox.cut (done, large, large_pass, at_id, pass, held, held_until, held_next, held_endpoint, held_key, turn, last_turn,
+                                first_turn, first_id)
         VALUES (k.done, k.large, k.large_pass, k.at_id, k.pass, k.held, k.held_until, k.held_next, k.held_endpoint, k.held_key,
-                k.turn, k.last_turn);
+                k.turn, k.last_turn, k.first_turn, k.first_id);
     END IF;
     -- While there is more to do at once, it is not nothing.
     RETURN CASE WHEN total > 0 THEN total
@@ -261,7 +267,8 @@ BEGIN
     -- any cluster gives out.
     UPDATE outbox.event SET tx = '3' WHERE tx >= pg_snapshot_xmin(pg_current_snapshot());
     GET DIAGNOSTICS changed = ROW_COUNT;
-    INSERT INTO outbox.cut (done, held, turn, last_turn) VALUES (pg_current_snapshot(), coalesce(k.held, outbox.first_incomplete(k)), k.turn, k.last_turn);
+    INSERT INTO outbox.cut (done, held, turn, last_turn, first_turn, first_id)
+    VALUES (pg_current_snapshot(), coalesce(k.held, outbox.first_incomplete(k)), k.turn, k.last_turn, k.first_turn, k.first_id);
     UPDATE outbox.setting SET cluster = outbox.cluster_identifier();
     INSERT INTO outbox.audit (action, object, detail)
     VALUES ('db.rebase', 'database', jsonb_build_object('requeued', requeued, 'changed', changed));

@@ -59,7 +59,7 @@ BEGIN
         ON CONFLICT DO NOTHING RETURNING endpoint_id, due_at)
     UPDATE outbox.lane l SET due_at = r.due_at
       FROM (SELECT endpoint_id, min(due_at) AS due_at FROM routed GROUP BY endpoint_id) r
-     WHERE l.endpoint_id = r.endpoint_id AND l.due_at > r.due_at;
+     WHERE l.endpoint_id = ANY (ARRAY[r.endpoint_id]) AND l.due_at > r.due_at;
 END $$;
 
 -- The first pass that is not at its end; NULL when all are.
@@ -86,10 +86,10 @@ LANGUAGE sql AS $$
            AND NOT outbox.is_blocked(k.endpoint_id, k.ordering_key) AND NOT coalesce(h.pass >= until, false)),
     moved AS (
         UPDATE outbox.delivery d SET due_at = h.due_at FROM head h
-         WHERE d.event_id = h.event_id AND d.endpoint_id = h.endpoint_id RETURNING d.endpoint_id, d.due_at)
+         WHERE d.event_id = ANY (ARRAY[h.event_id]) AND d.endpoint_id = ANY (ARRAY[h.endpoint_id]) RETURNING d.endpoint_id, d.due_at)
     UPDATE outbox.lane l SET due_at = m.due_at
       FROM (SELECT endpoint_id, min(due_at) AS due_at FROM moved GROUP BY endpoint_id) m
-     WHERE l.endpoint_id = m.endpoint_id AND l.due_at > m.due_at
+     WHERE l.endpoint_id = ANY (ARRAY[m.endpoint_id]) AND l.due_at > m.due_at
 $$;
 
 -- After something of these keys was taken out: lets the next ones go.

@@ -1,10 +1,12 @@
 -- The contract for dashboards and for `outboxctl -o json`: column names here are public.
 
--- Every change to an endpoint, to its secrets or to its pause moves the installation's generation, in its transaction.
+-- Every change to an endpoint, to its secrets or to its pause is a new generation of the installation's endpoints, in its
+-- transaction. One transaction at a time, so that they are committed in the order of their numbers.
 CREATE FUNCTION outbox.endpoint_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    UPDATE outbox.setting SET endpoint_generation = endpoint_generation + 1;
+    PERFORM FROM outbox.setting FOR UPDATE;
+    INSERT INTO outbox.generation DEFAULT VALUES;
     RETURN NULL;
 END $$;
 CREATE TRIGGER endpoint_changed AFTER INSERT OR UPDATE OR DELETE ON outbox.endpoint
@@ -124,10 +126,11 @@ SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
        coalesce(n.disabled_reason, CASE WHEN l.paused_until > clock_timestamp() THEN l.pause_reason END) AS state_reason,
        l.opened_at AS failing_since,
        nullif(l.paused_from, '-infinity') AS paused_from, nullif(l.paused_until, '-infinity') AS paused_until, nullif(greatest(l.held_until, '-infinity'), '-infinity') AS held_until,
-       w.waiting, w.oldest_at, x.dead_letters, r.attempts_5m, r.successes_5m, r.last_success_at, r.last_failure_at
+       coalesce(w.waiting, 0) AS waiting, w.oldest_at, x.dead_letters, r.attempts_5m, r.successes_5m, r.last_success_at, r.last_failure_at
   FROM outbox.endpoint n
   JOIN outbox.lane l ON l.endpoint_id = n.id
-  CROSS JOIN LATERAL (SELECT count(*) AS waiting, min(d.event_at) AS oldest_at FROM outbox.delivery d WHERE d.endpoint_id = n.id) w
+  LEFT JOIN (SELECT d.endpoint_id, count(*) AS waiting, min(d.event_at) AS oldest_at FROM outbox.delivery d GROUP BY d.endpoint_id) w
+    ON w.endpoint_id = n.id
   CROSS JOIN LATERAL (SELECT count(*) AS dead_letters FROM outbox.dead_letter d WHERE d.endpoint_id = n.id AND d.reason <> 'cancelled') x
   CROSS JOIN LATERAL (
         SELECT count(*) AS attempts_5m, count(*) FILTER (WHERE a.outcome = 'success') AS successes_5m,

@@ -41,7 +41,7 @@ GRANT INSERT ON outbox.cut, outbox.batch, outbox.attempt, outbox.delivery, outbo
     outbox.stat, outbox.audit TO outbox_worker;
 GRANT UPDATE ON outbox.batch, outbox.lane, outbox.delivery, outbox.dead_letter, outbox.worker TO outbox_worker;
 GRANT UPDATE (disabled_at, disabled_reason, generation, updated_at) ON outbox.endpoint TO outbox_worker;
-GRANT DELETE ON outbox.cut, outbox.batch, outbox.delivery, outbox.dead_letter, outbox.worker, outbox.dedup, outbox.secret
+GRANT DELETE ON outbox.cut, outbox.generation, outbox.batch, outbox.delivery, outbox.dead_letter, outbox.worker, outbox.dedup, outbox.secret
     TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text), outbox.let_go(uuid[], text[], bigint, boolean),
     outbox.advance(uuid[], text[], boolean) TO outbox_worker, outbox_operator;

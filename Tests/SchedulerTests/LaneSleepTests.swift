@@ -1,0 +1,145 @@
+import Outbox
+import Postgres
+import Receiver
+import Scheduler
+import TestSupport
+import Testing
+
+/// Lanes that are kept, empty, for a quarter of a lease: here, for longer than any of these tests may take.
+@Suite struct LaneSleepTests {
+    private static let lease = Duration.seconds(600)
+
+    /// An endpoint whose every delivery goes through its lane.
+    private func constrained(_ database: TestDatabase, _ ledger: Ledger) async throws -> EndpointID {
+        try await database.endpoint("e", url: ledger.url, retries: [.milliseconds(300)]) { $0.maxConcurrency = 2 }.id
+    }
+
+    /// The first delivery is through, and the lane is held with nothing in it.
+    private func isAsleep(_ database: TestDatabase) async throws -> Bool {
+        try await eventually {
+            try await database.number(
+                """
+                SELECT count(*) FROM outbox.lane l WHERE l.lease_id IS NOT NULL
+                   AND EXISTS (SELECT FROM outbox.attempt) AND NOT EXISTS (SELECT FROM outbox.delivery)
+                """) == 1
+        }
+    }
+
+    private func lane(_ database: TestDatabase) async throws -> [String?] {
+        try await database.column("SELECT concat_ws(' ', lease_id, due_at, claims) FROM outbox.lane")
+    }
+
+    @Test func `one after the other goes through a lane under one claim, and its row stays as it is`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        _ = try await constrained(database, ledger)
+        try await TestWorker.run(database, configure: { $0.lease = Self.lease }) {
+            try await database.publish()
+            #expect(try await isAsleep(database))
+            let before = try await lane(database)
+            for count in 2...10 {
+                try await database.publish()
+                let isThrough = try await eventually { try await database.deliveries("delivered") == count }
+                #expect(isThrough)
+            }
+            #expect(try await lane(database) == before)
+        }
+        // A worker that stops gives it back.
+        #expect(
+            try await database.number("SELECT count(*) FROM outbox.lane WHERE lease_id IS NULL AND due_at = 'infinity'")
+                == 1)
+        ledger.receiver.stop()
+    }
+
+    @Test func `what others put into a lane that sleeps is sent`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        let endpoint = try await constrained(database, ledger)
+        try await TestWorker.run(database, configure: { $0.lease = Self.lease }) {
+            try await database.publish()
+            #expect(try await isAsleep(database))
+            let before = try await lane(database)
+            // As another worker or an operator does.
+            try await database.script(
+                """
+                BEGIN; SELECT FROM outbox.lane FOR UPDATE;
+                UPDATE outbox.lane SET due_at = least(due_at, clock_timestamp());
+                INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger)
+                SELECT id, '\(endpoint)', created_at, clock_timestamp(), 'replay' FROM outbox.event; COMMIT
+                """)
+            let isSent = try await eventually {
+                try await database.deliveries("delivered") == 1 && ledger.all.count == 2
+            }
+            #expect(isSent)
+            #expect(try await lane(database) == before)
+        }
+        ledger.receiver.stop()
+    }
+
+    @Test func `a retry in a lane that sleeps leaves when it is due`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger { _, count in Receiver.Answer(count == 0 ? 500 : 200) }
+        _ = try await constrained(database, ledger)
+        try await TestWorker.run(database, configure: { $0.lease = Self.lease }) {
+            try await database.publish()
+            let isThrough = try await eventually { try await database.deliveries("delivered") == 1 }
+            #expect(isThrough)
+            #expect(try await database.number("SELECT claims FROM outbox.lane") == 1)
+            #expect(try await database.number("SELECT count(*) FROM outbox.attempt") == 2)
+        }
+        ledger.receiver.stop()
+    }
+
+    @Test func `an event of an ordered endpoint wakes its lane`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        try await database.endpoint("e", url: ledger.url) { $0.isOrdered = true }
+        // Nobody comes by for other reasons.
+        try await TestWorker.run(database, configure: { ($0.lease, $0.pollInterval) = (Self.lease, .seconds(60)) }) {
+            for count in 1...3 {
+                try await database.script("SELECT outbox.publish('t', '1', ordering_key => 'k')")
+                let isThrough = try await eventually { try await database.deliveries("delivered") == count }
+                #expect(isThrough)
+            }
+        }
+        ledger.receiver.stop()
+    }
+
+    @Test func `a lane that sleeps is released when its endpoint is closed, and claimed when it opens`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        let endpoint = try await constrained(database, ledger)
+        try await TestWorker.run(database, configure: { $0.lease = Self.lease }) {
+            try await database.publish()
+            #expect(try await isAsleep(database))
+            try await database.pool.run { try $0.pauseEndpoint(endpoint, from: nil, until: nil, reason: "r") }
+            try await database.publish()
+            let isReleased = try await eventually {
+                try await database.number("SELECT count(*) FROM outbox.lane WHERE lease_id IS NULL") == 1
+            }
+            #expect(isReleased)
+            #expect(ledger.all.count == 1)
+            try await database.pool.run { try $0.resumeEndpoint(endpoint) }
+            let isThrough = try await eventually { try await database.deliveries("delivered") == 2 }
+            #expect(isThrough)
+        }
+        ledger.receiver.stop()
+    }
+
+    @Test func `a lane is not kept for ever: another worker may have it`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        _ = try await constrained(database, ledger)
+        try await TestWorker.run(database, configure: { $0.lease = .seconds(2) }) {
+            try await database.publish()
+            let isReleased = try await eventually {
+                try await database.number(
+                    """
+                    SELECT count(*) FROM outbox.lane WHERE lease_id IS NULL AND due_at = 'infinity' AND EXISTS (SELECT FROM outbox.attempt)
+                    """) == 1
+            }
+            #expect(isReleased)
+        }
+        ledger.receiver.stop()
+    }
+}
