@@ -110,6 +110,11 @@ import Testing
             try $0.query("SHOW jit").first { row throws(PostgresError) in try row[0] as String }
         }
         #expect(jit == "off")
+        let planned = try await pool.run {
+            try $0.query("SELECT statement FROM pg_prepared_statements WHERE custom_plans > 0")
+                .map { row throws(PostgresError) in try row[0] as String }
+        }
+        #expect(planned == [])
         await pool.close()
     }
 }
