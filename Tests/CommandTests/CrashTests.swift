@@ -157,7 +157,7 @@ import Testing
         #expect(await eventually { sleeper.isStopped && ledger.all.count == 1 })
         isTakenOver.isSet = true
         let other = try await Daemon.start(database.connectionString, keyFile: key)
-        #expect(try await eventually { try await database.deliveries("waiting") == 1 })
+        #expect(try await eventually { try await database.deliveries("waiting") == 1 }, "\(other.errors)")
         sleeper.signal(SIGCONT)
         // I5: a recorded 2xx resolves the delivery, whoever recorded it.
         #expect(try await eventually { try await database.deliveries("delivered") == 1 })
