@@ -374,7 +374,7 @@ function is_needed(name,oid,timestamp with time zone,timestamp with time zone) r
 function is_restored(cut) returns boolean a7fa1c9a01385979c5ed84026d12e200
 function keeps_order() returns boolean 2e182b893e6dde217198a51bac0188fc
 function let_go(uuid[],text[],bigint,boolean) returns void 3fa35b33f50652b5c5071442738be06f
-function make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record cfc907fa630f3270aad3690add93dc90
+function make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record bef37480d8bfc4ce875bb274139ec246
 function make_partitions() returns integer security definer 7d8d7c179ae46586fd382495ce7f9408
 function masked_headers(jsonb) returns jsonb a50c6d44ed414338a86238cbadea24c9
 function masked_url(text) returns text 60d51c0c7323dbc43c537acfdd2521d8

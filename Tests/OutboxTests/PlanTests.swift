@@ -117,4 +117,38 @@ import Testing
         #expect(planned == [])
         await pool.close()
     }
+
+    @Test func `a transaction that commits late is found among everything since, whatever the statistics say`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        try await database.script(
+            """
+            DO $$ DECLARE t regclass; BEGIN
+                FOR t IN SELECT c.oid FROM pg_class c WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'r' LOOP
+                    EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off)', t);
+                END LOOP;
+            END $$;
+            """)
+        for _ in 0..<10 { try await database.publish(50) }
+        _ = try await database.pool.run { try $0.cut(batchSize: 500, budget: 1000) }
+        try await database.script("ANALYZE")
+        let pool = try database.newPool(setUp: WorkerSession.setUp)
+        let late = try database.newPool()
+        try await late.run { try $0.script("BEGIN; INSERT INTO outbox.event (type) VALUES ('late')") }
+        // Committed first, in small transactions, and cut as they come; then the plans are made.
+        for _ in 0..<10 {
+            try await database.publish(1000)
+            let cut = try await pool.run { try $0.cut(batchSize: 500, budget: 1000) }
+            #expect(cut == .events(1000) || cut == .events(1001))
+        }
+        let before = try await reads(of: "event", pool)
+        try await late.run { try $0.script("COMMIT") }
+        #expect(try await pool.run { try $0.cut(batchSize: 500, budget: 1000) } == .events(1))
+        let after = try await reads(of: "event", pool)
+        #expect(after.sequentially == before.sequentially)
+        #expect(after.byIndex - before.byIndex < 10)
+        await late.close()
+        await pool.close()
+    }
 }

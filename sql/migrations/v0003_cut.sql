@@ -37,6 +37,9 @@ CREATE TYPE outbox.batch_place AS (turn bigint, id bigint);
 -- When there is more, the transactions that have more than half of `most` are `large`: they are left out, and so is
 -- everything from `until` on.
 --
+-- The rows of a transaction are asked for as a range of (tx, id), which is what one index has in order. With `tx = x` and
+-- ordered by id the planner may walk all ids instead.
+--
 -- Batches have turns, and are claimed by turn: a customer that makes up a good part of this cut gets batches of its own,
 -- each a turn after the one before; everybody else's are due in turn `now_turn`. So ten events never wait behind a million
 -- of somebody else's, and several customers with a million each take turns (start-time fair queueing, Goyal et al. 1996,
@@ -56,7 +59,8 @@ BEGIN
         SELECT * FROM (
             (SELECT o.* FROM unnest(late) AS x(tx) CROSS JOIN LATERAL (
                     SELECT e.tx, e.id, e.created_at, e.customer_id, outbox.stored_size(e.before, e.after) AS bytes
-                      FROM outbox.event e WHERE e.tx = x.tx AND e.id > at_id ORDER BY e.id LIMIT lim) o)
+                      FROM outbox.event e
+                     WHERE (e.tx, e.id) > (x.tx, at_id) AND e.tx <= x.tx ORDER BY e.tx, e.id LIMIT lim) o)
             UNION ALL
             (SELECT e.tx, e.id, e.created_at, e.customer_id, outbox.stored_size(e.before, e.after) FROM outbox.event e
               WHERE e.tx >= newer AND e.tx < pg_snapshot_xmax(target) AND pg_visible_in_snapshot(e.tx, target)
