@@ -383,7 +383,7 @@ function publish(text,json,text,text,json,text,uuid,text,text,timestamp with tim
 function rebase(integer) returns record security definer 08d58da35d30b0a287c762f0ebebd514
 function record_trial(uuid,bigint,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer f51f6e5c7a7ef17c5635525d19755240
 function refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
-function release_order(cut,bigint,integer) returns cut 2c495e490d0cd5062725c9b99cb97944
+function release_order(cut,bigint,integer) returns cut 0f789da935f644ec78e31ca7ab5dbb3c
 function require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
 function route_ordered(bigint[],bigint,boolean) returns void a3fe5e49b8683c99af2d45d333a38c38
 function set_body_limit(bigint) returns void security definer 9d5c432859159116feed4a3a5ef60ded

@@ -32,6 +32,8 @@ extension Bench {
             _ = try await publish(
                 for: Self.steadyOnes + Self.flappingOnes, times: times, apart: .milliseconds(100), title: "flapping")
             report.opens = try await openings
+            // Nobody waits for the next probes.
+            try await scratch.pool.execute("UPDATE outbox.lane SET held_until = clock_timestamp() WHERE opens > 0")
             try await settle()
             report.after = try await rounds(for: .seconds(10), title: "after")
             return report

@@ -21,7 +21,7 @@ package struct ClaimedBatch: Sendable {
 }
 
 /// No batch that could be claimed lies before it. Without it a claim would begin at the dead rows of finished batches.
-package struct BatchFloor: Sendable, Equatable {
+package struct BatchFloor: Sendable {
     /// The lowest batch of all.
     let lowest: BatchID
     /// Of those that nobody has, the one whose turn it is.
@@ -102,15 +102,15 @@ extension Connection {
                 events: events.compactMap { $0 }))
     }
 
-    /// Where claims may begin to look from now on. Batches are made in order, so that none comes to lie before it, but for one
-    /// that is given back unused: look from the beginning now and then.
+    /// Where claims may begin to look from now on: what is made later comes after it. A cut that is under way may still put
+    /// batches into the turn of the last one, whatever was claimed of the turns after it meanwhile.
     ///
     /// - Parameter floor: the last one; before it there was nothing.
     package mutating func batchFloor(from floor: BatchFloor = .none) throws -> BatchFloor {
         try query(
             """
             SELECT coalesce((SELECT id FROM outbox.batch WHERE id >= \(floor.lowest) ORDER BY id LIMIT 1), k.first_id),
-                   coalesce(b.turn, k.first_turn), coalesce(b.id, k.first_id)
+                   least(b.turn, k.turn), coalesce(b.id, k.first_id)
               FROM (SELECT * FROM outbox.cut ORDER BY id DESC LIMIT 1) k
               LEFT JOIN LATERAL (SELECT turn, id FROM outbox.batch
                                   WHERE claims = 0 AND (turn, id) >= (\(floor.turn), \(floor.next)) ORDER BY turn, id LIMIT 1) b ON true

@@ -23,6 +23,7 @@ extension Connection {
     package mutating func cancelDelivery(_ pair: Pair, reason: String?) throws {
         try transaction { connection in
             try connection.lockLanes([pair.endpoint])
+            let mayBeInFlight = try connection.mayBeInFlight(pair)
             let parked = try connection.query(
                 """
                 WITH gone AS (DELETE FROM outbox.delivery WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint) RETURNING *)
@@ -33,7 +34,7 @@ extension Connection {
                 RETURNING endpoint_id, ordering_key
                 """)
             guard parked.count == 1 else { throw try connection.notWaiting(pair) }
-            try connection.advance(parked, afterLoss: try connection.isWorkedOn(pair.endpoint))
+            try connection.advance(parked, afterLoss: mayBeInFlight)
             try connection.audit("delivery.cancel", object: "delivery/\(pair.event):\(pair.endpoint)", reason: reason)
         }
     }
@@ -63,6 +64,7 @@ extension Connection {
                 ).map { row throws(PostgresError) in Pair(event: try row[0], endpoint: try row[1]) }
                 if chosen.isEmpty { return 0 }
                 try connection.lowerDueTime(of: Array(Set(chosen.map(\.endpoint))))
+                let mayBeInFlight = try pair.map { try connection.mayBeInFlight($0) } ?? false
                 let replayed = try connection.query(
                     """
                     WITH gone AS (
@@ -77,8 +79,7 @@ extension Connection {
                     ON CONFLICT DO NOTHING RETURNING endpoint_id, ordering_key
                     """)
                 // At its old place in the line, which is the first.
-                try connection.advance(
-                    replayed, afterLoss: try pair.map { try connection.isWorkedOn($0.endpoint) } ?? false)
+                try connection.advance(replayed, afterLoss: mayBeInFlight)
                 let moved = replayed.affected
                 let object =
                     pair.map { "delivery/\($0.event):\($0.endpoint)" } ?? endpoint.map { "endpoint/\($0)" } ?? "dead"

@@ -39,11 +39,12 @@ extension Connection {
         return renewed
     }
 
-    /// Gives back whatever a claim took whose answer was lost. Nothing happens when it took nothing.
+    /// Gives back whatever a claim took whose answer was lost. Nothing happens when it took nothing. A batch comes back as one
+    /// that lost its worker: those are found also behind the floor of the others.
     package mutating func releaseLeases(of lease: LeaseID) throws {
         try query(
             """
-            UPDATE outbox.batch SET lease_id = NULL, lease_until = '-infinity', claims = greatest(claims - 1, 0)
+            UPDATE outbox.batch SET lease_id = NULL, lease_until = clock_timestamp(), claims = greatest(claims - 1, 1)
              WHERE lease_id = \(lease)
             """)
         try query(

@@ -28,10 +28,19 @@ extension Connection {
             "UPDATE outbox.lane SET due_at = least(due_at, clock_timestamp()) WHERE endpoint_id = ANY (\(lanes))")
     }
 
-    /// True when a worker may have a request to the endpoint under way.
-    mutating func isWorkedOn(_ endpoint: EndpointID) throws -> Bool {
-        try query("SELECT FROM outbox.lane WHERE endpoint_id = \(endpoint) AND lease_until > clock_timestamp()").count
-            == 1
+    /// True when a worker may have a request of the pair under way that nobody waits for: its lane is held, and it was due, or it
+    /// was cancelled a moment ago.
+    mutating func mayBeInFlight(_ pair: Pair) throws -> Bool {
+        try query(
+            """
+            SELECT FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
+             WHERE l.endpoint_id = \(pair.endpoint) AND l.lease_until > clock_timestamp()
+               AND (EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = \(pair.event) AND d.endpoint_id = l.endpoint_id
+                               AND (d.due_at <= clock_timestamp() OR d.crashes > 0))
+                    OR EXISTS (SELECT FROM outbox.dead_letter x WHERE x.event_id = \(pair.event) AND x.endpoint_id = l.endpoint_id
+                                  AND x.reason = 'cancelled' AND x.dead_at > clock_timestamp() - n.timeout))
+            """
+        ).count == 1
     }
 
     /// Order begins with the events that are committed afterwards; where it ends, everything goes that stood in line.

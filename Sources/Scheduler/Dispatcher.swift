@@ -16,15 +16,14 @@ final class Dispatcher: Service {
 
     func run() async {
         var floor = BatchFloor.none
-        var (floorRaisedAt, floorReadAt) = (ContinuousClock.now - .seconds(60), ContinuousClock.now - .seconds(60))
+        var floorReadAt: ContinuousClock.Instant?
         await wakeup.run(complaint: "cannot claim events; trying again", to: parts.logger) {
             guard parts.sender.hasRoomForSmall, parts.recorder.hasRoom else { return .milliseconds(50) }
             // With enough of one customer's flood in memory, others' few events still are claimed.
             let isSmall = !parts.sender.hasRoom
-            if .now - floorReadAt >= .seconds(60) { (floor, floorReadAt) = (.none, .now) }
-            if .now - floorRaisedAt >= .seconds(2) || floor == .none {
+            if floorReadAt.map({ .now - $0 > .seconds(2) }) ?? true {
                 floor = try await parts.pool.run { [floor] in try $0.batchFloor(from: floor) }
-                floorRaisedAt = .now
+                floorReadAt = .now
             }
             let isMore = try await claim(floor: floor, isSmall: isSmall)
             return isMore ? nil : isSmall ? .milliseconds(50) : parts.configuration.pollInterval / 4
@@ -62,8 +61,6 @@ final class Dispatcher: Service {
         }
         do {
             let endpoints = try await parts.directory.refreshed(to: claim.generation)
-            // The cut has put events into these lanes.
-            parts.laneWakeups.deliveriesWait(in: Set(batch.ordered))
             try await dispatch(batch, to: endpoints, claimedAt: asked)
         } catch {
             // Nothing of it was dispatched: let another have it, or us again.
@@ -81,11 +78,15 @@ final class Dispatcher: Service {
             batch.claims > 1 ? try await parts.pool.run { try $0.resolvedPairs(of: batch.events.map(\.id)) } : []
         let now = parts.clock.now
         var pairs = 0
+        var routed: Set<EndpointID> = []
         let matches = batch.events.map { event in
             var matching: [Endpoint] = []
             endpoints.forEach(wanting: event) { endpoint in
                 // Where order is kept, the cut has put it into the lane already.
-                if batch.ordered.contains(endpoint.id) { return }
+                if batch.ordered.contains(endpoint.id) {
+                    routed.insert(endpoint.id)
+                    return
+                }
                 if resolved.isEmpty || !resolved.contains(Pair(event: event.id, endpoint: endpoint.id)) {
                     matching.append(endpoint)
                 }
@@ -93,6 +94,7 @@ final class Dispatcher: Service {
             pairs += matching.count
             return matching
         }
+        parts.laneWakeups.deliveriesWait(in: routed)
         let lease = Lease(
             .batch(batch.id, batch.lease), claims: batch.claims, events: batch.events.map(\.id), unresolved: pairs,
             trustedUntil: claimedAt + parts.configuration.lease)

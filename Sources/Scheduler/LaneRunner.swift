@@ -20,9 +20,9 @@ final class LaneRunner: Service {
 
     func run() async {
         await withDiscardingTaskGroup { lanes in
-            var claimAt = ContinuousClock.now
+            var (claimAt, lookAt) = (ContinuousClock.now, ContinuousClock.now)
             await wakeups.runner.run(complaint: "cannot claim lanes; trying again", to: parts.logger) {
-                let look = try await wakeDue()
+                try await wakeDue(lookAt: &lookAt)
                 if wakeups.takeClaimWish() || claimAt <= .now {
                     // A bounded number of lanes at a time, and none while the process stops.
                     guard !parts.sender.isStopping, parts.keeper.lanes.count < Self.mostLanes else {
@@ -38,23 +38,39 @@ final class LaneRunner: Service {
                         claim.nextDueAt.map { parts.clock.time(until: $0) } ?? parts.configuration.pollInterval
                     claimAt = .now + max(.milliseconds(5), min(untilDue, parts.configuration.pollInterval))
                 }
-                return min(look ?? .seconds(60), max(.zero, claimAt - .now))
+                return max(.zero, min(lookAt, claimAt) - .now)
             }
-            wakeups.wake(wakeups.sleeping.keys)
+            wakeups.wakeAll()
         }
     }
 
-    /// Wakes the lanes that sleep with something due in them; returns when to look again, nil when none sleeps.
-    private func wakeDue() async throws -> Duration? {
-        let sleeping = wakeups.sleeping
-        if sleeping.isEmpty { return nil }
-        let look = try await parts.pool.run { try $0.earliestDue(in: sleeping) }
+    /// Wakes the lanes that sleep with something due in them, or whose endpoint takes nothing any more. When it is not time to look
+    /// at all of them, only at those that have just fallen asleep.
+    ///
+    /// - Parameter lookAt: when to look at all of them.
+    private func wakeDue(lookAt: inout ContinuousClock.Instant) async throws {
+        let looksAtAll = lookAt <= .now
+        let lanes = wakeups.look(onlyNew: !looksAtAll)
+        if looksAtAll { lookAt = .now + (lanes.isEmpty ? parts.configuration.pollInterval : Self.betweenLooks) }
+        if lanes.isEmpty { return }
+        let look: LaneLook
+        do { look = try await parts.pool.run { try $0.earliestDue(in: lanes) } } catch {
+            lookAt = .now
+            throw error
+        }
         parts.clock.set(look.now)
         // As before a claim: who was paused a moment ago gets nothing.
-        _ = try await parts.directory.refreshed(to: look.generation)
-        wakeups.wake(look.due.filter { $0.value <= look.now }.keys)
-        let next = look.due.values.filter { $0 > look.now }.min()
-        return min(Self.betweenLooks, next.map { parts.clock.time(until: $0) } ?? Self.betweenLooks)
+        let endpoints = try await parts.directory.refreshed(to: look.generation)
+        wakeups.wake(
+            lanes.keys.filter { lane in
+                guard let endpoint = endpoints.byID[lane] else { return true }
+                if let due = look.due[lane], due <= look.now { return true }
+                return endpoint.settings.opens > 0 || !endpoint.isOpenToLane(at: look.now)
+            })
+        if let next = look.due.values.filter({ $0 > look.now }).min() {
+            lookAt = min(lookAt, .now + parts.clock.time(until: next))
+        }
+        lookAt = min(lookAt, .now + Self.betweenLooks)
     }
 
     private func claim() async throws -> (lanes: [(ClaimedLane, Lease)], nextDueAt: Timestamp?) {

@@ -11,6 +11,8 @@ final class LaneWakeups: Sendable {
         /// Nothing in the lane is due before.
         let floor: Timestamp
         let wakeup: Wakeup
+        /// Nobody has looked at it yet.
+        var isNew = true
     }
 
     private struct State {
@@ -50,8 +52,18 @@ final class LaneWakeups: Sendable {
     /// True while there is room for lanes that only sleep.
     var hasRoom: Bool { keeper.lanes.count < LaneRunner.mostLanes / 2 }
 
-    /// The lanes that sleep, each with the time before which nothing in it is due.
-    var sleeping: [EndpointID: Timestamp] { state.withLock { $0.sleepers.mapValues(\.floor) } }
+    /// Takes note of a look at the lanes that sleep, or at those of them that nobody has looked at; returns each with the time
+    /// before which nothing in it is due.
+    func look(onlyNew: Bool) -> [EndpointID: Timestamp] {
+        state.withLock { state in
+            let seen = state.sleepers.filter { !onlyNew || $0.value.isNew }
+            for lane in seen.keys { state.sleepers[lane]?.isNew = false }
+            return seen.mapValues(\.floor)
+        }
+    }
+
+    /// Wakes all that sleep.
+    func wakeAll() { wake(look(onlyNew: false).keys) }
 
     /// Wakes those of the lanes that sleep.
     func wake(_ lanes: some Sequence<EndpointID>) {

@@ -254,6 +254,51 @@ import Testing
         #expect(try await wrong(database) == [])
     }
 
+    @Test func `what a cut puts into its turn is found, whatever was claimed while it went on`() async throws {
+        let database = try await TestCluster.database()
+        func publish(_ customer: String, _ count: Int) async throws {
+            try await database.script(
+                "INSERT INTO outbox.event (type, customer_id) SELECT 't', '\(customer)' FROM generate_series(1, \(count))"
+            )
+        }
+        func claim(_ floor: BatchFloor) async throws -> String? {
+            try await database.pool.run {
+                try $0.claimBatch(lease: .random(), worker: "w", for: .seconds(60), floor: floor)
+            }.batch?.events.first?.customerID
+        }
+        try await publish("first", 1)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 10, budget: 500) } == .events(1))
+        try await publish("flood", 60)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 10, budget: 500) } == .events(60))
+        try await publish("few", 1)
+        let cutter = try database.newPool()
+        try await cutter.run { try $0.script("BEGIN; SELECT outbox.cut(10, 500)") }
+        #expect(try await claim(.none) == "first")
+        for _ in 0..<3 { #expect(try await claim(.none) == "flood") }
+        let floor = try await database.pool.run { try $0.batchFloor() }
+        try await cutter.run { try $0.script("COMMIT") }
+        #expect(try await claim(floor) == "few")
+        #expect(try await claim(floor) == "flood")
+        await cutter.close()
+    }
+
+    @Test func `a batch that is given back unused is found behind every floor`() async throws {
+        let database = try await TestCluster.database()
+        try await database.publish(3)
+        _ = try await database.pool.run { try $0.cut(batchSize: 1, budget: 500) }
+        let lease = LeaseID.random()
+        #expect(
+            try await database.pool.run {
+                try $0.claimBatch(lease: lease, worker: "w", for: .seconds(60)).batch?.id.rawValue
+            } == 1)
+        let floor = try await database.pool.run { try $0.batchFloor() }
+        try await database.pool.run { try $0.releaseLeases(of: lease) }
+        let again = try await database.pool.run {
+            try $0.claimBatch(lease: .random(), worker: "w", for: .seconds(60), floor: floor).batch
+        }
+        #expect(again?.id.rawValue == 1)
+    }
+
     @Test func `a batch that lost its worker comes before all others`() async throws {
         let database = try await TestCluster.database()
         try await database.publish(3)

@@ -116,8 +116,6 @@ BEGIN
         k.held_key := '';
         k.held_next := outbox.first_incomplete(k);
     END IF;
-    PERFORM FROM outbox.lane l
-      WHERE l.endpoint_id IN (SELECT n.id FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL) ORDER BY l.endpoint_id FOR UPDATE;
     WITH RECURSIVE line AS (
         (SELECT d.endpoint_id, d.ordering_key FROM outbox.delivery d
           WHERE d.ordering_key IS NOT NULL AND (d.endpoint_id, d.ordering_key) > (k.held_endpoint, k.held_key)
@@ -128,6 +126,7 @@ BEGIN
              WHERE d.ordering_key IS NOT NULL AND (d.endpoint_id, d.ordering_key) > (l.endpoint_id, l.ordering_key)
              ORDER BY d.endpoint_id, d.ordering_key LIMIT 1) n)
     SELECT array_agg(u.endpoint_id), array_agg(u.ordering_key) INTO endpoints, keys FROM (SELECT * FROM line LIMIT step) u;
+    PERFORM FROM outbox.lane l WHERE l.endpoint_id = ANY (endpoints) ORDER BY l.endpoint_id FOR UPDATE;
     PERFORM outbox.let_go(endpoints, keys, k.held_until, false);
     IF coalesce(cardinality(keys), 0) = step THEN
         k.held_endpoint := endpoints[step];
