@@ -1,6 +1,7 @@
 import Outbox
 import Postgres
 import Receiver
+import Scheduler
 import TestSupport
 import Testing
 
