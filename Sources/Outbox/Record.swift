@@ -30,7 +30,7 @@ extension Connection {
         if try recordPlainly(group, worker: worker) { return RecordReceipt() }
         return try transaction { connection in
             var receipt = RecordReceipt()
-            let lost = try connection.lockHolders(of: group)
+            let (lost, dueLanes) = try connection.lockHolders(of: group)
             receipt.lost = lost
             let deleted = try connection.deletedEndpoints(of: group)
             let owned = group.outcomes.filter { !lost.contains($0.holder) }.map { outcome in
@@ -49,7 +49,7 @@ extension Connection {
             }
             try connection.clear(cleared.filter { !lost.contains($0.holder) })
             try connection.clear(cleared.filter { lost.contains($0.holder) }, afterLoss: true)
-            try connection.wait(owned)
+            try connection.wait(owned, dueLanes: dueLanes)
             try connection.bury(owned)
             receipt.lost.formUnion(try connection.finish(group.finishedBatches))
             try connection.heal(receipt.lost, events: group.events)
@@ -60,9 +60,10 @@ extension Connection {
 
     // MARK: Fencing
 
-    /// Locks every batch and lane whose state may change, and returns the holders whose lease is gone.
-    private mutating func lockHolders(of group: RecordGroup) throws -> Set<Holder> {
+    /// Locks every batch and lane whose state may change, and returns the holders whose lease is gone, and the lanes that are due.
+    private mutating func lockHolders(of group: RecordGroup) throws -> (lost: Set<Holder>, due: Set<EndpointID>) {
         var lost: Set<Holder> = []
+        var due: Set<EndpointID> = []
         let moving = group.outcomes.filter { outcome in
             if case .delivered = outcome.resolution { outcome.mayBeShared || outcome.isOrdered } else { true }
         }
@@ -84,16 +85,17 @@ extension Connection {
         if !endpoints.isEmpty {
             let held = try query(
                 """
-                SELECT endpoint_id, lease_id FROM outbox.lane
+                SELECT endpoint_id, lease_id, due_at <= clock_timestamp() FROM outbox.lane
                  WHERE endpoint_id = ANY (\(Array(endpoints))) ORDER BY endpoint_id FOR UPDATE
                 """
             ).map { row throws(PostgresError) -> Holder? in
                 let id: EndpointID = try row[0]
+                if try row[2] { due.insert(id) }
                 return (try row[1] as LeaseID?).map { .lane(id, $0) }
             }
             lost.formUnion(holders.filter { if case .lane = $0 { !held.contains($0) } else { false } })
         }
-        return lost
+        return (lost, due)
     }
 
     /// Read after the lanes are locked: whoever deletes an endpoint locks its lane first.
@@ -161,7 +163,8 @@ extension Connection {
         try advance(parked, afterLoss: afterLoss)
     }
 
-    private mutating func wait(_ outcomes: [Outcome]) throws {
+    /// - Parameter dueLanes: no delivery is due before these are.
+    private mutating func wait(_ outcomes: [Outcome], dueLanes: Set<EndpointID>) throws {
         var entering: [(Outcome, Duration, Trigger)] = []
         var moving: [(Outcome, Duration, Trigger)] = []
         for outcome in outcomes {
@@ -175,15 +178,17 @@ extension Connection {
         if !entering.isEmpty {
             // Whoever adds to a lane lowers its due time first, so that it is never later than a row's; it is locked.
             var earliest: [EndpointID: Duration] = [:]
-            for (outcome, delay, _) in entering {
+            for (outcome, delay, _) in entering where !dueLanes.contains(outcome.pair.endpoint) {
                 earliest[outcome.pair.endpoint] = min(delay, earliest[outcome.pair.endpoint] ?? delay)
             }
-            try query(
-                """
-                UPDATE outbox.lane l SET due_at = clock_timestamp() + w.delay
-                  FROM unnest(\(Array(earliest.keys)), \(Array(earliest.values))) AS w(endpoint_id, delay)
-                 WHERE l.endpoint_id = ANY (ARRAY[w.endpoint_id]) AND l.due_at > clock_timestamp() + w.delay
-                """)
+            if !earliest.isEmpty {
+                try query(
+                    """
+                    UPDATE outbox.lane l SET due_at = clock_timestamp() + w.delay
+                      FROM unnest(\(Array(earliest.keys)), \(Array(earliest.values))) AS w(endpoint_id, delay)
+                     WHERE l.endpoint_id = ANY (ARRAY[w.endpoint_id]) AND l.due_at > clock_timestamp() + w.delay
+                    """)
+            }
             // A batch that was claimed before may have been delivered by its former holder in the meantime.
             try query(
                 """

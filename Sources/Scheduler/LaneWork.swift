@@ -13,8 +13,9 @@ struct LaneWork {
     private var cursor: LaneCursor
     /// Nothing in the lane is due before.
     private(set) var floor: Timestamp
-    /// When the cursor was last at the floor.
+    /// When the cursor was last at the floor, and when the floor was last raised.
     private var beganAt = ContinuousClock.now
+    private var raisedAt = ContinuousClock.now
     /// After so long the cursor goes back to the floor, for rows that were committed behind it.
     private static let longestSweep = Duration.seconds(1)
     /// The rates that the sender keeps to on our behalf.
@@ -125,8 +126,7 @@ struct LaneWork {
 
     /// Back to the first row, as far as that is known.
     private mutating func beginAgain() async throws {
-        // Nothing to gain within so short a time.
-        if .now - beganAt > Self.longestSweep { try await raiseFloor() }
+        if .now - raisedAt > Self.longestSweep { try await raiseFloor() }
         beganAt = .now
         cursor = .start(floor)
     }
@@ -137,6 +137,7 @@ struct LaneWork {
             try $0.laneFloor(of: lane.endpoint, lease: lane.lease, from: floor)
         }
         floor = found ?? floor
+        raisedAt = .now
         return found != nil
     }
 
@@ -272,9 +273,8 @@ struct LaneWork {
     /// Keeps the empty lane until something in it is due; false when it is to be released. One that is failing or recovering
     /// begins anew with its next claim.
     private mutating func sleep() async throws -> Bool {
-        guard !lane.isFailing, ramp == nil, recoveredAt == nil, .now < keptUntil, wakeups.hasRoom,
-            try await raiseFloor()
-        else { return false }
+        guard !lane.isFailing, ramp == nil, recoveredAt == nil, .now < keptUntil, wakeups.hasRoom else { return false }
+        if .now - raisedAt > Self.longestSweep, try await !raiseFloor() { return false }
         await wakeups.sleep(in: lane.endpoint, from: floor, upTo: keptUntil - .now)
         // Nothing of it is in flight: the next row is the first.
         beganAt = .now
