@@ -25,8 +25,9 @@ extension Bench {
         defer { snapshot.finish() }
         var report = Report.Flapping(endpoints: Self.flappingOnes.count)
         (report, _) = try await withWorkers(plan.workers) { _ in
-            _ = try await rounds(for: .seconds(2), title: "warming up")
-            report.before = try await rounds(for: .seconds(10), title: "before")
+            let time = min(plan.duration, .seconds(10))
+            _ = try await rounds(for: time / 5, title: "warming up")
+            report.before = try await rounds(for: time, title: "before")
             async let openings = flap(sink)
             let times = Int(plan.duration / .milliseconds(100))
             _ = try await publish(
@@ -35,7 +36,7 @@ extension Bench {
             // Nobody waits for the next probes.
             try await scratch.pool.execute("UPDATE outbox.lane SET held_until = clock_timestamp() WHERE opens > 0")
             try await settle()
-            report.after = try await rounds(for: .seconds(10), title: "after")
+            report.after = try await rounds(for: time, title: "after")
             return report
         }
         report.ratio = report.after.perSecond / report.before.perSecond

@@ -50,14 +50,12 @@ final class LaneRunner: Service {
     /// - Parameter lookAt: when to look at all of them.
     private func wakeDue(lookAt: inout ContinuousClock.Instant) async throws {
         let looksAtAll = lookAt <= .now
+        let nextLook = looksAtAll ? .now + parts.configuration.pollInterval : lookAt
         let lanes = wakeups.look(onlyNew: !looksAtAll)
-        if looksAtAll { lookAt = .now + (lanes.isEmpty ? parts.configuration.pollInterval : Self.betweenLooks) }
+        // At all of them at once, should this one fail.
+        lookAt = lanes.isEmpty ? nextLook : .now
         if lanes.isEmpty { return }
-        let look: LaneLook
-        do { look = try await parts.pool.run { try $0.earliestDue(in: lanes) } } catch {
-            lookAt = .now
-            throw error
-        }
+        let look = try await parts.pool.run { try $0.earliestDue(in: lanes) }
         parts.clock.set(look.now)
         // As before a claim: who was paused a moment ago gets nothing.
         let endpoints = try await parts.directory.refreshed(to: look.generation)
@@ -67,10 +65,8 @@ final class LaneRunner: Service {
                 if let due = look.due[lane], due <= look.now { return true }
                 return endpoint.settings.opens > 0 || !endpoint.isOpenToLane(at: look.now)
             })
-        if let next = look.due.values.filter({ $0 > look.now }).min() {
-            lookAt = min(lookAt, .now + parts.clock.time(until: next))
-        }
-        lookAt = min(lookAt, .now + Self.betweenLooks)
+        let untilDue = look.due.values.filter { $0 > look.now }.min().map { parts.clock.time(until: $0) }
+        lookAt = min(nextLook, .now + min(untilDue ?? Self.betweenLooks, Self.betweenLooks))
     }
 
     private func claim() async throws -> (lanes: [(ClaimedLane, Lease)], nextDueAt: Timestamp?) {

@@ -37,6 +37,28 @@ import Testing
         #expect(try await leftDatabases(database) == [])
     }
 
+    @Test func `lanes are measured beside bad neighbours and while endpoints flap`() async throws {
+        let database = try await TestCluster.database(migrated: false)
+        let (end, output, errors) = try await ChildProcess.run(
+            ["bench", "--events", "200", "--duration", "2s", "--phases", "neighbours", "flapping", "-o", "json"],
+            environment: ["DATABASE_URL": database.connectionString])
+        #expect(end == .exit(0), "\(errors)")
+        let report = try #require(try JSONSerialization.jsonObject(with: Data(output.utf8)) as? [String: Any])
+        let neighbours = try #require(report["neighbours"] as? [String: Any])
+        #expect((neighbours["alone"] as? [String: Any])?["count"] as? Int == 4000)
+        #expect((neighbours["beside"] as? [String: Any])?["count"] as? Int == 4000)
+        // What waits for the dead endpoint and the others.
+        #expect(neighbours["waiting"] as? Int ?? 0 >= 200)
+        let flapping = try #require(report["flapping"] as? [String: Any])
+        #expect(flapping["opens"] as? Int ?? 0 > 0)
+        for part in ["before", "after"] {
+            let rounds = try #require(flapping[part] as? [String: Any])
+            #expect(rounds["per_second"] as? Double ?? 0 > 0)
+            #expect(rounds["blocks"] as? Int ?? 0 > 0)
+        }
+        #expect(try await leftDatabases(database) == [])
+    }
+
     @Test func `failing requests are counted and retried`() async throws {
         let database = try await TestCluster.database(migrated: false)
         let (end, output, errors) = try await ChildProcess.run(

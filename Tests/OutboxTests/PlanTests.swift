@@ -25,11 +25,9 @@ import Testing
         }
     }
 
-    /// 100,000 events, attempts of all of them, and 20,000 deliveries that wait; with statistics that know them, or that
-    /// were taken while the tables were empty.
-    private func largeDatabase(isAnalyzed: Bool) async throws -> (ConnectionPool, EndpointID) {
+    /// A database whose statistics stay as a test leaves them.
+    private func untendedDatabase() async throws -> TestDatabase {
         let database = try await TestCluster.database()
-        let endpoint = try await database.endpoint("e", url: "https://example.com/")
         try await database.script(
             """
             DO $$ DECLARE t regclass; BEGIN
@@ -37,6 +35,17 @@ import Testing
                     EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off)', t);
                 END LOOP;
             END $$;
+            """)
+        return database
+    }
+
+    /// 100,000 events, attempts of all of them, and 20,000 deliveries that wait; with statistics that know them, or that
+    /// were taken while the tables were empty.
+    private func largeDatabase(isAnalyzed: Bool) async throws -> (ConnectionPool, EndpointID) {
+        let database = try await untendedDatabase()
+        let endpoint = try await database.endpoint("e", url: "https://example.com/")
+        try await database.script(
+            """
             ANALYZE;
             INSERT INTO outbox.event (type, after) SELECT 'test', '{"n":1}' FROM generate_series(1, 100000);
             INSERT INTO outbox.attempt (event_id, endpoint_id, number, trigger, lease_id, worker, started_at, total_us, outcome, status)
@@ -121,15 +130,7 @@ import Testing
     @Test func `a transaction that commits late is found among everything since, whatever the statistics say`()
         async throws
     {
-        let database = try await TestCluster.database()
-        try await database.script(
-            """
-            DO $$ DECLARE t regclass; BEGIN
-                FOR t IN SELECT c.oid FROM pg_class c WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'r' LOOP
-                    EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off)', t);
-                END LOOP;
-            END $$;
-            """)
+        let database = try await untendedDatabase()
         for _ in 0..<10 { try await database.publish(50) }
         _ = try await database.pool.run { try $0.cut(batchSize: 500, budget: 1000) }
         try await database.script("ANALYZE")

@@ -25,17 +25,28 @@ import Testing
         }
     }
 
+    /// Runs the body beside a worker that holds the endpoint's lane, asleep after its first delivery.
+    private func besideSleepingLane(
+        _ body: (TestDatabase, EndpointID, Ledger) async throws -> Void
+    ) async throws -> TestDatabase {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        let endpoint = try await constrained(database, ledger)
+        try await TestWorker.run(database, configure: { $0.lease = Self.lease }) {
+            try await database.publish()
+            #expect(try await isAsleep(database))
+            try await body(database, endpoint, ledger)
+        }
+        ledger.receiver.stop()
+        return database
+    }
+
     private func lane(_ database: TestDatabase) async throws -> [String?] {
         try await database.column("SELECT concat_ws(' ', lease_id, due_at, claims) FROM outbox.lane")
     }
 
     @Test func `one after the other goes through a lane under one claim, and its row stays as it is`() async throws {
-        let database = try await TestCluster.database()
-        let ledger = try Ledger()
-        _ = try await constrained(database, ledger)
-        try await TestWorker.run(database, configure: { $0.lease = Self.lease }) {
-            try await database.publish()
-            #expect(try await isAsleep(database))
+        let database = try await besideSleepingLane { database, _, _ in
             let before = try await lane(database)
             for count in 2...10 {
                 try await database.publish()
@@ -48,16 +59,10 @@ import Testing
         #expect(
             try await database.number("SELECT count(*) FROM outbox.lane WHERE lease_id IS NULL AND due_at = 'infinity'")
                 == 1)
-        ledger.receiver.stop()
     }
 
     @Test func `what others put into a lane that sleeps is sent`() async throws {
-        let database = try await TestCluster.database()
-        let ledger = try Ledger()
-        let endpoint = try await constrained(database, ledger)
-        try await TestWorker.run(database, configure: { $0.lease = Self.lease }) {
-            try await database.publish()
-            #expect(try await isAsleep(database))
+        _ = try await besideSleepingLane { database, endpoint, ledger in
             let before = try await lane(database)
             // As another worker or an operator does.
             try await database.script(
@@ -73,7 +78,6 @@ import Testing
             #expect(isSent)
             #expect(try await lane(database) == before)
         }
-        ledger.receiver.stop()
     }
 
     @Test func `a retry in a lane that sleeps leaves when it is due`() async throws {
@@ -106,24 +110,62 @@ import Testing
     }
 
     @Test func `a lane that sleeps is released when its endpoint is closed, and claimed when it opens`() async throws {
-        let database = try await TestCluster.database()
-        let ledger = try Ledger()
-        let endpoint = try await constrained(database, ledger)
-        try await TestWorker.run(database, configure: { $0.lease = Self.lease }) {
-            try await database.publish()
-            #expect(try await isAsleep(database))
+        _ = try await besideSleepingLane { database, endpoint, ledger in
             try await database.pool.run { try $0.pauseEndpoint(endpoint, from: nil, until: nil, reason: "r") }
-            try await database.publish()
             let isReleased = try await eventually {
                 try await database.number("SELECT count(*) FROM outbox.lane WHERE lease_id IS NULL") == 1
             }
             #expect(isReleased)
+            try await database.publish()
+            let isWaiting = try await eventually { try await database.deliveries("paused") == 1 }
+            #expect(isWaiting)
             #expect(ledger.all.count == 1)
             try await database.pool.run { try $0.resumeEndpoint(endpoint) }
             let isThrough = try await eventually { try await database.deliveries("delivered") == 2 }
             #expect(isThrough)
         }
+    }
+
+    @Test func `a dead letter whose key's lane sleeps goes as soon as it is replayed`() async throws {
+        let database = try await TestCluster.database()
+        let isWell = Flag(false)
+        let ledger = try Ledger { _, _ in Receiver.Answer(isWell.isSet ? 200 : 500) }
+        let endpoint = try await database.endpoint("e", url: ledger.url, retries: []) {
+            $0.isOrdered = true
+            $0.timeout = .seconds(120)
+        }.id
+        try await TestWorker.run(database, configure: { $0.lease = Self.lease }) {
+            try await database.script("SELECT outbox.publish('t', '1', ordering_key => 'k')")
+            let isDead = try await eventually { try await database.deliveries("dead") == 1 }
+            #expect(isDead)
+            #expect(try await database.number("SELECT count(*) FROM outbox.lane WHERE lease_id IS NOT NULL") == 1)
+            isWell.isSet = true
+            // Nothing of it can be in flight, so that there is nothing to wait for.
+            let pair = Pair(event: EventID(rawValue: 1), endpoint: endpoint)
+            _ = try await database.pool.run { try $0.replayDeadLetters(pair, reason: nil) }
+            let isThrough = try await eventually { try await database.deliveries("delivered") == 1 }
+            #expect(isThrough)
+        }
         ledger.receiver.stop()
+    }
+
+    @Test func `what a clock that was set back put before the floor is found at the release`() async throws {
+        let database = try await TestCluster.database()
+        let endpoint = try await database.endpoint("e", url: "http://127.0.0.1:1/").id
+        let lease = LeaseID.random()
+        try await database.publish()
+        let floor = try await database.pool.run { connection in
+            try connection.query(
+                "UPDATE outbox.lane SET lease_id = \(lease), lease_until = 'infinity', due_at = '-infinity'")
+            return try #require(try connection.laneFloor(of: endpoint, lease: lease, from: .distantPast))
+        }
+        try await database.script(
+            """
+            INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger)
+            SELECT id, '\(endpoint)', created_at, clock_timestamp() - interval '30 s', 'retry' FROM outbox.event
+            """)
+        #expect(try await database.pool.run { try $0.releaseLane(endpoint, lease: lease, floor: floor) })
+        #expect(try await database.number("SELECT count(*) FROM outbox.lane WHERE due_at < clock_timestamp()") == 1)
     }
 
     @Test func `a lane is not kept for ever: another worker may have it`() async throws {
