@@ -95,6 +95,30 @@ import Testing
         #expect(try await dropped() == ["event_old"])
         #expect(try await database.number("SELECT count(*) FROM outbox.event") == 0)
     }
+
+    @Test func `changes to endpoints are committed in the order of their generations, and old ones are forgotten`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        let one = try await database.endpoint("one", url: "https://example.com/").id
+        let two = try await database.endpoint("two", url: "https://example.com/").id
+        let (first, second) = (try database.newPool(), try database.newPool())
+        try await first.run { try $0.script("BEGIN; UPDATE outbox.endpoint SET description = 'x' WHERE id = '\(one)'") }
+        // A later number must not be seen before an earlier one.
+        let error = await #expect(throws: PostgresError.self) {
+            try await second.run {
+                try $0.script(
+                    "SET lock_timeout = '50ms'; UPDATE outbox.endpoint SET description = 'x' WHERE id = '\(two)'")
+            }
+        }
+        #expect(error?.sqlState == "55P03")
+        try await first.run { try $0.script("COMMIT") }
+        try await database.script("INSERT INTO outbox.generation SELECT FROM generate_series(1, 1500)")
+        _ = try await database.pool.run { try $0.keepHouse() }
+        #expect(try await database.number("SELECT count(*) FROM outbox.generation") == 1001)
+        await first.close()
+        await second.close()
+    }
 }
 
 @Suite struct EndpointSecretTests {
@@ -151,29 +175,5 @@ import Testing
         _ = try await database.pool.run { try $0.keepHouse() }
         #expect(try await database.number("SELECT count(*) FROM outbox.delivery") == 0)
         #expect(try await database.number("SELECT count(*) FROM outbox.dead_letter WHERE reason = 'cancelled'") == 5000)
-    }
-
-    @Test func `changes to endpoints are committed in the order of their generations, and old ones are forgotten`()
-        async throws
-    {
-        let database = try await TestCluster.database()
-        let one = try await database.endpoint("one", url: "https://example.com/").id
-        let two = try await database.endpoint("two", url: "https://example.com/").id
-        let (first, second) = (try database.newPool(), try database.newPool())
-        try await first.run { try $0.script("BEGIN; UPDATE outbox.endpoint SET description = 'x' WHERE id = '\(one)'") }
-        // A later number must not be seen before an earlier one.
-        let error = await #expect(throws: PostgresError.self) {
-            try await second.run {
-                try $0.script(
-                    "SET lock_timeout = '50ms'; UPDATE outbox.endpoint SET description = 'x' WHERE id = '\(two)'")
-            }
-        }
-        #expect(error?.sqlState == "55P03")
-        try await first.run { try $0.script("COMMIT") }
-        try await database.script("INSERT INTO outbox.generation SELECT FROM generate_series(1, 1500)")
-        _ = try await database.pool.run { try $0.keepHouse() }
-        #expect(try await database.number("SELECT count(*) FROM outbox.generation") == 1001)
-        await first.close()
-        await second.close()
     }
 }
