@@ -1,25 +1,91 @@
 -- The tables. What is written once is never updated; what is updated is small (docs/architecture.md says why).
 
+-- Names mean PostgreSQL's own things here, whatever search_path the migrating role has: bodies, defaults, checks and views
+-- are bound for good when they are made. Of the functions, those in SQL have such a body (BEGIN ATOMIC or RETURN), and the
+-- others set the path themselves.
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+
 CREATE FUNCTION outbox.cluster_identifier() RETURNS bigint
-LANGUAGE sql STABLE AS $$ SELECT system_identifier FROM pg_control_system() $$;
+LANGUAGE sql STABLE BEGIN ATOMIC SELECT system_identifier FROM pg_control_system(); END;
+
+CREATE FUNCTION outbox.database_identifier() RETURNS bigint
+LANGUAGE sql STABLE BEGIN ATOMIC SELECT oid::bigint FROM pg_database WHERE datname = current_database(); END;
+
+-- The timeline that is being written. After a promotion pg_control_checkpoint() still tells the old one for a while.
+CREATE FUNCTION outbox.current_timeline() RETURNS int
+LANGUAGE sql STABLE BEGIN ATOMIC SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int; END;
 
 -- One row: what this installation is and how long it keeps things.
 CREATE TABLE outbox.setting (
     singleton           boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     -- Part of every webhook-id, so that two source databases never collide at one receiver.
     instance            text NOT NULL DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 8),
-    -- Whose transaction ids the stream is cut by; in another cluster they mean other transactions (outbox.rebase).
+    -- Where it is at home. Anywhere else it is a copy, which sends nothing until it is told to (outbox.rebase): the original
+    -- does that already, and in another cluster the stream's transaction ids mean other transactions. The name is no part
+    -- of it: a database may be renamed.
     cluster             bigint NOT NULL DEFAULT outbox.cluster_identifier(),
+    database            bigint NOT NULL DEFAULT outbox.database_identifier(),
     partition_unit      text NOT NULL DEFAULT 'day' CHECK (partition_unit IN ('hour', 'day')),
     event_retention     interval NOT NULL DEFAULT '30 days' CHECK (event_retention >= '1 hour'),
     attempt_retention   interval NOT NULL DEFAULT '30 days' CHECK (attempt_retention >= '1 hour')
 );
 INSERT INTO outbox.setting DEFAULT VALUES;
 
--- One row for every change to an endpoint or to its pause, newest last: workers that see a new one read the endpoints again.
--- Rows and no counter, because every claim asks, and would pass by all its dead versions.
+-- True where the installation is at home.
+CREATE FUNCTION outbox.is_home() RETURNS boolean
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT s.cluster = outbox.cluster_identifier() AND s.database = outbox.database_identifier() FROM outbox.setting s;
+END;
+
+-- Asked by every connection of a worker before anything else.
+CREATE FUNCTION outbox.require_home(instance text DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    s outbox.setting;
+BEGIN
+    SELECT * INTO STRICT s FROM outbox.setting;
+    IF require_home.instance IS NOT NULL AND require_home.instance <> s.instance THEN
+        RAISE EXCEPTION USING errcode = 'OB013',
+            message = format('wrong_instance: this database is the installation %s, and %s is expected', s.instance, require_home.instance),
+            hint = 'Connect to the right database; or, when it got a new instance on purpose, restart with that one in OUTBOX_INSTANCE.';
+    END IF;
+    IF NOT outbox.is_home() THEN
+        RAISE EXCEPTION USING errcode = 'OB010',
+            message = CASE WHEN s.cluster = outbox.cluster_identifier()
+                           THEN 'restored_database: this is a copy of another database of this cluster; nothing is sent from it'
+                           ELSE 'restored_database: this is a copy of a database of another cluster; nothing is sent from it' END,
+            hint = 'To go on here in its place, stop producers and workers and run: outboxctl db rebase. To work beside it, as a staging '
+                   'system does: outboxctl db rebase --new-instance --disable-endpoints';
+    END IF;
+END $$;
+
+-- Where the installation has been: which cluster, database and timeline, and since when a worker has seen it. A new timeline is a
+-- failover or a recovery to a point in time.
+CREATE TABLE outbox.timeline (
+    cluster  bigint NOT NULL DEFAULT outbox.cluster_identifier(),
+    database bigint NOT NULL DEFAULT outbox.database_identifier(),
+    timeline int NOT NULL DEFAULT outbox.current_timeline(),
+    noted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (cluster, database, timeline)
+);
+INSERT INTO outbox.timeline DEFAULT VALUES;
+
+-- Events that were sent and are not in this database: a failover or a restore has lost them. Their attempts are true records of
+-- requests, and count for no event of the same number.
+CREATE TABLE outbox.ghost (
+    event_id bigint NOT NULL,
+    event_at timestamptz NOT NULL,
+    noted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    worker   text NOT NULL,
+    PRIMARY KEY (event_id, event_at)
+);
+
+-- One row for every change to an endpoint or to its pause, newest last: workers that see another than they know read the
+-- endpoints again. Rows and no counter, because every claim asks, and would pass by all its dead versions. The number goes back
+-- with the database; the mark never comes again.
 CREATE TABLE outbox.generation (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY
+    id   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    mark uuid NOT NULL DEFAULT gen_random_uuid()
 );
 INSERT INTO outbox.generation DEFAULT VALUES;
 
@@ -28,26 +94,32 @@ INSERT INTO outbox.generation DEFAULT VALUES;
 -- This and the two functions after it are single expressions that the planner puts into the producer's statement: a call
 -- of any other SQL function would cost a third of the insert.
 CREATE FUNCTION outbox.transaction_uuid(started timestamptz, tx xid8) RETURNS uuid
-LANGUAGE sql STABLE PARALLEL SAFE AS $$
-    SELECT overlay(overlay(md5(tx::text || ' ' || extract(epoch FROM started)::text)
-                           PLACING lpad(to_hex((extract(epoch FROM started) * 1000)::bigint), 12, '0') || '7' FROM 1 FOR 13)
-                   PLACING '8' FROM 17 FOR 1)::uuid
-$$;
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN overlay(overlay(md5(tx::text || ' ' || extract(epoch FROM started)::text)
+                       PLACING lpad(to_hex((extract(epoch FROM started) * 1000)::bigint), 12, '0') || '7' FROM 1 FOR 13)
+               PLACING '8' FROM 17 FOR 1)::uuid;
 
 CREATE FUNCTION outbox.current_transaction_id() RETURNS uuid
-LANGUAGE sql STABLE AS $$
-    SELECT coalesce(nullif(current_setting('outbox.transaction_id', true), '')::uuid,
-                    outbox.transaction_uuid(now(), pg_current_xact_id()))
-$$;
+LANGUAGE sql STABLE
+RETURN coalesce(nullif(current_setting('outbox.transaction_id', true), '')::uuid,
+                outbox.transaction_uuid(now(), pg_current_xact_id()));
 
 CREATE FUNCTION outbox.current_identity() RETURNS text
-LANGUAGE sql STABLE AS $$
-    SELECT coalesce(nullif(current_setting('outbox.identity', true), ''), session_user::text)
-$$;
+LANGUAGE sql STABLE
+RETURN coalesce(nullif(current_setting('outbox.identity', true), ''), session_user::text);
+
+-- True for the roles that may speak for the service itself: its workers, and whoever owns it and restores it.
+CREATE FUNCTION outbox.is_service() RETURNS boolean
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = 'outbox_worker' AND pg_has_role(current_user, r.oid, 'MEMBER'))
+        OR EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = 'outbox' AND pg_has_role(current_user, n.nspowner, 'MEMBER'));
+END;
 
 -- What an event's values must be. Domains and not table constraints: the server keeps a domain's check ready for the
 -- whole session, while it reads and plans a table's constraints anew for every statement (a third of an insert's cost).
-CREATE DOMAIN outbox.event_type   AS text CONSTRAINT has_1_to_256_characters CHECK (length(VALUE) BETWEEN 1 AND 256);
+-- Types that begin with `outbox.` are what the service says about itself, and receivers believe them.
+CREATE DOMAIN outbox.event_type   AS text CONSTRAINT has_1_to_256_characters CHECK (length(VALUE) BETWEEN 1 AND 256)
+                                         CONSTRAINT does_not_begin_with_outbox CHECK (NOT starts_with(VALUE, 'outbox.') OR outbox.is_service());
 CREATE DOMAIN outbox.change_type  AS text CONSTRAINT has_1_to_256_characters CHECK (length(VALUE) BETWEEN 1 AND 256);
 CREATE DOMAIN outbox.customer_id  AS text CONSTRAINT has_1_to_256_characters CHECK (length(VALUE) BETWEEN 1 AND 256);
 CREATE DOMAIN outbox.ordering_key AS text CONSTRAINT has_at_most_256_characters CHECK (length(VALUE) <= 256);
@@ -57,7 +129,7 @@ CREATE DOMAIN outbox.headers      AS jsonb CONSTRAINT is_an_object CHECK (jsonb_
 
 -- Called only when a body is too large, so that the check costs a comparison and the message still says what to do.
 CREATE FUNCTION outbox.refuse_body(size bigint, most bigint) RETURNS boolean
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION USING errcode = 'OB001',
         message = format('payload_too_large: a body of %s bytes, the limit is %s', size, most),
@@ -69,6 +141,8 @@ CREATE DOMAIN outbox.body AS json CONSTRAINT is_within_the_limit CHECK (
     VALUE IS NULL OR pg_column_size(VALUE) <= 4096 OR octet_length(VALUE::text) <= 1048576
     OR outbox.refuse_body(octet_length(VALUE::text), 1048576));
 
+-- An event is known by (id, created_at), everywhere and for good. The number alone comes again when the database goes back: after a
+-- failover that lost commits, in a restored backup, in a copy.
 CREATE TABLE outbox.event (
     id             bigint GENERATED ALWAYS AS IDENTITY,
     tx             xid8 NOT NULL DEFAULT pg_current_xact_id(),  -- the top-level transaction, also inside savepoints
@@ -126,6 +200,9 @@ CREATE TABLE outbox.cut (
     first_id   bigint NOT NULL DEFAULT 0
 );
 INSERT INTO outbox.cut (done) VALUES (pg_current_snapshot());
+
+-- Has no rows: whoever cuts locks it. Unlike an advisory lock this needs a privilege, and unlike a row's lock it writes nothing.
+CREATE TABLE outbox.cutting ();
 
 CREATE TABLE outbox.batch (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -222,7 +299,7 @@ CREATE TABLE outbox.lane (
 CREATE TABLE outbox.delivery (
     event_id         bigint NOT NULL,
     endpoint_id      uuid NOT NULL,
-    event_at         timestamptz NOT NULL,   -- the event's created_at, for partition pruning
+    event_at         timestamptz NOT NULL,   -- the event's created_at
     due_at           timestamptz NOT NULL,   -- infinity: it waits for others of its ordering key
     attempts         int NOT NULL DEFAULT 0,
     crashes          int NOT NULL DEFAULT 0, -- sends that their worker did not live to record, in a row
@@ -233,7 +310,7 @@ CREATE TABLE outbox.delivery (
     last_error       text,
     ordering_key     text,                       -- only where the endpoint keeps order
     pass             bigint NOT NULL DEFAULT 0,  -- the place in its key's line: (pass, event_id)
-    PRIMARY KEY (event_id, endpoint_id)
+    PRIMARY KEY (event_id, endpoint_id, event_at)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
 -- Not of all rows: a lookup by the key must have no other index to choose. While somebody's snapshot keeps the dead rows of an
 -- otherwise empty table, the planner thinks that all of them cost the same.
@@ -256,7 +333,7 @@ CREATE TABLE outbox.dead_letter (
     dead_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     ordering_key text,
     pass        bigint NOT NULL DEFAULT 0,
-    PRIMARY KEY (event_id, endpoint_id)
+    PRIMARY KEY (event_id, endpoint_id, event_at)
 );
 CREATE INDEX ON outbox.dead_letter (endpoint_id, ordering_key) WHERE ordering_key IS NOT NULL AND reason <> 'cancelled';
 CREATE INDEX ON outbox.dead_letter (endpoint_id, dead_at);
@@ -264,6 +341,7 @@ CREATE INDEX ON outbox.dead_letter (fingerprint);
 
 CREATE TABLE outbox.attempt (
     event_id      bigint NOT NULL,
+    event_at      timestamptz NOT NULL,
     endpoint_id   uuid NOT NULL,
     number        int NOT NULL,
     trigger       text NOT NULL CHECK (trigger IN ('first', 'retry', 'replay', 'test', 'evaluate')),
@@ -306,15 +384,23 @@ CREATE TABLE outbox.audit (
 );
 CREATE INDEX ON outbox.audit (object, at);
 
--- Producers' own keys against publishing twice.
+-- Producers' own keys against publishing twice. One producer's keys are nothing to another.
 CREATE TABLE outbox.dedup (
-    customer_id text NOT NULL,
-    key         text NOT NULL,
+    producer    text NOT NULL,   -- the role that the session logged in as
+    customer_id outbox.customer_id NOT NULL,
+    key         text NOT NULL CONSTRAINT dedup_key_has_1_to_256_bytes CHECK (octet_length(key) BETWEEN 1 AND 256),
     event_id    bigint NOT NULL,
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (customer_id, key)
+    PRIMARY KEY (producer, customer_id, key)
 );
 CREATE INDEX ON outbox.dedup (created_at);
+
+-- Whose events a role may publish that is no member of outbox_producer (outbox.grant_publish).
+CREATE TABLE outbox.producer_customer (
+    role        name NOT NULL,
+    customer_id outbox.customer_id NOT NULL,
+    PRIMARY KEY (role, customer_id)
+);
 
 CREATE TABLE outbox.replay (
     id         uuid PRIMARY KEY DEFAULT gen_random_uuid(),

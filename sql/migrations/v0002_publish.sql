@@ -1,19 +1,45 @@
 -- What producers call. Everything here runs in the producer's own transaction and costs it one row.
 
--- Numbers of the advisory locks that this product uses: (7231, 1) cutting, (7231, 2) a worker sleeps, (7231, 3) migrating.
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
 
--- A worker that sleeps holds (7231, 2); the producer tries the same lock in shared mode and notifies only when that
--- fails. A NOTIFY in every transaction would serialise all commits of the database. Because the producer keeps its
--- shared lock until it commits, a worker cannot fall asleep between the insert and the commit.
+-- Until when a worker sleeps, in seconds since the epoch; 1 while all are awake. A sequence, because setting one is seen at once and
+-- writes neither a row version nor, unlogged, anything to the log; a worker that dies in its sleep needs no sweeper, its time ends;
+-- and it takes a privilege, so that no stranger can make every commit notify. (A NOTIFY in every transaction would serialise all
+-- commits of the database.)
+CREATE UNLOGGED SEQUENCE outbox.asleep_until;
+
+-- The notification is a hint: a worker looks every poll interval without one.
 CREATE FUNCTION outbox.wake_worker() RETURNS trigger
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM pg_notify('outbox', '');
     RETURN NULL;
 END $$;
--- The lock is tried in the trigger's condition, which costs no call while nobody sleeps.
+-- Where transactions may be prepared, PostgreSQL refuses those that have notified: there nobody does, and workers poll. The
+-- condition costs no call while all are awake.
 CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT
-    WHEN (NOT pg_try_advisory_xact_lock_shared(7231, 2)) EXECUTE FUNCTION outbox.wake_worker();
+    WHEN (pg_sequence_last_value('outbox.asleep_until') > 1
+          AND pg_sequence_last_value('outbox.asleep_until') > date_part('epoch', clock_timestamp())
+          AND current_setting('max_prepared_transactions') = '0')
+    EXECUTE FUNCTION outbox.wake_worker();
+
+-- Throws unless the session's role may publish for the customer: members of outbox_producer may for all, others for those that
+-- outbox.grant_publish gave them. It is the session's role that counts, and not one that it plays: whoever may play a role may
+-- stop doing so.
+CREATE FUNCTION outbox.check_producer(customer text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF pg_has_role(session_user, 'outbox_producer', 'MEMBER') OR pg_has_role(session_user, 'outbox_operator', 'MEMBER')
+    OR pg_has_role(session_user, current_user, 'MEMBER') THEN
+        RETURN;
+    END IF;
+    IF NOT EXISTS (SELECT FROM outbox.producer_customer p JOIN pg_roles r ON r.rolname = p.role
+                    WHERE p.customer_id = check_producer.customer AND pg_has_role(session_user, r.oid, 'MEMBER')) THEN
+        RAISE EXCEPTION USING errcode = 'OB004',
+            message = format('not_permitted: the role %s may not publish for this customer', session_user),
+            hint = 'Have an operator run: SELECT outbox.grant_publish(role, ARRAY[customer]); or grant outbox_producer, for all customers.';
+    END IF;
+END $$;
 
 CREATE FUNCTION outbox.publish(
     type text,
@@ -37,6 +63,17 @@ BEGIN
         RAISE EXCEPTION USING errcode = 'OB002', message = 'invalid_value: an event needs a type',
             hint = 'Call it as outbox.publish(''order.created'', ''{"id":42}'').';
     END IF;
+    -- The domain of types lets the owner of this function pass.
+    IF starts_with(publish.type, 'outbox.') THEN
+        RAISE EXCEPTION USING errcode = 'OB002', message = 'invalid_value: types that begin with outbox. are the service''s own',
+            hint = 'Choose another beginning, such as the name of your application.';
+    END IF;
+    PERFORM outbox.check_producer(coalesce(publish.customer_id, 'default'));
+    IF octet_length(publish.dedup_key) NOT BETWEEN 1 AND 256 THEN
+        RAISE EXCEPTION USING errcode = 'OB002',
+            message = format('invalid_value: the dedup_key has %s bytes, allowed are 1 to 256', octet_length(publish.dedup_key)),
+            hint = 'Use a hash of the key.';
+    END IF;
     IF publish.dedup_key IS NULL THEN
         INSERT INTO outbox.event (type, after, change_type, customer_id, before, identity, transaction_id, ordering_key,
                                   deliver_at, headers, occurred_at)
@@ -52,11 +89,11 @@ BEGIN
     -- The key is taken before the event is written: a second producer waits here until the first has committed, and
     -- then finds its id.
     new_id := nextval('outbox.event_id_seq');
-    INSERT INTO outbox.dedup (customer_id, key, event_id)
-    VALUES (coalesce(publish.customer_id, 'default'), publish.dedup_key, new_id) ON CONFLICT DO NOTHING;
+    INSERT INTO outbox.dedup (producer, customer_id, key, event_id)
+    VALUES (session_user, coalesce(publish.customer_id, 'default'), publish.dedup_key, new_id) ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
         SELECT d.event_id INTO STRICT new_id FROM outbox.dedup d
-         WHERE d.customer_id = coalesce(publish.customer_id, 'default') AND d.key = publish.dedup_key;
+         WHERE d.producer = session_user AND d.customer_id = coalesce(publish.customer_id, 'default') AND d.key = publish.dedup_key;
         RETURN new_id;
     END IF;
     INSERT INTO outbox.event (id, type, after, change_type, customer_id, before, identity, transaction_id, ordering_key,
@@ -71,7 +108,7 @@ END $$;
 
 -- Sets the TransactionId and the identity of everything that the rest of this transaction publishes.
 CREATE FUNCTION outbox.begin_operation(transaction_id uuid DEFAULT NULL, identity text DEFAULT NULL) RETURNS uuid
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM set_config('outbox.transaction_id',
                        coalesce(begin_operation.transaction_id, outbox.current_transaction_id())::text, true);
@@ -84,18 +121,22 @@ END $$;
 -- A row trigger for the producer's own tables:
 --     CREATE TRIGGER emit AFTER INSERT OR UPDATE OR DELETE ON orders
 --     FOR EACH ROW EXECUTE FUNCTION outbox.emit('order', 'tenant_id');
--- Both arguments may be left out: the event's type (the table's name) and the column that names the customer.
+-- Both arguments may be left out: the event's type (the table's name) and the column that names the customer. It runs with the
+-- rights of whoever changes the row, who may publish therefore: turning a row into JSON runs casts and output functions that the
+-- table's owner has made.
 CREATE FUNCTION outbox.emit() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    old_row json := CASE WHEN TG_OP <> 'INSERT' THEN row_to_json(OLD) END;
-    new_row json := CASE WHEN TG_OP <> 'DELETE' THEN row_to_json(NEW) END;
+    old_row json;
+    new_row json;
     customer text := 'default';
 BEGIN
     IF TG_LEVEL <> 'ROW' OR TG_OP = 'TRUNCATE' THEN
         RAISE EXCEPTION USING errcode = 'OB003', message = 'outbox.emit() works as a row trigger only',
             hint = 'Create the trigger with FOR EACH ROW on INSERT, UPDATE or DELETE.';
     END IF;
+    IF TG_OP <> 'INSERT' THEN old_row := row_to_json(OLD); END IF;
+    IF TG_OP <> 'DELETE' THEN new_row := row_to_json(NEW); END IF;
     IF TG_NARGS > 1 THEN
         customer := coalesce(new_row, old_row) ->> TG_ARGV[1];
         IF customer IS NULL THEN
@@ -104,9 +145,8 @@ BEGIN
                 hint = 'The second argument of the trigger names the column that holds the customer.';
         END IF;
     END IF;
-    INSERT INTO outbox.event (type, change_type, customer_id, before, after)
-    VALUES (coalesce(TG_ARGV[0], TG_TABLE_NAME),
-            CASE TG_OP WHEN 'INSERT' THEN 'Create' WHEN 'UPDATE' THEN 'Update' ELSE 'Delete' END,
-            customer, old_row, new_row);
+    PERFORM outbox.publish(
+        type => coalesce(TG_ARGV[0], TG_TABLE_NAME), customer_id => customer, before => old_row, after => new_row,
+        change_type => CASE TG_OP WHEN 'INSERT' THEN 'Create' WHEN 'UPDATE' THEN 'Update' ELSE 'Delete' END);
     RETURN NULL;
 END $$;

@@ -1,31 +1,27 @@
 -- The stream: newly committed events become batches.
 
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+
 -- What the bodies of an event take where they are stored: known without reading them. (Not IMMUTABLE, which pg_column_size
 -- is not either: the planner would not put it into the statement, and a call costs more than the rest of a cut.)
 CREATE FUNCTION outbox.stored_size(before json, after json) RETURNS int
-LANGUAGE sql STABLE PARALLEL SAFE AS $$ SELECT coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0) $$;
+LANGUAGE sql STABLE PARALLEL SAFE RETURN coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0);
 
--- True when the stream was cut elsewhere: a dump keeps transaction ids as values, and in another cluster they mean other
--- transactions, past or future. (An upgraded cluster looks the same; rebasing it changes nothing.)
+-- True when the stream was cut elsewhere: the database is a copy, or one whose transaction ids have begun anew. (An upgraded
+-- cluster looks the same; rebasing it changes nothing.)
 CREATE FUNCTION outbox.is_restored(k outbox.cut) RETURNS boolean
-LANGUAGE sql STABLE AS $$
-    SELECT s.cluster <> outbox.cluster_identifier()
-           OR pg_snapshot_xmax(k.done) > pg_snapshot_xmax(pg_current_snapshot())
-      FROM outbox.setting s
-$$;
+LANGUAGE sql STABLE RETURN NOT outbox.is_home() OR pg_snapshot_xmax(k.done) > pg_snapshot_xmax(pg_current_snapshot());
 
 -- True when the event is in a batch.
 CREATE FUNCTION outbox.is_cut(k outbox.cut, tx xid8, id bigint) RETURNS boolean
-LANGUAGE sql STABLE AS $$
-    SELECT pg_visible_in_snapshot(tx, k.done) OR coalesce(tx = k.large[1] AND id <= k.at_id, false)
-$$;
+LANGUAGE sql STABLE RETURN pg_visible_in_snapshot(tx, k.done) OR coalesce(tx = k.large[1] AND id <= k.at_id, false);
 
 -- A snapshot in which everything before `xmax` is visible but these transactions.
 CREATE FUNCTION outbox.snapshot(xmax xid8, hidden xid8[]) RETURNS pg_snapshot
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT format('%s:%s:%s', coalesce(min(x), xmax::text::bigint), xmax, string_agg(x::text, ',' ORDER BY x))::pg_snapshot
-      FROM (SELECT DISTINCT h::text::bigint AS x FROM unnest(hidden) h WHERE h < xmax) u
-$$;
+      FROM (SELECT DISTINCT h::text::bigint AS x FROM unnest(hidden) h WHERE h < xmax) u;
+END;
 
 -- Where a batch stands in the queue of those that nobody has.
 CREATE TYPE outbox.batch_place AS (turn bigint, id bigint);
@@ -50,7 +46,7 @@ CREATE FUNCTION outbox.make_batches(
     OUT n int, OUT large xid8[], OUT until xid8, OUT last_id bigint, OUT batches bigint[], OUT last_turn bigint)
 LANGUAGE plpgsql
 -- With a sort the planner reads and orders everything that is left of a giant transaction at every step.
-SET enable_sort = off SET jit = off AS $$
+SET enable_sort = off SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     newer xid8 := pg_snapshot_xmax(done);
     lim   int  := most + (NOT within)::int;
@@ -121,7 +117,7 @@ END $$;
 -- Its commit need not reach the disk before it returns: the claim that follows waits for the log up to its own commit,
 -- and with it for this one and for every event that is about to be sent.
 CREATE FUNCTION outbox.cut(batch_size int, budget int) RETURNS int
-LANGUAGE plpgsql SET jit = off AS $$
+LANGUAGE plpgsql SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     k        outbox.cut;
     seen     pg_snapshot;
@@ -135,13 +131,18 @@ DECLARE
     incomplete boolean;       -- an earlier look is
     first_held bigint;        -- the first look that was not at its end before this cut, or this one
 BEGIN
-    IF NOT pg_try_advisory_xact_lock(7231, 1) THEN RETURN -1; END IF;
+    BEGIN
+        LOCK TABLE outbox.cutting IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
+    EXCEPTION
+        WHEN lock_not_available THEN RETURN -1;
+    END;
     PERFORM set_config('synchronous_commit', 'off', true);
     SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;   -- a new statement: sees the last cutter's commit
     IF outbox.is_restored(k) THEN
+        PERFORM outbox.require_home();
         RAISE EXCEPTION USING errcode = 'OB010',
-            message = 'restored_database: the stream was last cut by the transaction ids of another cluster',
-            hint = 'This database was restored from a dump. Stop producers and workers and run: outboxctl db rebase';
+            message = 'restored_database: the stream was last cut by transaction ids that this cluster has not reached',
+            hint = 'Stop producers and workers and run: outboxctl db rebase';
     END IF;
     pass := coalesce(k.pass, k.id);
     first_held := coalesce(outbox.first_incomplete(k), pass);
@@ -228,52 +229,72 @@ END $$;
 
 -- Undoes the statement that asks when fewer leases than expected turned out to be its own.
 CREATE FUNCTION outbox.require_leases(deleted bigint, expected bigint) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF deleted <> expected THEN RAISE EXCEPTION USING errcode = 'OB011', message = 'lease_lost: another worker holds it'; END IF;
 END $$;
 
--- Puts the stream of a restored database onto this cluster's transaction ids: what the old cluster had not cut yet and
--- what was published here since becomes batches; everything else counts as cut. Nothing is lost and nothing repeated.
--- Producers are locked out meanwhile. Returns how many events became batches and how many rows were changed.
+-- Makes a copy a home: what was not cut yet and what was published here since becomes batches, everything else counts as cut, and
+-- in another cluster the stream goes over to that one's transaction ids. Nothing is lost and nothing repeated. Producers are locked
+-- out meanwhile. Returns how many events became batches and how many rows were changed.
 --
--- Rows that were published here are told from restored ones by who wrote them: a restore creates its triggers after it
--- has loaded its rows, and producers come after that.
-CREATE FUNCTION outbox.rebase(batch_size int, OUT requeued bigint, OUT changed bigint)
+-- `new_instance` gives the installation a name of its own, so that none of its webhook-ids is the original's;
+-- `disable_endpoints` lets nothing of it out until somebody enables an endpoint. With either it may be run anywhere: a snapshot of
+-- a disk cannot be told from the original.
+--
+-- In another cluster, rows that were published here are told from restored ones by who wrote them: a restore creates its triggers
+-- after it has loaded its rows, and producers come after that. In the same cluster transaction ids go on, and tell it themselves.
+CREATE FUNCTION outbox.rebase(
+    batch_size int, new_instance boolean DEFAULT false, disable_endpoints boolean DEFAULT false,
+    OUT requeued bigint, OUT changed bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_sort = on AS $$
 DECLARE
-    k        outbox.cut;
-    batches  bigint[];
-    restored int;   -- the age of the restore: rows that are not older were written since
+    k          outbox.cut;
+    batches    bigint[];
+    restored   int;   -- the age of the restore: rows that are not older were written since
+    is_foreign boolean := (SELECT cluster <> outbox.cluster_identifier() FROM outbox.setting);
 BEGIN
-    PERFORM pg_advisory_xact_lock(7231, 1);
+    LOCK TABLE outbox.cutting IN SHARE UPDATE EXCLUSIVE MODE;
     LOCK TABLE outbox.event IN SHARE ROW EXCLUSIVE MODE;
     SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
-    IF NOT outbox.is_restored(k) THEN
-        RAISE EXCEPTION USING errcode = 'OB012', message = 'not_restored: this database was not restored from another cluster',
-            hint = 'There is nothing to repair.';
+    requeued := 0;
+    changed := 0;
+    IF outbox.is_restored(k) THEN
+        SELECT age(xmin) INTO STRICT restored FROM pg_trigger WHERE tgrelid = 'outbox.event'::regclass AND tgname = 'wake_worker';
+        CREATE TEMPORARY TABLE uncut ON COMMIT DROP AS
+        SELECT e.id, e.created_at FROM outbox.event e
+         WHERE is_foreign AND age(e.xmin) < restored OR NOT outbox.is_cut(k, e.tx, e.id);
+        -- By time first: the numbers of restored and of new events may be the same.
+        WITH made AS (
+            INSERT INTO outbox.batch (ids, size, first_at, last_at, turn)
+            SELECT range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at), k.turn
+              FROM (SELECT *, (row_number() OVER (ORDER BY created_at, id) - 1) / batch_size AS part FROM pg_temp.uncut) n
+             GROUP BY part ORDER BY part
+            RETURNING id)
+        SELECT array_agg(id) INTO batches FROM made;
+        PERFORM outbox.route_ordered(batches, k.id, true);
+        SELECT count(*) INTO requeued FROM pg_temp.uncut;
+        -- What lies in the future here would be cut again when this cluster gets there. '3' is the first transaction id that
+        -- any cluster gives out.
+        UPDATE outbox.event SET tx = '3' WHERE tx >= pg_snapshot_xmin(pg_current_snapshot());
+        GET DIAGNOSTICS changed = ROW_COUNT;
+        INSERT INTO outbox.cut (done, held, turn, last_turn, first_turn, first_id)
+        VALUES (pg_current_snapshot(), coalesce(k.held, outbox.first_incomplete(k)), k.turn, k.last_turn, k.first_turn, k.first_id);
+        UPDATE outbox.setting SET cluster = outbox.cluster_identifier(), database = outbox.database_identifier();
+        -- Their holders are the original's.
+        UPDATE outbox.batch SET lease_id = NULL, lease_until = '-infinity' WHERE claims > 0;
+        UPDATE outbox.lane SET lease_id = NULL, lease_until = '-infinity' WHERE lease_until > '-infinity';
+    ELSIF NOT new_instance AND NOT disable_endpoints THEN
+        RAISE EXCEPTION USING errcode = 'OB012', message = 'not_restored: this database is at home, and no copy that could be told from it',
+            hint = 'There is nothing to repair. For a clone of its disk, run: outboxctl db rebase --new-instance --disable-endpoints';
     END IF;
-    SELECT age(xmin) INTO STRICT restored FROM pg_trigger WHERE tgrelid = 'outbox.event'::regclass AND tgname = 'wake_worker';
-
-    CREATE TEMPORARY TABLE uncut ON COMMIT DROP AS
-    SELECT e.id, e.created_at FROM outbox.event e
-     WHERE age(e.xmin) < restored
-        OR NOT outbox.is_cut(k, e.tx, e.id);
-    WITH made AS (
-        INSERT INTO outbox.batch (ids, size, first_at, last_at, turn)
-        SELECT range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at), k.turn
-          FROM (SELECT *, (row_number() OVER (ORDER BY id) - 1) / batch_size AS part FROM uncut) n GROUP BY part ORDER BY part
-        RETURNING id)
-    SELECT array_agg(id) INTO batches FROM made;
-    PERFORM outbox.route_ordered(batches, k.id, true);
-    SELECT count(*) INTO requeued FROM uncut;
-    -- What lies in the future here would be cut again when this cluster gets there. '3' is the first transaction id that
-    -- any cluster gives out.
-    UPDATE outbox.event SET tx = '3' WHERE tx >= pg_snapshot_xmin(pg_current_snapshot());
-    GET DIAGNOSTICS changed = ROW_COUNT;
-    INSERT INTO outbox.cut (done, held, turn, last_turn, first_turn, first_id)
-    VALUES (pg_current_snapshot(), coalesce(k.held, outbox.first_incomplete(k)), k.turn, k.last_turn, k.first_turn, k.first_id);
-    UPDATE outbox.setting SET cluster = outbox.cluster_identifier();
-    INSERT INTO outbox.audit (action, object, detail)
-    VALUES ('db.rebase', 'database', jsonb_build_object('requeued', requeued, 'changed', changed));
+    IF new_instance THEN
+        UPDATE outbox.setting SET instance = left(replace(gen_random_uuid()::text, '-', ''), 8);
+    END IF;
+    IF disable_endpoints THEN
+        UPDATE outbox.endpoint SET disabled_at = clock_timestamp(), disabled_reason = 'disabled by db rebase: a copy', updated_at = clock_timestamp()
+         WHERE disabled_at IS NULL AND deleted_at IS NULL;
+    END IF;
+    PERFORM outbox.record_audit('db.rebase', 'database', NULL, jsonb_build_object(
+        'requeued', requeued, 'changed', changed, 'new_instance', new_instance, 'disable_endpoints', disable_endpoints));
 END $$;

@@ -3,20 +3,22 @@
 -- others have no due time until somebody takes the first one out and lets the next one go. Everything here is done with the
 -- lane locked.
 
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+
 CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery (endpoint_id, ordering_key)
     WHERE ordering_key IS NOT NULL AND due_at < 'infinity';
 
 -- True when some endpoint keeps order.
 CREATE FUNCTION outbox.keeps_order() RETURNS boolean
-LANGUAGE sql STABLE AS $$ SELECT EXISTS (SELECT FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL) $$;
+LANGUAGE sql STABLE BEGIN ATOMIC SELECT EXISTS (SELECT FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL); END;
 
 -- True when a dead letter of the key blocks the ones behind it.
 CREATE FUNCTION outbox.is_blocked(endpoint_id uuid, ordering_key text) RETURNS boolean
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
     SELECT EXISTS (SELECT FROM outbox.dead_letter x JOIN outbox.endpoint n ON n.id = x.endpoint_id
                     WHERE x.endpoint_id = is_blocked.endpoint_id AND x.ordering_key = is_blocked.ordering_key
-                      AND x.reason <> 'cancelled' AND n.on_dead = 'block')
-$$;
+                      AND x.reason <> 'cancelled' AND n.on_dead = 'block');
+END;
 
 -- Puts the events of new batches into the lanes of the endpoints that keep order, behind what stands there, and names
 -- these endpoints in the batches, so that nobody else sends them. It is done here, in the one place that sees the events
@@ -25,7 +27,7 @@ $$;
 -- `is_whole` says that the pass ends with these batches. Otherwise nothing of it is due before its end (`release_order`): it
 -- goes by transaction, and of two transactions the later one may have published first.
 CREATE FUNCTION outbox.route_ordered(batches bigint[], pass bigint, is_whole boolean) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     keepers uuid[] := ARRAY(SELECT n.id FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL);
 BEGIN
@@ -64,15 +66,15 @@ END $$;
 
 -- The first pass that is not at its end; NULL when all are.
 CREATE FUNCTION outbox.first_incomplete(k outbox.cut) RETURNS bigint
-LANGUAGE sql IMMUTABLE AS $$ SELECT least(k.pass, k.large_pass[1]) $$;
+LANGUAGE sql IMMUTABLE RETURN least(k.pass, k.large_pass[1]);
 
 -- Of each of these keys whose line stands still, lets the first delivery go, unless a dead letter blocks it or it is of a
 -- pass that is not before `until`. `after_loss`: a request of the key may still be under way that nobody waits for, so it
 -- goes only when that one has timed out. The caller has locked the lanes.
 CREATE FUNCTION outbox.let_go(endpoints uuid[], keys text[], until bigint, after_loss boolean) RETURNS void
-LANGUAGE sql AS $$
+LANGUAGE sql BEGIN ATOMIC
     WITH head AS (
-        SELECT h.event_id, h.endpoint_id,
+        SELECT h.event_id, h.event_at, h.endpoint_id,
                greatest(clock_timestamp() + CASE WHEN after_loss THEN n.timeout + interval '1 s' ELSE '0' END,
                         (SELECT e.deliver_at FROM outbox.event e WHERE e.id = h.event_id AND e.created_at = h.event_at)) AS due_at
           FROM (SELECT DISTINCT * FROM unnest(endpoints, keys) AS u(endpoint_id, ordering_key)) k
@@ -86,22 +88,23 @@ LANGUAGE sql AS $$
            AND NOT outbox.is_blocked(k.endpoint_id, k.ordering_key) AND NOT coalesce(h.pass >= until, false)),
     moved AS (
         UPDATE outbox.delivery d SET due_at = h.due_at FROM head h
-         WHERE d.event_id = ANY (ARRAY[h.event_id]) AND d.endpoint_id = ANY (ARRAY[h.endpoint_id]) RETURNING d.endpoint_id, d.due_at)
+         WHERE d.event_id = ANY (ARRAY[h.event_id]) AND d.endpoint_id = ANY (ARRAY[h.endpoint_id]) AND d.event_at = ANY (ARRAY[h.event_at])
+        RETURNING d.endpoint_id, d.due_at)
     UPDATE outbox.lane l SET due_at = m.due_at
       FROM (SELECT endpoint_id, min(due_at) AS due_at FROM moved GROUP BY endpoint_id) m
-     WHERE l.endpoint_id = ANY (ARRAY[m.endpoint_id]) AND l.due_at > m.due_at
-$$;
+     WHERE l.endpoint_id = ANY (ARRAY[m.endpoint_id]) AND l.due_at > m.due_at;
+END;
 
 -- After something of these keys was taken out: lets the next ones go.
 CREATE FUNCTION outbox.advance(endpoints uuid[], keys text[], after_loss boolean) RETURNS void
-LANGUAGE sql AS $$
-    SELECT outbox.let_go(endpoints, keys, (SELECT outbox.first_incomplete(c) FROM outbox.cut c ORDER BY c.id DESC LIMIT 1), after_loss)
-$$;
+LANGUAGE sql BEGIN ATOMIC
+    SELECT outbox.let_go(endpoints, keys, (SELECT outbox.first_incomplete(c) FROM outbox.cut c ORDER BY c.id DESC LIMIT 1), after_loss);
+END;
 
 -- A walk along all keys that lets go what was held, up to the first look that is not complete: so many keys a step. Returns
 -- where it stands.
 CREATE FUNCTION outbox.release_order(k outbox.cut, pass bigint, step int) RETURNS outbox.cut
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     endpoints uuid[];
     keys      text[];

@@ -1,12 +1,14 @@
 -- Partitions are made ahead; rows that nobody prepared for land in the DEFAULT partition, where nothing is lost and
 -- outbox.problems reports them. These functions run with the owner's rights: workers own no table.
 
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+
 CREATE FUNCTION outbox.partition_bounds(around timestamptz, OUT suffix text, OUT lower timestamptz, OUT upper timestamptz)
-LANGUAGE sql STABLE SET timezone = 'UTC' AS $$
+LANGUAGE sql STABLE SET timezone = 'UTC' BEGIN ATOMIC
     SELECT to_char(date_trunc(s.partition_unit, around), CASE s.partition_unit WHEN 'day' THEN 'YYYYMMDD' ELSE 'YYYYMMDDHH24' END),
            date_trunc(s.partition_unit, around), date_trunc(s.partition_unit, around) + ('1 ' || s.partition_unit)::interval
-      FROM outbox.setting s
-$$;
+      FROM outbox.setting s;
+END;
 
 -- Makes the partitions of now and of the next three units of both logs; returns how many it made. A partition is made
 -- beside its parent and then attached, which does not stop producers; a lock that is not had at once is left for the
@@ -52,7 +54,7 @@ SELECT parent.relname AS parent, child.oid AS oid, child.relname AS name,
 -- True when something still needs the events of a partition: batches, deliveries and dead letters of that time, or, in
 -- the partition itself, events that are not in a batch yet.
 CREATE FUNCTION outbox.is_needed(parent name, partition oid, lower timestamptz, upper timestamptz) RETURNS boolean
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     k     outbox.cut;
     found boolean;

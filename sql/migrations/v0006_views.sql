@@ -1,5 +1,7 @@
 -- The contract for dashboards and for `outboxctl -o json`: column names here are public.
 
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+
 -- Every change to an endpoint, to its secrets or to its pause is a new generation of the installation's endpoints, in its
 -- transaction. One transaction at a time, so that they are committed in the order of their numbers.
 CREATE FUNCTION outbox.endpoint_changed() RETURNS trigger
@@ -19,40 +21,78 @@ CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_from, paused_
           OR OLD.drain_rate IS DISTINCT FROM NEW.drain_rate OR OLD.opens IS DISTINCT FROM NEW.opens)
     EXECUTE FUNCTION outbox.endpoint_changed();
 
-CREATE FUNCTION outbox.webhook_id(event_id bigint) RETURNS text
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT 'evt_' || instance || '_' || event_id FROM outbox.setting
-$$;
+-- What receivers know an event by, the same in every request for it: the installation, the microsecond in which the event was
+-- inserted (base 32, eleven digits 0-9a-v), and its number. It follows from the event's row alone, so that two events have two of
+-- them, whatever was lost, restored or copied: one would take the same number in the same microsecond.
+CREATE FUNCTION outbox.webhook_id(event_id bigint, created_at timestamptz) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
+    SELECT concat('evt_', s.instance, '_',
+                  (SELECT string_agg(substr('0123456789abcdefghijklmnopqrstuv', ((t.us >> (digit * 5)) & 31)::int + 1, 1), '' ORDER BY digit DESC)
+                     FROM generate_series(0, 10) digit),
+                  '_', event_id)
+      FROM outbox.setting s, (SELECT (extract(epoch FROM created_at) * 1000000)::bigint AS us) t;
+END;
 
 -- A URL with the values of its query masked: they may be tokens.
 CREATE FUNCTION outbox.masked_url(url text) RETURNS text
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT regexp_replace(regexp_replace(url, '([?&][^=&]*)=[^&]*', '\1=***', 'g'), '([?&])[^=&]+(?=&|$)', '\1***', 'g')
-$$;
+LANGUAGE sql IMMUTABLE
+RETURN regexp_replace(regexp_replace(url, '([?&][^=&]*)=[^&]*', '\1=***', 'g'), '([?&])[^=&]+(?=&|$)', '\1***', 'g');
 
 -- Headers without the values that are marked secret, or whose names sound as if they were.
 CREATE FUNCTION outbox.masked_headers(headers jsonb) RETURNS jsonb
-LANGUAGE sql IMMUTABLE AS $$
+LANGUAGE sql IMMUTABLE BEGIN ATOMIC
     SELECT coalesce(jsonb_agg(jsonb_build_object('name', x ->> 'name', 'value',
                CASE WHEN coalesce((x -> 'secret')::bool, false)
                       OR x ->> 'name' ~* '(auth|token|secret|key|cookie|password|signature)' THEN '***' ELSE x ->> 'value' END)
                ORDER BY place), '[]')
-      FROM jsonb_array_elements(headers) WITH ORDINALITY y(x, place)
-$$;
+      FROM jsonb_array_elements(headers) WITH ORDINALITY y(x, place);
+END;
+
+-- Writes one line of the audit log, in the caller's transaction. When and by whom is not the caller's to say.
+CREATE FUNCTION outbox.record_audit(action text, object text, reason text, detail jsonb) RETURNS void
+LANGUAGE sql SECURITY DEFINER BEGIN ATOMIC
+    INSERT INTO outbox.audit (at, actor, action, object, reason, detail)
+    VALUES (clock_timestamp(), session_user, record_audit.action, record_audit.object, record_audit.reason, coalesce(record_audit.detail, '{}'));
+END;
+
+-- Lets a role publish, for these customers only: it gets no right to insert, which would be for all of them. An empty array takes
+-- the right away. What it published stays.
+CREATE FUNCTION outbox.grant_publish(role name, customers text[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    verb text := CASE WHEN cardinality(customers) > 0 THEN 'GRANT %s TO %I' ELSE 'REVOKE %s FROM %I' END;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = grant_publish.role) THEN
+        RAISE EXCEPTION USING errcode = 'OB002', message = format('invalid_value: there is no role %s', role),
+            hint = 'Create it first: CREATE ROLE … LOGIN';
+    END IF;
+    IF cardinality(customers) > 0 AND pg_has_role(role, 'outbox_producer', 'MEMBER') THEN
+        RAISE EXCEPTION USING errcode = 'OB002', message = format('invalid_value: %s may publish for all customers, as a member of outbox_producer', role),
+            hint = format('REVOKE outbox_producer FROM %I; and run this again.', role);
+    END IF;
+    DELETE FROM outbox.producer_customer p WHERE p.role = grant_publish.role;
+    INSERT INTO outbox.producer_customer (role, customer_id) SELECT DISTINCT grant_publish.role, c FROM unnest(customers) c;
+    EXECUTE format(verb, 'USAGE ON SCHEMA outbox', role);
+    EXECUTE format(verb, 'EXECUTE ON FUNCTION '
+        'outbox.publish(text, json, text, text, json, text, uuid, text, text, timestamptz, jsonb, timestamptz), '
+        'outbox.begin_operation(uuid, text), outbox.current_transaction_id(), outbox.current_identity(), '
+        'outbox.transaction_uuid(timestamptz, xid8), outbox.emit()', role);
+    PERFORM outbox.record_audit('producer.grant', 'role/' || role, NULL, jsonb_build_object('customers', customers));
+END $$;
 
 -- Appends a trial to the attempt log, and nothing else: a success of any other trigger would resolve a delivery.
 CREATE FUNCTION outbox.record_trial(
-    endpoint_id uuid, event_id bigint, trigger text, lease_id uuid, started_at timestamptz, timing int[], success boolean,
-    status int, error_class text, error text, response bytea, request_id text) RETURNS void
+    endpoint_id uuid, event_id bigint, event_at timestamptz, trigger text, lease_id uuid, started_at timestamptz, timing int[],
+    success boolean, status int, error_class text, error text, response bytea, request_id text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF record_trial.trigger NOT IN ('test', 'evaluate') THEN
         RAISE EXCEPTION USING errcode = 'OB002', message = 'invalid_value: a trial has the trigger test or evaluate';
     END IF;
-    INSERT INTO outbox.attempt (event_id, endpoint_id, number, trigger, lease_id, worker, started_at, dns_us, connect_us,
+    INSERT INTO outbox.attempt (event_id, event_at, endpoint_id, number, trigger, lease_id, worker, started_at, dns_us, connect_us,
                                 tls_us, first_byte_us, total_us, outcome, status, error_class, error, response, request_id)
-    VALUES (record_trial.event_id, record_trial.endpoint_id, 1, record_trial.trigger, record_trial.lease_id, session_user,
-            record_trial.started_at, timing[1], timing[2], timing[3], timing[4], coalesce(timing[5], 0),
+    VALUES (record_trial.event_id, record_trial.event_at, record_trial.endpoint_id, 1, record_trial.trigger, record_trial.lease_id,
+            session_user, record_trial.started_at, timing[1], timing[2], timing[3], timing[4], coalesce(timing[5], 0),
             CASE WHEN success THEN 'success' ELSE 'failure' END, record_trial.status, record_trial.error_class,
             record_trial.error, record_trial.response, record_trial.request_id);
 END $$;
@@ -72,33 +112,35 @@ WITH pair AS (
            d.attempts, NULL, NULL, d.dead_at, d.status, d.error_class, d.error, d.reason
       FROM outbox.dead_letter d
     UNION ALL
-    -- The first recorded success of a pair that has nothing outstanding.
-    SELECT a.event_id, a.endpoint_id, NULL, 'delivered', a.number, a.trigger, NULL, a.started_at, a.status, NULL, NULL, NULL
+    -- The first recorded success of a pair that has nothing outstanding. One of an event that is not here is a true record of a
+    -- request, and no delivery.
+    SELECT a.event_id, a.endpoint_id, a.event_at, 'delivered', a.number, a.trigger, NULL, a.started_at, a.status, NULL, NULL, NULL
       FROM outbox.attempt a
      WHERE a.outcome = 'success' AND a.trigger NOT IN ('test', 'evaluate')
-       AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = a.event_id AND d.endpoint_id = a.endpoint_id)
-       AND NOT EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_id = a.event_id AND d.endpoint_id = a.endpoint_id)
+       AND EXISTS (SELECT FROM outbox.event e WHERE e.id = a.event_id AND e.created_at = a.event_at)
+       AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = a.event_id AND d.event_at = a.event_at AND d.endpoint_id = a.endpoint_id)
+       AND NOT EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_id = a.event_id AND d.event_at = a.event_at AND d.endpoint_id = a.endpoint_id)
        AND NOT EXISTS (SELECT FROM outbox.attempt o
-                        WHERE o.event_id = a.event_id AND o.endpoint_id = a.endpoint_id AND o.outcome = 'success'
+                        WHERE o.event_id = a.event_id AND o.event_at = a.event_at AND o.endpoint_id = a.endpoint_id AND o.outcome = 'success'
                           AND o.trigger NOT IN ('test', 'evaluate') AND (o.started_at, o.number, o.lease_id) < (a.started_at, a.number, a.lease_id)))
-SELECT p.event_id || ':' || p.endpoint_id AS id, p.event_id, outbox.webhook_id(p.event_id) AS webhook_id, p.endpoint_id,
+SELECT p.event_id || ':' || p.endpoint_id AS id, p.event_id, outbox.webhook_id(p.event_id, p.event_at) AS webhook_id, p.endpoint_id,
        n.name AS endpoint, e.customer_id, e.type AS event_type, e.change_type, e.transaction_id, p.state, p.attempts,
-       p.trigger, p.due_at, p.last_at, p.last_status, p.last_error_class, p.last_error, p.reason, e.created_at
+       p.trigger, p.due_at, p.last_at, p.last_status, p.last_error_class, p.last_error, p.reason, p.event_at AS created_at
   FROM pair p
-  LEFT JOIN outbox.event e ON e.id = p.event_id
+  LEFT JOIN outbox.event e ON e.id = p.event_id AND e.created_at = p.event_at
   LEFT JOIN outbox.endpoint n ON n.id = p.endpoint_id;
 
 CREATE VIEW outbox.attempts AS
-SELECT a.event_id, outbox.webhook_id(a.event_id) AS webhook_id, a.endpoint_id, n.name AS endpoint, a.number, a.trigger,
+SELECT a.event_id, outbox.webhook_id(a.event_id, a.event_at) AS webhook_id, a.endpoint_id, n.name AS endpoint, a.number, a.trigger,
        a.started_at, a.outcome, a.status, a.error_class, a.error, a.dns_us, a.connect_us, a.tls_us, a.first_byte_us,
-       a.total_us, a.request_id, a.worker, a.lease_id
+       a.total_us, a.request_id, a.worker, a.lease_id, a.event_at AS created_at
   FROM outbox.attempt a
   LEFT JOIN outbox.endpoint n ON n.id = a.endpoint_id;
 
 CREATE VIEW outbox.dead_letters AS
-SELECT d.event_id || ':' || d.endpoint_id AS id, d.event_id, outbox.webhook_id(d.event_id) AS webhook_id, d.endpoint_id,
+SELECT d.event_id || ':' || d.endpoint_id AS id, d.event_id, outbox.webhook_id(d.event_id, d.event_at) AS webhook_id, d.endpoint_id,
        n.name AS endpoint, e.customer_id, e.type AS event_type, e.change_type, e.transaction_id, d.reason, d.attempts,
-       d.status, d.error_class, d.error, d.fingerprint, d.dead_at
+       d.status, d.error_class, d.error, d.fingerprint, d.dead_at, d.event_at AS created_at
   FROM outbox.dead_letter d
   LEFT JOIN outbox.event e ON e.id = d.event_id AND e.created_at = d.event_at
   LEFT JOIN outbox.endpoint n ON n.id = d.endpoint_id
@@ -173,9 +215,22 @@ UNION ALL
 SELECT 'lease_not_taken_over', format('batch %s has been without a worker since %s', id, lease_until), 'Start a worker: outboxctl run'
   FROM outbox.batch WHERE claims > 0 AND lease_until < clock_timestamp() - interval '5 min'
 UNION ALL
-SELECT 'restored_database', 'the stream was last cut by the transaction ids of another cluster; nothing new is delivered',
-       'Stop producers and workers and run: outboxctl db rebase'
+SELECT 'restored_database', 'this database is a copy of another, or was restored from a dump; nothing is sent from it',
+       'To go on here in its place, stop producers and workers and run: outboxctl db rebase. To work beside it: outboxctl db rebase --new-instance --disable-endpoints'
   FROM (SELECT * FROM outbox.cut ORDER BY id DESC LIMIT 1) k WHERE outbox.is_restored(k)
+UNION ALL
+SELECT 'timeline_changed', format('timeline %s since %s, %s before: a failover, or a recovery to a point in time', t.timeline,
+                                  to_char(t.noted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), t.before),
+       'Nothing is to be done for what is here. Commits that the old primary alone had are lost: see outbox.ghost for those that were sent. (Shown for a day.)'
+  FROM (SELECT noted_at, timeline, lag(timeline) OVER (PARTITION BY cluster, database ORDER BY noted_at, timeline) AS before FROM outbox.timeline) t
+ WHERE t.before IS NOT NULL AND t.noted_at > clock_timestamp() - interval '1 day'
+UNION ALL
+SELECT 'ghosts', format('%s events were sent that this database does not have, noted from %s to %s', count(*),
+                        to_char(min(noted_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+                        to_char(max(noted_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')),
+       'A failover or a restore lost them after they had been sent: receivers know of what never happened here. '
+       'Their webhook-ids: SELECT outbox.webhook_id(event_id, event_at) FROM outbox.ghost; when that is dealt with: DELETE FROM outbox.ghost'
+  FROM outbox.ghost HAVING count(*) > 0
 UNION ALL
 SELECT 'no_worker', 'events or deliveries wait and no worker has reported for 30 seconds', 'Start a worker: outboxctl run'
  WHERE NOT EXISTS (SELECT FROM outbox.worker WHERE heartbeat_at > clock_timestamp() - interval '30 s')

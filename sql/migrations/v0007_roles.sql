@@ -1,4 +1,6 @@
 -- Roles belong to the cluster: another database of it may have made them already, or may be making them right now.
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+
 DO $$
 DECLARE
     wanted text;
@@ -28,21 +30,26 @@ GRANT INSERT (customer_id, type, change_type, transaction_id, identity, before, 
 GRANT INSERT (customer_id, type, change_type, identity, after) ON outbox.event TO outbox_worker;
 GRANT EXECUTE ON FUNCTION
     outbox.publish(text, json, text, text, json, text, uuid, text, text, timestamptz, jsonb, timestamptz),
-    outbox.begin_operation(uuid, text), outbox.emit(), outbox.wake_worker(), outbox.current_transaction_id(),
+    outbox.begin_operation(uuid, text), outbox.emit(), outbox.wake_worker(), outbox.is_service(), outbox.current_transaction_id(),
     outbox.current_identity(), outbox.transaction_uuid(timestamptz, xid8), outbox.refuse_body(bigint, bigint)
     TO outbox_producer, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.current_transaction_id(), outbox.current_identity(), outbox.transaction_uuid(timestamptz, xid8),
-    outbox.refuse_body(bigint, bigint) TO outbox_worker;
+    outbox.refuse_body(bigint, bigint), outbox.is_service() TO outbox_worker;
+-- To see whether a worker sleeps; only workers say so.
+GRANT SELECT ON SEQUENCE outbox.asleep_until TO outbox_producer, outbox_operator;
+GRANT SELECT, UPDATE ON SEQUENCE outbox.asleep_until TO outbox_worker;
 
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_worker;
 GRANT SELECT ON SEQUENCE outbox.batch_id_seq TO outbox_worker;
 REVOKE SELECT ON outbox.token FROM outbox_worker;
 GRANT INSERT ON outbox.cut, outbox.batch, outbox.attempt, outbox.delivery, outbox.dead_letter, outbox.worker,
-    outbox.stat, outbox.audit TO outbox_worker;
+    outbox.stat, outbox.timeline, outbox.ghost TO outbox_worker;
+-- The right to lock it, which is the right to cut.
+GRANT UPDATE ON outbox.cutting TO outbox_worker;
 GRANT UPDATE ON outbox.batch, outbox.lane, outbox.delivery, outbox.dead_letter, outbox.worker TO outbox_worker;
 GRANT UPDATE (disabled_at, disabled_reason, generation, updated_at) ON outbox.endpoint TO outbox_worker;
-GRANT DELETE ON outbox.cut, outbox.generation, outbox.batch, outbox.delivery, outbox.dead_letter, outbox.worker, outbox.dedup, outbox.secret
-    TO outbox_worker;
+GRANT DELETE ON outbox.cut, outbox.generation, outbox.batch, outbox.delivery, outbox.dead_letter, outbox.worker, outbox.dedup, outbox.secret,
+    outbox.ghost TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text), outbox.let_go(uuid[], text[], bigint, boolean),
     outbox.advance(uuid[], text[], boolean) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text) TO outbox_reader;
@@ -53,21 +60,25 @@ GRANT EXECUTE ON FUNCTION
 GRANT EXECUTE ON FUNCTION outbox.is_cut(outbox.cut, xid8, bigint) TO outbox_worker, outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.cut(int, int), outbox.require_leases(bigint, bigint), outbox.stored_size(json, json),
     outbox.make_partitions(), outbox.drop_expired_partition(),
-    outbox.webhook_id(bigint), outbox.is_needed(name, oid, timestamptz, timestamptz), outbox.partition_bounds(timestamptz) TO outbox_worker;
+    outbox.webhook_id(bigint, timestamptz), outbox.is_needed(name, oid, timestamptz, timestamptz), outbox.partition_bounds(timestamptz) TO outbox_worker;
 
 GRANT SELECT ON outbox.deliveries, outbox.attempts, outbox.dead_letters, outbox.backlog, outbox.endpoint_health,
     outbox.transactions, outbox.problems TO outbox_reader, outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.webhook_id(bigint) TO outbox_reader, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.webhook_id(bigint, timestamptz) TO outbox_reader, outbox_operator;
+GRANT SELECT ON outbox.setting TO outbox_reader;   -- read by outbox.is_home(), which outbox.problems calls
 
 GRANT SELECT ON outbox.cut, outbox.event, outbox.endpoint, outbox.secret, outbox.lane, outbox.delivery, outbox.dead_letter, outbox.attempt,
-    outbox.worker, outbox.audit, outbox.setting, outbox.migration, outbox.batch TO outbox_operator;
+    outbox.worker, outbox.audit, outbox.setting, outbox.migration, outbox.batch, outbox.timeline, outbox.ghost, outbox.producer_customer
+    TO outbox_operator;
 GRANT INSERT, UPDATE ON outbox.endpoint, outbox.secret, outbox.lane, outbox.delivery TO outbox_operator;
 GRANT INSERT, UPDATE, DELETE ON outbox.dead_letter TO outbox_operator;
-GRANT DELETE ON outbox.delivery, outbox.secret TO outbox_operator;
-GRANT INSERT ON outbox.audit TO outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int), outbox.masked_url(text), outbox.masked_headers(jsonb),
-    outbox.record_trial(uuid, bigint, text, uuid, timestamptz, int[], boolean, int, text, text, bytea, text)
+GRANT DELETE ON outbox.delivery, outbox.secret, outbox.ghost TO outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.record_audit(text, text, text, jsonb) TO outbox_worker, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int, boolean, boolean), outbox.masked_url(text), outbox.masked_headers(jsonb),
+    outbox.grant_publish(name, text[]),
+    outbox.record_trial(uuid, bigint, timestamptz, text, uuid, timestamptz, int[], boolean, int, text, text, bytea, text)
     TO outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.is_restored(outbox.cut), outbox.cluster_identifier() TO outbox_worker, outbox_reader, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.current_timeline(), outbox.require_home(text) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.is_restored(outbox.cut), outbox.is_home(), outbox.cluster_identifier(), outbox.database_identifier() TO outbox_worker, outbox_reader, outbox_operator;
 
 SELECT outbox.make_partitions();
