@@ -1,4 +1,5 @@
 column attempt.event_id bigint not null
+column attempt.event_at timestamp with time zone not null
 column attempt.endpoint_id uuid not null
 column attempt.number integer not null
 column attempt.trigger text not null
@@ -35,6 +36,7 @@ column attempts.total_us integer
 column attempts.request_id text
 column attempts.worker text
 column attempts.lease_id uuid
+column attempts.created_at timestamp with time zone
 column audit.id bigint not null
 column audit.at timestamp with time zone not null default clock_timestamp()
 column audit.actor text not null default SESSION_USER
@@ -91,9 +93,9 @@ column dead_letters.event_id bigint
 column dead_letters.webhook_id text
 column dead_letters.endpoint_id uuid
 column dead_letters.endpoint text
-column dead_letters.customer_id customer_id
-column dead_letters.event_type event_type
-column dead_letters.change_type change_type
+column dead_letters.customer_id outbox.customer_id
+column dead_letters.event_type outbox.event_type
+column dead_letters.change_type outbox.change_type
 column dead_letters.transaction_id uuid
 column dead_letters.reason text
 column dead_letters.attempts integer
@@ -102,7 +104,9 @@ column dead_letters.error_class text
 column dead_letters.error text
 column dead_letters.fingerprint text
 column dead_letters.dead_at timestamp with time zone
-column dedup.customer_id text not null
+column dead_letters.created_at timestamp with time zone
+column dedup.producer text not null
+column dedup.customer_id outbox.customer_id not null
 column dedup.key text not null
 column dedup.event_id bigint not null
 column dedup.created_at timestamp with time zone not null default clock_timestamp()
@@ -111,9 +115,9 @@ column deliveries.event_id bigint
 column deliveries.webhook_id text
 column deliveries.endpoint_id uuid
 column deliveries.endpoint text
-column deliveries.customer_id customer_id
-column deliveries.event_type event_type
-column deliveries.change_type change_type
+column deliveries.customer_id outbox.customer_id
+column deliveries.event_type outbox.event_type
+column deliveries.change_type outbox.change_type
 column deliveries.transaction_id uuid
 column deliveries.state text
 column deliveries.attempts integer
@@ -190,18 +194,23 @@ column endpoint_health.last_failure_at timestamp with time zone
 column event.id bigint not null
 column event.tx xid8 not null default pg_current_xact_id()
 column event.created_at timestamp with time zone not null default clock_timestamp()
-column event.customer_id customer_id not null default 'default'::text
-column event.type event_type not null
-column event.change_type change_type not null default 'Create'::text
-column event.transaction_id uuid not null default current_transaction_id()
-column event.identity text default current_identity()
-column event.before body
-column event.after body
-column event.occurred_at event_time
-column event.ordering_key ordering_key
-column event.deliver_at event_time
-column event.headers headers not null default '{}'::jsonb
+column event.customer_id outbox.customer_id not null default 'default'::text
+column event.type outbox.event_type not null
+column event.change_type outbox.change_type not null default 'Create'::text
+column event.transaction_id uuid not null default outbox.current_transaction_id()
+column event.identity text default outbox.current_identity()
+column event.before outbox.body
+column event.after outbox.body
+column event.occurred_at outbox.event_time
+column event.ordering_key outbox.ordering_key
+column event.deliver_at outbox.event_time
+column event.headers outbox.headers not null default '{}'::jsonb
 column generation.id bigint not null
+column generation.mark uuid not null default gen_random_uuid()
+column ghost.event_id bigint not null
+column ghost.event_at timestamp with time zone not null
+column ghost.noted_at timestamp with time zone not null default clock_timestamp()
+column ghost.worker text not null
 column lane.endpoint_id uuid not null
 column lane.due_at timestamp with time zone not null default 'infinity'::timestamp with time zone
 column lane.held_until timestamp with time zone not null default '-infinity'::timestamp with time zone
@@ -229,6 +238,8 @@ column partitions.upper timestamp with time zone
 column problems.problem text
 column problems.detail text
 column problems.fix text
+column producer_customer.role name not null
+column producer_customer.customer_id outbox.customer_id not null
 column replay.id uuid not null default gen_random_uuid()
 column replay.filter jsonb not null
 column replay.state text not null default 'running'::text
@@ -248,7 +259,8 @@ column secret.created_at timestamp with time zone not null default clock_timesta
 column secret.expires_at timestamp with time zone not null default 'infinity'::timestamp with time zone
 column setting.singleton boolean not null default true
 column setting.instance text not null default "left"(replace((gen_random_uuid())::text, '-'::text, ''::text), 8)
-column setting.cluster bigint not null default cluster_identifier()
+column setting.cluster bigint not null default outbox.cluster_identifier()
+column setting.database bigint not null default outbox.database_identifier()
 column setting.partition_unit text not null default 'day'::text
 column setting.event_retention interval not null default '30 days'::interval
 column setting.attempt_retention interval not null default '30 days'::interval
@@ -259,6 +271,10 @@ column stat.successes bigint not null
 column stat.failures bigint not null
 column stat.dead bigint not null
 column stat.latency_buckets bigint[] not null
+column timeline.cluster bigint not null default outbox.cluster_identifier()
+column timeline.database bigint not null default outbox.database_identifier()
+column timeline.timeline integer not null default outbox.current_timeline()
+column timeline.noted_at timestamp with time zone not null default clock_timestamp()
 column token.id uuid not null default gen_random_uuid()
 column token.name text not null
 column token.hash bytea not null
@@ -272,8 +288,8 @@ column transactions.transaction_id uuid
 column transactions.first_at timestamp with time zone
 column transactions.last_at timestamp with time zone
 column transactions.events bigint
-column transactions.customers customer_id[]
-column transactions.event_types event_type[]
+column transactions.customers outbox.customer_id[]
+column transactions.event_types outbox.event_type[]
 column transactions.identities text[]
 column worker.id text not null
 column worker.version text not null
@@ -286,10 +302,11 @@ constraint attempt attempt_trigger_check CHECK ((trigger = ANY (ARRAY['first'::t
 constraint audit audit_pkey PRIMARY KEY (id)
 constraint batch batch_pkey PRIMARY KEY (id)
 constraint cut cut_pkey PRIMARY KEY (id)
-constraint dead_letter dead_letter_pkey PRIMARY KEY (event_id, endpoint_id)
+constraint dead_letter dead_letter_pkey PRIMARY KEY (event_id, endpoint_id, event_at)
 constraint dead_letter dead_letter_reason_check CHECK ((reason = ANY (ARRAY['exhausted'::text, 'permanent'::text, 'worker_crashed'::text, 'render_error'::text, 'event_missing'::text, 'cancelled'::text])))
-constraint dedup dedup_pkey PRIMARY KEY (customer_id, key)
-constraint delivery delivery_pkey PRIMARY KEY (event_id, endpoint_id)
+constraint dedup dedup_key_has_1_to_256_bytes CHECK (((octet_length(key) >= 1) AND (octet_length(key) <= 256)))
+constraint dedup dedup_pkey PRIMARY KEY (producer, customer_id, key)
+constraint delivery delivery_pkey PRIMARY KEY (event_id, endpoint_id, event_at)
 constraint delivery delivery_trigger_check CHECK ((trigger = ANY (ARRAY['first'::text, 'retry'::text, 'replay'::text])))
 constraint endpoint endpoint_connect_timeout_check CHECK (((connect_timeout >= '00:00:00.1'::interval) AND (connect_timeout <= '00:01:00'::interval)))
 constraint endpoint endpoint_format_check CHECK ((format = ANY (ARRAY['standard'::text, 'citrix'::text, 'raw'::text, 'cloudevents'::text, 'cloudevents-binary'::text, 'template'::text])))
@@ -305,12 +322,14 @@ constraint endpoint endpoint_rules_check CHECK ((jsonb_typeof(rules) = 'object':
 constraint endpoint endpoint_template_kind_check CHECK ((template_kind = ANY (ARRAY['json'::text, 'xml'::text, 'text'::text])))
 constraint endpoint endpoint_timeout_check CHECK (((timeout >= '00:00:00.1'::interval) AND (timeout <= '00:05:00'::interval)))
 constraint generation generation_pkey PRIMARY KEY (id)
-constraint lane lane_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES endpoint(id)
+constraint ghost ghost_pkey PRIMARY KEY (event_id, event_at)
+constraint lane lane_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES outbox.endpoint(id)
 constraint lane lane_pkey PRIMARY KEY (endpoint_id)
 constraint migration migration_pkey PRIMARY KEY (version)
+constraint producer_customer producer_customer_pkey PRIMARY KEY (role, customer_id)
 constraint replay replay_pkey PRIMARY KEY (id)
 constraint replay replay_state_check CHECK ((state = ANY (ARRAY['running'::text, 'paused'::text, 'done'::text, 'cancelled'::text])))
-constraint secret secret_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES endpoint(id)
+constraint secret secret_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES outbox.endpoint(id)
 constraint secret secret_kind_check CHECK ((kind = ANY (ARRAY['v1'::text, 'v1a'::text, 'credentials'::text])))
 constraint secret secret_pkey PRIMARY KEY (id)
 constraint setting setting_attempt_retention_check CHECK ((attempt_retention >= '01:00:00'::interval))
@@ -318,6 +337,7 @@ constraint setting setting_event_retention_check CHECK ((event_retention >= '01:
 constraint setting setting_partition_unit_check CHECK ((partition_unit = ANY (ARRAY['hour'::text, 'day'::text])))
 constraint setting setting_pkey PRIMARY KEY (singleton)
 constraint setting setting_singleton_check CHECK (singleton)
+constraint timeline timeline_pkey PRIMARY KEY (cluster, database, timeline)
 constraint token token_hash_key UNIQUE (hash)
 constraint token token_pkey PRIMARY KEY (id)
 constraint worker worker_pkey PRIMARY KEY (id)
@@ -333,14 +353,14 @@ CREATE UNIQUE INDEX cut_pkey ON outbox.cut USING btree (id)
 CREATE INDEX dead_letter_endpoint_id_dead_at_idx ON outbox.dead_letter USING btree (endpoint_id, dead_at)
 CREATE INDEX dead_letter_endpoint_id_ordering_key_idx ON outbox.dead_letter USING btree (endpoint_id, ordering_key) WHERE ((ordering_key IS NOT NULL) AND (reason <> 'cancelled'::text))
 CREATE INDEX dead_letter_fingerprint_idx ON outbox.dead_letter USING btree (fingerprint)
-CREATE UNIQUE INDEX dead_letter_pkey ON outbox.dead_letter USING btree (event_id, endpoint_id)
+CREATE UNIQUE INDEX dead_letter_pkey ON outbox.dead_letter USING btree (event_id, endpoint_id, event_at)
 CREATE INDEX dedup_created_at_idx ON outbox.dedup USING btree (created_at)
-CREATE UNIQUE INDEX dedup_pkey ON outbox.dedup USING btree (customer_id, key)
+CREATE UNIQUE INDEX dedup_pkey ON outbox.dedup USING btree (producer, customer_id, key)
 CREATE INDEX delivery_endpoint_id_due_at_event_id_idx ON outbox.delivery USING btree (endpoint_id, due_at, event_id) WHERE (due_at < 'infinity'::timestamp with time zone)
 CREATE INDEX delivery_endpoint_id_due_at_event_id_idx1 ON outbox.delivery USING btree (endpoint_id, due_at, event_id) WHERE ((last_at IS NOT NULL) AND (due_at < 'infinity'::timestamp with time zone))
 CREATE INDEX delivery_endpoint_id_ordering_key_pass_event_id_idx ON outbox.delivery USING btree (endpoint_id, ordering_key, pass, event_id) WHERE (ordering_key IS NOT NULL)
 CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery USING btree (endpoint_id, ordering_key) WHERE ((ordering_key IS NOT NULL) AND (due_at < 'infinity'::timestamp with time zone))
-CREATE UNIQUE INDEX delivery_pkey ON outbox.delivery USING btree (event_id, endpoint_id)
+CREATE UNIQUE INDEX delivery_pkey ON outbox.delivery USING btree (event_id, endpoint_id, event_at)
 CREATE INDEX endpoint_id_idx ON outbox.endpoint USING btree (id) WHERE ordered
 CREATE UNIQUE INDEX endpoint_name_is_unique ON outbox.endpoint USING btree (customer_id, name) WHERE (deleted_at IS NULL)
 CREATE UNIQUE INDEX endpoint_pkey ON outbox.endpoint USING btree (id)
@@ -348,65 +368,75 @@ CREATE INDEX event_id_idx ON ONLY outbox.event USING btree (id)
 CREATE INDEX event_transaction_id_idx ON ONLY outbox.event USING btree (transaction_id)
 CREATE INDEX event_tx_id_idx ON ONLY outbox.event USING btree (tx, id)
 CREATE UNIQUE INDEX generation_pkey ON outbox.generation USING btree (id)
+CREATE UNIQUE INDEX ghost_pkey ON outbox.ghost USING btree (event_id, event_at)
 CREATE UNIQUE INDEX lane_pkey ON outbox.lane USING btree (endpoint_id)
 CREATE UNIQUE INDEX migration_pkey ON outbox.migration USING btree (version)
+CREATE UNIQUE INDEX producer_customer_pkey ON outbox.producer_customer USING btree (role, customer_id)
 CREATE UNIQUE INDEX replay_pkey ON outbox.replay USING btree (id)
 CREATE INDEX secret_endpoint_id_idx ON outbox.secret USING btree (endpoint_id)
 CREATE UNIQUE INDEX secret_pkey ON outbox.secret USING btree (id)
 CREATE UNIQUE INDEX setting_pkey ON outbox.setting USING btree (singleton)
 CREATE INDEX stat_minute_idx ON outbox.stat USING btree (minute)
+CREATE UNIQUE INDEX timeline_pkey ON outbox.timeline USING btree (cluster, database, timeline)
 CREATE UNIQUE INDEX token_hash_key ON outbox.token USING btree (hash)
 CREATE UNIQUE INDEX token_pkey ON outbox.token USING btree (id)
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
-function advance(uuid[],text[],boolean) returns void d4c9c59a5bb292cd1b793b215bd1f967
-function begin_operation(uuid,text) returns uuid fd103b3a64594dea259c62b04ac169e6
-function cluster_identifier() returns bigint 1ebfe2c75db01fd8795b81c4f2b923d3
-function current_identity() returns text aaf02ef950f9c6400092af3493f30785
-function current_transaction_id() returns uuid 2942e247fddc5b578b876d8f4a7f224a
-function cut(integer,integer) returns integer d1da8e53a53bf6b29413a46720d4cf2d
-function drop_expired_partition() returns text security definer 0e32d8946608c019ab9bd728a8cca12d
-function emit() returns trigger security definer f0ac42c2fec5054101c5fd676d090002
-function endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
-function first_incomplete(cut) returns bigint 36186935ee009f2fe752cbc86856a2b5
-function is_blocked(uuid,text) returns boolean security definer 16ee8cb42a46d880d1cda90e1651d9be
-function is_cut(cut,xid8,bigint) returns boolean 35b37d4f92f0e5e24bf32ba3ab017253
-function is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean ecccadc8bf80d0adb161635e5afdf985
-function is_restored(cut) returns boolean a7fa1c9a01385979c5ed84026d12e200
-function keeps_order() returns boolean 2e182b893e6dde217198a51bac0188fc
-function let_go(uuid[],text[],bigint,boolean) returns void 3fa35b33f50652b5c5071442738be06f
-function make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record bef37480d8bfc4ce875bb274139ec246
-function make_partitions() returns integer security definer 7d8d7c179ae46586fd382495ce7f9408
-function masked_headers(jsonb) returns jsonb a50c6d44ed414338a86238cbadea24c9
-function masked_url(text) returns text 60d51c0c7323dbc43c537acfdd2521d8
-function partition_bounds(timestamp with time zone) returns record 17ac21df5470acd9440a253201df343f
-function publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 65b8e057d7674359e8253da7152441c2
-function rebase(integer) returns record security definer 08d58da35d30b0a287c762f0ebebd514
-function record_trial(uuid,bigint,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer f51f6e5c7a7ef17c5635525d19755240
-function refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
-function release_order(cut,bigint,integer) returns cut 0f789da935f644ec78e31ca7ab5dbb3c
-function require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
-function route_ordered(bigint[],bigint,boolean) returns void a3fe5e49b8683c99af2d45d333a38c38
-function set_body_limit(bigint) returns void security definer 9d5c432859159116feed4a3a5ef60ded
-function snapshot(xid8,xid8[]) returns pg_snapshot 8216dfbc2206d7976291278d294ee224
-function stored_size(json,json) returns integer c47cddd1c8d25a272db24a5f176b037b
-function transaction_uuid(timestamp with time zone,xid8) returns uuid 78e6bdc81a4b2d582718afdd128ef408
-function wake_worker() returns trigger e0c58bcdffdca2677cb288b2799526ef
-function webhook_id(bigint) returns text security definer 98f8afa6e4a8178b372393f8c571809c
-view attempts abc08b6224bdec80cb4db373815e1514
-view backlog 15747f5207b2abff052cba8a9df0bc04
-view dead_letters 04c1b60487271f8a3c2328342da79249
-view deliveries accadf14e24d768c0ad79b5a239ec3bb
-view endpoint_health 632ceefcbc3ab0caba4980e01481f7c9
-view partitions ec6e00fa80f2d7ed7b10d260479cf98f
-view problems 2ecadb113fb8c2af5253216350697310
-view transactions 03a7c07ba5a780c28acad0163fcb6f8a
-CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION endpoint_changed()
-CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT WHEN ((NOT pg_try_advisory_xact_lock_shared(7231, 2))) EXECUTE FUNCTION wake_worker()
-CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_from, paused_until, drain_rate, opens ON outbox.lane FOR EACH ROW WHEN (((old.held_until IS DISTINCT FROM new.held_until) OR (old.paused_until IS DISTINCT FROM new.paused_until) OR (old.paused_from IS DISTINCT FROM new.paused_from) OR (old.drain_rate IS DISTINCT FROM new.drain_rate) OR (old.opens IS DISTINCT FROM new.opens))) EXECUTE FUNCTION endpoint_changed()
-CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.secret FOR EACH ROW EXECUTE FUNCTION endpoint_changed()
+function outbox.advance(uuid[],text[],boolean) returns void d41d8cd98f00b204e9800998ecf8427e
+function outbox.begin_operation(uuid,text) returns uuid fd103b3a64594dea259c62b04ac169e6
+function outbox.check_producer(text) returns void 4d618282e293b2d1f63c8082334a61d2
+function outbox.cluster_identifier() returns bigint d41d8cd98f00b204e9800998ecf8427e
+function outbox.current_identity() returns text d41d8cd98f00b204e9800998ecf8427e
+function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf8427e
+function outbox.current_transaction_id() returns uuid d41d8cd98f00b204e9800998ecf8427e
+function outbox.cut(integer,integer) returns integer 886130a6afed7ff6c0c42e8993854a93
+function outbox.database_identifier() returns bigint d41d8cd98f00b204e9800998ecf8427e
+function outbox.drop_expired_partition() returns text security definer 0e32d8946608c019ab9bd728a8cca12d
+function outbox.emit() returns trigger 3951e98780f02c8087eb2e1f561ab7dc
+function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
+function outbox.first_incomplete(outbox.cut) returns bigint d41d8cd98f00b204e9800998ecf8427e
+function outbox.grant_publish(name,text[]) returns void security definer ec7a750c52cd132d0875efe99145dd91
+function outbox.is_blocked(uuid,text) returns boolean security definer d41d8cd98f00b204e9800998ecf8427e
+function outbox.is_cut(outbox.cut,xid8,bigint) returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.is_home() returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean ecccadc8bf80d0adb161635e5afdf985
+function outbox.is_restored(outbox.cut) returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.is_service() returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.keeps_order() returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.let_go(uuid[],text[],bigint,boolean) returns void d41d8cd98f00b204e9800998ecf8427e
+function outbox.make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record bef37480d8bfc4ce875bb274139ec246
+function outbox.make_partitions() returns integer security definer 7d8d7c179ae46586fd382495ce7f9408
+function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
+function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
+function outbox.partition_bounds(timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
+function outbox.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 8af9b55b1717c762e38cb2464486b49d
+function outbox.rebase(integer,boolean,boolean) returns record security definer 99457050cecafe55e678583cb2ba7094
+function outbox.record_audit(text,text,text,jsonb) returns void security definer d41d8cd98f00b204e9800998ecf8427e
+function outbox.record_trial(uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer 04e8d09f54de8c18d21be9c129cb6259
+function outbox.refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
+function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut 0f789da935f644ec78e31ca7ab5dbb3c
+function outbox.require_home(text) returns void 66d50045ef1d513a335ba1d4bee13f1f
+function outbox.require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
+function outbox.route_ordered(bigint[],bigint,boolean) returns void a3fe5e49b8683c99af2d45d333a38c38
+function outbox.set_body_limit(bigint) returns void security definer 9d5c432859159116feed4a3a5ef60ded
+function outbox.snapshot(xid8,xid8[]) returns pg_snapshot d41d8cd98f00b204e9800998ecf8427e
+function outbox.stored_size(json,json) returns integer d41d8cd98f00b204e9800998ecf8427e
+function outbox.transaction_uuid(timestamp with time zone,xid8) returns uuid d41d8cd98f00b204e9800998ecf8427e
+function outbox.wake_worker() returns trigger e0c58bcdffdca2677cb288b2799526ef
+function outbox.webhook_id(bigint,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
+view attempts d4535a20847223205b18a6f4086ca24d
+view backlog 11677d635161d560fae21bb7b06358de
+view dead_letters 8b1750f8ddc470860b514fc07cebf8f8
+view deliveries 4f8b0ed0491e36cc1b219585b9811480
+view endpoint_health 97254047541234bafbe80227a6c7dfb1
+view partitions 908b90217656b2111c9d6473eeb2fb4c
+view problems 2867be54cb32c1dc5c9bc7620605051e
+view transactions e99435de09c7a6fdd65a08812491f890
+CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed()
+CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT WHEN (((pg_sequence_last_value('outbox.asleep_until'::regclass) > 1) AND ((pg_sequence_last_value('outbox.asleep_until'::regclass))::double precision > date_part('epoch'::text, clock_timestamp())) AND (current_setting('max_prepared_transactions'::text) = '0'::text))) EXECUTE FUNCTION outbox.wake_worker()
+CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_from, paused_until, drain_rate, opens ON outbox.lane FOR EACH ROW WHEN (((old.held_until IS DISTINCT FROM new.held_until) OR (old.paused_until IS DISTINCT FROM new.paused_until) OR (old.paused_from IS DISTINCT FROM new.paused_from) OR (old.drain_rate IS DISTINCT FROM new.drain_rate) OR (old.opens IS DISTINCT FROM new.opens))) EXECUTE FUNCTION outbox.endpoint_changed()
+CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.secret FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed()
 grant select on attempt to outbox_operator
 grant select on attempts to outbox_operator
-grant insert on audit to outbox_operator
 grant select on audit to outbox_operator
 grant select on backlog to outbox_operator
 grant select on batch to outbox_operator
@@ -426,16 +456,20 @@ grant select on endpoint to outbox_operator
 grant update on endpoint to outbox_operator
 grant select on endpoint_health to outbox_operator
 grant select on event to outbox_operator
+grant delete on ghost to outbox_operator
+grant select on ghost to outbox_operator
 grant insert on lane to outbox_operator
 grant select on lane to outbox_operator
 grant update on lane to outbox_operator
 grant select on migration to outbox_operator
 grant select on problems to outbox_operator
+grant select on producer_customer to outbox_operator
 grant delete on secret to outbox_operator
 grant insert on secret to outbox_operator
 grant select on secret to outbox_operator
 grant update on secret to outbox_operator
 grant select on setting to outbox_operator
+grant select on timeline to outbox_operator
 grant select on transactions to outbox_operator
 grant select on worker to outbox_operator
 grant select on attempts to outbox_reader
@@ -444,12 +478,12 @@ grant select on dead_letters to outbox_reader
 grant select on deliveries to outbox_reader
 grant select on endpoint_health to outbox_reader
 grant select on problems to outbox_reader
+grant select on setting to outbox_reader
 grant select on transactions to outbox_reader
 grant insert on attempt to outbox_worker
 grant select on attempt to outbox_worker
 grant select on attempt_default to outbox_worker
 grant select on attempts to outbox_worker
-grant insert on audit to outbox_worker
 grant select on audit to outbox_worker
 grant select on backlog to outbox_worker
 grant delete on batch to outbox_worker
@@ -459,6 +493,8 @@ grant update on batch to outbox_worker
 grant delete on cut to outbox_worker
 grant insert on cut to outbox_worker
 grant select on cut to outbox_worker
+grant select on cutting to outbox_worker
+grant update on cutting to outbox_worker
 grant delete on dead_letter to outbox_worker
 grant insert on dead_letter to outbox_worker
 grant select on dead_letter to outbox_worker
@@ -477,17 +513,23 @@ grant select on event to outbox_worker
 grant select on event_default to outbox_worker
 grant delete on generation to outbox_worker
 grant select on generation to outbox_worker
+grant delete on ghost to outbox_worker
+grant insert on ghost to outbox_worker
+grant select on ghost to outbox_worker
 grant select on lane to outbox_worker
 grant update on lane to outbox_worker
 grant select on migration to outbox_worker
 grant select on partitions to outbox_worker
 grant select on problems to outbox_worker
+grant select on producer_customer to outbox_worker
 grant select on replay to outbox_worker
 grant delete on secret to outbox_worker
 grant select on secret to outbox_worker
 grant select on setting to outbox_worker
 grant insert on stat to outbox_worker
 grant select on stat to outbox_worker
+grant insert on timeline to outbox_worker
+grant select on timeline to outbox_worker
 grant select on transactions to outbox_worker
 grant delete on worker to outbox_worker
 grant insert on worker to outbox_worker
@@ -498,16 +540,21 @@ grant execute on begin_operation to outbox_operator
 grant execute on cluster_identifier to outbox_operator
 grant execute on current_identity to outbox_operator
 grant execute on current_transaction_id to outbox_operator
+grant execute on database_identifier to outbox_operator
 grant execute on emit to outbox_operator
 grant execute on first_incomplete to outbox_operator
+grant execute on grant_publish to outbox_operator
 grant execute on is_blocked to outbox_operator
 grant execute on is_cut to outbox_operator
+grant execute on is_home to outbox_operator
 grant execute on is_restored to outbox_operator
+grant execute on is_service to outbox_operator
 grant execute on let_go to outbox_operator
 grant execute on masked_headers to outbox_operator
 grant execute on masked_url to outbox_operator
 grant execute on publish to outbox_operator
 grant execute on rebase to outbox_operator
+grant execute on record_audit to outbox_operator
 grant execute on record_trial to outbox_operator
 grant execute on refuse_body to outbox_operator
 grant execute on set_body_limit to outbox_operator
@@ -518,34 +565,43 @@ grant execute on begin_operation to outbox_producer
 grant execute on current_identity to outbox_producer
 grant execute on current_transaction_id to outbox_producer
 grant execute on emit to outbox_producer
+grant execute on is_service to outbox_producer
 grant execute on publish to outbox_producer
 grant execute on refuse_body to outbox_producer
 grant execute on transaction_uuid to outbox_producer
 grant execute on wake_worker to outbox_producer
 grant execute on cluster_identifier to outbox_reader
+grant execute on database_identifier to outbox_reader
 grant execute on first_incomplete to outbox_reader
 grant execute on is_blocked to outbox_reader
 grant execute on is_cut to outbox_reader
+grant execute on is_home to outbox_reader
 grant execute on is_restored to outbox_reader
 grant execute on webhook_id to outbox_reader
 grant execute on advance to outbox_worker
 grant execute on cluster_identifier to outbox_worker
 grant execute on current_identity to outbox_worker
+grant execute on current_timeline to outbox_worker
 grant execute on current_transaction_id to outbox_worker
 grant execute on cut to outbox_worker
+grant execute on database_identifier to outbox_worker
 grant execute on drop_expired_partition to outbox_worker
 grant execute on first_incomplete to outbox_worker
 grant execute on is_blocked to outbox_worker
 grant execute on is_cut to outbox_worker
+grant execute on is_home to outbox_worker
 grant execute on is_needed to outbox_worker
 grant execute on is_restored to outbox_worker
+grant execute on is_service to outbox_worker
 grant execute on keeps_order to outbox_worker
 grant execute on let_go to outbox_worker
 grant execute on make_batches to outbox_worker
 grant execute on make_partitions to outbox_worker
 grant execute on partition_bounds to outbox_worker
+grant execute on record_audit to outbox_worker
 grant execute on refuse_body to outbox_worker
 grant execute on release_order to outbox_worker
+grant execute on require_home to outbox_worker
 grant execute on require_leases to outbox_worker
 grant execute on route_ordered to outbox_worker
 grant execute on snapshot to outbox_worker

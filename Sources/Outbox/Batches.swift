@@ -3,7 +3,7 @@ package import Postgres
 /// The answer to a claim: the database's clock and endpoint generation, and a batch when one was free.
 package struct BatchClaim: Sendable {
     package let now: Timestamp
-    package let generation: Int64
+    package let generation: Generation
     package let batch: ClaimedBatch?
 }
 
@@ -33,10 +33,10 @@ package struct BatchFloor: Sendable {
 
 /// One event for one endpoint: a delivery's identity.
 package struct Pair: Hashable, Sendable {
-    package let event: EventID
+    package let event: EventKey
     package let endpoint: EndpointID
 
-    package init(event: EventID, endpoint: EndpointID) {
+    package init(event: EventKey, endpoint: EndpointID) {
         self.event = event
         self.endpoint = endpoint
     }
@@ -45,7 +45,22 @@ package struct Pair: Hashable, Sendable {
 /// The row of a pair, looked up by its key. With `=` a join may walk the whole index instead: the planner believes that the
 /// table is nearly empty, and so it is, but for the dead rows that somebody's snapshot keeps. `= ANY` can only be looked up.
 func lookUp(_ table: String, by pair: String) -> SQL {
-    "\(raw: table).event_id = ANY (ARRAY[\(raw: pair).event_id]) AND \(raw: table).endpoint_id = ANY (ARRAY[\(raw: pair).endpoint_id])"
+    """
+    \(raw: table).event_id = ANY (ARRAY[\(raw: pair).event_id]) AND \(raw: table).endpoint_id = ANY (ARRAY[\(raw: pair).endpoint_id])
+     AND \(raw: table).event_at = ANY (ARRAY[\(raw: pair).event_at])
+    """
+}
+
+/// The row of one pair.
+func lookUp(_ table: String, _ pair: Pair) -> SQL {
+    """
+    \(raw: table).event_id = \(pair.event.id) AND \(raw: table).event_at = \(pair.event.createdAt) AND \(raw: table).endpoint_id = \(pair.endpoint)
+    """
+}
+
+/// Pairs as rows of (event_id, event_at, endpoint_id), to be named by the statement.
+func pairRows(_ pairs: [Pair]) -> SQL {
+    "\(pairs.map(\.event.id)), \(pairs.map(\.event.createdAt)), \(pairs.map(\.endpoint))"
 }
 
 extension Connection {
@@ -66,7 +81,7 @@ extension Connection {
                 UPDATE outbox.batch
                    SET lease_id = \(lease), worker = \(worker), claims = claims + 1,
                        lease_until = clock_timestamp() + \(duration)
-                 WHERE id = coalesce(
+                 WHERE outbox.is_home() AND id = coalesce(
                            (SELECT b.id FROM outbox.batch b
                              WHERE b.claims > 0 AND b.id >= \(floor.lowest) AND b.lease_until < clock_timestamp()
                              ORDER BY b.id LIMIT 1 FOR UPDATE SKIP LOCKED),
@@ -74,8 +89,8 @@ extension Connection {
                              WHERE b.claims = 0 AND (b.turn, b.id) >= (\(floor.turn), \(floor.next)) \(small)
                              ORDER BY b.turn, b.id LIMIT 1 FOR UPDATE SKIP LOCKED))
                 RETURNING id, claims, size, ordered, ids, first_at, last_at)
-            SELECT clock_timestamp(), g.id, c.id, c.claims, c.size, c.ordered, \(raw: Event.columns)
-              FROM (SELECT id FROM outbox.generation ORDER BY id DESC LIMIT 1) g
+            SELECT clock_timestamp(), g.mark, c.id, c.claims, c.size, c.ordered, \(raw: Event.columns)
+              FROM (SELECT mark FROM outbox.generation ORDER BY id DESC LIMIT 1) g
               LEFT JOIN claimed c ON true
               LEFT JOIN LATERAL (
                    SELECT x.* FROM unnest(c.ids) AS range
@@ -84,13 +99,14 @@ extension Connection {
                          WHERE e.id >= lower(range) AND e.id < upper(range)
                            AND e.created_at >= c.first_at AND e.created_at <= c.last_at) x) e ON true
             """)
-        let (now, generation, id, claims, size, ordered) =
+        let (now, found, id, claims, size, ordered) =
             try rows.first { row throws(PostgresError) in
                 (
-                    try row[0] as Timestamp, try row[1] as Int64, try row[2] as BatchID?, try row[3] as Int?,
+                    try row[0] as Timestamp, try row[1] as Generation?, try row[2] as BatchID?, try row[3] as Int?,
                     try row[4] as Int?, try row[5] as [EndpointID]?
                 )
-            } ?? (.distantPast, 0, nil, nil, nil, nil)
+            } ?? (.distantPast, nil, nil, nil, nil, nil)
+        let generation = found ?? .unknown
         guard let id, let claims, let size else { return BatchClaim(now: now, generation: generation, batch: nil) }
         let events = try rows.map { row throws(PostgresError) in
             try row[6] as EventID? == nil ? nil : try Event(row: row, from: 6)
@@ -121,16 +137,23 @@ extension Connection {
 
     /// Of these events, the pairs that a former holder of the batch has resolved or moved into a lane.
     ///
-    /// A failed attempt alone does not count: its worker may have lost the lease before it could say what comes next.
-    package mutating func resolvedPairs(of events: [EventID]) throws -> Set<Pair> {
+    /// A failed attempt alone does not count: its worker may have lost the lease before it could say what comes next. Nor does
+    /// anything about another event of the same number: a failover may have lost that one, and its attempts came later.
+    package mutating func resolvedPairs(of events: [EventKey]) throws -> Set<Pair> {
         let pairs = try query(
             """
-            SELECT event_id, endpoint_id FROM outbox.attempt
-             WHERE event_id = ANY (\(events)) AND outcome = 'success' AND trigger NOT IN ('test', 'evaluate')
-            UNION SELECT event_id, endpoint_id FROM outbox.delivery WHERE event_id = ANY (\(events))
-            UNION SELECT event_id, endpoint_id FROM outbox.dead_letter WHERE event_id = ANY (\(events))
+            WITH known AS (
+                SELECT event_id, event_at, endpoint_id FROM outbox.attempt
+                 WHERE event_id = ANY (\(events.map(\.id))) AND outcome = 'success' AND trigger NOT IN ('test', 'evaluate')
+                UNION SELECT event_id, event_at, endpoint_id FROM outbox.delivery WHERE event_id = ANY (\(events.map(\.id)))
+                UNION SELECT event_id, event_at, endpoint_id FROM outbox.dead_letter WHERE event_id = ANY (\(events.map(\.id))))
+            SELECT k.event_id, k.event_at, k.endpoint_id
+              FROM known k JOIN unnest(\(events.map(\.id)), \(events.map(\.createdAt))) AS e(id, created_at)
+                ON e.id = k.event_id AND e.created_at = k.event_at
             """
-        ).map { row throws(PostgresError) in Pair(event: try row[0], endpoint: try row[1]) }
+        ).map { row throws(PostgresError) in
+            Pair(event: EventKey(id: try row[0], createdAt: try row[1]), endpoint: try row[2])
+        }
         return Set(pairs)
     }
 }

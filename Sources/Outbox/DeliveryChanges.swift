@@ -10,11 +10,11 @@ extension Connection {
             let moved = try connection.query(
                 """
                 UPDATE outbox.delivery SET due_at = least(due_at, clock_timestamp())
-                 WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint) AND due_at < 'infinity'
+                 WHERE \(lookUp("delivery", pair)) AND due_at < 'infinity'
                 """
             ).affected
             guard moved == 1 else { throw try connection.notWaiting(pair) }
-            try connection.audit("delivery.retry", object: "delivery/\(pair.event):\(pair.endpoint)", reason: reason)
+            try connection.audit("delivery.retry", object: "delivery/\(pair.event.id):\(pair.endpoint)", reason: reason)
         }
     }
 
@@ -26,7 +26,7 @@ extension Connection {
             let mayBeInFlight = try connection.mayBeInFlight(pair)
             let parked = try connection.query(
                 """
-                WITH gone AS (DELETE FROM outbox.delivery WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint) RETURNING *)
+                WITH gone AS (DELETE FROM outbox.delivery WHERE \(lookUp("delivery", pair)) RETURNING *)
                 INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint,
                                                 ordering_key, pass)
                 SELECT event_id, endpoint_id, event_at, 'cancelled', attempts, last_status, last_error_class, last_error, 'cancelled',
@@ -35,7 +35,7 @@ extension Connection {
                 """)
             guard parked.count == 1 else { throw try connection.notWaiting(pair) }
             try connection.advance(parked, afterLoss: mayBeInFlight)
-            try connection.audit("delivery.cancel", object: "delivery/\(pair.event):\(pair.endpoint)", reason: reason)
+            try connection.audit("delivery.cancel", object: "delivery/\(pair.event.id):\(pair.endpoint)", reason: reason)
         }
     }
 
@@ -54,14 +54,17 @@ extension Connection {
             let moved = try transaction { connection in
                 let chosen = try connection.query(
                     """
-                    SELECT d.event_id, d.endpoint_id FROM outbox.dead_letter d JOIN outbox.endpoint n ON n.id = d.endpoint_id
+                    SELECT d.event_id, d.event_at, d.endpoint_id FROM outbox.dead_letter d JOIN outbox.endpoint n ON n.id = d.endpoint_id
                      WHERE n.deleted_at IS NULL AND d.reason <> 'event_missing' AND d.dead_at < \(begin)
-                       AND (\(pair?.event) IS NULL OR d.event_id = \(pair?.event)) AND (\(pair?.endpoint) IS NULL OR d.endpoint_id = \(pair?.endpoint))
+                       AND (\(pair?.event.id) IS NULL OR d.event_id = \(pair?.event.id) AND d.event_at = \(pair?.event.createdAt))
+                       AND (\(pair?.endpoint) IS NULL OR d.endpoint_id = \(pair?.endpoint))
                        AND (\(pair == nil) = false OR d.reason <> 'cancelled')
                        AND (\(endpoint) IS NULL OR d.endpoint_id = \(endpoint)) AND (\(fingerprint) IS NULL OR d.fingerprint = \(fingerprint))
                      ORDER BY d.endpoint_id, d.event_id LIMIT 1000
                     """
-                ).map { row throws(PostgresError) in Pair(event: try row[0], endpoint: try row[1]) }
+                ).map { row throws(PostgresError) in
+                    Pair(event: EventKey(id: try row[0], createdAt: try row[1]), endpoint: try row[2])
+                }
                 if chosen.isEmpty { return 0 }
                 try connection.lowerDueTime(of: Array(Set(chosen.map(\.endpoint))))
                 let mayBeInFlight = try pair.map { try connection.mayBeInFlight($0) } ?? false
@@ -69,7 +72,7 @@ extension Connection {
                     """
                     WITH gone AS (
                         DELETE FROM outbox.dead_letter d
-                         USING unnest(\(chosen.map(\.event)), \(chosen.map(\.endpoint))) AS p(event_id, endpoint_id), outbox.endpoint n
+                         USING unnest(\(pairRows(chosen))) AS p(event_id, event_at, endpoint_id), outbox.endpoint n
                          WHERE \(lookUp("d", by: "p")) AND n.id = d.endpoint_id AND n.deleted_at IS NULL
                         RETURNING d.*)
                     INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, last_at, last_status, last_error_class,
@@ -82,7 +85,7 @@ extension Connection {
                 try connection.advance(replayed, afterLoss: mayBeInFlight)
                 let moved = replayed.affected
                 let object =
-                    pair.map { "delivery/\($0.event):\($0.endpoint)" } ?? endpoint.map { "endpoint/\($0)" } ?? "dead"
+                    pair.map { "delivery/\($0.event.id):\($0.endpoint)" } ?? endpoint.map { "endpoint/\($0)" } ?? "dead"
                 try connection.audit(
                     "dead.replay", object: object, reason: reason, detail: JSONText(#"{"count":\#(moved)}"#))
                 return moved
@@ -99,7 +102,7 @@ extension Connection {
             let dropped = try connection.query(
                 """
                 UPDATE outbox.dead_letter SET reason = 'cancelled', fingerprint = 'cancelled'
-                 WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint) AND reason <> 'cancelled'
+                 WHERE \(lookUp("dead_letter", pair)) AND reason <> 'cancelled'
                 RETURNING endpoint_id, ordering_key
                 """)
             guard dropped.count == 1 else {
@@ -107,7 +110,7 @@ extension Connection {
                 throw OperationRefusal(.conflict, "the dead letter changed at this moment", hint: "Try again")
             }
             try connection.advance(dropped, afterLoss: false)
-            try connection.audit("dead.drop", object: "delivery/\(pair.event):\(pair.endpoint)", reason: reason)
+            try connection.audit("dead.drop", object: "delivery/\(pair.event.id):\(pair.endpoint)", reason: reason)
         }
     }
 
@@ -116,9 +119,9 @@ extension Connection {
         if state == "waiting" || state == "paused" {
             return OperationRefusal(
                 .conflict, "the delivery waits behind others of its ordering key",
-                hint: "See which: outboxctl delivery explain \(pair.event) \(pair.endpoint)")
+                hint: "See which: outboxctl delivery explain \(pair.event.id) \(pair.endpoint)")
         }
-        let hint = state == "dead" ? "Put it back with: outboxctl dead replay \(pair.event) \(pair.endpoint)" : nil
+        let hint = state == "dead" ? "Put it back with: outboxctl dead replay \(pair.event.id) \(pair.endpoint)" : nil
         return OperationRefusal(.conflict, "the delivery is \(state), not waiting", hint: hint)
     }
 }

@@ -263,9 +263,9 @@ extension Connection {
                 """
                 WITH gone AS (
                     DELETE FROM outbox.delivery
-                     WHERE (event_id, endpoint_id) IN (
-                           (SELECT event_id, endpoint_id FROM outbox.delivery WHERE endpoint_id = \(id) AND due_at < 'infinity' LIMIT 2000)
-                           UNION (SELECT event_id, endpoint_id FROM outbox.delivery
+                     WHERE (event_id, endpoint_id, event_at) IN (
+                           (SELECT event_id, endpoint_id, event_at FROM outbox.delivery WHERE endpoint_id = \(id) AND due_at < 'infinity' LIMIT 2000)
+                           UNION (SELECT event_id, endpoint_id, event_at FROM outbox.delivery
                                    WHERE endpoint_id = \(id) AND ordering_key IS NOT NULL LIMIT 2000))
                     RETURNING *),
                 parked AS (

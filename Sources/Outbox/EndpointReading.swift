@@ -5,11 +5,11 @@ import Transport
 
 extension Connection {
     /// All endpoints that exist, with their secrets opened, and the generation that they belong to.
-    package mutating func endpoints(keyring: Keyring) throws -> (generation: Int64, endpoints: [Endpoint]) {
+    package mutating func endpoints(keyring: Keyring) throws -> (generation: Generation, endpoints: [Endpoint]) {
         try inOneSnapshot { connection in
-            let generation: Int64 =
-                try connection.query("SELECT id FROM outbox.generation ORDER BY id DESC LIMIT 1")
-                .first { row throws(PostgresError) in try row[0] } ?? 0
+            let generation: Generation =
+                try connection.query("SELECT mark FROM outbox.generation ORDER BY id DESC LIMIT 1")
+                .first { row throws(PostgresError) in try row[0] } ?? .unknown
             return (generation, try connection.readEndpoints(nil, keyring: keyring))
         }
     }

@@ -7,6 +7,7 @@ package final class Event: Sendable {
     package let id: EventID
     /// When it was inserted; also the key of its partition.
     package let createdAt: Timestamp
+    package var key: EventKey { EventKey(id: id, createdAt: createdAt) }
     package let customerID: String
     package let type: String
     package let changeType: String

@@ -77,7 +77,7 @@ extension Connection {
                    l.paused_from, l.paused_until, l.paused_by, l.pause_reason, l.opens, l.opened_at, l.held_until, l.drain_rate, l.worker,
                    l.lease_until, n.name, n.disabled_at, n.disabled_reason, n.max_concurrency, n.rates, n.on_dead, n.retry_schedule
               FROM outbox.delivery d JOIN outbox.lane l USING (endpoint_id) JOIN outbox.endpoint n ON n.id = d.endpoint_id
-             WHERE d.event_id = \(pair.event) AND d.endpoint_id = \(pair.endpoint))
+             WHERE \(lookUp("d", pair)))
         """
     }
 
@@ -90,7 +90,8 @@ extension Connection {
                         WHEN state = 'cancelled' THEN format('cancelled at %s', \(time("last_at")))
                         ELSE format('given up after %s attempts at %s: %s', attempts, \(time("last_at")), concat_ws(', ', reason, last_status, last_error)) END AS detail,
                    CASE WHEN state <> 'delivered' THEN format('outboxctl dead replay %s %s', event_id, endpoint) END AS fix
-              FROM outbox.deliveries WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint)
+              FROM outbox.deliveries
+             WHERE event_id = \(pair.event.id) AND created_at = \(pair.event.createdAt) AND endpoint_id = \(pair.endpoint)
             """)
     }
 
@@ -99,13 +100,14 @@ extension Connection {
         _ = try event(pair.event)
         return try listing(
             """
-            WITH event AS (SELECT * FROM outbox.event WHERE id = \(pair.event)),
+            WITH event AS (SELECT * FROM outbox.event WHERE id = \(pair.event.id) AND created_at = \(pair.event.createdAt)),
             newest AS (SELECT c AS k FROM outbox.cut c ORDER BY c.id DESC LIMIT 1),
             explanation AS (
                 SELECT 1 AS place, 'on_its_way' AS reason,
                        CASE WHEN b.lease_until > clock_timestamp() THEN format('worker %s has its batch until %s', b.worker, \(time("b.lease_until")))
                             ELSE 'no worker has taken its batch' END AS detail, NULL AS fix
-                  FROM outbox.batch b WHERE b.ids @> \(pair.event)
+                  FROM outbox.batch b
+                 WHERE b.ids @> \(pair.event.id) AND \(pair.event.createdAt) BETWEEN b.first_at AND b.last_at
                 UNION ALL
                 SELECT 2, 'not_cut', 'committed, and no worker has seen it yet', NULL FROM event e, newest
                  WHERE NOT outbox.is_cut(newest.k, e.tx, e.id)

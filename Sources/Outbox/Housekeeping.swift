@@ -11,6 +11,19 @@ extension Connection {
             """)
     }
 
+    /// Writes down where this database is, and returns the timeline when nobody had: after a failover or a recovery.
+    package mutating func noteTimeline() throws -> Int? {
+        try query(
+            """
+            INSERT INTO outbox.timeline (timeline)
+            SELECT t.timeline FROM (SELECT outbox.current_timeline() AS timeline) t
+             WHERE NOT EXISTS (SELECT FROM outbox.timeline o WHERE o.timeline = t.timeline
+                                  AND o.cluster = outbox.cluster_identifier() AND o.database = outbox.database_identifier())
+            ON CONFLICT DO NOTHING RETURNING timeline
+            """
+        ).first { row throws(PostgresError) in try row[0] as Int }
+    }
+
     /// Takes this worker off the list, at a graceful stop.
     package mutating func removeWorker(_ worker: String) throws {
         try query("DELETE FROM outbox.worker WHERE id = \(worker)")
@@ -41,6 +54,9 @@ extension Connection {
         try query(
             "DELETE FROM outbox.dedup WHERE created_at < clock_timestamp() - (SELECT event_retention FROM outbox.setting)"
         )
+        try query(
+            "DELETE FROM outbox.ghost WHERE noted_at < clock_timestamp() - (SELECT attempt_retention FROM outbox.setting)"
+        )
         return dropped
     }
 
@@ -61,7 +77,7 @@ extension Connection {
     ) throws {
         try query(
             """
-            INSERT INTO outbox.audit (action, object, reason, detail) VALUES (\(action), \(object), \(reason), \(detail)::jsonb)
+            SELECT outbox.record_audit(\(action), \(object), \(reason), \(detail)::jsonb)
             """)
     }
 }

@@ -9,6 +9,38 @@ public struct EventID: Identifier {
     public init(rawValue: Int64) { self.rawValue = rawValue }
 }
 
+/// What an event is: its number and when it was inserted. The number alone comes again when the database goes back: after a
+/// failover that lost commits, in a restored backup, in a copy. So whatever is known about an event is known of both.
+package struct EventKey: Hashable, Sendable {
+    package let id: EventID
+    package let createdAt: Timestamp
+
+    package init(id: EventID, createdAt: Timestamp) {
+        self.id = id
+        self.createdAt = createdAt
+    }
+
+    /// What receivers know it by (`outbox.webhook_id`).
+    package func webhookID(instance: String) -> String {
+        let digits = Array("0123456789abcdefghijklmnopqrstuv".utf8)
+        var text = Array("evt_\(instance)_".utf8)
+        for digit in (0...10).reversed() { text.append(digits[Int(createdAt.microseconds >> Int64(digit * 5) & 31)]) }
+        text.append(UInt8(ascii: "_"))
+        text.appendDecimal(id.rawValue)
+        return String(decoding: text, as: UTF8.self)
+    }
+}
+
+/// The mark of one state of the endpoints: another mark means that they have to be read again. Random, because a number can be
+/// given out twice.
+package struct Generation: Identifier {
+    package let rawValue: UniqueID
+    package init(rawValue: UniqueID) { self.rawValue = rawValue }
+
+    /// One that no database has: whoever knows it has to read.
+    package static let unknown = Generation(rawValue: .random())
+}
+
 /// An endpoint's identity; its name may change, this does not.
 public struct EndpointID: Identifier {
     public let rawValue: UniqueID

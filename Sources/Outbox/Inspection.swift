@@ -7,7 +7,7 @@ package struct ListFilter: Sendable {
     package var changeType: String?
     package var customerID: String?
     package var transactionID: UniqueID?
-    package var eventID: EventID?
+    package var event: EventReference?
     package var state: String?
     package var since: Timestamp?
     package var until: Timestamp?
@@ -21,14 +21,15 @@ extension Connection {
     package mutating func listEvents(_ filter: ListFilter) throws -> Listing {
         try listing(
             """
-            SELECT e.id, outbox.webhook_id(e.id) AS webhook_id, e.created_at, e.customer_id, e.type, e.change_type, e.transaction_id,
+            SELECT e.id, outbox.webhook_id(e.id, e.created_at) AS webhook_id, e.created_at, e.customer_id, e.type, e.change_type, e.transaction_id,
                    e.identity, e.ordering_key, e.deliver_at, coalesce(e.occurred_at, e.created_at) AS occurred_at
               FROM outbox.event e
              WHERE (\(filter.eventType) IS NULL OR e.type = \(filter.eventType))
                AND (\(filter.changeType) IS NULL OR e.change_type = \(filter.changeType))
                AND (\(filter.customerID) IS NULL OR e.customer_id = \(filter.customerID))
                AND (\(filter.transactionID) IS NULL OR e.transaction_id = \(filter.transactionID))
-               AND (\(filter.eventID) IS NULL OR e.id = \(filter.eventID))
+               AND (\(filter.event?.id) IS NULL OR e.id = \(filter.event?.id))
+               AND (\(filter.event?.createdAt) IS NULL OR e.created_at = \(filter.event?.createdAt))
                AND (\(filter.since) IS NULL OR e.created_at >= \(filter.since))
                AND (\(filter.until) IS NULL OR e.created_at < \(filter.until))
              ORDER BY e.id DESC LIMIT \(filter.limit)
@@ -36,16 +37,16 @@ extension Connection {
     }
 
     /// One event with its bodies.
-    package mutating func event(_ id: EventID) throws -> Listing {
+    package mutating func event(_ key: EventKey) throws -> Listing {
         let found = try listing(
             """
-            SELECT e.id, outbox.webhook_id(e.id) AS webhook_id, e.created_at, e.customer_id, e.type, e.change_type, e.transaction_id,
+            SELECT e.id, outbox.webhook_id(e.id, e.created_at) AS webhook_id, e.created_at, e.customer_id, e.type, e.change_type, e.transaction_id,
                    e.identity, e.ordering_key, e.deliver_at, coalesce(e.occurred_at, e.created_at) AS occurred_at, e.headers,
                    e.before, e.after
-              FROM outbox.event e WHERE e.id = \(id)
+              FROM outbox.event e WHERE e.id = \(key.id) AND e.created_at = \(key.createdAt)
             """)
         guard !found.rows.isEmpty else {
-            throw OperationRefusal(.notFound, "event \(id) not found", hint: "See: outboxctl event list")
+            throw OperationRefusal(.notFound, "event \(key.id) not found", hint: "See: outboxctl event list")
         }
         return found
     }
@@ -60,7 +61,8 @@ extension Connection {
                AND (\(filter.eventType) IS NULL OR d.event_type = \(filter.eventType))
                AND (\(filter.customerID) IS NULL OR d.customer_id = \(filter.customerID))
                AND (\(filter.transactionID) IS NULL OR d.transaction_id = \(filter.transactionID))
-               AND (\(filter.eventID) IS NULL OR d.event_id = \(filter.eventID))
+               AND (\(filter.event?.id) IS NULL OR d.event_id = \(filter.event?.id))
+               AND (\(filter.event?.createdAt) IS NULL OR d.created_at = \(filter.event?.createdAt))
                AND (\(filter.since) IS NULL OR d.created_at >= \(filter.since))
                AND (\(filter.until) IS NULL OR d.created_at < \(filter.until))
              ORDER BY d.event_id DESC, d.endpoint LIMIT \(filter.limit)
@@ -70,12 +72,15 @@ extension Connection {
     /// One delivery by the columns of `outbox.deliveries`.
     package mutating func delivery(_ pair: Pair) throws -> Listing {
         let found = try listing(
-            "SELECT d.* FROM outbox.deliveries d WHERE d.event_id = \(pair.event) AND d.endpoint_id = \(pair.endpoint)")
+            """
+            SELECT d.* FROM outbox.deliveries d
+             WHERE d.event_id = \(pair.event.id) AND d.created_at = \(pair.event.createdAt) AND d.endpoint_id = \(pair.endpoint)
+            """)
         guard !found.rows.isEmpty else {
             throw OperationRefusal(
-                .notFound, "there is no delivery of event \(pair.event) to that endpoint",
+                .notFound, "there is no delivery of event \(pair.event.id) to that endpoint",
                 hint:
-                    "It may not be dispatched yet, or the endpoint does not match. See: outboxctl delivery list --event-id \(pair.event)"
+                    "It may not be dispatched yet, or the endpoint does not match. See: outboxctl delivery list --event-id \(pair.event.id)"
             )
         }
         return found
@@ -87,7 +92,8 @@ extension Connection {
             """
             SELECT a.* FROM outbox.attempts a
              WHERE (\(filter.endpoint) IS NULL OR a.endpoint_id = \(filter.endpoint))
-               AND (\(filter.eventID) IS NULL OR a.event_id = \(filter.eventID))
+               AND (\(filter.event?.id) IS NULL OR a.event_id = \(filter.event?.id))
+               AND (\(filter.event?.createdAt) IS NULL OR a.created_at = \(filter.event?.createdAt))
                AND (\(filter.state) IS NULL OR a.outcome = \(filter.state))
                AND (\(filter.since) IS NULL OR a.started_at >= \(filter.since))
                AND (\(filter.until) IS NULL OR a.started_at < \(filter.until))
@@ -103,7 +109,8 @@ extension Connection {
              WHERE (\(filter.endpoint) IS NULL OR d.endpoint_id = \(filter.endpoint))
                AND (\(filter.eventType) IS NULL OR d.event_type = \(filter.eventType))
                AND (\(filter.customerID) IS NULL OR d.customer_id = \(filter.customerID))
-               AND (\(filter.eventID) IS NULL OR d.event_id = \(filter.eventID))
+               AND (\(filter.event?.id) IS NULL OR d.event_id = \(filter.event?.id))
+               AND (\(filter.event?.createdAt) IS NULL OR d.created_at = \(filter.event?.createdAt))
                AND (\(filter.since) IS NULL OR d.dead_at >= \(filter.since))
                AND (\(filter.until) IS NULL OR d.dead_at < \(filter.until))
              ORDER BY d.dead_at DESC, d.event_id DESC LIMIT \(filter.limit)
@@ -113,11 +120,13 @@ extension Connection {
     /// One dead letter by the columns of `outbox.dead_letters`.
     package mutating func deadLetter(_ pair: Pair) throws -> Listing {
         let found = try listing(
-            "SELECT d.* FROM outbox.dead_letters d WHERE d.event_id = \(pair.event) AND d.endpoint_id = \(pair.endpoint)"
-        )
+            """
+            SELECT d.* FROM outbox.dead_letters d
+             WHERE d.event_id = \(pair.event.id) AND d.created_at = \(pair.event.createdAt) AND d.endpoint_id = \(pair.endpoint)
+            """)
         guard !found.rows.isEmpty else {
             throw OperationRefusal(
-                .notFound, "event \(pair.event) is not among that endpoint's dead letters",
+                .notFound, "event \(pair.event.id) is not among that endpoint's dead letters",
                 hint: "See: outboxctl dead list")
         }
         return found
@@ -139,16 +148,16 @@ extension Connection {
         let attempts = try listing(
             """
             SELECT a.* FROM outbox.attempts a
-             WHERE a.event_id IN (SELECT id FROM outbox.event WHERE transaction_id = \(transaction)) ORDER BY a.event_id, a.started_at
+             WHERE (a.event_id, a.created_at) IN (SELECT id, created_at FROM outbox.event WHERE transaction_id = \(transaction)) ORDER BY a.event_id, a.started_at
             """)
         let document = try query(
             """
             SELECT json_build_object('transaction_id', \(transaction), 'events', json_agg(x ORDER BY x.id))::text FROM (
-                SELECT e.id, outbox.webhook_id(e.id) AS webhook_id, e.created_at, e.customer_id, e.type, e.change_type, e.identity,
+                SELECT e.id, outbox.webhook_id(e.id, e.created_at) AS webhook_id, e.created_at, e.customer_id, e.type, e.change_type, e.identity,
                        coalesce((SELECT json_agg(d) FROM (
                            SELECT d.*, coalesce((SELECT json_agg(a ORDER BY a.started_at) FROM outbox.attempts a
-                                        WHERE a.event_id = d.event_id AND a.endpoint_id = d.endpoint_id), '[]') AS attempts_made
-                             FROM outbox.deliveries d WHERE d.event_id = e.id) d), '[]') AS deliveries
+                                        WHERE a.event_id = d.event_id AND a.created_at = d.created_at AND a.endpoint_id = d.endpoint_id), '[]') AS attempts_made
+                             FROM outbox.deliveries d WHERE d.event_id = e.id AND d.created_at = e.created_at) d), '[]') AS deliveries
                   FROM outbox.event e WHERE e.transaction_id = \(transaction)) x
             """
         ).first { row throws(PostgresError) in try row[0] as String }
@@ -178,18 +187,62 @@ extension Connection {
         try listing("SELECT * FROM outbox.problems")
     }
 
-    /// Reads an event's number as people write it: the number, or the `webhook-id` of this installation.
-    package mutating func eventID(_ text: String) throws -> EventID {
-        if let number = Int64(text), number > 0 { return EventID(rawValue: number) }
-        let parts = text.split(separator: "_", omittingEmptySubsequences: false)
-        guard parts.count == 3, parts[0] == "evt", let number = Int64(parts[2]), number > 0 else {
+    /// Reads an event as people write it: its number, or its `webhook-id` of this installation.
+    package mutating func eventReference(_ text: String) throws -> EventReference {
+        guard let reference = EventReference(text) else {
             throw OperationRefusal(
                 .invalid, "\"\(text.prefix(64))\" is not an event id",
-                hint: "Expected a number such as 42, or evt_<instance>_42")
+                hint: "Expected a number such as 42, or evt_<instance>_<time>_42")
         }
-        guard try instance() == String(parts[1]) else {
+        if let instance = reference.instance, try self.instance() != instance {
             throw OperationRefusal(.notFound, "event \(text.prefix(64)) belongs to another installation")
         }
-        return EventID(rawValue: number)
+        return reference
+    }
+
+    /// Looks an event up as people write it. One whose row is gone is still known by what waits or is parked for it.
+    package mutating func eventKey(_ text: String) throws -> EventKey {
+        let reference = try eventReference(text)
+        let known = try query(
+            """
+            SELECT created_at FROM outbox.event WHERE id = \(reference.id)
+            UNION SELECT event_at FROM outbox.delivery WHERE event_id = \(reference.id)
+            UNION SELECT event_at FROM outbox.dead_letter WHERE event_id = \(reference.id)
+            ORDER BY 1 DESC
+            """
+        ).map { row throws(PostgresError) in EventKey(id: reference.id, createdAt: try row[0]) }
+        if let createdAt = reference.createdAt, let key = known.first(where: { $0.createdAt == createdAt }) { return key }
+        guard reference.createdAt == nil, let key = known.first else {
+            throw OperationRefusal(.notFound, "event \(text.prefix(64)) not found", hint: "See: outboxctl event list")
+        }
+        if known.count > 1 {
+            let instance = try instance()
+            throw OperationRefusal(
+                .conflict, "\(known.count) events have the number \(reference.id)",
+                hint: "Name one by its webhook-id: \(known.map { $0.webhookID(instance: instance) }.joined(separator: ", "))")
+        }
+        return key
+    }
+}
+
+/// An event as people write it: `42`, or `evt_<instance>_<time>_42`, which says which one of that number.
+package struct EventReference: Sendable {
+    package let id: EventID
+    package let createdAt: Timestamp?
+    let instance: String?
+
+    /// Nil for what is neither.
+    init?(_ text: String) {
+        if let number = Int64(text), number > 0 {
+            (id, createdAt, instance) = (EventID(rawValue: number), nil, nil)
+            return
+        }
+        let parts = text.split(separator: "_", omittingEmptySubsequences: false)
+        guard parts.count == 4, parts[0] == "evt", parts[2].utf8.count == 11, let time = Int64(parts[2], radix: 32),
+            let number = Int64(parts[3]), number > 0
+        else { return nil }
+        (id, createdAt, instance) = (
+            EventID(rawValue: number), Timestamp(microseconds: time), String(parts[1])
+        )
     }
 }

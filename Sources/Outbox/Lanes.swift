@@ -4,7 +4,7 @@ package import Postgres
 /// and when the next one will be due.
 package struct LaneClaim: Sendable {
     package let now: Timestamp
-    package let generation: Int64
+    package let generation: Generation
     package let lanes: [ClaimedLane]
     package let nextDueAt: Timestamp?
 }
@@ -21,22 +21,39 @@ package struct ClaimedLane: Sendable {
     package let isRested: Bool
     /// When its endpoint answered again: what was tried before is due.
     package let recoveredAt: Timestamp?
-    /// Nothing in it is due before.
-    package let floor: Timestamp
+    package let floor: LaneFloor
+}
+
+/// Nothing in a lane is due before: on the server that said so. One that was put in its place after a failover or a restore may have
+/// rows again that were delivered before, and must be asked anew.
+package struct LaneFloor: Sendable, Equatable {
+    package let dueAt: Timestamp
+    /// When that server was started, by its clock.
+    let server: Timestamp
+
+    package init(dueAt: Timestamp, server: Timestamp) {
+        self.dueAt = dueAt
+        self.server = server
+    }
+
+    /// Of somebody who knows nothing of the lane.
+    package static let none = LaneFloor(dueAt: .distantPast, server: .distantPast)
+
+    /// The time in a statement.
+    var bound: SQL { "CASE WHEN pg_postmaster_start_time() = \(server) THEN \(dueAt) ELSE '-infinity'::timestamptz END" }
 }
 
 /// The answer to a look at lanes that are held: the database's clock and endpoint generation, and when the earliest delivery
 /// of each is due; none for a lane with nothing in it.
 package struct LaneLook: Sendable {
     package let now: Timestamp
-    package let generation: Int64
+    package let generation: Generation
     package let due: [EndpointID: Timestamp]
 }
 
 /// A delivery that waits in a lane and is due.
 package struct WaitingDelivery: Sendable {
-    package let eventID: EventID
-    package let eventAt: Timestamp
+    package let event: EventKey
     package let dueAt: Timestamp
     package let attempts: Int
     package let crashes: Int
@@ -44,7 +61,7 @@ package struct WaitingDelivery: Sendable {
     /// Others of its ordering key wait for it.
     package let isOrdered: Bool
     /// Nil only when the event's row is gone, which retention never lets happen.
-    package let event: Event?
+    package let content: Event?
 }
 
 /// Where a lane's reader has got to; rows before it are in flight or were moved.
@@ -59,8 +76,8 @@ package struct LaneCursor: Sendable, Equatable {
 
     /// Before everything that is due at that time or later. Beginning there, and not at the head of the index, passes by
     /// the dead entries of what was delivered, which stay for as long as somebody holds a snapshot.
-    package static func start(_ floor: Timestamp) -> LaneCursor {
-        LaneCursor(dueAt: floor, event: EventID(rawValue: 0))
+    package static func start(_ floor: LaneFloor) -> LaneCursor {
+        LaneCursor(dueAt: floor.dueAt, event: EventID(rawValue: 0))
     }
 }
 
@@ -75,7 +92,7 @@ extension Connection {
             """
             WITH due AS MATERIALIZED (
                 SELECT l.endpoint_id FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
-                 WHERE l.due_at <= clock_timestamp() AND l.lease_until < clock_timestamp()
+                 WHERE outbox.is_home() AND l.due_at <= clock_timestamp() AND l.lease_until < clock_timestamp()
                    AND l.held_until <= clock_timestamp()
                    AND NOT (l.paused_from <= clock_timestamp() AND l.paused_until > clock_timestamp())
                    AND n.disabled_at IS NULL AND n.deleted_at IS NULL AND l.endpoint_id <> ALL (\(excluded))
@@ -86,25 +103,25 @@ extension Connection {
                        lease_until = clock_timestamp() + \(duration)
                   FROM due WHERE l.endpoint_id = due.endpoint_id
                 RETURNING l.endpoint_id, l.claims, l.opens, l.recovered_at, l.due_at, l.held_until)
-            SELECT clock_timestamp(), g.id,
+            SELECT clock_timestamp(), g.mark,
                    (SELECT min(greatest(l.due_at, l.held_until, CASE WHEN l.paused_from <= clock_timestamp() THEN l.paused_until END,
                                         l.lease_until))
                       FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
                      WHERE l.due_at < 'infinity' AND n.disabled_at IS NULL AND n.deleted_at IS NULL
                        AND l.endpoint_id <> ALL (\(excluded)) AND l.endpoint_id NOT IN (SELECT endpoint_id FROM claimed)),
                    c.endpoint_id, c.claims, c.opens > 0, c.recovered_at, c.due_at,
-                   c.opens = 0 AND c.held_until > clock_timestamp() - interval '10 s'
-              FROM (SELECT id FROM outbox.generation ORDER BY id DESC LIMIT 1) g LEFT JOIN claimed c ON true
+                   c.opens = 0 AND c.held_until > clock_timestamp() - interval '10 s', pg_postmaster_start_time()
+              FROM (SELECT mark FROM outbox.generation ORDER BY id DESC LIMIT 1) g LEFT JOIN claimed c ON true
             """)
         let head =
             try rows.first { row throws(PostgresError) in
-                (try row[0] as Timestamp, try row[1] as Int64, try row[2] as Timestamp?)
-            } ?? (.distantPast, 0, nil)
+                (try row[0] as Timestamp, try row[1] as Generation, try row[2] as Timestamp?)
+            } ?? (.distantPast, .unknown, nil)
         let lanes = try rows.map { row throws(PostgresError) -> ClaimedLane? in
             guard let endpoint = try row[3] as EndpointID? else { return nil }
             return ClaimedLane(
                 endpoint: endpoint, lease: lease, claims: try row[4], isFailing: try row[5], isRested: try row[8],
-                recoveredAt: try row[6], floor: try row[7])
+                recoveredAt: try row[6], floor: LaneFloor(dueAt: try row[7], server: try row[9]))
         }
         return LaneClaim(now: head.0, generation: head.1, lanes: lanes.compactMap { $0 }, nextDueAt: head.2)
     }
@@ -132,7 +149,7 @@ extension Connection {
         // due has an index of its own, so that a million rows that were not cost nothing.
         let waiting: SQL = """
             SELECT * FROM outbox.delivery
-             WHERE endpoint_id = \(endpoint) AND due_at <= statement_timestamp() AND due_at < 'infinity'
+             WHERE outbox.is_home() AND endpoint_id = \(endpoint) AND due_at <= statement_timestamp() AND due_at < 'infinity'
                AND (due_at, event_id) > (\(cursor.dueAt), \(cursor.event))
              ORDER BY due_at, event_id LIMIT 200
             """
@@ -141,7 +158,7 @@ extension Connection {
                 """
                 SELECT * FROM ((\(waiting)) UNION ALL (
                     SELECT * FROM outbox.delivery
-                     WHERE endpoint_id = \(endpoint) AND due_at > statement_timestamp() AND due_at < 'infinity'
+                     WHERE outbox.is_home() AND endpoint_id = \(endpoint) AND due_at > statement_timestamp() AND due_at < 'infinity'
                        AND last_at IS NOT NULL AND last_at < \(recoveredAt)
                        AND (due_at, event_id) > (\(cursor.dueAt), \(cursor.event))
                      ORDER BY due_at, event_id LIMIT 200)) both_parts
@@ -162,9 +179,9 @@ extension Connection {
             """
         ).map { row throws(PostgresError) in
             WaitingDelivery(
-                eventID: try row[0], eventAt: try row[1], dueAt: try row[2], attempts: try row[3], crashes: try row[4],
+                event: EventKey(id: try row[0], createdAt: try row[1]), dueAt: try row[2], attempts: try row[3], crashes: try row[4],
                 trigger: Trigger(rawValue: try row[5]) ?? .retry, isOrdered: try row[6],
-                event: try row[7] ? try Event(row: row, from: 8) : nil)
+                content: try row[7] ? try Event(row: row, from: 8) : nil)
         }
     }
 
@@ -181,7 +198,7 @@ extension Connection {
                 """
                 UPDATE outbox.delivery
                    SET attempts = attempts + 1, crashes = crashes + 1, due_at = clock_timestamp() + \(delay), trigger = 'retry'
-                 WHERE event_id = \(pair.event) AND endpoint_id = \(pair.endpoint) AND due_at < 'infinity'
+                 WHERE \(lookUp("delivery", pair)) AND due_at < 'infinity'
                 """
             ).affected == 1
         }
@@ -191,10 +208,11 @@ extension Connection {
     /// before the lock, and is counted, or after it, and lowers the due time. No wake-up is lost between the two.
     ///
     /// - Parameter floor: nothing in it is due before.
-    package mutating func releaseLane(_ endpoint: EndpointID, lease: LeaseID, floor: Timestamp) throws -> Bool {
+    package mutating func releaseLane(_ endpoint: EndpointID, lease: LeaseID, floor: LaneFloor) throws -> Bool {
         try transaction { connection in
             // A clock that was set back meanwhile may have put something before the floor.
-            let earliest = connection.earliest(in: endpoint, from: floor + .seconds(-60))
+            let earliest = connection.earliest(
+                in: endpoint, from: LaneFloor(dueAt: floor.dueAt + .seconds(-60), server: floor.server))
             guard try connection.lockLane(endpoint, lease: lease) else { return false }
             try connection.query(
                 """
@@ -212,9 +230,9 @@ extension Connection {
     }
 
     /// When the earliest delivery of a lane is due.
-    private func earliest(in endpoint: EndpointID, from floor: Timestamp) -> SQL {
+    private func earliest(in endpoint: EndpointID, from floor: LaneFloor) -> SQL {
         """
-        coalesce((SELECT d.due_at FROM outbox.delivery d WHERE d.endpoint_id = \(endpoint) AND d.due_at >= \(floor)
+        coalesce((SELECT d.due_at FROM outbox.delivery d WHERE d.endpoint_id = \(endpoint) AND d.due_at >= \(floor.bound)
                       AND d.due_at < 'infinity' ORDER BY d.due_at LIMIT 1), 'infinity')
         """
     }
@@ -224,31 +242,34 @@ extension Connection {
     ///
     /// - Parameter floor: the one that was known before.
     package mutating func laneFloor(
-        of endpoint: EndpointID, lease: LeaseID, from floor: Timestamp
-    ) throws -> Timestamp? {
+        of endpoint: EndpointID, lease: LeaseID, from floor: LaneFloor
+    ) throws -> LaneFloor? {
         try transaction { connection in
             guard try connection.lockLane(endpoint, lease: lease) else { return nil }
             return try connection.query(
-                "SELECT least(clock_timestamp(), \(connection.earliest(in: endpoint, from: floor)))"
-            ).first { row throws(PostgresError) in try row[0] }
+                """
+                SELECT least(clock_timestamp(), \(connection.earliest(in: endpoint, from: floor))), pg_postmaster_start_time()
+                """
+            ).first { row throws(PostgresError) in LaneFloor(dueAt: try row[0], server: try row[1]) }
         }
     }
 
     /// When something is due in lanes that are held, and what a worker has to know before it sends it.
-    package mutating func earliestDue(in lanes: [EndpointID: Timestamp]) throws -> LaneLook {
+    package mutating func earliestDue(in lanes: [EndpointID: LaneFloor]) throws -> LaneLook {
         let rows = try query(
             """
-            SELECT clock_timestamp(), g.id, l.endpoint_id, d.due_at
-              FROM (SELECT id FROM outbox.generation ORDER BY id DESC LIMIT 1) g
-              LEFT JOIN (unnest(\(Array(lanes.keys)), \(Array(lanes.values))) AS l(endpoint_id, floor)
+            SELECT clock_timestamp(), g.mark, l.endpoint_id, d.due_at
+              FROM (SELECT mark FROM outbox.generation ORDER BY id DESC LIMIT 1) g
+              LEFT JOIN (unnest(\(Array(lanes.keys)), \(lanes.values.map(\.dueAt)), \(lanes.values.map(\.server))) AS l(endpoint_id, floor, server)
                          CROSS JOIN LATERAL (
                              SELECT d.due_at FROM outbox.delivery d
-                              WHERE d.endpoint_id = l.endpoint_id AND d.due_at >= l.floor AND d.due_at < 'infinity'
+                              WHERE d.endpoint_id = l.endpoint_id AND d.due_at < 'infinity'
+                                AND d.due_at >= CASE WHEN pg_postmaster_start_time() = l.server THEN l.floor ELSE '-infinity'::timestamptz END
                               ORDER BY d.due_at LIMIT 1) d) ON true
             """)
         let head =
-            try rows.first { row throws(PostgresError) in (try row[0] as Timestamp, try row[1] as Int64) }
-            ?? (.distantPast, 0)
+            try rows.first { row throws(PostgresError) in (try row[0] as Timestamp, try row[1] as Generation) }
+            ?? (.distantPast, .unknown)
         let due = try rows.map { row throws(PostgresError) -> (EndpointID, Timestamp)? in
             guard let endpoint = try row[2] as EndpointID? else { return nil }
             return (endpoint, try row[3])

@@ -37,6 +37,7 @@ package enum Migrator {
         case newer(found: Int)
         case drifted([String])
         case busy
+        case foreignSchema
 
         package var description: String {
             switch self {
@@ -48,6 +49,9 @@ package enum Migrator {
             case .drifted(let names):
                 "applied migrations differ from this binary's: \(names.joined(separator: ", ")); "
                     + "use the binary that applied them, or restore the files"
+            case .foreignSchema:
+                "the schema \"outbox\" belongs to a role that this one is no member of, who could put anything into it; "
+                    + "migrate as its owner, or have it renamed"
             case .busy: "another migration is running; try again when it is done"
             }
         }
@@ -94,22 +98,10 @@ package enum Migrator {
         do {
             return try connection.transaction { connection in
                 try connection.query("SELECT set_config('lock_timeout', \("\(lockTimeout.milliseconds)ms"), true)")
-                try connection.query("SELECT pg_advisory_xact_lock(7231, 3)", within: lockTimeout + .seconds(5))
+                try lock(&connection, within: lockTimeout + .seconds(5))
                 let status = try status(&connection)
                 if status.version > expectedVersion { throw Refusal.newer(found: status.version) }
                 if !status.drifted.isEmpty { throw Refusal.drifted(status.drifted.map(\.name)) }
-                if status.version == 0 {
-                    try connection.script(
-                        """
-                        CREATE SCHEMA IF NOT EXISTS outbox;
-                        CREATE TABLE outbox.migration (
-                            version    int PRIMARY KEY,
-                            name       text NOT NULL,
-                            checksum   text NOT NULL,
-                            applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
-                        );
-                        """)
-                }
                 for migration in status.pending {
                     try connection.query(
                         """
@@ -123,6 +115,35 @@ package enum Migrator {
         } catch let error as PostgresError where error.sqlState == "55P03" {
             throw Refusal.busy
         }
+    }
+
+    /// Has the migrations to itself until the transaction ends. Only who may change the schema can hold it up: not an advisory lock,
+    /// which anybody could take. Of two who make it, the second waits until the first has committed, and begins again.
+    private static func lock(_ connection: inout Connection, within limit: Duration) throws {
+        try connection.script("SAVEPOINT schema", within: limit)
+        do throws(PostgresError) {
+            try connection.script(
+                """
+                CREATE SCHEMA IF NOT EXISTS outbox;
+                CREATE TABLE IF NOT EXISTS outbox.migration (
+                    version    int PRIMARY KEY,
+                    name       text NOT NULL,
+                    checksum   text NOT NULL,
+                    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+                );
+                """, within: limit)
+        } catch {
+            // Made at this moment by somebody else.
+            guard error.sqlState == "23505" else { throw error }
+            try connection.script("ROLLBACK TO schema")
+        }
+        let isOurs = try connection.query(
+            """
+            SELECT pg_has_role(current_user, nspowner, 'MEMBER') FROM pg_namespace WHERE nspname = 'outbox'
+            """
+        ).first { row throws(PostgresError) in try row[0] as Bool }
+        guard isOurs == true else { throw Refusal.foreignSchema }
+        try connection.script("LOCK TABLE outbox.migration IN EXCLUSIVE MODE", within: limit)
     }
 
     private static func checksum(_ migration: Migration) -> String {

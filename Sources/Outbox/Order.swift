@@ -35,9 +35,9 @@ extension Connection {
             """
             SELECT FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
              WHERE l.endpoint_id = \(pair.endpoint) AND l.lease_until > clock_timestamp()
-               AND (EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = \(pair.event) AND d.endpoint_id = l.endpoint_id
+               AND (EXISTS (SELECT FROM outbox.delivery d WHERE \(lookUp("d", pair))
                                AND (d.due_at <= clock_timestamp() OR d.crashes > 0))
-                    OR EXISTS (SELECT FROM outbox.dead_letter x WHERE x.event_id = \(pair.event) AND x.endpoint_id = l.endpoint_id
+                    OR EXISTS (SELECT FROM outbox.dead_letter x WHERE \(lookUp("x", pair))
                                   AND x.reason = 'cancelled' AND x.dead_at > clock_timestamp() - n.timeout))
             """
         ).count == 1
@@ -74,7 +74,7 @@ extension Connection {
                        due_at = CASE WHEN d.due_at < 'infinity' THEN d.due_at
                                      ELSE greatest(clock_timestamp(), (SELECT e.deliver_at FROM outbox.event e
                                                                         WHERE e.id = d.event_id AND e.created_at = d.event_at)) END
-                 WHERE (d.event_id, d.endpoint_id) IN (SELECT w.event_id, w.endpoint_id FROM outbox.delivery w
+                 WHERE (d.event_id, d.endpoint_id, d.event_at) IN (SELECT w.event_id, w.endpoint_id, w.event_at FROM outbox.delivery w
                                                         WHERE w.endpoint_id = \(id) AND w.ordering_key IS NOT NULL LIMIT 2000)
                 """
             ).affected

@@ -87,7 +87,6 @@ package enum DeadReason: String, Sendable {
 /// One pair's news for the recorder: the request that was made, if one was, and what is to become of the pair.
 package struct Outcome: Sendable {
     package var pair: Pair
-    package var eventAt: Timestamp
     package var holder: Holder
     /// True when somebody else may hold the lease by now, or held it before: then a success also clears what they left.
     package var mayBeShared: Bool
@@ -103,11 +102,10 @@ package struct Outcome: Sendable {
     package var isOrdered = false
 
     package init(
-        pair: Pair, eventAt: Timestamp, holder: Holder, mayBeShared: Bool, attempt: Attempt?, attempts: Int,
+        pair: Pair, holder: Holder, mayBeShared: Bool, attempt: Attempt?, attempts: Int,
         resolution: Resolution, note: (errorClass: String, error: String)? = nil
     ) {
         self.pair = pair
-        self.eventAt = eventAt
         self.holder = holder
         self.mayBeShared = mayBeShared
         self.attempt = attempt

@@ -8,7 +8,7 @@ package struct RecordGroup: Sendable {
     package var finishedBatches: [BatchID: LeaseID] = [:]
     package var effects: [EndpointID: EndpointEffect] = [:]
     /// The events of every batch that has outcomes here, to put right what was written under a lost lease.
-    package var events: [LeaseID: [EventID]] = [:]
+    package var events: [LeaseID: [EventKey]] = [:]
 
     package init() {}
 }
@@ -16,6 +16,8 @@ package struct RecordGroup: Sendable {
 /// What a group commit found: holders whose lease was gone, so that none of their state was written.
 package struct RecordReceipt: Sendable {
     package var lost: Set<Holder> = []
+    /// Events that were sent and are not in this database: so many were found here for the first time.
+    package var ghosts = 0
 
     package init() {}
 }
@@ -42,17 +44,22 @@ extension Connection {
             }
 
             try connection.append(group.outcomes, worker: worker)
+            // Whose row is missing may be somebody whom this database has never seen.
+            var strangers: [EventKey] = []
             let cleared = group.outcomes.filter { outcome in
                 guard case .delivered = outcome.resolution else { return false }
                 if case .lane = outcome.holder { return true }
                 return outcome.mayBeShared
             }
-            try connection.clear(cleared.filter { !lost.contains($0.holder) })
-            try connection.clear(cleared.filter { lost.contains($0.holder) }, afterLoss: true)
-            try connection.wait(owned, dueLanes: dueLanes)
+            strangers += try connection.clear(cleared.filter { !lost.contains($0.holder) })
+            strangers += try connection.clear(cleared.filter { lost.contains($0.holder) }, afterLoss: true)
+            strangers += try connection.wait(owned, dueLanes: dueLanes)
             try connection.bury(owned)
             receipt.lost.formUnion(try connection.finish(group.finishedBatches))
             try connection.heal(receipt.lost, events: group.events)
+            strangers += group.outcomes.filter { receipt.lost.contains($0.holder) }.map(\.pair.event)
+            for holder in receipt.lost { strangers += group.events[holder.lease] ?? [] }
+            receipt.ghosts = try connection.noteGhosts(among: strangers, worker: worker)
             try connection.apply(group.effects)
             return receipt
         }
@@ -143,28 +150,31 @@ extension Connection {
     /// Success is monotone: it removes what waits and what was parked, whoever put it there.
     ///
     /// - Parameter afterLoss: the lease is gone, and its new holder may be sending the same at this moment.
-    private mutating func clear(_ delivered: [Outcome], afterLoss: Bool = false) throws {
-        if delivered.isEmpty { return }
-        let events = delivered.map(\.pair.event)
-        let endpoints = delivered.map(\.pair.endpoint)
+    /// - Returns: the events of lanes that did not wait there.
+    private mutating func clear(_ delivered: [Outcome], afterLoss: Bool = false) throws -> [EventKey] {
+        if delivered.isEmpty { return [] }
+        let pairs = pairRows(delivered.map(\.pair))
         let waiting = try query(
             """
-            DELETE FROM outbox.delivery d USING unnest(\(events), \(endpoints)) AS p(event_id, endpoint_id)
+            DELETE FROM outbox.delivery d USING unnest(\(pairs)) AS p(event_id, event_at, endpoint_id)
              WHERE \(lookUp("d", by: "p"))
             RETURNING d.endpoint_id, d.ordering_key
             """)
         let parked = try query(
             """
-            DELETE FROM outbox.dead_letter d USING unnest(\(events), \(endpoints)) AS p(event_id, endpoint_id)
+            DELETE FROM outbox.dead_letter d USING unnest(\(pairs)) AS p(event_id, event_at, endpoint_id)
              WHERE \(lookUp("d", by: "p"))
             RETURNING d.endpoint_id, d.ordering_key
             """)
         try advance(waiting, afterLoss: afterLoss)
         try advance(parked, afterLoss: afterLoss)
+        let fromLanes = delivered.filter { if case .lane = $0.holder { true } else { false } }
+        return waiting.count + parked.count < fromLanes.count ? fromLanes.map(\.pair.event) : []
     }
 
     /// - Parameter dueLanes: no delivery is due before these are.
-    private mutating func wait(_ outcomes: [Outcome], dueLanes: Set<EndpointID>) throws {
+    /// - Returns: the events of lanes that did not wait there.
+    private mutating func wait(_ outcomes: [Outcome], dueLanes: Set<EndpointID>) throws -> [EventKey] {
         var entering: [(Outcome, Duration, Trigger)] = []
         var moving: [(Outcome, Duration, Trigger)] = []
         for outcome in outcomes {
@@ -196,34 +206,34 @@ extension Connection {
                                              last_error_class, last_error)
                 SELECT w.event_id, w.endpoint_id, w.event_at, clock_timestamp() + w.delay, w.attempts, w.trigger, w.last_at, w.status,
                        w.error_class, w.error
-                  FROM unnest(\(entering.map(\.0.pair.event)), \(entering.map(\.0.pair.endpoint)), \(entering.map(\.0.eventAt)),
-                              \(entering.map(\.1)), \(entering.map { Int32(clamping: $0.0.attempts) }), \(entering.map(\.2.rawValue)),
+                  FROM unnest(\(pairRows(entering.map(\.0.pair))), \(entering.map(\.1)), \(entering.map { Int32(clamping: $0.0.attempts) }), \(entering.map(\.2.rawValue)),
                               \(entering.map { $0.0.attempt?.startedAt }), \(entering.map { $0.0.attempt?.status.map { Int32($0) } }),
                               \(entering.map(\.0.errorClass)), \(entering.map(\.0.error)), \(entering.map(\.0.mayBeShared)))
-                       AS w(event_id, endpoint_id, event_at, delay, attempts, trigger, last_at, status, error_class, error, shared)
+                       AS w(event_id, event_at, endpoint_id, delay, attempts, trigger, last_at, status, error_class, error, shared)
                  WHERE NOT (w.shared AND (
-                           EXISTS (SELECT FROM outbox.attempt a WHERE a.event_id = w.event_id AND a.endpoint_id = w.endpoint_id
-                                      AND a.outcome = 'success' AND a.trigger NOT IN ('test', 'evaluate'))
-                        OR EXISTS (SELECT FROM outbox.dead_letter x WHERE x.event_id = w.event_id AND x.endpoint_id = w.endpoint_id)))
-                ON CONFLICT (event_id, endpoint_id) DO NOTHING
+                           EXISTS (SELECT FROM outbox.attempt a WHERE a.event_id = w.event_id AND a.event_at = w.event_at
+                                      AND a.endpoint_id = w.endpoint_id AND a.outcome = 'success' AND a.trigger NOT IN ('test', 'evaluate'))
+                        OR EXISTS (SELECT FROM outbox.dead_letter x
+                                    WHERE x.event_id = w.event_id AND x.event_at = w.event_at AND x.endpoint_id = w.endpoint_id)))
+                ON CONFLICT (event_id, endpoint_id, event_at) DO NOTHING
                 """)
         }
-        if !moving.isEmpty {
-            try query(
+        if moving.isEmpty { return [] }
+        let moved = try query(
                 """
                 UPDATE outbox.delivery d
                    -- Behind others of its key it has no due time, also when an operator has put it there just now.
                    SET due_at = CASE WHEN d.due_at = 'infinity' THEN d.due_at ELSE clock_timestamp() + w.delay END, attempts = w.attempts, crashes = w.crashes, trigger = w.trigger,
                        last_at = coalesce(w.last_at, d.last_at), last_status = w.status, last_error_class = w.error_class,
                        last_error = w.error
-                  FROM unnest(\(moving.map(\.0.pair.event)), \(moving.map(\.0.pair.endpoint)), \(moving.map(\.1)),
+                  FROM unnest(\(pairRows(moving.map(\.0.pair))), \(moving.map(\.1)),
                               \(moving.map { Int32(clamping: $0.0.attempts) }), \(moving.map(\.2.rawValue)),
                               \(moving.map { $0.0.attempt?.startedAt }), \(moving.map { $0.0.attempt?.status.map { Int32($0) } }),
                               \(moving.map(\.0.errorClass)), \(moving.map(\.0.error)), \(moving.map { Int32(clamping: $0.0.crashes) }))
-                       AS w(event_id, endpoint_id, delay, attempts, trigger, last_at, status, error_class, error, crashes)
+                       AS w(event_id, event_at, endpoint_id, delay, attempts, trigger, last_at, status, error_class, error, crashes)
                  WHERE \(lookUp("d", by: "w"))
-                """)
-        }
+                """).affected
+        return moved < moving.count ? moving.map(\.0.pair.event) : []
     }
 
     /// One statement deletes the waiting row and, where it deleted one or the pair comes straight from a batch, parks it.
@@ -236,26 +246,26 @@ extension Connection {
         let parked = try query(
             """
             WITH parked AS (
-                SELECT * FROM unnest(\(dead.map(\.0.pair.event)), \(dead.map(\.0.pair.endpoint)), \(dead.map(\.0.eventAt)),
-                              \(dead.map(\.1.rawValue)), \(dead.map { Int32(clamping: $0.0.attempts) }),
+                SELECT * FROM unnest(\(pairRows(dead.map(\.0.pair))), \(dead.map(\.1.rawValue)), \(dead.map { Int32(clamping: $0.0.attempts) }),
                               \(dead.map { $0.0.attempt?.status.map { Int32($0) } }), \(dead.map(\.0.errorClass)), \(dead.map(\.0.error)),
                               \(dead.map { fingerprint($0.0, $0.1) }), \(dead.map { if case .batch = $0.0.holder { true } else { false } }))
-                       AS p(event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint, from_batch)),
+                       AS p(event_id, event_at, endpoint_id, reason, attempts, status, error_class, error, fingerprint, from_batch)),
             gone AS (
                 DELETE FROM outbox.delivery d USING parked p
                  WHERE \(lookUp("d", by: "p")) AND NOT p.from_batch
-                RETURNING d.event_id, d.endpoint_id, d.ordering_key, d.pass)
+                RETURNING d.event_id, d.event_at, d.endpoint_id, d.ordering_key, d.pass)
             INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint,
                                             ordering_key, pass)
             SELECT p.event_id, p.endpoint_id, p.event_at, p.reason, p.attempts, p.status, p.error_class, p.error, p.fingerprint,
                    g.ordering_key, coalesce(g.pass, 0)
-              FROM parked p LEFT JOIN gone g ON g.event_id = p.event_id AND g.endpoint_id = p.endpoint_id
+              FROM parked p LEFT JOIN gone g ON g.event_id = p.event_id AND g.event_at = p.event_at AND g.endpoint_id = p.endpoint_id
              WHERE CASE WHEN p.from_batch
-                        THEN NOT EXISTS (SELECT FROM outbox.attempt a WHERE a.event_id = p.event_id AND a.endpoint_id = p.endpoint_id
-                                            AND a.outcome = 'success' AND a.trigger NOT IN ('test', 'evaluate'))
-                             AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = p.event_id AND d.endpoint_id = p.endpoint_id)
+                        THEN NOT EXISTS (SELECT FROM outbox.attempt a WHERE a.event_id = p.event_id AND a.event_at = p.event_at
+                                            AND a.endpoint_id = p.endpoint_id AND a.outcome = 'success' AND a.trigger NOT IN ('test', 'evaluate'))
+                             AND NOT EXISTS (SELECT FROM outbox.delivery d
+                                              WHERE d.event_id = p.event_id AND d.event_at = p.event_at AND d.endpoint_id = p.endpoint_id)
                         ELSE g.event_id IS NOT NULL END
-            ON CONFLICT (event_id, endpoint_id) DO NOTHING
+            ON CONFLICT (event_id, endpoint_id, event_at) DO NOTHING
             RETURNING endpoint_id, ordering_key
             """)
         try advance(parked, afterLoss: false)
@@ -275,9 +285,9 @@ extension Connection {
 
     /// A lost lease on a batch means that its new holder may have moved pairs into a lane that we had delivered. Our
     /// recorded successes clear them; a replay that an operator asked for stays. Successes of a lane clear as they come.
-    private mutating func heal(_ lost: Set<Holder>, events: [LeaseID: [EventID]]) throws {
+    private mutating func heal(_ lost: Set<Holder>, events: [LeaseID: [EventKey]]) throws {
         for holder in lost {
-            guard case .batch(_, let lease) = holder, let events = events[lease] else { continue }
+            guard case .batch(_, let lease) = holder, let events = events[lease]?.map(\.id) else { continue }
             try query(
                 """
                 DELETE FROM outbox.delivery d USING outbox.attempt a

@@ -24,24 +24,39 @@ extension Connection {
         }
     }
 
-    /// Says that this session's worker is about to sleep, so that the next producer notifies. False when a producer has
-    /// uncommitted events, or another worker already sleeps: then poll.
-    package mutating func beginSleep() throws -> Bool {
-        try query("SELECT pg_try_advisory_lock(7231, 2)").first { row throws(PostgresError) in try row[0] } ?? false
+    /// Says that a worker sleeps for so long, so that producers notify it. It is seen at once, whatever becomes of this transaction.
+    /// False where they would not: a transaction that has notified could not be prepared.
+    package mutating func sleep(for duration: Duration) throws -> Bool {
+        try query(
+            """
+            SELECT CASE WHEN current_setting('max_prepared_transactions') = '0'
+                        THEN setval('outbox.asleep_until', (date_part('epoch', clock_timestamp() + \(duration)) + 1)::bigint) END
+                   IS NOT NULL
+            """
+        ).first { row throws(PostgresError) in try row[0] } ?? false
     }
 
-    /// Says that this session's worker is awake.
-    package mutating func endSleep() throws {
-        try query("SELECT pg_advisory_unlock(7231, 2)")
-    }
+    /// Says that a worker is awake. Another one that sleeps still looks every poll interval.
+    package mutating func wake() throws { try query("SELECT setval('outbox.asleep_until', 1)") }
 
-    /// Puts the stream of a database that was restored from another cluster onto this one's transaction ids; returns how
-    /// many events became batches. One transaction, in which no producer publishes; its time follows the events kept.
+    /// Makes a copy of a database a home: what is new in it is delivered from here. In another cluster the stream goes over to that
+    /// one's transaction ids. Returns how many events became batches. One transaction, in which no producer publishes; its time
+    /// follows the events kept.
     ///
-    /// Throws a `PostgresError` whose SQLSTATE is `OB012` when the database was not restored.
-    package mutating func rebase(batchSize: Int = 500) throws -> Int {
-        try query("SELECT requeued FROM outbox.rebase(\(Int32(batchSize)))", within: .seconds(3600))
-            .first { row throws(PostgresError) in try row[0] } ?? 0
+    /// Throws a `PostgresError` whose SQLSTATE is `OB012` when the database is no copy that can be told from its original, and
+    /// neither of the two is asked for.
+    ///
+    /// - Parameters:
+    ///   - isNewInstance: the installation gets a name of its own, and its webhook-ids are other ones than the original's.
+    ///   - disablesEndpoints: nothing is sent until somebody enables an endpoint.
+    package mutating func rebase(
+        batchSize: Int = 500, isNewInstance: Bool = false, disablesEndpoints: Bool = false
+    ) throws -> Int {
+        try query(
+            "SELECT requeued FROM outbox.rebase(\(Int32(batchSize)), \(isNewInstance), \(disablesEndpoints))",
+            within: .seconds(3600)
+        )
+        .first { row throws(PostgresError) in try row[0] } ?? 0
     }
 
     /// Removes cuts and generations that nothing reads any more; the newest thousand stay for whoever investigates.

@@ -2,19 +2,21 @@ import FoundationEssentials
 package import Postgres
 
 extension Connection {
-    /// An event by its number; nil when it does not exist (any more).
-    package mutating func readEvent(_ id: EventID) throws -> Event {
-        let found = try query("SELECT \(raw: Event.columns) FROM outbox.event e WHERE e.id = \(id)")
+    /// An event.
+    package mutating func readEvent(_ key: EventKey) throws -> Event {
+        let found = try query(
+            "SELECT \(raw: Event.columns) FROM outbox.event e WHERE e.id = \(key.id) AND e.created_at = \(key.createdAt)"
+        )
             .first { row throws(PostgresError) in try Event(row: row, from: 0) }
         guard let found else {
-            throw OperationRefusal(.notFound, "event \(id) not found", hint: "See: outboxctl event list")
+            throw OperationRefusal(.notFound, "event \(key.id) not found", hint: "See: outboxctl event list")
         }
         return found
     }
 
-    /// The database's time, and the webhook-id of an event; of no event for a sample.
-    package mutating func trialContext(_ event: EventID) throws -> (now: Timestamp, webhookID: String) {
-        try query("SELECT clock_timestamp(), outbox.webhook_id(\(event))").first { row throws(PostgresError) in
+    /// The database's time, and the installation's part of a webhook-id.
+    package mutating func trialContext() throws -> (now: Timestamp, instance: String) {
+        try query("SELECT clock_timestamp(), instance FROM outbox.setting").first { row throws(PostgresError) in
             (try row[0], try row[1])
         } ?? (.distantPast, "")
     }

@@ -1,3 +1,5 @@
+package import Postgres
+
 /// How a worker's connections are set up, beside what every connection is.
 package enum WorkerSession {
     /// Every statement of a worker finds its rows by an index, a few hundred at a time. Statistics that are older than the
@@ -5,8 +7,24 @@ package enum WorkerSession {
     /// whole for every batch; so the plans that could only be that mistake are ruled out. Then one plan is as good as
     /// another, and is made once: to plan anew for every claim reads the ends of indexes, past all the dead rows that
     /// somebody's snapshot keeps there (2 ms of it for each delivery through a lane).
-    package static let setUp = """
-        SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; SET enable_hashjoin = off; \
-        SET enable_mergejoin = off; SET plan_cache_mode = force_generic_plan
-        """
+    package static let planning = SessionSetUp(settings: [
+        ("enable_seqscan", "off"), ("enable_bitmapscan", "off"), ("enable_sort", "off"), ("enable_hashjoin", "off"),
+        ("enable_mergejoin", "off"), ("plan_cache_mode", "force_generic_plan"),
+    ])
+
+    /// The same, on connections that lead to this installation, where it is at home. A name in a connection string may mean another
+    /// database tomorrow.
+    package static func setUp(instance: String) -> SessionSetUp {
+        var session = planning
+        session.check = { connection throws(PostgresError) in try connection.requireHome(instance: instance) }
+        return session
+    }
+}
+
+extension Connection {
+    /// Throws a `PostgresError` unless this database is at home: `OB010` in a copy, from which nothing may be sent, `OB013` in another
+    /// installation than the expected one.
+    package mutating func requireHome(instance: String?) throws(PostgresError) {
+        try query("SELECT outbox.require_home(\(instance))")
+    }
 }

@@ -17,15 +17,20 @@ public struct Connection: ~Copyable {
     private var prepared: [String: String] = [:]
     private var statementsMade = 0
     private var isInTransaction = false
+    private let session: SessionSetUp
+    /// True when somebody stands between us and the server who may give each transaction another server connection: then no
+    /// statement is prepared, and every transaction is set up anew.
+    public private(set) var isPooled = false
     /// True once the connection cannot be used any more.
     private(set) var isBroken = false
 
-    private init(owning handle: OpaquePointer) {
+    private init(owning handle: OpaquePointer, session: SessionSetUp) {
         unsafe self.handle = handle
+        self.session = session
     }
 
-    /// Connects, and prepares the session with one script that a transaction pooler tolerates.
-    static func open(_ target: ConnectionTarget, setUp: String) throws(PostgresError) -> Connection {
+    /// Connects and sets the session up.
+    static func open(_ target: ConnectionTarget, session: SessionSetUp) throws(PostgresError) -> Connection {
         let parameters = target.parameters
         let keys = CStringArray(parameters.map(\.key))
         let values = CStringArray(parameters.map(\.value))
@@ -35,7 +40,7 @@ public struct Connection: ~Copyable {
         guard let opened = unsafe opened else {
             throw PostgresError(.unreachable, step: .connect, message: "out of memory while connecting")
         }
-        var connection = unsafe Connection(owning: opened)
+        var connection = unsafe Connection(owning: opened, session: session)
         guard unsafe PQstatus(opened) == CONNECTION_OK else {
             let message = unsafe String(cString: PQerrorMessage(opened)).trimmed
             throw PostgresError(.unreachable, step: .connect, message: message)
@@ -44,8 +49,20 @@ public struct Connection: ~Copyable {
         guard unsafe PQsetnonblocking(opened, 1) == 0 else {
             throw PostgresError(.unreachable, step: .connect, message: "the connection refuses non-blocking mode")
         }
-        try connection.script(setUp)
+        try connection.begin()
         return connection
+    }
+
+    private mutating func begin() throws(PostgresError) {
+        // A pooler gives out process numbers of its own.
+        let deadline = ContinuousClock.now + Self.defaultDeadline
+        try check(unsafe PQsendQuery(handle, "SELECT pg_catalog.pg_backend_pid()"))
+        Self.sent.add(1, ordering: .relaxed)
+        let process = try collect(deadline: deadline, step: .statement)
+            .first { row throws(PostgresError) in try row[0] as String }
+        isPooled = process != "\(unsafe PQbackendPID(handle))"
+        if !isPooled { try script(session.forSession) }
+        try session.check(&self)
     }
 
     deinit {
@@ -79,6 +96,7 @@ public struct Connection: ~Copyable {
             throw PostgresError(.value, step: .statement, message: "a text value contains a NUL byte")
         }
         let text = sql.text
+        if isPooled { return try queryPooled(sql, text, deadline: deadline, asText: asText, mayCancel: mayCancel) }
         do throws(PostgresError) {
             let name = try prepare(sql, text, deadline: deadline)
             return try send(sql, prepared: name, deadline: deadline, asText: asText, mayCancel: mayCancel)
@@ -99,6 +117,7 @@ public struct Connection: ~Copyable {
 
     private mutating func script(_ text: String, within limit: Duration, mayCancel: Bool) throws(PostgresError) {
         let deadline = ContinuousClock.now + limit
+        let text = isPooled && !isInTransaction ? session.forTransaction + "; " + text : text
         try check(unsafe PQsendQuery(handle, text))
         Self.sent.add(1, ordering: .relaxed)
         _ = try collect(deadline: deadline, step: .statement, mayCancel: mayCancel)
@@ -110,9 +129,9 @@ public struct Connection: ~Copyable {
     /// back by the caller.
     public mutating func transaction<Value>(_ body: (inout Connection) throws -> Value) throws -> Value {
         precondition(!isInTransaction, "transactions do not nest")
-        try step(.begin, "BEGIN")
         isInTransaction = true
         defer { isInTransaction = false }
+        try step(.begin, isPooled ? session.begin : "BEGIN")
         let value: Value
         do {
             value = try body(&self)
@@ -185,10 +204,52 @@ public struct Connection: ~Copyable {
         return try collect(deadline: deadline, step: .statement, mayCancel: mayCancel)
     }
 
-    /// Sends what is pending and reads results until the server is ready again; keeps the last one.
-    private mutating func collect(
-        deadline: ContinuousClock.Instant, step: PostgresError.Step, mayCancel: Bool = true
+    /// One statement without a name: inside a transaction as it is, otherwise in one of its own with its settings, in one go.
+    private mutating func queryPooled(
+        _ sql: SQL, _ text: String, deadline: ContinuousClock.Instant, asText: Bool, mayCancel: Bool
     ) throws(PostgresError) -> Rows {
+        let isAlone = !isInTransaction
+        if isAlone {
+            try check(unsafe PQenterPipelineMode(handle))
+            try check(unsafe PQsendQueryParams(handle, SessionSetUp.begin, 0, nil, nil, nil, nil, 1))
+            try check(unsafe PQsendQueryParams(handle, session.forTransaction, 0, nil, nil, nil, nil, 1))
+        }
+        let values = Parameters(sql.binds)
+        let types = sql.binds.map(\.type)
+        let sent = unsafe types.withUnsafeBufferPointer { types in
+            unsafe values.withPointers { values, lengths, formats in
+                unsafe PQsendQueryParams(
+                    handle, text, Int32(types.count), types.baseAddress, values, lengths, formats, asText ? 0 : 1)
+            }
+        }
+        try check(sent)
+        Self.sent.add(1, ordering: .relaxed)
+        guard isAlone else { return try collect(deadline: deadline, step: .statement, mayCancel: mayCancel) }
+        try check(unsafe PQsendQueryParams(handle, "COMMIT", 0, nil, nil, nil, nil, 1))
+        try check(unsafe PQpipelineSync(handle))
+        do throws(PostgresError) {
+            let rows = try collect(deadline: deadline, step: .statement, mayCancel: mayCancel, keeping: 2)
+            try check(unsafe PQexitPipelineMode(handle))
+            return rows
+        } catch {
+            if !isBroken {
+                try check(unsafe PQexitPipelineMode(handle))
+                // The transaction is still there; an error in ending it means that the connection is lost.
+                isInTransaction = true
+                defer { isInTransaction = false }
+                do throws(PostgresError) { try step(.rollback, "ROLLBACK") } catch { isBroken = true }
+            }
+            throw error
+        }
+    }
+
+    /// Sends what is pending and reads results until the server is ready again; keeps the last one.
+    ///
+    /// - Parameter kept: in a pipeline, which statement's result to keep, counted from 0.
+    private mutating func collect(
+        deadline: ContinuousClock.Instant, step: PostgresError.Step, mayCancel: Bool = true, keeping kept: Int? = nil
+    ) throws(PostgresError) -> Rows {
+        var number = 0
         var last: OpaquePointer?
         var failure: PostgresError?
         var deadline = deadline
@@ -211,16 +272,28 @@ public struct Connection: ~Copyable {
                 }
                 continue
             }
-            guard let result = unsafe PQgetResult(handle) else { break }
+            guard let result = unsafe PQgetResult(handle) else {
+                if kept == nil { break }
+                // In a pipeline: the end of one statement's results.
+                if unsafe PQstatus(handle) != CONNECTION_OK { throw unsafe lost(clearing: unsafe last, after: failure) }
+                number += 1
+                continue
+            }
             let status = unsafe PQresultStatus(result)
+            if status == PGRES_PIPELINE_SYNC {
+                unsafe PQclear(result)
+                break
+            }
             if status == PGRES_FATAL_ERROR || status == PGRES_BAD_RESPONSE {
                 failure = unsafe failure ?? serverError(unsafe result, step: step, isCancelled: isCancelled)
                 unsafe PQclear(result)
                 // A connection that dies reports an error result without a code.
                 if unsafe PQstatus(handle) != CONNECTION_OK { throw unsafe lost(clearing: unsafe last, after: failure) }
-            } else {
+            } else if kept == nil || kept == number {
                 unsafe PQclear(last)
                 unsafe last = result
+            } else {
+                unsafe PQclear(result)
             }
         }
         if let failure {
@@ -283,16 +356,6 @@ public struct Connection: ~Copyable {
             if left <= 0 { return false }
         }
     }
-}
-
-extension Connection {
-    /// The session's settings: ISO times in UTC, no JIT (it adds 7 ms to a claim), and no transaction that a stopped
-    /// process holds open over its row locks for longer than 10 seconds.
-    static let sessionSetUp = """
-        SET datestyle = 'ISO'; SET timezone = 'UTC'; SET jit = off; SET client_min_messages = 'warning';
-        SET idle_in_transaction_session_timeout = '10s'; SET bytea_output = 'hex';
-        SET default_transaction_isolation = 'read committed'
-        """
 }
 
 extension String {

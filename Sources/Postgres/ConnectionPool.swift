@@ -15,14 +15,13 @@ public final class ConnectionPool: Sendable {
 
     /// Starts the threads; connects nothing yet.
     ///
-    /// - Parameter setUp: statements to run on every new connection, such as `LISTEN`.
-    public init(_ target: ConnectionTarget, size: Int, setUp: String = "") {
+    /// - Parameter session: how every new connection is set up.
+    public init(_ target: ConnectionTarget, size: Int, session: SessionSetUp = SessionSetUp()) {
         precondition(size > 0, "a pool needs a connection")
-        let script = setUp.isEmpty ? Connection.sessionSetUp : Connection.sessionSetUp + "; " + setUp
         threads = Mutex(
             (0..<size).map { [queue] _ in
                 Thread("pg " + (target.name.split(separator: "/").last ?? "")) {
-                    queue.work(target: target, setUp: script)
+                    queue.work(target: target, session: session)
                 }
             })
     }
@@ -105,10 +104,10 @@ private final class WorkQueue: Sendable {
     }
 
     /// Runs jobs until the queue is closed and empty.
-    func work(target: ConnectionTarget, setUp: String) {
+    func work(target: ConnectionTarget, session: SessionSetUp) {
         while let job = next() {
             let connection: Connection
-            do throws(PostgresError) { connection = try Connection.open(target, setUp: setUp) } catch {
+            do throws(PostgresError) { connection = try Connection.open(target, session: session) } catch {
                 job.fail(error)
                 continue
             }

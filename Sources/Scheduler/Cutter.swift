@@ -7,7 +7,8 @@ import ServiceLifecycle
 ///
 /// Polling is the contract: everything works when no notification ever arrives. The pause between two looks grows from
 /// 1 ms while events flow to the poll interval. Before a long pause the worker says that it sleeps, looks once more, and
-/// then waits for a producer's notification; see `outbox.wake_worker`.
+/// then a producer's notification ends the pause; see `outbox.wake_worker`. Only a transaction that had written before and
+/// commits after may be missed by it, and waits as long as this worker has slept, at most a poll interval.
 final class Cutter: Service {
     private let pool: ConnectionPool
     /// A connection that listens; nil behind a transaction pooler.
@@ -47,9 +48,9 @@ final class Cutter: Service {
                 return Self.betweenLooks
             case .events, .busy: isAhead = false
             }
-            if pause >= Self.sleepy, let listener, try await sleep(listener) {
+            if pause >= Self.sleepy, let listener, try await sleep(listener, from: pause) {
                 pause = Self.shortest
-                return nil
+                return .zero
             }
             defer { pause = min(pause * 2, configuration.pollInterval) }
             return pause
@@ -74,28 +75,33 @@ final class Cutter: Service {
         }
     }
 
-    /// Sleeps until a producer notifies; false when this worker may not, and has to poll.
-    private func sleep(_ listener: ConnectionPool) async throws -> Bool {
+    /// Sleeps until a producer notifies or a look finds something, and looks at growing intervals meanwhile. False when nobody would
+    /// notify, or at a stop: then poll.
+    private func sleep(_ listener: ConnectionPool, from shortest: Duration) async throws -> Bool {
         try await listener.run { [configuration, wakeup, claiming] connection in
-            guard try connection.beginSleep() else { return false }
-            // Awake again, whatever happens: with the lock left behind, every producer would notify for ever. When even
-            // this fails, the connection is lost, and the lock with it.
-            defer { do { try connection.endSleep() } catch { connection.abandon() } }
-            // Whoever inserted before we said so has committed by now, or we could not have said so. Look once more.
-            let last = try connection.cut(batchSize: configuration.batchSize, budget: configuration.cutBudget)
-            var wasWoken = false
-            if last == .events(0) {
-                let deadline = ContinuousClock.now + configuration.pollInterval * 10
-                // In short waits, so that a stop is noticed.
-                while !wasWoken, !wakeup.isStopped, .now < deadline {
-                    wasWoken = try connection.waitForNotification(
-                        upTo: min(.milliseconds(100), configuration.pollInterval))
+            if connection.isPooled { return false }
+            var pause = shortest
+            while !wakeup.isStopped {
+                guard try connection.sleep(for: pause) else { return false }
+                // What was inserted before that and is committed by now is seen by one more look.
+                switch try connection.cut(batchSize: configuration.batchSize, budget: configuration.cutBudget) {
+                case .events(0), .busy: break
+                case .events, .enough:
+                    claiming.signal()
+                    try connection.wake()
+                    return true
                 }
-            } else if last != .busy {
-                claiming.signal()
-                wasWoken = true
+                let deadline = ContinuousClock.now + pause
+                // In short waits, so that a stop is noticed.
+                while !wakeup.isStopped, .now < deadline {
+                    if try connection.waitForNotification(upTo: min(.milliseconds(100), deadline - .now)) {
+                        try connection.wake()
+                        return true
+                    }
+                }
+                pause = min(pause * 2, configuration.pollInterval)
             }
-            return wasWoken
+            return false
         }
     }
 }

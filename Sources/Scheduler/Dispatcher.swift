@@ -16,12 +16,15 @@ final class Dispatcher: Service {
 
     func run() async {
         var floor = BatchFloor.none
-        var floorReadAt: ContinuousClock.Instant?
+        var (floorReadAt, floorBeganAt): (ContinuousClock.Instant?, ContinuousClock.Instant) = (nil, .now)
         await wakeup.run(complaint: "cannot claim events; trying again", to: parts.logger) {
             guard parts.sender.hasRoomForSmall, parts.recorder.hasRoom else { return .milliseconds(50) }
             // With enough of one customer's flood in memory, others' few events still are claimed.
             let isSmall = !parts.sender.hasRoom
             if floorReadAt.map({ .now - $0 > .seconds(2) }) ?? true {
+                // Numbers and turns go back with a database that was put back: what it makes then lies before the floor. So
+                // that one is looked for from the beginning every now and then, whether or not anybody noticed.
+                if .now - floorBeganAt > parts.configuration.lease { (floor, floorBeganAt) = (.none, .now) }
                 floor = try await parts.pool.run { [floor] in try $0.batchFloor(from: floor) }
                 floorReadAt = .now
             }
@@ -74,8 +77,22 @@ final class Dispatcher: Service {
         _ batch: ClaimedBatch, to endpoints: EndpointDirectory.Snapshot, claimedAt: ContinuousClock.Instant
     ) async throws {
         // A former holder may have got somewhere: what it resolved or moved is not sent again.
-        let resolved =
-            batch.claims > 1 ? try await parts.pool.run { try $0.resolvedPairs(of: batch.events.map(\.id)) } : []
+        var resolved: Set<Pair> = []
+        if batch.claims > 1 {
+            let ghosts: Int
+            (resolved, ghosts) = try await parts.pool.run { [worker = parts.configuration.worker] connection in
+                let events = batch.events.map(\.key)
+                return (
+                    try connection.resolvedPairs(of: events),
+                    try connection.noteGhosts(numberedAs: events, worker: worker)
+                )
+            }
+            if ghosts > 0 {
+                parts.logger.error(
+                    "events were sent that the database does not have any more: a failover or a restore has lost them; see: outboxctl doctor",
+                    metadata: ["events": "\(ghosts)"])
+            }
+        }
         let now = parts.clock.now
         var pairs = 0
         var routed: Set<EndpointID> = []
@@ -87,7 +104,7 @@ final class Dispatcher: Service {
                     routed.insert(endpoint.id)
                     return
                 }
-                if resolved.isEmpty || !resolved.contains(Pair(event: event.id, endpoint: endpoint.id)) {
+                if resolved.isEmpty || !resolved.contains(Pair(event: event.key, endpoint: endpoint.id)) {
                     matching.append(endpoint)
                 }
             }
@@ -96,7 +113,7 @@ final class Dispatcher: Service {
         }
         parts.laneWakeups.deliveriesWait(in: routed)
         let lease = Lease(
-            .batch(batch.id, batch.lease), claims: batch.claims, events: batch.events.map(\.id), unresolved: pairs,
+            .batch(batch.id, batch.lease), claims: batch.claims, events: batch.events.map(\.key), unresolved: pairs,
             trustedUntil: claimedAt + parts.configuration.lease)
         if pairs == 0 { return parts.recorder.finish(lease) }
         parts.keeper.keep(lease)
@@ -110,8 +127,7 @@ final class Dispatcher: Service {
             for endpoint in matching {
                 if isDangerous || rest > .zero || endpoint.isConstrained(at: now) || !endpoint.isOpen(at: now) {
                     let outcome = Outcome(
-                        pair: Pair(event: event.id, endpoint: endpoint.id), eventAt: event.createdAt,
-                        holder: lease.holder, mayBeShared: lease.mayBeShared, attempt: nil, attempts: 0,
+                        pair: Pair(event: event.key, endpoint: endpoint.id), holder: lease.holder, mayBeShared: lease.mayBeShared, attempt: nil, attempts: 0,
                         resolution: .wait(max(rest, .zero), .first))
                     waiting.append(Recorder.Report(outcome: outcome, lease: lease))
                 } else {

@@ -7,12 +7,12 @@ import Synchronization
 final class EndpointDirectory: Sendable {
     /// One generation of the endpoints, read only.
     struct Snapshot: Sendable {
-        let generation: Int64
+        let generation: Generation
         let byID: [EndpointID: Endpoint]
         private let exact: [String: [Endpoint]]
         private let wildcard: [Endpoint]
 
-        init(generation: Int64, endpoints: [Endpoint]) {
+        init(generation: Generation, endpoints: [Endpoint]) {
             self.generation = generation
             byID = Dictionary(endpoints.map { ($0.id, $0) }, uniquingKeysWith: { first, _ in first })
             exact = Dictionary(grouping: endpoints.filter { $0.settings.eventType != "*" }, by: \.settings.eventType)
@@ -32,7 +32,7 @@ final class EndpointDirectory: Sendable {
     private let pool: ConnectionPool
     private let keyring: Keyring
     private let logger: Logger
-    private let snapshot = Mutex(Snapshot(generation: -1, endpoints: []))
+    private let snapshot = Mutex(Snapshot(generation: .unknown, endpoints: []))
 
     init(pool: ConnectionPool, keyring: Keyring, logger: Logger) {
         self.pool = pool
@@ -54,10 +54,17 @@ final class EndpointDirectory: Sendable {
         }
     }
 
-    /// The endpoints of at least that generation: read again when what is known is older.
-    func refreshed(to generation: Int64) async throws -> Snapshot {
+    /// The endpoints of that generation or a later one: read again when another is known. Which of two is the later one nobody can
+    /// tell by looking at them, and need not: whoever comes with another one than is known reads again.
+    func refreshed(to generation: Generation) async throws -> Snapshot {
         let known = current
-        if known.generation >= generation { return known }
+        if known.generation == generation { return known }
+        return try await read()
+    }
+
+    /// Reads the endpoints.
+    func read() async throws -> Snapshot {
+        let known = current
         let (found, endpoints) = try await pool.run { [keyring] in try $0.endpoints(keyring: keyring) }
         for endpoint in endpoints {
             if let defect = endpoint.defect, known.byID[endpoint.id]?.defect != defect {
@@ -67,9 +74,7 @@ final class EndpointDirectory: Sendable {
             }
         }
         let fresh = Snapshot(generation: found, endpoints: endpoints)
-        return snapshot.withLock { snapshot in
-            if fresh.generation > snapshot.generation { snapshot = fresh }
-            return snapshot
-        }
+        snapshot.withLock { $0 = fresh }
+        return fresh
     }
 }

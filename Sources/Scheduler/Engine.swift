@@ -21,35 +21,25 @@ package struct Engine: Sendable {
     /// Throws a `Migrator.Refusal` when the schema does not fit, and a `PostgresError` when the database does not answer.
     package init(_ configuration: EngineConfiguration, keyring: Keyring, logger: Logger) async throws {
         let target = configuration.database
+        let (instance, sockets) = try await Self.lookAround(configuration, logger)
+        // Every connection sees first of all that it leads to the installation that was looked at here.
+        let session = WorkerSession.setUp(instance: instance)
         let pool = ConnectionPool(
-            target.named("outbox/\(configuration.worker)"), size: configuration.connections,
-            setUp: WorkerSession.setUp)
-        let (instance, sockets): (String, [SocketAddress])
-        do {
-            (instance, sockets) = try await pool.run { connection in
-                try Migrator.check(&connection)
-                _ = try connection.keepHouse()
-                return (try connection.instance(), connection.serverSockets)
-            }
-        } catch {
-            await pool.close()
-            throw error
-        }
+            target.named("outbox/\(configuration.worker)"), size: configuration.connections, session: session)
         let recording = ConnectionPool(
-            target.named("outbox/\(configuration.worker)/record"), size: 1, setUp: WorkerSession.setUp)
+            target.named("outbox/\(configuration.worker)/record"), size: 1, session: session)
         let renewing = ConnectionPool(
-            target.named("outbox/\(configuration.worker)/renew"), size: 1, setUp: WorkerSession.setUp)
+            target.named("outbox/\(configuration.worker)/renew"), size: 1, session: session)
         let listener =
             configuration.listens
             ? ConnectionPool(
-                target.named("outbox/\(configuration.worker)/listen"), size: 1,
-                setUp: "LISTEN outbox; " + WorkerSession.setUp)
+                target.named("outbox/\(configuration.worker)/listen"), size: 1, session: session.listening)
             : nil
         let pools = Connections(pools: [pool, recording, renewing] + (listener.map { [$0] } ?? []))
 
         let clock = DatabaseClock()
         let directory = EndpointDirectory(pool: pool, keyring: keyring, logger: logger)
-        do { _ = try await directory.refreshed(to: 0) } catch {
+        do { _ = try await directory.read() } catch {
             await pools.close()
             throw error
         }
@@ -74,6 +64,27 @@ package struct Engine: Sendable {
         let janitor = Janitor(pool: pool, configuration: configuration, logger: logger)
         // Lanes stop after the sender has let go of their requests, and before the last outcomes are recorded.
         services = [pools, recorder, keeper, lanes, sender, cutter, dispatcher, janitor]
+    }
+
+    /// Sees that the database is one that this binary can work in, and a home; returns whose it is and where its server listens.
+    private static func lookAround(
+        _ configuration: EngineConfiguration, _ logger: Logger
+    ) async throws -> (instance: String, sockets: [SocketAddress]) {
+        let pool = ConnectionPool(
+            configuration.database.named("outbox/\(configuration.worker)"), size: 1, session: WorkerSession.planning)
+        do {
+            let found = try await pool.run { connection in
+                try Migrator.check(&connection)
+                try connection.requireHome(instance: configuration.instance)
+                _ = try connection.keepHouse()
+                return (try connection.instance(), connection.serverSockets)
+            }
+            await pool.close()
+            return found
+        } catch {
+            await pool.close()
+            throw error
+        }
     }
 }
 

@@ -9,6 +9,8 @@ package struct EngineConfiguration: Sendable {
     package var worker: String
     package var host: String
     package var pid: Int
+    /// Which installation the database must be; nil for whichever it is when the process starts.
+    package var instance: String?
     /// Which special addresses requests may go to.
     package var policy: AddressPolicy
     /// The proxy that requests leave through; nil for none.

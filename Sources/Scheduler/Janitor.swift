@@ -26,8 +26,14 @@ final class Janitor: Service {
             var nextHousekeeping = ContinuousClock.now + Self.housekeeping
             while !wakeup.isStopped && !Task.isCancelled {
                 do {
-                    try await pool.run { [configuration] in
+                    let timeline = try await pool.run { [configuration] in
                         try $0.heartbeat(worker: configuration.worker, host: configuration.host, pid: configuration.pid)
+                        return try $0.noteTimeline()
+                    }
+                    if let timeline {
+                        logger.warning(
+                            "the database is on a new timeline: a failover, or a recovery to a point in time",
+                            metadata: ["timeline": "\(timeline)"])
                     }
                     if .now >= nextHousekeeping {
                         // Set before, so that a failure is not repeated with every heartbeat.

@@ -114,7 +114,7 @@ final class LaneRunner: Service {
         await release(lane, lease, floor: work.floor)
     }
 
-    private func release(_ lane: ClaimedLane, _ lease: Lease, floor: Timestamp) async {
+    private func release(_ lane: ClaimedLane, _ lease: Lease, floor: LaneFloor) async {
         for _ in 0..<5 where !lease.isLost {
             do {
                 _ = try await parts.pool.run { try $0.releaseLane(lane.endpoint, lease: lane.lease, floor: floor) }

@@ -9,7 +9,7 @@ import Synchronization
 final class LaneWakeups: Sendable {
     private struct Sleeper {
         /// Nothing in the lane is due before.
-        let floor: Timestamp
+        let floor: LaneFloor
         let wakeup: Wakeup
         /// Nobody has looked at it yet.
         var isNew = true
@@ -54,7 +54,7 @@ final class LaneWakeups: Sendable {
 
     /// Takes note of a look at the lanes that sleep, or at those of them that nobody has looked at; returns each with the time
     /// before which nothing in it is due.
-    func look(onlyNew: Bool) -> [EndpointID: Timestamp] {
+    func look(onlyNew: Bool) -> [EndpointID: LaneFloor] {
         state.withLock { state in
             let seen = state.sleepers.filter { !onlyNew || $0.value.isNew }
             for lane in seen.keys { state.sleepers[lane]?.isNew = false }
@@ -72,7 +72,7 @@ final class LaneWakeups: Sendable {
     }
 
     /// Sleeps until something is due in the lane, the runner stops, or the time is up.
-    func sleep(in lane: EndpointID, from floor: Timestamp, upTo limit: Duration) async {
+    func sleep(in lane: EndpointID, from floor: LaneFloor, upTo limit: Duration) async {
         let wakeup = Wakeup()
         state.withLock { $0.sleepers[lane] = Sleeper(floor: floor, wakeup: wakeup) }
         // What was added before it slept is seen by the look that this asks for.

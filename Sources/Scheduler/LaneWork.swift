@@ -12,7 +12,7 @@ struct LaneWork {
 
     private var cursor: LaneCursor
     /// Nothing in the lane is due before.
-    private(set) var floor: Timestamp
+    private(set) var floor: LaneFloor
     /// When the cursor was last at the floor, and when the floor was last raised.
     private var beganAt = ContinuousClock.now
     private var raisedAt = ContinuousClock.now
@@ -107,7 +107,7 @@ struct LaneWork {
             try await beginAgain()
             return .notYet
         }
-        var page = found.filter { !inFlight.contains($0.eventID) }
+        var page = found.filter { !inFlight.contains($0.event) }
         if let ramp {
             page = Array(page.prefix(ramp))
             await lease.wait(untilUnresolvedAtMost: 0)
@@ -120,7 +120,7 @@ struct LaneWork {
                 return .notYet
             }
         }
-        if let last = page.last ?? found.last { cursor = LaneCursor(dueAt: last.dueAt, event: last.eventID) }
+        if let last = page.last ?? found.last { cursor = LaneCursor(dueAt: last.dueAt, event: last.event.id) }
         return page.isEmpty ? .notYet : .deliveries(page)
     }
 
@@ -174,7 +174,7 @@ struct LaneWork {
                 enqueue(sends)
                 sends = []
                 try await sendAlone(delivery)
-            } else if let event = delivery.event {
+            } else if let event = delivery.content {
                 sends.append(send(event, delivery, crashesBefore: nil))
             }
         }
@@ -182,15 +182,15 @@ struct LaneWork {
     }
 
     private func endOfTheLine(_ delivery: WaitingDelivery) -> DeadReason? {
-        if delivery.event == nil { return .eventMissing }
+        if delivery.content == nil { return .eventMissing }
         return delivery.crashes >= Self.mostCrashes ? .workerCrashed : nil
     }
 
     /// Sends one delivery while nothing else of the lane is in flight, with the crash written down beforehand.
     private func sendAlone(_ delivery: WaitingDelivery) async throws {
-        guard let event = delivery.event else { return }
+        guard let event = delivery.content else { return }
         await lease.wait(untilUnresolvedAtMost: 0)
-        let pair = Pair(event: delivery.eventID, endpoint: lane.endpoint)
+        let pair = Pair(event: delivery.event, endpoint: lane.endpoint)
         let schedule = endpoint?.retrySchedule ?? []
         let delay = RetryPolicy.delay(schedule, after: delivery.attempts + 1, jitter: 0.5) ?? parts.configuration.lease
         let isOurs = try await parts.pool.run { [lane] in
@@ -213,16 +213,15 @@ struct LaneWork {
             reason == .workerCrashed
             ? "its worker died in each of the last \(delivery.crashes) sends" : "the event's row is gone"
         var outcome = Outcome(
-            pair: Pair(event: delivery.eventID, endpoint: lane.endpoint), eventAt: delivery.eventAt,
-            holder: lease.holder, mayBeShared: lease.mayBeShared, attempt: nil, attempts: delivery.attempts,
+            pair: Pair(event: delivery.event, endpoint: lane.endpoint), holder: lease.holder, mayBeShared: lease.mayBeShared, attempt: nil, attempts: delivery.attempts,
             resolution: .dead(reason), note: (reason.rawValue, error))
         outcome.isOrdered = delivery.isOrdered
-        lease.add([delivery.eventID])
+        lease.add([delivery.event])
         parts.recorder.submit([Recorder.Report(outcome: outcome, lease: lease)])
     }
 
     private func enqueue(_ sends: [Send]) {
-        lease.add(sends.map(\.event.id))
+        lease.add(sends.map(\.event.key))
         parts.sender.enqueue(sends)
     }
 

@@ -13,7 +13,7 @@ final class Lease: Sendable {
     /// How often the batch or lane was claimed, this claim included.
     let claims: Int
     /// The events of a batch; none for a lane.
-    let events: [EventID]
+    let events: [EventKey]
     /// It is the lane of an endpoint that is failing: what goes out under it are probes.
     let isProbing: Bool
 
@@ -22,7 +22,7 @@ final class Lease: Sendable {
         var isLost = false
         var unresolved: Int
         var answers = 0
-        var inFlight: Set<EventID> = []
+        var inFlight: Set<EventKey> = []
         var waiter: (most: Int, number: Int, continuation: CheckedContinuation<Void, Never>)?
         var waits = 0
     }
@@ -30,7 +30,7 @@ final class Lease: Sendable {
     private let state: Mutex<State>
 
     init(
-        _ holder: Holder, claims: Int, events: [EventID] = [], unresolved: Int, isProbing: Bool = false,
+        _ holder: Holder, claims: Int, events: [EventKey] = [], unresolved: Int, isProbing: Bool = false,
         trustedUntil: ContinuousClock.Instant
     ) {
         self.holder = holder
@@ -70,10 +70,10 @@ final class Lease: Sendable {
     func noteAnswer() { state.withLock { $0.answers += 1 } }
 
     /// The deliveries of a lane that are being worked on under it.
-    var inFlight: Set<EventID> { state.withLock { $0.inFlight } }
+    var inFlight: Set<EventKey> { state.withLock { $0.inFlight } }
 
     /// More deliveries of the lane are being worked on under it.
-    func add(_ events: [EventID]) {
+    func add(_ events: [EventKey]) {
         state.withLock { state in
             state.unresolved += events.count
             state.inFlight.formUnion(events)
@@ -83,7 +83,7 @@ final class Lease: Sendable {
     /// Pairs were recorded, or given up unsent.
     ///
     /// - Parameter events: which, where it is a lane's.
-    func resolve(_ count: Int, events: [EventID] = []) {
+    func resolve(_ count: Int, events: [EventKey] = []) {
         let waiter = state.withLock { state -> CheckedContinuation<Void, Never>? in
             state.unresolved -= count
             state.inFlight.subtract(events)

@@ -111,7 +111,7 @@ final class Recorder: Service {
 
     private func record(_ reports: [Report], finished: [Lease]) async {
         var group = RecordGroup()
-        var leases: [ObjectIdentifier: (lease: Lease, count: Int, events: [EventID])] = [:]
+        var leases: [ObjectIdentifier: (lease: Lease, count: Int, events: [EventKey])] = [:]
         for lease in finished { leases[ObjectIdentifier(lease)] = (lease, 0, []) }
         for report in reports {
             group.outcomes.append(report.outcome)
@@ -142,6 +142,11 @@ final class Recorder: Service {
             }
             if case .batch(let id, _) = lease.holder, group.finishedBatches[id] != nil { keeper.forget(lease) }
             lease.resolve(count, events: events)
+        }
+        if receipt.ghosts > 0 {
+            logger.error(
+                "events were sent that the database does not have any more: a failover or a restore has lost them; see: outboxctl doctor",
+                metadata: ["events": "\(receipt.ghosts)"])
         }
         let hadRoom = inbox.withLock { inbox in
             defer { inbox.unrecorded -= reports.count }

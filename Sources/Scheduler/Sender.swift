@@ -28,7 +28,7 @@ final class Sender: Service {
     private let grace: Duration
     private let lease: Duration
     private let logger: Logger
-    private let webhookPrefix: String
+    private let instance: String
     private let state: Mutex<State>
     private let wakeup = Wakeup()
     /// Signalled when there may be room again.
@@ -38,7 +38,7 @@ final class Sender: Service {
         transport: Transport, recorder: Recorder, waking claiming: Wakeup, directory: EndpointDirectory,
         clock: DatabaseClock, instance: String, configuration: EngineConfiguration, logger: Logger
     ) {
-        webhookPrefix = "evt_\(instance)_"
+        self.instance = instance
         self.claiming = claiming
         self.transport = transport
         tokens = AccessTokens(transport: transport)
@@ -179,9 +179,8 @@ final class Sender: Service {
         let delivery: DeliveryRequest
         do throws(RequestRefusal) {
             delivery = try HTTPRequest.delivery(
-                of: send.event, to: endpoint, number: send.number, webhookID: "\(webhookPrefix)\(send.event.id)",
-                at: now,
-                token: token?.value)
+                of: send.event, to: endpoint, number: send.number,
+                webhookID: send.event.key.webhookID(instance: instance), at: now, token: token?.value)
         } catch {
             recorder.submit([
                 report(
@@ -280,7 +279,7 @@ final class Sender: Service {
             case .lane:
                 // Still in its lane; only a crash that was presumed has to be taken back.
                 guard let crashes = send.crashesBefore else {
-                    send.lease.resolve(1, events: [send.event.id])
+                    send.lease.resolve(1, events: [send.event.key])
                     continue
                 }
                 var report = report(
@@ -297,8 +296,7 @@ final class Sender: Service {
         note: (errorClass: String, error: String)?
     ) -> Recorder.Report {
         var outcome = Outcome(
-            pair: Pair(event: send.event.id, endpoint: send.endpoint), eventAt: send.event.createdAt,
-            holder: send.lease.holder, mayBeShared: send.lease.mayBeShared, attempt: attempt, attempts: attempts,
+            pair: Pair(event: send.event.key, endpoint: send.endpoint), holder: send.lease.holder, mayBeShared: send.lease.mayBeShared, attempt: attempt, attempts: attempts,
             resolution: resolution, note: note)
         outcome.isOrdered = send.isOrdered
         return Recorder.Report(outcome: outcome, lease: send.lease)

@@ -103,24 +103,36 @@ struct DatabaseCommand: AsyncParsableCommand {
 
     struct Rebase: AsyncParsableCommand {
         static let configuration = CommandConfiguration(
-            abstract: "Repair the stream of a database that was restored from a dump.",
+            abstract: "Make a copy of a database a home, from which events are delivered.",
             discussion: """
-                A dump keeps transaction ids that mean nothing in another cluster, so workers refuse to go on. Stop \
-                producers and workers first. What had not been dispatched when the dump was made is delivered; what had \
-                been is not repeated. One transaction; its time follows the number of events that are kept.
+                Nothing is sent from a restored dump, nor from a copy made with CREATE DATABASE ... TEMPLATE: the original does \
+                that already. To let it take the original's place, stop producers and workers and run this. What had not been \
+                dispatched when the copy was made is delivered; what had been is not repeated. One transaction; its time follows \
+                the number of events that are kept. For a copy that works beside its original, such as a staging system, give it \
+                an instance of its own and disable its endpoints first of all.
                 """)
         @OptionGroup var options: GlobalOptions
+        @Flag(name: .long, help: "Give the copy a name of its own: its webhook-ids are other ones than the original's.")
+        var newInstance = false
+        @Flag(name: .long, help: "Disable every endpoint: nothing is sent until somebody enables one.")
+        var disableEndpoints = false
 
         func run() async throws {
             do {
-                let requeued = try await Session.run(options) { try $0.rebase() }
+                let (requeued, instance) = try await Session.run(options) { [newInstance, disableEndpoints] connection in
+                    (
+                        try connection.rebase(isNewInstance: newInstance, disablesEndpoints: disableEndpoints),
+                        try connection.instance()
+                    )
+                }
                 options.format.fact(
-                    [("rebased", "true"), ("events_requeued", "\(requeued)")],
-                    text: "rebased; \(requeued) events that had not been dispatched will be")
+                    [("rebased", "true"), ("events_requeued", "\(requeued)"), ("instance", jsonString(instance))],
+                    text: "rebased as instance \(instance); \(requeued) events that had not been dispatched will be"
+                        + (newInstance ? ". Restart workers that are connected, and set OUTBOX_INSTANCE to it" : ""))
             } catch let error as PostgresError where error.sqlState == "OB012" {
                 options.format.fact(
                     [("rebased", "false"), ("events_requeued", "0")],
-                    text: "nothing to do: this database was not restored from another cluster")
+                    text: "nothing to do: this database is at home, and no copy that could be told from it")
             }
         }
     }

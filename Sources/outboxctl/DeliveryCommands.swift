@@ -133,12 +133,13 @@ extension AttemptCommand {
                 let pair = try pair.resolve(&connection)
                 let endpoint = try connection.endpoint(pair.endpoint, keyring: keyring)
                 if reveal { try connection.audit("attempt.curl.reveal", endpoint: pair.endpoint, reason: reason) }
-                let (now, webhookID) = try connection.trialContext(pair.event)
+                let (now, instance) = try connection.trialContext()
                 let event = try connection.readEvent(pair.event)
                 do {
                     return (
                         endpoint,
-                        try HTTPRequest.delivery(of: event, to: endpoint, number: 1, webhookID: webhookID, at: now)
+                        try HTTPRequest.delivery(of: event, to: endpoint, number: 1,
+                            webhookID: pair.event.webhookID(instance: instance), at: now)
                             .request
                     )
                 } catch { throw OperationRefusal(.invalid, "the request cannot be built: \(error)") }

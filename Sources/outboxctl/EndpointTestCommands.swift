@@ -32,15 +32,14 @@ private struct TrialRun {
         let allowed = try settings.policy()
         let prepared = try await Session.run(options) { connection in
             let endpoint = try connection.endpoint(try connection.endpointID(name), keyring: keyring)
-            let eventID = try trial.event.map { try connection.eventID($0) }
-            let (now, webhookID) = try connection.trialContext(eventID ?? EventID(rawValue: 0))
+            let (now, instance) = try connection.trialContext()
             let event =
-                try eventID.map { try connection.readEvent($0) }
+                try trial.event.map { try connection.readEvent(try connection.eventKey($0)) }
                 ?? Event.sample(
                     type: endpoint.settings.eventType == "*" ? "outbox.test" : endpoint.settings.eventType,
                     after: data ?? Event.sampleData, context: context, at: now)
             return (
-                endpoint: endpoint, event: event, now: now, webhookID: webhookID,
+                endpoint: endpoint, event: event, now: now, webhookID: event.key.webhookID(instance: instance),
                 policy: allowed.refusing(connection.serverSockets)
             )
         }
@@ -62,7 +61,7 @@ private struct TrialRun {
         attemptID =
             if let attempt = report.attempt {
                 try await Session.run(options) { [endpoint, event = prepared.event] connection in
-                    try connection.recordTrial(attempt, event: event.id, endpoint: endpoint.id).description
+                    try connection.recordTrial(attempt, event: event.key, endpoint: endpoint.id).description
                 }
             } else { nil }
     }

@@ -42,7 +42,7 @@ struct EventCommand: AsyncParsableCommand {
             event.deliverAt = deliverAt?.timestamp
             let (id, listing) = try await Session.run(options) { [event] connection in
                 let id = try connection.publish(event)
-                return (id, try connection.event(id))
+                return (id, try connection.event(try connection.eventKey("\(id)")))
             }
             if options.format == .table { print(id) } else { options.format.item(listing) }
         }
@@ -69,7 +69,7 @@ struct EventCommand: AsyncParsableCommand {
         @Argument(help: "Event number or webhook-id.") var event: String
 
         func run() async throws {
-            let listing = try await Session.run(options) { [event] in try $0.event(try $0.eventID(event)) }
+            let listing = try await Session.run(options) { [event] in try $0.event(try $0.eventKey(event)) }
             options.format.item(listing)
         }
     }

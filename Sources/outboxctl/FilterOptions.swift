@@ -31,7 +31,7 @@ struct FilterOptions: ParsableArguments {
         filter.changeType = changeType
         filter.customerID = customer
         filter.transactionID = transactionId?.id
-        filter.eventID = try eventId.map { try connection.eventID($0) }
+        filter.event = try eventId.map { try connection.eventReference($0) }
         if let state {
             guard states.contains(state) else {
                 throw OperationRefusal(
@@ -60,6 +60,6 @@ struct PairArguments: ParsableArguments {
             throw OperationRefusal(
                 .invalid, "a delivery is an event and an endpoint", hint: "Write it as: 42 billing, or 42:billing")
         }
-        return Pair(event: try connection.eventID(first), endpoint: try connection.endpointID(name))
+        return Pair(event: try connection.eventKey(first), endpoint: try connection.endpointID(name))
     }
 }

@@ -58,6 +58,7 @@ struct Run: AsyncParsableCommand {
                 var configuration = EngineConfiguration(
                     database: session.target, worker: worker, host: host, pid: Int(pid), policy: policy)
                 configuration.proxy = proxy
+                configuration.instance = settings["instance"]
                 configuration.lease = try lease?.duration ?? settings.duration("lease")
                 configuration.grace = try grace?.duration ?? settings.duration("grace")
                 configuration.pollInterval = try settings.duration("poll_interval")

@@ -43,12 +43,17 @@ struct Session: Sendable {
         _ options: GlobalOptions, checkingSchema: Bool = true,
         _ body: @escaping @Sendable (inout Connection) throws -> Value
     ) async throws -> Value {
-        let session = try await open(try Settings(options))
+        let settings = try Settings(options)
+        let session = try await open(settings)
         let pool = ConnectionPool(session.target, size: 1)
         let result: Result<Value, any Error>
         do {
             let value = try await pool.run { connection in
                 if checkingSchema { try Migrator.check(&connection) }
+                if checkingSchema, let expected = settings["instance"], try connection.instance() != expected {
+                    throw SettingRefusal(
+                        description: "OUTBOX_INSTANCE is not the instance of this database: this is another installation, or a copy of it")
+                }
                 return try body(&connection)
             }
             result = .success(value)

@@ -47,7 +47,7 @@ struct Settings {
 
     /// The keys of the configuration file; each is `OUTBOX_` and the upper-case key in the environment.
     static let keys: [(key: String, fallback: String?, isSecret: Bool)] = [
-        ("database_url", nil, true), ("databases", nil, true), ("secret_key_file", ".outbox/secret.key", false),
+        ("database_url", nil, true), ("databases", nil, true), ("instance", nil, false), ("secret_key_file", ".outbox/secret.key", false),
         ("allow_networks", nil, false), ("egress_proxy", nil, true), ("log_level", "info", false),
         ("log_format", "text", false),
         ("lease", "60s", false),

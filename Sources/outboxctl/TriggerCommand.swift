@@ -46,7 +46,7 @@ struct TriggerCommand: AsyncParsableCommand {
         event.customerID = customer
         let (id, listing) = try await Session.run(options) { [event] connection in
             let id = try connection.publish(event)
-            return (id, try connection.event(id))
+            return (id, try connection.event(try connection.eventKey("\(id)")))
         }
         if options.format == .table { print(id) } else { options.format.item(listing) }
     }

@@ -119,7 +119,7 @@ import Testing
         let database = try await TestCluster.database()
         try await database.publish()
         let other = try database.newPool()
-        try await other.run { try $0.script("BEGIN; SELECT pg_advisory_xact_lock(7231, 1)") }
+        try await other.run { try $0.script("BEGIN; SELECT outbox.cut(500, 5000)") }
         #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .busy)
         try await other.run { try $0.script("ROLLBACK") }
         #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(1))
@@ -336,23 +336,28 @@ import Testing
         #expect(try await database.number("SELECT max(id) FROM outbox.cut") == before)
     }
 
-    @Test func `a worker cannot fall asleep over an uncommitted event, and a sleeping one is woken by the commit`()
-        async throws
-    {
+    @Test func `a sleeping worker is woken by the commit of what was inserted meanwhile, and by nothing once it is awake`() async throws {
         let database = try await TestCluster.database()
-        let worker = try database.newPool(setUp: "LISTEN outbox")
+        let worker = try database.newPool(session: SessionSetUp(channel: "outbox"))
         let producer = try database.newPool()
-        try await producer.run { try $0.script("BEGIN; INSERT INTO outbox.event (type) VALUES ('a')") }
-        #expect(try await worker.run { try $0.beginSleep() } == false)
-        try await producer.run { try $0.script("COMMIT") }
-        #expect(try await worker.run { try $0.beginSleep() } == true)
+        // A transaction that is open for long keeps nobody awake, and nobody from being woken.
+        let slow = try database.newPool()
+        try await slow.run { try $0.script("BEGIN; INSERT INTO outbox.event (type) VALUES ('a')") }
+        #expect(try await worker.run { try $0.sleep(for: .seconds(3600)) })
         try await producer.run { try $0.script("INSERT INTO outbox.event (type) VALUES ('b')") }
         #expect(try await worker.run { try $0.waitForNotification(upTo: .seconds(30)) })
-        try await worker.run { try $0.endSleep() }
+        // What had written before the worker slept and commits after is for its next look.
+        try await slow.run { try $0.script("COMMIT") }
+        #expect(try await worker.run { try $0.waitForNotification(upTo: .milliseconds(50)) } == false)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(2))
+        try await worker.run { try $0.wake() }
         // Awake again: producers do not notify, so that their commits are not serialised.
         try await producer.run { try $0.script("INSERT INTO outbox.event (type) VALUES ('c')") }
         #expect(try await worker.run { try $0.waitForNotification(upTo: .milliseconds(50)) } == false)
-        await worker.close()
-        await producer.close()
+        // One that died in its sleep is forgotten when its time is over.
+        #expect(try await worker.run { try $0.sleep(for: .seconds(-5)) })
+        try await producer.run { try $0.script("INSERT INTO outbox.event (type) VALUES ('d')") }
+        #expect(try await worker.run { try $0.waitForNotification(upTo: .milliseconds(50)) } == false)
+        for pool in [worker, producer, slow] { await pool.close() }
     }
 }

@@ -22,7 +22,7 @@ import Testing
 
     /// Two events, from the stream through a lane to their end: one statement after the other as a worker sends them.
     private func deliver(
-        to endpoint: EndpointID, under lane: LeaseID, from floor: inout Timestamp, batches: BatchFloor,
+        to endpoint: EndpointID, under lane: LeaseID, from floor: inout LaneFloor, batches: BatchFloor,
         _ pool: ConnectionPool
     ) async throws {
         let from = floor
@@ -39,7 +39,7 @@ import Testing
                         isSuccess: true, status: 200)
                     let isSent = if case .delivered = resolution { true } else { false }
                     return Outcome(
-                        pair: Pair(event: event.id, endpoint: endpoint), eventAt: event.createdAt, holder: holder,
+                        pair: Pair(event: event.key, endpoint: endpoint), holder: holder,
                         mayBeShared: false, attempt: isSent ? attempt : nil, attempts: isSent ? 1 : 0,
                         resolution: resolution)
                 }
@@ -66,8 +66,8 @@ import Testing
         try await old.run {
             try $0.script("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM outbox.setting; SAVEPOINT held")
         }
-        let pool = try database.newPool(setUp: WorkerSession.setUp)
-        var floor = Timestamp.distantPast
+        let pool = try database.newPool(session: WorkerSession.planning)
+        var floor = LaneFloor.none
         var batches = BatchFloor.none
         func run(_ rounds: Int) async throws -> [String: Int] {
             let before = try await blocks(pool)

@@ -254,7 +254,7 @@ private struct Run {
     }
 
     private mutating func raise(_ event: Int64, of keeper: Int) async throws {
-        let pair = Pair(event: EventID(rawValue: event), endpoint: keepers[keeper].id)
+        let pair = try await database.pair(event, keepers[keeper].id)
         if Bool.random(using: &random) {
             _ = try await database.pool.run { try $0.replayDeadLetters(pair, reason: nil) }
         } else {

@@ -48,14 +48,14 @@ import Testing
             """
             ANALYZE;
             INSERT INTO outbox.event (type, after) SELECT 'test', '{"n":1}' FROM generate_series(1, 100000);
-            INSERT INTO outbox.attempt (event_id, endpoint_id, number, trigger, lease_id, worker, started_at, total_us, outcome, status)
-            SELECT id, '\(endpoint.id)', 1, 'first', '\(UniqueID.random())', 'w', clock_timestamp(), 1000, 'failure', 500 FROM outbox.event;
+            INSERT INTO outbox.attempt (event_id, event_at, endpoint_id, number, trigger, lease_id, worker, started_at, total_us, outcome, status)
+            SELECT id, created_at, '\(endpoint.id)', 1, 'first', '\(UniqueID.random())', 'w', clock_timestamp(), 1000, 'failure', 500 FROM outbox.event;
             INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger)
             SELECT id, '\(endpoint.id)', created_at, clock_timestamp(), 'retry' FROM outbox.event ORDER BY id LIMIT 20000;
             UPDATE outbox.lane SET due_at = clock_timestamp();
             \(isAnalyzed ? "ANALYZE" : "")
             """)
-        return (try database.newPool(setUp: WorkerSession.setUp), endpoint.id)
+        return (try database.newPool(session: WorkerSession.planning), endpoint.id)
     }
 
     @Test(arguments: [true, false])
@@ -81,7 +81,7 @@ import Testing
             var group = RecordGroup()
             group.outcomes = claimed.events.map { event in
                 Outcome(
-                    pair: Pair(event: event.id, endpoint: endpoint), eventAt: event.createdAt,
+                    pair: Pair(event: event.key, endpoint: endpoint),
                     holder: .batch(claimed.id, lease), mayBeShared: false,
                     attempt: Attempt(
                         number: 1, trigger: .first, startedAt: event.createdAt, total: .milliseconds(1),
@@ -97,7 +97,7 @@ import Testing
             }
             #expect(lanes.lanes.count == 1)
             let page = try await pool.run {
-                try $0.lanePage(of: endpoint, after: .start(.distantPast), recoveredAt: nil)
+                try $0.lanePage(of: endpoint, after: .start(.none), recoveredAt: nil)
             }
             #expect(page.count == 200)
             try await pool.execute("UPDATE outbox.lane SET lease_until = '-infinity'")
@@ -134,7 +134,7 @@ import Testing
         for _ in 0..<10 { try await database.publish(50) }
         _ = try await database.pool.run { try $0.cut(batchSize: 500, budget: 1000) }
         try await database.script("ANALYZE")
-        let pool = try database.newPool(setUp: WorkerSession.setUp)
+        let pool = try database.newPool(session: WorkerSession.planning)
         let late = try database.newPool()
         try await late.run { try $0.script("BEGIN; INSERT INTO outbox.event (type) VALUES ('late')") }
         // Committed first, in small transactions, and cut as they come; then the plans are made.

@@ -91,11 +91,11 @@ import Testing
         let database = try await TestCluster.database()
         try await database.script(
             """
-            CREATE TABLE orders (id int PRIMARY KEY, tenant text, total int);
-            CREATE TRIGGER emit AFTER INSERT OR UPDATE OR DELETE ON orders FOR EACH ROW EXECUTE FUNCTION outbox.emit('order', 'tenant');
-            CREATE TABLE plain (id int);
-            CREATE TRIGGER emit AFTER INSERT ON plain FOR EACH ROW EXECUTE FUNCTION outbox.emit();
-            INSERT INTO orders VALUES (1, 'acme', 5); UPDATE orders SET total = 6; DELETE FROM orders; INSERT INTO plain VALUES (9)
+            CREATE TABLE public.orders (id int PRIMARY KEY, tenant text, total int);
+            CREATE TRIGGER emit AFTER INSERT OR UPDATE OR DELETE ON public.orders FOR EACH ROW EXECUTE FUNCTION outbox.emit('order', 'tenant');
+            CREATE TABLE public.plain (id int);
+            CREATE TRIGGER emit AFTER INSERT ON public.plain FOR EACH ROW EXECUTE FUNCTION outbox.emit();
+            INSERT INTO public.orders VALUES (1, 'acme', 5); UPDATE public.orders SET total = 6; DELETE FROM public.orders; INSERT INTO public.plain VALUES (9)
             """)
         let rows = try await database.column(
             "SELECT concat_ws(' ', type, change_type, customer_id, before ->> 'total', after ->> 'total') FROM outbox.event ORDER BY id"

@@ -30,7 +30,7 @@ import Testing
         _ event: Event, _ endpoint: EndpointID, _ holder: Holder, _ resolution: Resolution, attempt: Attempt? = nil
     ) -> Outcome {
         Outcome(
-            pair: Pair(event: event.id, endpoint: endpoint), eventAt: event.createdAt, holder: holder,
+            pair: Pair(event: event.key, endpoint: endpoint), holder: holder,
             mayBeShared: false,
             attempt: attempt, attempts: 1, resolution: resolution)
     }

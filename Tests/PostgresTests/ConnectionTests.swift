@@ -89,26 +89,26 @@ import Testing
 
     @Test func `a transaction that fails says which step failed and leaves nothing behind`() async throws {
         let database = try await TestCluster.database(migrated: false)
-        try await database.script("CREATE TABLE t (n int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)")
+        try await database.script("CREATE TABLE public.t (n int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)")
         let error = await #expect(throws: PostgresError.self) {
             try await database.pool.run { connection in
                 try connection.transaction { connection in
-                    try connection.query("INSERT INTO t VALUES (1)")
-                    try connection.query("INSERT INTO t VALUES (1)")
+                    try connection.query("INSERT INTO public.t VALUES (1)")
+                    try connection.query("INSERT INTO public.t VALUES (1)")
                 }
             }
         }
         #expect(error?.step == .commit)
         #expect(error?.sqlState == "23505")
         #expect(error?.constraint == "t_pkey")
-        #expect(try await database.number("SELECT count(*) FROM t") == 0)
+        #expect(try await database.number("SELECT count(*) FROM public.t") == 0)
     }
 
     @Test func `an error never shows the values of the statement`() async throws {
         let database = try await TestCluster.database(migrated: false)
-        try await database.script("CREATE TABLE t (secret text UNIQUE)")
-        try await database.pool.execute("INSERT INTO t VALUES (\("canary-7d1"))")
-        for statement in ["INSERT INTO t VALUES (\("canary-7d1"))", "SELECT \("canary-7d1")::int"] as [SQL] {
+        try await database.script("CREATE TABLE public.t (secret text UNIQUE)")
+        try await database.pool.execute("INSERT INTO public.t VALUES (\("canary-7d1"))")
+        for statement in ["INSERT INTO public.t VALUES (\("canary-7d1"))", "SELECT \("canary-7d1")::int"] as [SQL] {
             let error = await #expect(throws: PostgresError.self) { try await database.pool.execute(statement) }
             #expect(error?.description.contains("canary") == false)
         }
@@ -147,7 +147,7 @@ import Testing
 
     @Test func `a notification ends the wait of a listening connection`() async throws {
         let database = try await TestCluster.database(migrated: false)
-        let pool = try database.newPool(setUp: "LISTEN outbox")
+        let pool = try database.newPool(session: SessionSetUp(channel: "outbox"))
         #expect(try await pool.run { try $0.waitForNotification(upTo: .milliseconds(20)) } == false)
         async let woken = pool.run { try $0.waitForNotification(upTo: .seconds(30)) }
         try await database.script("NOTIFY outbox")

@@ -64,7 +64,8 @@ import Testing
         let ledger = try Ledger()
         // All of a batch starts at once: what waits too long, on a busy machine, would go into the lane.
         try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 1000 }
-        let blocker = try database.newPool(setUp: "SET idle_in_transaction_session_timeout = 0")
+        let blocker = try database.newPool(
+            session: SessionSetUp(settings: [("idle_in_transaction_session_timeout", "0")]))
         try await TestWorker.run(database, configure: { $0.mostUnrecorded = 1000 }) {
             try await blocker.run { try $0.script("BEGIN; LOCK TABLE outbox.attempt IN SHARE MODE") }
             try await database.script("INSERT INTO outbox.event (type) SELECT 'test' FROM generate_series(1, 10000)")

@@ -382,11 +382,10 @@ import Transport
             try await database.endpoint("e", url: ledger.url)
             try await TestWorker.run(database, configure: { $0.listens = listens }) {
                 if listens {
-                    // Asleep means that it holds the lock exclusively.
                     #expect(
                         try await eventually {
                             try await database.number(
-                                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 7231 AND objid = 2 AND mode = 'ExclusiveLock' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+                                "SELECT (pg_sequence_last_value('outbox.asleep_until') > date_part('epoch', clock_timestamp()))::int"
                             ) == 1
                         })
                 }
@@ -472,9 +471,9 @@ import Transport
         }
         let id = try await database.endpoint("e", url: ledger.url).id
         try await TestWorker.run(database) {
-            let event = EventID(rawValue: try await database.publish()[0])
+            let pair = try await database.pair(try await database.publish()[0], id)
             #expect(await eventually { ledger.all.count == 2 })
-            try await database.pool.run { try $0.retryDelivery(Pair(event: event, endpoint: id), reason: nil) }
+            try await database.pool.run { try $0.retryDelivery(pair, reason: nil) }
             #expect(try await eventually { try await database.deliveries("delivered") == 1 })
         }
         #expect(ledger.all.count == 2)

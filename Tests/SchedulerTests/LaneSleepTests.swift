@@ -141,7 +141,7 @@ import Testing
             #expect(try await database.number("SELECT count(*) FROM outbox.lane WHERE lease_id IS NOT NULL") == 1)
             isWell.isSet = true
             // Nothing of it can be in flight, so that there is nothing to wait for.
-            let pair = Pair(event: EventID(rawValue: 1), endpoint: endpoint)
+            let pair = try await database.pair(1, endpoint)
             _ = try await database.pool.run { try $0.replayDeadLetters(pair, reason: nil) }
             let isThrough = try await eventually { try await database.deliveries("delivered") == 1 }
             #expect(isThrough)
@@ -157,7 +157,7 @@ import Testing
         let floor = try await database.pool.run { connection in
             try connection.query(
                 "UPDATE outbox.lane SET lease_id = \(lease), lease_until = 'infinity', due_at = '-infinity'")
-            return try #require(try connection.laneFloor(of: endpoint, lease: lease, from: .distantPast))
+            return try #require(try connection.laneFloor(of: endpoint, lease: lease, from: .none))
         }
         try await database.script(
             """

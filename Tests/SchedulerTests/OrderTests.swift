@@ -71,7 +71,7 @@ import Testing
             #expect(isBlocked)
             #expect(try await database.deliveries("dead") == 1)
             #expect(ledger.counts[3] == nil)
-            let second = Pair(event: EventID(rawValue: 3), endpoint: endpoint)
+            let second = try await database.pair(3, endpoint)
             let why = try await database.pool.run { try $0.explainDelivery(second) }
             #expect(why.first("reason") == "order")
             #expect(why.first("detail") == "behind 1:e, a dead letter, of ordering key a")
@@ -83,7 +83,7 @@ import Testing
             try await healthy(database)
 
             // Dropped: the next goes, and becomes a dead letter itself. Replayed: all the rest goes.
-            let first = Pair(event: EventID(rawValue: 1), endpoint: endpoint)
+            let first = try await database.pair(1, endpoint)
             try await database.pool.run { try $0.dropDeadLetter(first, reason: "test") }
             let isNext = await eventually { ledger.counts[3] == 1 }
             #expect(isNext)
@@ -128,9 +128,8 @@ import Testing
             let isSkipped = await eventually { ledger.counts[2] == 1 }
             #expect(isSkipped)
             isWell.isSet = true
-            let replayed = try await database.pool.run {
-                try $0.replayDeadLetters(Pair(event: EventID(rawValue: 1), endpoint: endpoint), reason: nil)
-            }
+            let first = try await database.pair(1, endpoint)
+            let replayed = try await database.pool.run { try $0.replayDeadLetters(first, reason: nil) }
             #expect(replayed == 1)
             // The one in flight ends first; then the replayed one, which is older than what still waits.
             isHeld.isSet = false
@@ -170,7 +169,7 @@ import Testing
             }
             #expect(hasFailed)
             try await change { $0.retrySchedule = [] }
-            let first = Pair(event: EventID(rawValue: 1), endpoint: endpoint)
+            let first = try await database.pair(1, endpoint)
             try await database.pool.run { try $0.retryDelivery(first, reason: nil) }
             let isDead = try await eventually { try await database.deliveries("dead") == 1 }
             #expect(isDead)
@@ -250,7 +249,10 @@ import Testing
                     let first =
                         try connection.query("SELECT min(event_id) FROM outbox.delivery")
                         .first { row throws(PostgresError) in try row[0] as EventID? } ?? nil
-                    return try first.map { try connection.explainDelivery(Pair(event: $0, endpoint: endpoint)) }
+                    return try first.map {
+                        try connection.explainDelivery(
+                            Pair(event: try connection.eventKey("\($0)"), endpoint: endpoint))
+                    }
                 }
                 #expect(held?.first("reason") ?? "order" == "order")
             }
@@ -338,13 +340,13 @@ import Testing
         let page = try await database.pool.run { connection in
             let claim = try connection.claimLanes(lease: lease, worker: "w", for: .seconds(60), excluding: [])
             #expect(claim.lanes.count == 1)
-            return try connection.lanePage(of: id, after: .start(.distantPast), recoveredAt: nil)
+            return try connection.lanePage(of: id, after: .start(.none), recoveredAt: nil)
         }
-        #expect(page.map(\.eventID.rawValue) == [1])
+        #expect(page.map(\.event.id.rawValue) == [1])
         let first = try #require(page.first)
         try await database.script("UPDATE outbox.lane SET lease_id = gen_random_uuid()")
         var outcome = Outcome(
-            pair: Pair(event: first.eventID, endpoint: id), eventAt: first.eventAt, holder: .lane(id, lease),
+            pair: Pair(event: first.event, endpoint: id), holder: .lane(id, lease),
             mayBeShared: true, attempt: nil, attempts: 1, resolution: .delivered)
         outcome.isOrdered = first.isOrdered
         var group = RecordGroup()

@@ -55,10 +55,15 @@ package enum TestCluster {
             }
         }
         let database = TestDatabase(connectionString: server + " dbname=\(name)")
-        // Clones would share the template's instance; real installations do not.
+        // A clone is a copy that sends nothing; this makes it an installation of its own.
         if migrated {
             try await database.pool.run {
-                try $0.script("UPDATE outbox.setting SET instance = left(replace(gen_random_uuid()::text, '-', ''), 8)")
+                try $0.script(
+                    """
+                    UPDATE outbox.setting
+                       SET instance = left(replace(gen_random_uuid()::text, '-', ''), 8), database = outbox.database_identifier();
+                    TRUNCATE outbox.timeline; INSERT INTO outbox.timeline DEFAULT VALUES
+                    """)
             }
         }
         return database
@@ -103,8 +108,8 @@ package final class TestDatabase: Sendable {
     }
 
     /// A pool of connections of one's own.
-    package func newPool(size: Int = 1, setUp: String = "") throws -> ConnectionPool {
-        ConnectionPool(try target, size: size, setUp: setUp)
+    package func newPool(size: Int = 1, session: SessionSetUp = SessionSetUp()) throws -> ConnectionPool {
+        ConnectionPool(try target, size: size, session: session)
     }
 
     /// Runs a statement and returns its first column as text.

@@ -125,6 +125,11 @@ extension TestDatabase {
         ) { row throws(PostgresError) in try row[0] }
     }
 
+    /// The delivery of the event with that number to the endpoint.
+    package func pair(_ event: Int64, _ endpoint: EndpointID) async throws -> Pair {
+        Pair(event: try await pool.run { try $0.eventKey("\(event)") }, endpoint: endpoint)
+    }
+
     /// How many deliveries are in a state.
     package func deliveries(_ state: String) async throws -> Int {
         try await number("SELECT count(*) FROM outbox.deliveries WHERE state = \(state)")

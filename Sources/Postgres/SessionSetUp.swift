@@ -1,0 +1,58 @@
+/// What a connection is set to before it is used.
+///
+/// A direct connection is set once. Behind a pooler in transaction mode the next transaction may run on another server connection,
+/// and what is set on this one is the next client's: there the settings are part of every transaction, and nothing else remains.
+public struct SessionSetUp: Sendable {
+    /// Settings beside those that every connection has, in order.
+    public var settings: [(name: String, value: String)]
+    /// A channel whose notifications are waited for; nobody is notified behind a pooler.
+    public var channel: String?
+    /// Asked of every new connection; one for which it throws is not used.
+    public var check: @Sendable (inout Connection) throws(PostgresError) -> Void = { _ throws(PostgresError) in }
+
+    /// A session with these settings.
+    public init(settings: [(name: String, value: String)] = [], channel: String? = nil) {
+        self.settings = settings
+        self.channel = channel
+    }
+
+    /// The same session, which also listens for producers.
+    public var listening: SessionSetUp {
+        var session = self
+        session.channel = "outbox"
+        return session
+    }
+
+    /// What every connection is set to: names mean PostgreSQL's own things, whatever the role's search_path; ISO times in UTC; no JIT
+    /// (it adds 7 ms to a claim); and no transaction that a stopped process holds open over its row locks for longer than 10 s.
+    private static let common = [
+        ("search_path", "pg_catalog, pg_temp"), ("datestyle", "ISO"), ("timezone", "UTC"), ("jit", "off"),
+        ("client_min_messages", "warning"), ("idle_in_transaction_session_timeout", "10s"), ("bytea_output", "hex"),
+        ("standard_conforming_strings", "on"),
+    ]
+
+    private var all: [(name: String, value: String)] { Self.common + settings }
+
+    /// For the session, as a script.
+    var forSession: String {
+        Self.select(all + [("default_transaction_isolation", "read committed")], isLocal: false)
+            + (channel.map { "; LISTEN \"\($0)\"" } ?? "")
+    }
+
+    /// For a transaction that has begun, as one statement.
+    var forTransaction: String { Self.select(all, isLocal: true) }
+
+    /// The beginning of a transaction, as a script: with commands only, because after a query its kind could not be changed.
+    var begin: String {
+        Self.begin + all.map { "; SET LOCAL \($0.name) = \(Self.isList($0.name) ? $0.value : "'\($0.value)'")" }.joined()
+    }
+
+    static let begin = "BEGIN ISOLATION LEVEL READ COMMITTED"
+
+    private static func isList(_ name: String) -> Bool { name == "search_path" }
+
+    private static func select(_ settings: [(name: String, value: String)], isLocal: Bool) -> String {
+        "SELECT "
+            + settings.map { "pg_catalog.set_config('\($0.name)', '\($0.value)', \(isLocal))" }.joined(separator: ", ")
+    }
+}
