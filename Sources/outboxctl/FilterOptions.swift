@@ -60,6 +60,7 @@ struct PairArguments: ParsableArguments {
             throw OperationRefusal(
                 .invalid, "a delivery is an event and an endpoint", hint: "Write it as: 42 billing, or 42:billing")
         }
-        return Pair(event: try connection.eventKey(first), endpoint: try connection.endpointID(name))
+        let endpoint = try connection.endpointID(name)
+        return Pair(event: try connection.eventKey(first), endpoint: endpoint)
     }
 }

@@ -131,7 +131,7 @@ import Testing
             (["event", "get", "999999"], 4, "999999"), (["event", "get", "x\ny"], 64, "event id"),
             (["event", "trace", "x"], 64, "transaction"),
             (["event", "trace", "9cc8c8d0-3d24-46f4-b63c-8c5d092b7205"], 4, "TransactionId"),
-            (["event", "get", "evt_other_1"], 4, "another installation"),
+            (["event", "get", "evt_other_1j169jbd5ov_1"], 4, "another installation"),
             (["endpoint", "get", "nobody"], 4, "nobody"),
             (["endpoint", "pause", "nobody", "--reason", "x"], 4, "nobody"),
             (["endpoint", "create", "e", "--url", "ftp://x/"], 64, "https://"),

@@ -385,7 +385,7 @@ import Transport
                     #expect(
                         try await eventually {
                             try await database.number(
-                                "SELECT (pg_sequence_last_value('outbox.asleep_until') > date_part('epoch', clock_timestamp()))::int"
+                                "SELECT (coalesce(pg_sequence_last_value('outbox.asleep_until'), 0) > date_part('epoch', clock_timestamp()))::int::bigint"
                             ) == 1
                         })
                 }
