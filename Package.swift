@@ -38,10 +38,11 @@ let package = Package(
     targets: [
         .systemLibrary(name: "CPostgres", pkgConfig: "libpq", providers: [.apt(["libpq-dev"])]),
         .systemLibrary(name: "CCurl", pkgConfig: "libcurl", providers: [.apt(["libcurl4-openssl-dev"])]),
+        .systemLibrary(name: "COpenSSL", pkgConfig: "openssl", providers: [.apt(["libssl-dev"])]),
         .systemLibrary(name: "CEpoll"),
         .target(name: "Threads", swiftSettings: wrapsC),
         .target(name: "Postgres", dependencies: ["CPostgres", "Threads"], swiftSettings: wrapsC),
-        .target(name: "Transport", dependencies: ["CCurl", "Threads", deque], swiftSettings: wrapsC),
+        .target(name: "Transport", dependencies: ["CCurl", "COpenSSL", "Threads", deque], swiftSettings: wrapsC),
         .target(name: "Templates", swiftSettings: common),
         .target(
             name: "OutboxSchema", path: "sql", exclude: ["schema.sql"],

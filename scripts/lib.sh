@@ -23,4 +23,4 @@ require_swift() {
     exit 69
 }
 
-build_packages=(libpq-dev libcurl4-openssl-dev libxml2 pkg-config postgresql)
+build_packages=(libpq-dev libcurl4-openssl-dev libssl-dev libxml2 pkg-config postgresql)

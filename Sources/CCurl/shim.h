@@ -31,6 +31,14 @@ static inline CURLcode curl_set_data_callback(CURL *handle, CURLoption option, c
 static inline CURLcode curl_set_open_socket_callback(CURL *handle, curl_opensocket_callback callback) {
     return curl_easy_setopt(handle, CURLOPT_OPENSOCKETFUNCTION, callback);
 }
+static inline CURLcode curl_set_close_socket_callback(CURL *handle, curl_closesocket_callback callback) {
+    return curl_easy_setopt(handle, CURLOPT_CLOSESOCKETFUNCTION, callback);
+}
+// The TLS session (SSL *) of the connection that the transfer has; none without TLS.
+static inline void *curl_tls_session(CURL *handle) {
+    struct curl_tlssessioninfo *info = NULL;
+    return curl_easy_getinfo(handle, CURLINFO_TLS_SSL_PTR, &info) == CURLE_OK && info ? info->internals : NULL;
+}
 typedef int (*curl_shim_prereq_callback)(void *, char *, char *, int, int);
 static inline CURLcode curl_set_prereq_callback(CURL *handle, curl_shim_prereq_callback callback) {
     return curl_easy_setopt(handle, CURLOPT_PREREQFUNCTION, callback);

@@ -22,8 +22,8 @@ struct Place {
         }
         let user = getpwnam("postgres") != nil ? "postgres" : "nobody"
         self.user = user
-        // A folder below one that only root may enter, such as /root, is out of that user's reach.
-        let home = Self.isReachable(folder) ? folder + "/postgres" : "/var/lib/outbox/\(Self.shortHash(folder))"
+        // The folder is only root's to enter, and so out of that user's reach.
+        let home = "/var/lib/outbox/\(Self.shortHash(folder))"
         data = home
         socket = Self.socketFolder(beside: home, key: folder)
     }
@@ -41,7 +41,7 @@ struct Place {
     /// Makes the folders that must exist before the cluster does.
     func prepare() throws {
         do {
-            try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
+            try prepareFolder()
             let parent = (data as NSString).deletingLastPathComponent
             try FileManager.default.createDirectory(atPath: parent, withIntermediateDirectories: true)
             let link = folder + "/postgres"
@@ -53,6 +53,25 @@ struct Place {
                 description:
                     "cannot write to \(folder): \(error.localizedDescription); run it in a folder of your own, or set DATABASE_URL"
             )
+        }
+    }
+
+    /// Makes the folder, which only its owner may enter. One that somebody else has put there is not used: what lies in it is theirs.
+    private func prepareFolder() throws {
+        let parent = (folder as NSString).deletingLastPathComponent
+        try FileManager.default.createDirectory(atPath: parent, withIntermediateDirectories: true)
+        if mkdir(folder, 0o700) != 0, errno != EEXIST {
+            throw EmbeddedCluster.Refusal(description: "cannot write to \(folder): \(String(cString: strerror(errno)))")
+        }
+        let descriptor = open(folder, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+        defer { if descriptor >= 0 { close(descriptor) } }
+        var status = stat()
+        guard descriptor >= 0, fstat(descriptor, &status) == 0, status.st_uid == geteuid() else {
+            throw EmbeddedCluster.Refusal(
+                description: "cannot write to \(folder): it is a link or belongs to another user; remove it, or run in a folder of your own")
+        }
+        if status.st_mode & 0o077 != 0, fchmod(descriptor, 0o700) != 0 {
+            throw EmbeddedCluster.Refusal(description: "cannot write to \(folder): \(String(cString: strerror(errno)))")
         }
     }
 
@@ -100,16 +119,6 @@ struct Place {
         return try Program.run("/usr/sbin/runuser", ["-u", user, "--", program] + arguments)
     }
 
-    private static func isReachable(_ path: String) -> Bool {
-        var path = path
-        while path != "/" {
-            var status = stat()
-            if stat(path, &status) == 0, status.st_mode & 0o001 == 0 { return false }
-            path = (path as NSString).deletingLastPathComponent
-        }
-        return true
-    }
-
     private static func shortHash(_ text: String) -> String {
         let hash = text.utf8.reduce(UInt64(0xCBF2_9CE4_8422_2325)) { ($0 ^ UInt64($1)) &* 0x0000_0100_0000_01B3 }
         return String(hash, radix: 36)
@@ -123,7 +132,7 @@ final class FileLock: Sendable {
 
     init(_ path: String) throws {
         self.path = path
-        descriptor = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o644)
+        descriptor = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
         guard descriptor >= 0 else {
             throw EmbeddedCluster.Refusal(description: "cannot write \(path): \(String(cString: strerror(errno)))")
         }

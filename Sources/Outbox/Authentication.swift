@@ -65,6 +65,14 @@ package struct Authentication: Sendable, Codable, Equatable {
             tokenURL: tokenURL ?? "", clientID: clientID ?? "", clientSecret: secret ?? "", scope: scope)
     }
 
+    /// Where credentials are sent with it: the origin of the endpoint's URL (RFC 6454 4) and that of the token URL.
+    func origins(url: String) -> [String] {
+        [url, kind == .oauth2 ? tokenURL : nil].compactMap(\.self).map { text in
+            // One that cannot be read is called by nobody.
+            (try? TargetURL(text)).map { "\($0.scheme)://\($0.host.lowercased()):\($0.port)" } ?? ""
+        }
+    }
+
     /// The header that is the same in every request; nil where there is none.
     func constantHeader(secret: String) throws(HTTPHeader.Refusal) -> HTTPHeader? {
         switch kind {
@@ -88,10 +96,20 @@ package struct Credentials: Sendable, Codable, Equatable {
     package var clientKey: String?
     /// The values of the headers that are marked secret, in their order.
     package var headers: [String] = []
+    /// The origins that they were given for, and are sent to.
+    package var origins: [String] = []
 
     package init() {}
 
-    var isEmpty: Bool { self == Credentials() }
+    var isEmpty: Bool { authentication == nil && clientKey == nil && headers.isEmpty }
+
+    /// These, unless the endpoint calls somebody else by now than they were given for: whoever changes the URL behind our back does
+    /// not get them.
+    func given(for origins: [String]) throws(Keyring.Refusal) -> Credentials {
+        if isEmpty || self.origins == origins { return self }
+        throw Keyring.Refusal(
+            description: "its credentials were given for \(self.origins.joined(separator: " and ")), and are not sent anywhere else")
+    }
 
     func sealed(_ keyring: Keyring, for endpoint: EndpointID) throws -> (keyID: String, bytes: [UInt8]) {
         try keyring.seal(Array(try JSONEncoder().encode(self)), .credentials, for: endpoint)

@@ -238,6 +238,15 @@ private struct OwnHeaders {
 }
 
 extension Endpoint.Settings {
+    /// Takes away everything that was sealed for where this endpoint was, when it calls somebody else now.
+    package mutating func withholdCredentials(givenFor url: String) {
+        if authentication.origins(url: self.url) == authentication.origins(url: url) { return }
+        authentication = Authentication()
+        credentials = Credentials()
+        headers.removeAll(where: \.isSecret)
+        (tls.certificate, tls.key) = (nil, nil)
+    }
+
     fileprivate var contentType: String {
         switch (format, template?.kind) {
         case (.cloudevents, _): "application/cloudevents+json; charset=utf-8"

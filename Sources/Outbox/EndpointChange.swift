@@ -62,6 +62,13 @@ package struct EndpointChange: Sendable {
         authentication != nil || clientKey != nil || clientCertificate == "" || headers != nil
     }
 
+    /// True when all that is sealed was said anew, or is taken away.
+    func replacesAll(of credentials: Credentials) -> Bool {
+        (credentials.authentication == nil || authentication != nil)
+            && (credentials.clientKey == nil || clientKey != nil || clientCertificate == "")
+            && (credentials.headers.isEmpty || headers != nil)
+    }
+
     /// What is sealed afterwards.
     func changed(_ credentials: Credentials) -> Credentials {
         var credentials = credentials
@@ -146,6 +153,9 @@ package struct EndpointChange: Sendable {
             }
             try checkPEM(clientCertificate, "the client certificate", "CERTIFICATE")
             try checkPEM(clientKey, "the client's private key", "PRIVATE KEY")
+            if let reason = HTTPRequest.TLS(certificate: clientCertificate, key: clientKey).defect {
+                throw OperationRefusal(.invalid, reason, hint: "Give the certificate and the key that was made for it")
+            }
         }
         if let authorities, !authorities.isEmpty { try checkPEM(authorities, "the CA certificate", "CERTIFICATE") }
     }

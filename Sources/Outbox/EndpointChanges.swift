@@ -138,7 +138,16 @@ extension Connection {
                 hint: "Give one with --template @file or --preset NAME")
         }
         if change.isOrdered != nil || change.onDead != nil { try storeOrder(change, of: id) }
-        if change.changesCredentials { try storeCredentials(change, of: id, keyring: keyring) }
+        if change.changesCredentials || change.url != nil { try storeCredentials(change, of: id, keyring: keyring) }
+    }
+
+    /// Where the endpoint's credentials are sent, as it is stored.
+    private mutating func origins(of id: EndpointID) throws -> [String] {
+        try query("SELECT url, authentication::json FROM outbox.endpoint WHERE id = \(id)").map {
+            row throws(PostgresError) in (try row[0] as String, try row[1] as JSONText)
+        }.flatMap { url, authentication in
+            try JSONDecoder().decode(Authentication.self, from: Data(authentication.bytes)).origins(url: url)
+        }
     }
 
     private mutating func storeCredentials(_ change: EndpointChange, of id: EndpointID, keyring: Keyring) throws {
@@ -149,7 +158,14 @@ extension Connection {
         if let (keyID, bytes) = known.first {
             credentials = try Credentials(try keyring.open(bytes, .credentials, keyID: keyID, for: id))
         }
-        let changed = change.changed(credentials)
+        var changed = change.changed(credentials)
+        changed.origins = try origins(of: id)
+        if !credentials.isEmpty, credentials.origins != changed.origins, !change.replacesAll(of: credentials) {
+            throw OperationRefusal(
+                .conflict,
+                "the endpoint's credentials were given for \(credentials.origins.joined(separator: " and ")), and are not sent anywhere else",
+                hint: "Give them again together with the new URL, or take them away with --auth none, --client-cert-file none or other headers")
+        }
         if changed == credentials { return }
         try query("DELETE FROM outbox.secret WHERE endpoint_id = \(id) AND kind = 'credentials'")
         if changed.isEmpty { return }

@@ -63,12 +63,10 @@ extension Connection {
             settings.method = HTTPRequest.Method(rawValue: try row[3]) ?? .post
             settings.urlHasParameters = try row[5]
             settings.format = Endpoint.Format(rawValue: try row[7]) ?? .standard
-            settings.credentials = opened.credentials
             settings.secrets = opened.signing
             settings.defect = opened.defect
             settings.tls = HTTPRequest.TLS(
-                authorities: try row[12] as String?, certificate: try row[13] as String?,
-                key: opened.credentials.clientKey)
+                authorities: try row[12] as String?, certificate: try row[13] as String?)
             settings.allowsHTTP2 = try row[14]
             settings.mostBytes = try row[15] as Int?
             settings.eventType = try row[16]
@@ -92,11 +90,16 @@ extension Connection {
             do {
                 settings.rates = try rates.map { try RateLimit($0) }
                 settings.drainRate = try drainRate.map { try RateLimit($0) }
-                settings.headers = try StoredHeader.settings(headers, secrets: opened.credentials.headers)
                 if let template { settings.template = try Template(template, kind: Template.Kind(stored: kind)) }
                 settings.rules = try JSONDecoder().decode(AnswerRules.self, from: Data(rules.bytes))
                 settings.authentication = try JSONDecoder().decode(
                     Authentication.self, from: Data(authentication.bytes))
+                let origins = settings.authentication.origins(url: settings.url)
+                settings.credentials = try opened.credentials.given(for: origins)
+                settings.tls.key = settings.credentials.clientKey
+                settings.headers = try StoredHeader.settings(headers, secrets: settings.credentials.headers)
+            } catch let refusal as Keyring.Refusal {
+                settings.defect = settings.defect ?? refusal.description
             } catch {
                 settings.defect = settings.defect ?? "its settings cannot be read: \(error)"
             }
@@ -121,7 +124,8 @@ extension Connection {
         for secret in sealed {
             do {
                 if let scheme = SigningSecret.Scheme(rawValue: secret.kind) {
-                    let bytes = try keyring.open(secret.bytes, .signing, keyID: secret.keyID, for: secret.endpoint)
+                    let bytes = try keyring.open(
+                        secret.bytes, .signing(scheme), keyID: secret.keyID, for: secret.endpoint)
                     var opened = try SigningSecret(bytes: bytes, scheme: scheme)
                     opened.expiresAt = secret.expiresAt
                     secrets[secret.endpoint, default: OpenedSecrets()].signing.append(opened)

@@ -45,9 +45,17 @@ package struct Keyring: Sendable {
     }
 
     /// What is sealed; each kind opens only as itself.
-    enum Purpose: String {
-        case signing = "secret"
+    enum Purpose {
+        case signing(SigningSecret.Scheme)
         case credentials
+
+        /// As the kind is stored, and as it is in the seal: a secret of one scheme does not open as one of another.
+        var kind: String {
+            switch self {
+            case .signing(let scheme): scheme.rawValue
+            case .credentials: "credentials"
+            }
+        }
     }
 
     /// Seals bytes for one endpoint: moved to another endpoint's row they cannot be opened.
@@ -78,6 +86,6 @@ package struct Keyring: Sendable {
     }
 
     private func context(_ purpose: Purpose, _ endpoint: EndpointID) -> [UInt8] {
-        Array("outbox/\(purpose.rawValue)/\(endpoint)".utf8)
+        Array("outbox/\(purpose.kind)/\(endpoint)".utf8)
     }
 }

@@ -6,7 +6,7 @@ extension Connection {
 
     /// Adds a signing secret; requests are then signed with all that are valid.
     package mutating func addSecret(_ secret: SigningSecret, to id: EndpointID, keyring: Keyring) throws {
-        let sealed = try keyring.seal(secret.bytes, .signing, for: id)
+        let sealed = try keyring.seal(secret.bytes, .signing(secret.scheme), for: id)
         try query(
             """
             INSERT INTO outbox.secret (endpoint_id, kind, key_id, sealed)
@@ -91,8 +91,9 @@ extension Connection {
             )
         }
         return try rows.map { row in
-            let bytes = try keyring.open(row.sealed, .signing, keyID: row.keyID, for: id)
-            let secret = try SigningSecret(bytes: bytes, scheme: SigningSecret.Scheme(rawValue: row.kind) ?? .v1)
+            let scheme = SigningSecret.Scheme(rawValue: row.kind) ?? .v1
+            let bytes = try keyring.open(row.sealed, .signing(scheme), keyID: row.keyID, for: id)
+            let secret = try SigningSecret(bytes: bytes, scheme: scheme)
             return (row.id, secret, row.createdAt, row.expiresAt)
         }
     }

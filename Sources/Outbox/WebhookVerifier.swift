@@ -23,7 +23,36 @@ public struct VerificationKey: Sendable {
         guard let bytes = Data(base64Encoded: String(trimmed[0].dropFirst("whpk_".count))),
             let key = try? Curve25519.Signing.PublicKey(rawRepresentation: bytes)
         else { throw SigningSecret.Refusal(description: "what follows whpk_ is not an ed25519 public key in base64") }
+        guard !Self.hasSmallOrder(bytes) else {
+            throw SigningSecret.Refusal(description: "the public key is a point of small order, with which anybody can sign")
+        }
         self.key = .ed25519(key)
+    }
+
+    /// The points whose order divides 8, in every encoding that decoders take, without the sign of x (RFC 8032 5.1.3): y of 0, of 1, of
+    /// -1, and of the points of order 8, and those of them that fit below 2^255 once more with p = 2^255 - 19 added.
+    private static let smallOrders: Set<[UInt8]> = {
+        func bytes(_ first: UInt8, _ middle: UInt8, _ last: UInt8) -> [UInt8] {
+            [first] + Array(repeating: middle, count: 30) + [last]
+        }
+        let eighth = [
+            "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+            "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        ].map { text in
+            let digits = Array(text).compactMap(\.hexDigitValue).map(UInt8.init)
+            return stride(from: 0, to: 64, by: 2).map { digits[$0] << 4 | digits[$0 + 1] }
+        }
+        return Set(
+            [
+                bytes(0, 0, 0), bytes(1, 0, 0), bytes(0xEC, 0xFF, 0x7F), bytes(0xED, 0xFF, 0x7F),
+                bytes(0xEE, 0xFF, 0x7F),
+            ] + eighth)
+    }()
+
+    private static func hasSmallOrder(_ point: Data) -> Bool {
+        var bytes = Array(point)
+        bytes[31] &= 0x7F
+        return smallOrders.contains(bytes)
     }
 
     /// True when the signature, with its scheme in front, is this key's for exactly these bytes. The digests are compared

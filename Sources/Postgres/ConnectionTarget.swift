@@ -21,6 +21,14 @@ public struct ConnectionTarget: Sendable {
                 message: "the connection string has a port that is no number from 1 to 65535; "
                     + "a slash, colon or at sign in a password must be percent-encoded")
         }
+        // In a URI an at sign can only come from there: what it names is part of the password, and would be shown as unknown.
+        let isURI = conninfo.hasPrefix("postgres://") || conninfo.hasPrefix("postgresql://")
+        if isURI, ["host", "dbname"].contains(where: { options[$0]?.utf8.contains(UInt8(ascii: "@")) == true }) {
+            throw PostgresError(
+                .configuration, step: .connect,
+                message: "the connection string has an at sign where none can be; "
+                    + "a slash, colon or at sign in a password must be percent-encoded (an at sign is %40)")
+        }
         self.conninfo = conninfo
         self.name = name
     }

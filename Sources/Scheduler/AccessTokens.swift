@@ -122,7 +122,8 @@ final class AccessTokens: Sendable {
             let place = client.tokenURL.prefix { $0 != "?" }
             return .failure(Failure(description: "no access token from \(place): \(reason)"))
         }
-        if let failure = exchange.failure, failure == .cancelled || failure == .localResources {
+        // What was sent is the token endpoint's to answer for.
+        if let failure = exchange.failure, failure == .cancelled || failure == .localResources && !exchange.mayHaveBeenSent {
             return .failure(Failure(description: exchange.message ?? failure.rawValue, ours: failure))
         }
         guard let status = exchange.status else {

@@ -94,11 +94,12 @@ enum RetryPolicy {
             verdict.isAttempt = exchange.mayHaveBeenSent
             verdict.attempts = exchange.mayHaveBeenSent ? number : number - 1
             verdict.resolution = .wait(.zero, exchange.mayHaveBeenSent ? .retry : trigger)
-        case .localResources:
+        // Whatever went out is an attempt, and follows the schedule.
+        case .localResources where !exchange.mayHaveBeenSent:
             verdict.isAttempt = false
             verdict.attempts = number - 1
             verdict.resolution = .wait(.seconds(1), trigger)
-        case .invalidRequest:
+        case .invalidRequest where !exchange.mayHaveBeenSent:
             verdict.isAttempt = false
             verdict.resolution = .dead(.renderError)
         default: break

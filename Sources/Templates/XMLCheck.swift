@@ -9,6 +9,10 @@ enum XMLCheck {
             let (line, column) = position(of: place, in: bytes)
             throw Template.Refusal(line: line, column: column, reason: prefix + "a document type is not allowed")
         }
+        if let encoding = declaredEncoding(bytes), !["utf-8", "us-ascii"].contains(encoding) {
+            throw Template.Refusal(
+                line: 1, column: 1, reason: prefix + "the XML declaration says \(encoding.prefix(40)), and what is sent is UTF-8")
+        }
         let parser = XMLParser(data: Data(bytes))
         parser.shouldResolveExternalEntities = false
         let reading = Reading()
@@ -18,6 +22,16 @@ enum XMLCheck {
         if isParsed, reading.error == nil, reading.hasElement { return }
         let (line, column) = reading.error ?? (parser.lineNumber, parser.columnNumber)
         throw Template.Refusal(line: max(1, line), column: max(1, column), reason: prefix + "not well-formed XML")
+    }
+
+    /// The encoding that the text says it has (XML 1.0 4.3.3), in lower case; nil when it does not say.
+    private static func declaredEncoding(_ bytes: [UInt8]) -> String? {
+        guard bytes.starts(with: "<?xml".utf8), let end = bytes.firstRange(of: "?>".utf8)?.lowerBound,
+            let name = bytes[..<end].firstRange(of: "encoding".utf8)?.upperBound
+        else { return nil }
+        let rest = bytes[name..<end].drop { $0 != UInt8(ascii: "\"") && $0 != UInt8(ascii: "'") }
+        guard let quote = rest.first else { return nil }
+        return String(decoding: rest.dropFirst().prefix { $0 != quote }, as: UTF8.self).lowercased()
     }
 
     /// Notes the first error.

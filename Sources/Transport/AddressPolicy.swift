@@ -8,25 +8,32 @@ import Glibc
 package struct AddressPolicy: Sendable {
     private let allowed: [Network]
     private let refused: [SocketAddress]
+    /// What this machine itself is called at: as special as loopback.
+    private let own: @Sendable () -> Set<IPAddress>
 
     /// A policy that lets the given networks through although they are special, on every port.
     ///
     /// - Parameter sockets: never to be called, also inside those networks: the database, and what this service itself
     ///   listens on.
-    package init(allowing networks: [Network] = [], refusing sockets: [SocketAddress] = []) {
+    ///   - own: the addresses of this machine.
+    package init(
+        allowing networks: [Network] = [], refusing sockets: [SocketAddress] = [],
+        own: @escaping @Sendable () -> Set<IPAddress> = { OwnAddresses.current }
+    ) {
         allowed = networks
         refused = sockets
+        self.own = own
     }
 
     /// The same policy that also refuses these sockets.
     package func refusing(_ sockets: [SocketAddress]) -> AddressPolicy {
-        AddressPolicy(allowing: allowed, refusing: refused + sockets)
+        AddressPolicy(allowing: allowed, refusing: refused + sockets, own: own)
     }
 
     /// True when a connection to the address and port may be made.
     package func allows(_ address: IPAddress, port: Int = 443) -> Bool {
         if refused.contains(where: { $0.includes(address, port) }) { return false }
-        return allowed.contains { $0.contains(address) } || (isGlobal(address) && Self.isUsual(port))
+        return allowed.contains { $0.contains(address) } || (isForeign(address) && Self.isUsual(port))
     }
 
     /// What is wrong with a URL before its host is resolved, as the end of a sentence that begins with the URL; nil when
@@ -38,7 +45,7 @@ package struct AddressPolicy: Sendable {
             if refused.contains(where: { $0.includes(address, target.port) }) {
                 return "leads to this service itself or to its database"
             }
-            if !isGlobal(address) { return "leads to \(target.host), a private, local or otherwise special address" }
+            if !isForeign(address) { return "leads to \(target.host), a private, local or otherwise special address" }
         }
         if !Self.isUsual(target.port),
             target.address.map({ address in !allowed.contains { $0.contains(address) } }) ?? allowed.isEmpty
@@ -57,6 +64,8 @@ package struct AddressPolicy: Sendable {
         1433, 1521, 2049, 2375, 2376, 2379, 2380, 3306, 5432, 5672, 6000, 6379, 6667, 9042, 9092, 9200, 9300, 11211,
         27017,
     ]
+
+    private func isForeign(_ address: IPAddress) -> Bool { isGlobal(address) && !own().contains(address) }
 
     private func isGlobal(_ address: IPAddress) -> Bool {
         switch address {

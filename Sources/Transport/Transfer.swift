@@ -10,6 +10,7 @@ final class Transfer {
     private let proxy: EgressProxy?
     private let errorText: UnsafeMutablePointer<CChar>
     private let headers = HeaderList()
+    private let sockets: Sockets
 
     private(set) var id: UInt64 = 0
     private var completion: (@Sendable (HTTPExchange) -> Void)?
@@ -22,14 +23,21 @@ final class Transfer {
     private var isHeaderComplete = false
     private var currentStatus = 0
     private var sends = 0
+    /// Sockets that were opened for it: none when it uses a connection that was there.
+    private var opened: [Int32] = []
+    /// The connection that it was given had something to say already.
+    private(set) var metStaleConnection = false
+    private var started = ContinuousClock.now
+    private var timeout = Duration.zero
     private var wasBlocked = false
     private var lacksDescriptors = false
 
-    init?(policy: AddressPolicy, proxy: EgressProxy?) {
+    init?(policy: AddressPolicy, proxy: EgressProxy?, sockets: Sockets) {
         guard let handle = unsafe curl_easy_init() else { return nil }
         unsafe self.handle = handle
         self.policy = policy
         self.proxy = proxy
+        self.sockets = sockets
         unsafe errorText = .allocate(capacity: Int(CURL_ERROR_SIZE))
         unsafe errorText.initialize(repeating: 0, count: Int(CURL_ERROR_SIZE))
         setConstantOptions()
@@ -83,9 +91,17 @@ final class Transfer {
             return unsafe transfer.openSocket(address)
         }
         unsafe curl_set_pointer(handle, CURLOPT_OPENSOCKETDATA, context)
-        unsafe curl_set_prereq_callback(handle) { context, _, _, _, _ in
+        // Called for as long as the connection lives, which is longer than this transfer.
+        unsafe curl_set_close_socket_callback(handle) { context, descriptor in
+            if let context = unsafe context {
+                unsafe Unmanaged<Sockets>.fromOpaque(context).takeUnretainedValue().forget(descriptor)
+            }
+            return close(descriptor)
+        }
+        unsafe curl_set_pointer(handle, CURLOPT_CLOSESOCKETDATA, Unmanaged.passUnretained(sockets).toOpaque())
+        unsafe curl_set_prereq_callback(handle) { context, _, _, _, localPort in
             guard let transfer = unsafe Transfer.from(context) else { return 1 }
-            return transfer.beforeSending()
+            return transfer.beforeSending(localPort: Int(localPort))
         }
         unsafe curl_set_pointer(handle, CURLOPT_PREREQDATA, context)
     }
@@ -106,10 +122,10 @@ final class Transfer {
         keptBody = request.keptBody
         isHeaderComplete = false
         currentStatus = 0
-        sends = 0
-        wasBlocked = false
-        lacksDescriptors = false
-        unsafe errorText[0] = 0
+        started = .now
+        timeout = request.timeout
+        unsafe curl_set_long(handle, CURLOPT_FRESH_CONNECT, 0)
+        beginConnection()
 
         unsafe curl_set_list(handle, CURLOPT_HTTPHEADER, headers.load(request.headers))
         unsafe curl_set_string(handle, CURLOPT_URL, request.url)
@@ -133,6 +149,24 @@ final class Transfer {
         unsafe request.body.withUnsafeBytes { body in
             unsafe _ = curl_set_pointer(handle, CURLOPT_COPYPOSTFIELDS, body.baseAddress ?? UnsafeRawPointer(errorText))
         }
+    }
+
+    private func beginConnection() {
+        sends = 0
+        opened.removeAll(keepingCapacity: true)
+        metStaleConnection = false
+        wasBlocked = false
+        lacksDescriptors = false
+        unsafe errorText[0] = 0
+    }
+
+    /// Begins again on a new connection, because nothing went out on the one that it was given. Not longer than the request may take
+    /// altogether.
+    func connectAnew() {
+        beginConnection()
+        unsafe curl_set_long(handle, CURLOPT_FRESH_CONNECT, 1)
+        unsafe curl_set_long(
+            handle, CURLOPT_TIMEOUT_MS, max(1, Int((timeout - (.now - started)).inMilliseconds)))
     }
 
     /// Connections are shared only between requests with the same settings. libcurl compares certificates and authorities
@@ -240,7 +274,9 @@ final class Transfer {
         }
         let descriptor = unsafe socket(
             family, address.pointee.socktype | Int32(SOCK_CLOEXEC.rawValue), address.pointee.protocol)
-        if descriptor < 0 {
+        if descriptor >= 0 {
+            opened.append(descriptor)
+        } else {
             lacksDescriptors = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM
         }
         return descriptor
@@ -248,7 +284,15 @@ final class Transfer {
 
     /// Called right before a request is written. The second call in one transfer means that a reused connection died and
     /// libcurl is about to send the request again without telling anybody: that is ours to decide and to record.
-    private func beforeSending() -> Int32 {
+    private func beforeSending(localPort: Int) -> Int32 {
+        if opened.isEmpty, sends == 0 {
+            guard sockets.isQuiet(port: localPort, session: unsafe curl_tls_session(handle)) else {
+                metStaleConnection = true
+                return CURL_PREREQFUNC_ABORT
+            }
+        } else if sends == 0 {
+            sockets.note(opened, port: localPort)
+        }
         sends += 1
         return sends > 1 ? CURL_PREREQFUNC_ABORT : CURL_PREREQFUNC_OK
     }

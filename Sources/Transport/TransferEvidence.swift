@@ -15,7 +15,7 @@ struct TransferEvidence {
 
     var failure: HTTPExchange.Failure {
         if wasBlocked { return .blockedAddress }
-        if lacksDescriptors { return .localResources }
+        if lacksDescriptors || isOurShortage { return .localResources }
         if sends > 1 { return .connectionLost }
         if result == CURLE_PROXY || text.contains("CONNECT tunnel failed") { return .proxy }
         if let tlsFailure { return tlsFailure }
@@ -28,12 +28,19 @@ struct TransferEvidence {
             .tls
         case CURLE_GOT_NOTHING, CURLE_SEND_ERROR, CURLE_RECV_ERROR, CURLE_PARTIAL_FILE, CURLE_HTTP2, CURLE_HTTP2_STREAM:
             .connectionLost
-        case CURLE_OUT_OF_MEMORY: .localResources
         // The last of them also means that what came back was not HTTP.
         case CURLE_URL_MALFORMAT, CURLE_BAD_FUNCTION_ARGUMENT, CURLE_UNSUPPORTED_PROTOCOL:
             sends == 0 ? .invalidRequest : .protocolError
         default: .protocolError
         }
+    }
+
+    /// True when we lacked something, and not the receiver: before anything went out. Afterwards libcurl calls an answer that is too
+    /// large for it "out of memory", too.
+    private var isOurShortage: Bool {
+        guard sends == 0 else { return false }
+        // A resolver's thread that could not be started is reported as a name that does not resolve.
+        return result == CURLE_OUT_OF_MEMORY || text.contains("thread failed to start")
     }
 
     /// What exactly is wrong with the receiver's TLS: by the verification's code where there is one, by the words of the

@@ -37,6 +37,8 @@ package final class Transport: Sendable {
     private let inbox = Mutex(Inbox())
     // Shared only for curl_multi_wakeup, which libcurl documents as safe from any thread; freed after the thread ended.
     private nonisolated(unsafe) let multi: UnsafeMutableRawPointer
+    // Used by the thread only, and by the clean-up after it has ended.
+    private nonisolated(unsafe) let sockets = Sockets()
     private let thread: Mutex<Thread?> = Mutex(nil)
 
     /// Starts the thread.
@@ -56,9 +58,10 @@ package final class Transport: Sendable {
     /// libcurl must be initialised once before any thread uses it. SIGPIPE would end the process when a receiver closes
     /// a TLS connection that we write to; the error code tells us the same.
     private static let globalInitialization: Void = {
+        // Read while libcurl is initialised: the keys of every connection would be written to that file.
+        unsafe unsetenv("SSLKEYLOGFILE")
         curl_global_init(Int(CURL_GLOBAL_ALL))
         signal(SIGPIPE, SIG_IGN)
-        unsafe unsetenv("SSLKEYLOGFILE")
     }()
 
     /// Starts a request and returns its number; the completion is called exactly once, on the transport thread.
@@ -137,7 +140,8 @@ package final class Transport: Sendable {
     // MARK: The transport thread
 
     private func loop(_ policy: AddressPolicy, _ proxy: EgressProxy?, capacity: Int) {
-        let loop = unsafe TransportLoop(multi, policy: policy, proxy: proxy, capacity: capacity)
+        let loop = unsafe TransportLoop(
+            multi, policy: policy, proxy: proxy, sockets: unsafe sockets, capacity: capacity)
         var commands: [Command] = []
         while true {
             loop.finishReady()

@@ -20,15 +20,19 @@ final class TransportLoop {
     private let multi: UnsafeMutableRawPointer
     private let policy: AddressPolicy
     private let proxy: EgressProxy?
+    private let sockets: Sockets
     private let capacity: Int
     private var active: [UInt64: Transfer] = [:]
     private var idle: [Transfer] = []
     private var waiting: Deque<Transport.Start> = []
 
-    init(_ multi: UnsafeMutableRawPointer, policy: AddressPolicy, proxy: EgressProxy?, capacity: Int) {
+    init(
+        _ multi: UnsafeMutableRawPointer, policy: AddressPolicy, proxy: EgressProxy?, sockets: Sockets, capacity: Int
+    ) {
         unsafe self.multi = multi
         self.policy = policy
         self.proxy = proxy
+        self.sockets = sockets
         self.capacity = capacity
     }
 
@@ -47,6 +51,10 @@ final class TransportLoop {
             let result = unsafe curl_message_result(message)
             guard let transfer = unsafe transfer(of: handle) else { continue }
             unsafe curl_multi_remove_handle(multi, handle)
+            if transfer.metStaleConnection {
+                transfer.connectAnew()
+                if unsafe curl_multi_add_handle(multi, handle) == CURLM_OK { continue }
+            }
             active[transfer.id] = nil
             transfer.finish(result)
             if idle.count < capacity { idle.append(transfer) }
@@ -74,7 +82,7 @@ final class TransportLoop {
                 start.completion(.unsent(.blockedAddress, "the URL \(reason)"))
                 continue
             }
-            guard let transfer = idle.popLast() ?? Transfer(policy: policy, proxy: proxy) else {
+            guard let transfer = idle.popLast() ?? Transfer(policy: policy, proxy: proxy, sockets: sockets) else {
                 start.completion(.unsent(.localResources, "out of memory"))
                 continue
             }

@@ -28,7 +28,10 @@ struct EndpointCommand: AsyncParsableCommand {
             var change = try changes.change()
             change.name = name
             change.url = url
-            let keyring = try Settings(options).keyring(creating: true)
+            // Beside the embedded database the key may lie; for another one, whoever made it in some folder would be the only one to
+            // have it.
+            let settings = try Settings(options)
+            let keyring = try settings.keyring(creating: settings["database_url"] == nil)
             let secret =
                 try secretFile.map { file in
                     try SigningSecret(String(decoding: try textArgument(file == "-" ? "-" : "@" + file), as: UTF8.self))
@@ -44,7 +47,7 @@ struct EndpointCommand: AsyncParsableCommand {
                 options.format.item(created)
                 if secretFile == nil { print("\nsecret (shown once)  \(secret.revealed)") }
             } else if let object = created.json.first {
-                print(secretFile == nil ? object.dropLast() + #","secret":\#(jsonString(secret.revealed))}"# : object)
+                printJSON(secretFile == nil ? object.dropLast() + #","secret":\#(jsonString(secret.revealed))}"# : object)
             }
         }
     }

@@ -196,7 +196,15 @@ struct EndpointOptions: ParsableArguments {
     }
 
     private func pem(_ file: String?) throws -> String? {
-        try file.map { $0 == "none" ? "" : String(decoding: try textArgument("@" + $0), as: UTF8.self) }
+        try file.map { file in
+            if file == "none" { return "" }
+            let text = String(decoding: try textArgument("@" + file), as: UTF8.self)
+            // Taken for "none", it would change what is trusted without a word.
+            guard text.contains(where: { !$0.isWhitespace }) else {
+                throw OperationRefusal(.invalid, "the file \(file) is empty", hint: "To go back to the default, say: none")
+            }
+            return text
+        }
     }
 
     /// One line of a file, without its end.

@@ -40,7 +40,7 @@ extension EndpointCommand {
                     let objects = rows.map { row in
                         "{" + row.map { "\(jsonString($0.0)):\(jsonString($0.1))" }.joined(separator: ",") + "}"
                     }
-                    Swift.print(
+                    printJSON(
                         format == .json
                             ? "[" + objects.joined(separator: ",\n ") + "]" : objects.joined(separator: "\n"))
                 }

@@ -21,7 +21,8 @@ private struct TrialRun {
     let attemptID: String?
 
     init(
-        _ name: String, _ options: GlobalOptions, _ trial: TrialOptions, url: String?, trigger: Trigger
+        _ name: String, _ options: GlobalOptions, _ trial: TrialOptions, url: String?, reveals: Bool = false,
+        reason: String? = nil, trigger: Trigger
     ) async throws {
         let settings = try Settings(options)
         let keyring = try settings.keyring(creating: false)
@@ -32,6 +33,9 @@ private struct TrialRun {
         let allowed = try settings.policy()
         let prepared = try await Session.run(options) { connection in
             let endpoint = try connection.endpoint(try connection.endpointID(name), keyring: keyring)
+            if url != nil, reveals {
+                try connection.audit("endpoint.test.reveal", endpoint: endpoint.id, reason: reason)
+            }
             let (now, instance) = try connection.trialContext()
             let event =
                 try trial.event.map { try connection.readEvent(try connection.eventKey($0)) }
@@ -44,7 +48,10 @@ private struct TrialRun {
             )
         }
         var wanted = prepared.endpoint.settings
-        if let url { wanted.url = url }
+        if let url {
+            wanted.url = url
+            if !reveals { wanted.withholdCredentials(givenFor: prepared.endpoint.settings.url) }
+        }
         endpoint = Endpoint(wanted)
         // A rule that is not enabled is never called; its trial by hand is another matter.
         if trigger == .evaluate, wanted.isDisabled {
@@ -80,13 +87,15 @@ extension EndpointCommand {
             discussion: "Takes the way that deliveries take. Changes nothing but the attempt log (trigger test).")
         @OptionGroup var options: GlobalOptions
         @Argument(help: "Name or id.") var endpoint: String
-        @Option(name: .long, help: "Try this URL instead of the endpoint's.") var url: String?
+        @Option(name: .long, help: "Try this URL instead of the endpoint's; elsewhere without its credentials.") var url: String?
+        @Flag(name: .long, help: "With its credentials also elsewhere; the audit log says that you did.") var reveal = false
+        @Option(name: .long, help: "For the audit log.") var reason: String?
         @OptionGroup var trial: TrialOptions
 
         func run() async throws {
             let run = try await TrialRun(
-                endpoint, options, trial, url: url, trigger: .test)
-            if options.format == .table { printSteps(run) } else { print(json(run)) }
+                endpoint, options, trial, url: url, reveals: reveal, reason: reason, trigger: .test)
+            if options.format == .table { printSteps(run) } else { printJSON(json(run)) }
             if let failure = run.report.failure {
                 if options.format == .table {
                     throw Answer(

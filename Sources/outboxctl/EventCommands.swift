@@ -81,7 +81,7 @@ struct EventCommand: AsyncParsableCommand {
 
         func run() async throws {
             let trace = try await Session.run(options) { [transaction] in try $0.trace(transaction.id) }
-            guard options.format == .table else { return print(trace.json) }
+            guard options.format == .table else { return printJSON(trace.json) }
             print("transaction \(transaction.id)")
             for event in records(trace.events) {
                 print(

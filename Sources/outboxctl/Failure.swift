@@ -87,6 +87,9 @@ struct Failure {
                 self.init(
                     .notPermitted, "not_permitted", text,
                     "A benchmark makes databases of its own: use a role with CREATEDB")
+            case "OB010": self.init(.configuration, "restored_database", text, error.hint)
+            case "OB013": self.init(.configuration, "wrong_instance", text, error.hint)
+            case "OB004": self.init(.notPermitted, "not_permitted", text, error.hint)
             case "42501":
                 self.init(.notPermitted, "not_permitted", text, "Grant the role outbox_operator, or use another user")
             case "3F000", "42P01":

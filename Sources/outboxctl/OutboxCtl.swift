@@ -19,6 +19,9 @@ struct OutboxCtl: AsyncParsableCommand {
     static func main() async {
         // A receiver or a reader that goes away must not end the process without a word.
         signal(SIGPIPE, SIG_IGN)
+        // Memory holds keys and bodies: it goes into no file when this process dies.
+        var none = rlimit(rlim_cur: 0, rlim_max: 0)
+        _ = setrlimit(__rlimit_resource_t(RLIMIT_CORE.rawValue), &none)
         let arguments = Array(CommandLine.arguments.dropFirst())
         do {
             var command = try parseAsRoot(arguments)

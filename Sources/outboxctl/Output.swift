@@ -23,8 +23,8 @@ enum Output: String, ExpressibleByArgument, CaseIterable {
     /// Prints a list.
     func list(_ listing: Listing, columns: [String]? = nil) {
         switch self {
-        case .json: print("[" + listing.json.joined(separator: ",\n ") + "]")
-        case .jsonl: for line in listing.json { print(line) }
+        case .json: printJSON("[" + listing.json.joined(separator: ",\n ") + "]")
+        case .jsonl: for line in listing.json { printJSON(line) }
         case .table: table(listing, columns: columns ?? listing.columns)
         }
     }
@@ -32,7 +32,7 @@ enum Output: String, ExpressibleByArgument, CaseIterable {
     /// Prints one thing: its first row.
     func item(_ listing: Listing) {
         guard let object = listing.json.first, let row = listing.rows.first else { return }
-        if self != .table { return print(object) }
+        if self != .table { return printJSON(object) }
         let width = listing.columns.map(\.count).max() ?? 0
         for (name, value) in zip(listing.columns, row) {
             guard let value else { continue }
@@ -45,7 +45,7 @@ enum Output: String, ExpressibleByArgument, CaseIterable {
         if self == .table {
             print(text)
         } else {
-            print("{" + fields.map { "\(jsonString($0.name)):\($0.json)" }.joined(separator: ",") + "}")
+            printJSON("{" + fields.map { "\(jsonString($0.name)):\($0.json)" }.joined(separator: ",") + "}")
         }
     }
 
@@ -70,11 +70,36 @@ enum Output: String, ExpressibleByArgument, CaseIterable {
 func printable(_ text: String) -> String {
     var result = ""
     for scalar in text.unicodeScalars {
-        let isMark =
-            (0x200E...0x200F).contains(scalar.value) || (0x202A...0x202E).contains(scalar.value)
-            || (0x2066...0x2069).contains(scalar.value)
-        if scalar.value < 0x20 || (0x7F...0x9F).contains(scalar.value) || isMark {
-            result += scalar == "\n" ? "\\n" : "\\x" + String(scalar.value, radix: 16)
+        switch scalar {
+        case "\n": result += "\\n"
+        case "\t": result += "\\t"
+        case "\r": result += "\\r"
+        case _ where isTreacherous(scalar): result += "\\x" + String(scalar.value, radix: 16)
+        default: result.unicodeScalars.append(scalar)
+        }
+    }
+    return result
+}
+
+/// True for what is not seen and changes what is: control characters (C0, C1, DEL), bidirectional marks and separators of lines.
+func isTreacherous(_ scalar: Unicode.Scalar) -> Bool {
+    switch scalar.value {
+    case ..<0x20, 0x7F...0x9F, 0x061C, 0x200E...0x200F, 0x2028...0x202E, 0x2066...0x2069: true
+    default: false
+    }
+}
+
+/// Prints a JSON text. Between its tokens there is none of these characters but white space, so that escaping them everywhere is
+/// escaping them inside strings.
+func printJSON(_ text: String) { print(escapedJSON(text)) }
+
+func escapedJSON(_ text: String) -> String {
+    guard text.unicodeScalars.contains(where: { isTreacherous($0) && $0.value >= 0x7F }) else { return text }
+    var result = ""
+    for scalar in text.unicodeScalars {
+        if isTreacherous(scalar), scalar.value >= 0x7F {
+            let digits = String(scalar.value, radix: 16)
+            result += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
         } else {
             result.unicodeScalars.append(scalar)
         }
@@ -87,7 +112,7 @@ func jsonString(_ text: String) -> String {
     let encoder = JSONEncoder()
     encoder.outputFormatting = .withoutEscapingSlashes
     guard let data = try? encoder.encode(text) else { return #""""# }
-    return String(decoding: data, as: UTF8.self)
+    return escapedJSON(String(decoding: data, as: UTF8.self))
 }
 
 extension String {

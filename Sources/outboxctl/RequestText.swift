@@ -7,7 +7,8 @@ extension Endpoint {
         let name = header.name.lowercased()
         if settings.headers.contains(where: { $0.isSecret && $0.name.lowercased() == name }) { return false }
         if settings.authentication.header?.lowercased() == name { return false }
-        let suspicious = ["auth", "token", "secret", "key", "cookie", "password"]
+        // The same as outbox.masked_headers.
+        let suspicious = ["auth", "token", "secret", "key", "cookie", "password", "signature"]
         return !suspicious.contains { name.contains($0) }
     }
 }
@@ -34,5 +35,20 @@ extension HTTPRequest {
         return words.joined(separator: " ")
     }
 
-    private func quoted(_ text: String) -> String { "'" + text.replacing("'", with: "'\\''") + "'" }
+    /// One word for a shell. Whoever pastes it sees all that is in it: what could move the cursor or hide text is escaped.
+    private func quoted(_ text: String) -> String {
+        guard text.unicodeScalars.contains(where: isTreacherous) else {
+            return "'" + text.replacing("'", with: "'\\''") + "'"
+        }
+        let escaped = text.unicodeScalars.map { scalar in
+            switch scalar {
+            case "\\", "'": "\\\(scalar)"
+            case "\n": "\\n"
+            case _ where isTreacherous(scalar):
+                String(scalar).utf8.map { "\\x" + ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
+            default: String(scalar)
+            }
+        }
+        return "$'" + escaped.joined() + "'"
+    }
 }

@@ -98,17 +98,17 @@ struct Settings {
     private static func fromEnvironment(_ name: String, _ environment: [String: String]) throws -> String? {
         if let value = environment[name], !value.isEmpty { return value }
         guard !name.hasSuffix("_FILE"), let path = environment[name + "_FILE"] else { return nil }
-        guard let text = try? String(contentsOfFile: path, encoding: .utf8) else {
-            throw SettingRefusal(description: "\(name)_FILE names \(path), which cannot be read")
+        guard let data = try TrustedFile.read(path, "the file that \(name)_FILE names,", .readable) else {
+            throw SettingRefusal(description: "\(name)_FILE names \(path), which does not exist")
         }
-        return text.trimmingCharacters(in: .whitespacesAndNewlines)
+        return String(decoding: data, as: UTF8.self).trimmingCharacters(in: .whitespacesAndNewlines)
     }
 
     private static func readFile(_ named: String?) throws -> [String: String] {
         let path = named ?? "outbox.json"
-        guard named != nil || FileManager.default.fileExists(atPath: path) else { return [:] }
-        guard let data = FileManager.default.contents(atPath: path) else {
-            throw SettingRefusal(description: "the configuration file \(path) cannot be read")
+        guard let data = try TrustedFile.read(path, "the configuration file", .readable) else {
+            if named == nil { return [:] }
+            throw SettingRefusal(description: "the configuration file \(path) does not exist and cannot be read")
         }
         guard let object = try? JSONDecoder().decode([String: String].self, from: data) else {
             throw SettingRefusal(
@@ -164,15 +164,11 @@ struct Settings {
             guard creating else { return .empty }
             try makeKeyFile(path)
         }
-        var status = stat()
-        guard stat(path, &status) == 0, let data = FileManager.default.contents(atPath: path) else {
+        guard let data = try TrustedFile.read(path, "the key file", .secret) else {
             throw SettingRefusal(
                 description:
                     "the key file \(path) cannot be read; make one with: (umask 077; openssl rand -base64 32 > \(path))"
             )
-        }
-        guard status.st_mode & 0o077 == 0 else {
-            throw SettingRefusal(description: "the key file \(path) is open to other users; run: chmod 600 \(path)")
         }
         do { return try Keyring(text: String(decoding: data, as: UTF8.self)) } catch {
             throw SettingRefusal(description: "the key file \(path) cannot be used: \(error)")
@@ -183,12 +179,13 @@ struct Settings {
         let folder = (path as NSString).deletingLastPathComponent
         do {
             if !folder.isEmpty {
-                try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
+                try FileManager.default.createDirectory(
+                    atPath: folder, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
             }
         } catch {
             throw EmbeddedCluster.Refusal(description: "cannot write to \(folder): \(error.localizedDescription)")
         }
-        let descriptor = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+        let descriptor = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0o600)
         // Somebody else made it in this very moment: theirs is as good.
         if descriptor < 0, errno == EEXIST { return }
         guard descriptor >= 0 else {

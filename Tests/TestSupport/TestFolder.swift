@@ -10,7 +10,17 @@ package enum TestFolder {
         do { try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true) } catch {
             preconditionFailure("cannot create \(path): \(error)")
         }
-        atexit { try? FileManager.default.removeItem(atPath: TestFolder.root) }
+        atexit {
+            // Root's embedded clusters lie elsewhere, with a link to them.
+            let files = FileManager.default
+            for path in (try? files.subpathsOfDirectory(atPath: TestFolder.root)) ?? [] where path.hasSuffix("/postgres") {
+                guard let data = try? files.destinationOfSymbolicLink(atPath: TestFolder.root + "/" + path),
+                    data.hasPrefix("/var/lib/outbox/")
+                else { continue }
+                for path in [data, data + ".socket"] { try? files.removeItem(atPath: path) }
+            }
+            try? files.removeItem(atPath: TestFolder.root)
+        }
         return path
     }()
 
