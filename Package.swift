@@ -40,19 +40,20 @@ let package = Package(
         .systemLibrary(name: "CCurl", pkgConfig: "libcurl", providers: [.apt(["libcurl4-openssl-dev"])]),
         .systemLibrary(name: "COpenSSL", pkgConfig: "openssl", providers: [.apt(["libssl-dev"])]),
         .systemLibrary(name: "CEpoll"),
+        .target(name: "Bytewise", swiftSettings: common),
         .target(name: "Threads", swiftSettings: wrapsC),
         .target(name: "Postgres", dependencies: ["CPostgres", "Threads"], swiftSettings: wrapsC),
-        .target(name: "Transport", dependencies: ["CCurl", "COpenSSL", "Threads", deque], swiftSettings: wrapsC),
-        .target(name: "Templates", swiftSettings: common),
+        .target(name: "Transport", dependencies: ["CCurl", "COpenSSL", "Bytewise", "Threads", deque], swiftSettings: wrapsC),
+        .target(name: "Templates", dependencies: ["Bytewise"], swiftSettings: common),
         .target(
             name: "OutboxSchema", path: "sql", exclude: ["schema.sql"],
             resources: [.embedInCode("migrations")], swiftSettings: common),
         .target(
-            name: "Outbox", dependencies: ["Postgres", "Transport", "Templates", "OutboxSchema", crypto],
+            name: "Outbox", dependencies: ["Bytewise", "Postgres", "Transport", "Templates", "OutboxSchema", crypto],
             swiftSettings: common),
         .target(
             name: "Scheduler",
-            dependencies: ["Outbox", "Postgres", "Templates", "Transport", deque, logging, lifecycle],
+            dependencies: ["Bytewise", "Outbox", "Postgres", "Templates", "Transport", deque, logging, lifecycle],
             swiftSettings: withFailPoints),
         .target(name: "EmbeddedPostgres", dependencies: ["Postgres"], swiftSettings: common),
         .target(name: "Receiver", dependencies: ["Threads"], swiftSettings: common),
@@ -63,32 +64,36 @@ let package = Package(
             name: "outboxctl",
             dependencies: [
                 "Outbox", "Scheduler", "Postgres", "Transport", "Threads", "EmbeddedPostgres", "Receiver", "Bench",
-                "OutboxSchema", "Templates", arguments, logging, lifecycle, signals,
+                "OutboxSchema", "Templates", "Bytewise", arguments, logging, lifecycle, signals,
             ],
             swiftSettings: common),
         .target(
             name: "TestSupport",
             dependencies: [
-                "Postgres", "Outbox", "Scheduler", "EmbeddedPostgres", "Receiver", "Transport", "Threads", lifecycle,
+                "Bytewise", "Postgres", "Outbox", "Scheduler", "EmbeddedPostgres", "Receiver", "Transport", "Threads", lifecycle,
                 logging,
             ],
             path: "Tests/TestSupport", swiftSettings: common),
         .testTarget(name: "PostgresTests", dependencies: ["Postgres", "TestSupport"], swiftSettings: common),
         .testTarget(
             name: "TransportTests", dependencies: ["Transport", "Receiver", "TestSupport"], swiftSettings: common),
-        .testTarget(name: "TemplatesTests", dependencies: ["Templates"], swiftSettings: common),
+        .testTarget(name: "TemplatesTests", dependencies: ["Bytewise", "Templates"], swiftSettings: common),
         .testTarget(
             name: "ConformanceTests",
             dependencies: [
-                "outboxctl", "Outbox", "Postgres", "Receiver", "Scheduler", "Templates", "TestSupport", "Transport",
+                "Bytewise", "outboxctl", "Outbox", "Postgres", "Receiver", "Scheduler", "Templates", "TestSupport",
+                "Transport",
             ],
             swiftSettings: common),
         .testTarget(
-            name: "OutboxTests", dependencies: ["Outbox", "OutboxSchema", "Postgres", "TestSupport", crypto],
+            name: "OutboxTests",
+            dependencies: ["Bytewise", "Outbox", "OutboxSchema", "Postgres", "Templates", "TestSupport", "Transport", crypto],
             swiftSettings: common),
         .testTarget(
             name: "SchedulerTests",
-            dependencies: ["Scheduler", "Outbox", "Postgres", "Transport", "Receiver", "TestSupport", "Threads"],
+            dependencies: [
+                "Bytewise", "Scheduler", "Outbox", "Postgres", "Transport", "Receiver", "TestSupport", "Threads",
+            ],
             swiftSettings: withFailPoints),
         .testTarget(
             name: "CommandTests",

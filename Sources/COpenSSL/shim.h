@@ -2,6 +2,7 @@
 // when it connects. libcurl's OpenSSL is the one that is asked.
 #pragma once
 #include <openssl/err.h>
+#include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
@@ -36,6 +37,11 @@ static inline int tls_is_quiet(void *session, int descriptor) {
 }
 
 static inline int tls_no_passphrase(char *buffer, int size, int writing, void *context) { return 0; }
+
+// The SHA-256 of some bytes; 1 when it was computed.
+static inline int sha256(const void *bytes, size_t count, unsigned char *digest) {
+    return EVP_Digest(bytes, count, digest, NULL, EVP_sha256(), NULL);
+}
 
 // Whether a private key is a certificate's, both as PEM: 1 yes, 0 no, -1 the certificate cannot be read, -2 the key cannot.
 static inline int pem_key_fits(const void *certificate, int certificate_size, const void *key, int key_size) {

@@ -23,7 +23,9 @@ struct Place {
         let user = getpwnam("postgres") != nil ? "postgres" : "nobody"
         self.user = user
         // The folder is only root's to enter, and so out of that user's reach.
-        let home = "/var/lib/outbox/\(Self.shortHash(folder))"
+        // Where it is the link tells, also when the folder was moved.
+        let link = try? FileManager.default.destinationOfSymbolicLink(atPath: folder + "/postgres")
+        let home = link.flatMap { $0.hasPrefix(Self.rootsClusters) ? $0 : nil } ?? Self.rootsClusters + Self.shortHash(folder)
         data = home
         socket = Self.socketFolder(beside: home, key: folder)
     }
@@ -118,6 +120,8 @@ struct Place {
         guard let user else { return try Program.run(program, arguments) }
         return try Program.run("/usr/sbin/runuser", ["-u", user, "--", program] + arguments)
     }
+
+    private static let rootsClusters = "/var/lib/outbox/"
 
     private static func shortHash(_ text: String) -> String {
         let hash = text.utf8.reduce(UInt64(0xCBF2_9CE4_8422_2325)) { ($0 ^ UInt64($1)) &* 0x0000_0100_0000_01B3 }

@@ -1,3 +1,4 @@
+import Bytewise
 import Templates
 
 /// When an answer is a success, and which failures are final: the status, and what the body says.
@@ -99,8 +100,7 @@ package struct AnswerRules: Sendable, Codable, Equatable {
     package func judge(_ body: [UInt8], isComplete: Bool) -> Finding {
         guard readBody else { return .success }
         guard isComplete else { return .failure("the answer's body was cut off or is too long to be judged") }
-        let text = String(decoding: body, as: UTF8.self)
-        if throttled?.contains(where: { text.contains($0) }) == true { return .throttled }
+        if throttled?.contains(where: { body.firstRange(of: $0.utf8) != nil }) == true { return .throttled }
         let checks = checks ?? []
         var document: JSON?
         do throws(JSON.Refusal) {
@@ -113,7 +113,7 @@ package struct AnswerRules: Sendable, Codable, Equatable {
             return .failure("response is not \(form == .jsonp ? "JSONP" : "JSON") (\(error))")
         }
         for (index, check) in checks.enumerated() {
-            if let found = check.failure(in: text, document) {
+            if let found = check.failure(in: body, document) {
                 return .failure("rule \(index + 1) (\(check)) failed: \(found)")
             }
         }
@@ -164,7 +164,7 @@ package struct Check: Sendable, Equatable, CustomStringConvertible {
             case .text, .contains: !value.isEmpty
             case .exists, .null: !key.isEmpty && value.isEmpty
             case .boolean: !key.isEmpty && (value == "true" || value == "false")
-            case .number: !key.isEmpty && Double(value) != nil
+            case .number: !key.isEmpty && ExactNumber(value.utf8) != nil
             case .string, .glob: !key.isEmpty && parts.count > 1
             }
         guard isValid else {
@@ -181,16 +181,17 @@ package struct Check: Sendable, Equatable, CustomStringConvertible {
     var readsJSON: Bool { kind != .text && kind != .contains }
 
     /// What was found when the check does not hold; nil when it does.
-    fileprivate func failure(in text: String, _ document: JSON?) -> String? {
+    fileprivate func failure(in body: [UInt8], _ document: JSON?) -> String? {
+        let text = String(decoding: body, as: UTF8.self)
         let found = document?.value(at: JSON.path(key))
         let holds: Bool =
             switch (kind, found?.kind) {
-            case (.text, _): trimmed(text) == value
-            case (.contains, _): text.contains(value)
+            case (.text, _): ExactText(String(trimmed(text))) == ExactText(value)
+            case (.contains, _): body.firstRange(of: value.utf8) != nil
             case (.exists, let found): found != nil
-            case (.string, .string(let string)?): string == value
+            case (.string, .string(let string)?): ExactText(string) == ExactText(value)
             case (.glob, .string(let string)?): matches(Array(value.unicodeScalars), Array(string.unicodeScalars))
-            case (.number, .number?): found.flatMap { Double($0.text) } == Double(value)
+            case (.number, .number?): found.map { ExactNumber($0.source) == ExactNumber(value.utf8) } ?? false
             case (.boolean, .boolean(let flag)?): flag == (value == "true")
             case (.null, .null?): true
             default: false

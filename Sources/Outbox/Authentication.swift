@@ -1,3 +1,4 @@
+package import Bytewise
 import FoundationEssentials
 package import Transport
 
@@ -46,7 +47,7 @@ package struct Authentication: Sendable, Codable, Equatable {
         case .verbatim, .bearer: break
         case .basic:
             try require(user, "a user")
-            if user?.contains(":") == true { throw OperationRefusal(.invalid, "a user's name has no colon (RFC 7617)") }
+            if user?.utf8.contains(UInt8(ascii: ":")) == true { throw OperationRefusal(.invalid, "a user's name has no colon (RFC 7617)") }
         case .header: try require(header, "the header's name")
         case .oauth2:
             try require(tokenURL, "a token URL")
@@ -62,7 +63,8 @@ package struct Authentication: Sendable, Codable, Equatable {
     func oauthClient(secret: String?) -> OAuthClient? {
         guard kind == .oauth2 else { return nil }
         return OAuthClient(
-            tokenURL: tokenURL ?? "", clientID: clientID ?? "", clientSecret: secret ?? "", scope: scope)
+            tokenURL: ExactText(tokenURL ?? ""), clientID: ExactText(clientID ?? ""), clientSecret: ExactText(secret ?? ""),
+            scope: scope.map { ExactText($0) })
     }
 
     /// Where credentials are sent with it: the origin of the endpoint's URL (RFC 6454 4) and that of the token URL.
@@ -89,7 +91,7 @@ package struct Authentication: Sendable, Codable, Equatable {
 }
 
 /// What is secret about an endpoint beside its signing secrets: sealed as one JSON object.
-package struct Credentials: Sendable, Codable, Equatable {
+package struct Credentials: Sendable, Codable {
     /// The value, token, password or client secret of the authentication.
     package var authentication: String?
     /// The private key of the client certificate, PEM.
@@ -102,6 +104,14 @@ package struct Credentials: Sendable, Codable, Equatable {
     package init() {}
 
     var isEmpty: Bool { authentication == nil && clientKey == nil && headers.isEmpty }
+
+    /// True when the other is the same, byte for byte.
+    func isIdentical(to other: Credentials) -> Bool {
+        func exact(_ texts: [String]) -> [ExactText] { texts.map { ExactText($0) } }
+        return authentication.map { ExactText($0) } == other.authentication.map { ExactText($0) }
+            && clientKey.map { ExactText($0) } == other.clientKey.map { ExactText($0) }
+            && exact(headers) == exact(other.headers) && exact(origins) == exact(other.origins)
+    }
 
     /// These, unless the endpoint calls somebody else by now than they were given for: whoever changes the URL behind our back does
     /// not get them.
@@ -120,10 +130,10 @@ package struct Credentials: Sendable, Codable, Equatable {
 
 /// Where and as whom an access token is fetched. Endpoints with the same client share their token.
 package struct OAuthClient: Sendable, Hashable {
-    package let tokenURL: String
-    package let clientID: String
-    package let clientSecret: String
-    package let scope: String?
+    package let tokenURL: ExactText
+    package let clientID: ExactText
+    package let clientSecret: ExactText
+    package let scope: ExactText?
 
     /// The request for a token (RFC 6749 4.4.2): the client authenticates with Basic, as 2.3.1 wants every server to
     /// take it.
@@ -136,12 +146,12 @@ package struct OAuthClient: Sendable, Hashable {
         ])
         var body = "grant_type=client_credentials"
         if let scope { body += "&scope=\(Self.encoded(scope))" }
-        var request = HTTPRequest(url: tokenURL, headers: headers, body: Array(body.utf8), timeout: timeout)
+        var request = HTTPRequest(url: tokenURL.text, headers: headers, body: Array(body.utf8), timeout: timeout)
         request.keptBody = 64 * 1024
         return request
     }
 
-    private static func encoded(_ text: String) -> String {
+    private static func encoded(_ text: ExactText) -> String {
         text.utf8.map { byte in
             switch byte {
             case 0x30...0x39, 0x41...0x5A, 0x61...0x7A, 0x2D, 0x2E, 0x5F, 0x7E: String(Unicode.Scalar(byte))

@@ -1,3 +1,4 @@
+package import Bytewise
 package import Postgres
 package import Templates
 package import Transport
@@ -39,7 +40,7 @@ package final class Endpoint: Sendable {
         package var id: EndpointID
         package var name: String
         /// The customer whose events it gets; `*` for all.
-        package var customerID = "*"
+        package var customerID: ExactText = "*"
         package var method = HTTPRequest.Method.post
         package var url: String
         /// Parameters in the URL's path and query are filled, too.
@@ -55,9 +56,9 @@ package final class Endpoint: Sendable {
         /// The largest body that the receiver takes, in bytes; nil when it does not say.
         package var mostBytes: Int?
         /// An exact event type; `*` for all.
-        package var eventType = "*"
+        package var eventType: ExactText = "*"
         /// An exact change type; `*` for all.
-        package var changeType = "*"
+        package var changeType: ExactText = "*"
         package var timeout = Duration.seconds(15)
         package var connectTimeout = Duration.seconds(5)
         /// The waits after the first, second ... failure; after the last one the delivery is a dead letter.

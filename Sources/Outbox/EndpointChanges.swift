@@ -166,7 +166,7 @@ extension Connection {
                 "the endpoint's credentials were given for \(credentials.origins.joined(separator: " and ")), and are not sent anywhere else",
                 hint: "Give them again together with the new URL, or take them away with --auth none, --client-cert-file none or other headers")
         }
-        if changed == credentials { return }
+        if changed.isIdentical(to: credentials) { return }
         try query("DELETE FROM outbox.secret WHERE endpoint_id = \(id) AND kind = 'credentials'")
         if changed.isEmpty { return }
         let sealed = try changed.sealed(keyring, for: id)

@@ -1,3 +1,4 @@
+import Bytewise
 import FoundationEssentials
 package import Postgres
 import Templates
@@ -59,7 +60,7 @@ extension Connection {
             let id: EndpointID = try row[0]
             let opened = secrets[id] ?? OpenedSecrets()
             var settings = Endpoint.Settings(id: id, name: try row[1], url: try row[4])
-            settings.customerID = try row[2]
+            settings.customerID = ExactText(try row[2])
             settings.method = HTTPRequest.Method(rawValue: try row[3]) ?? .post
             settings.urlHasParameters = try row[5]
             settings.format = Endpoint.Format(rawValue: try row[7]) ?? .standard
@@ -69,8 +70,8 @@ extension Connection {
                 authorities: try row[12] as String?, certificate: try row[13] as String?)
             settings.allowsHTTP2 = try row[14]
             settings.mostBytes = try row[15] as Int?
-            settings.eventType = try row[16]
-            settings.changeType = try row[17]
+            settings.eventType = ExactText(try row[16])
+            settings.changeType = ExactText(try row[17])
             settings.timeout = .milliseconds(try row[18] as Int64)
             settings.connectTimeout = .milliseconds(try row[19] as Int64)
             settings.retrySchedule = (try row[20] as [Int64]).map { .milliseconds($0) }
@@ -96,7 +97,7 @@ extension Connection {
                     Authentication.self, from: Data(authentication.bytes))
                 let origins = settings.authentication.origins(url: settings.url)
                 settings.credentials = try opened.credentials.given(for: origins)
-                settings.tls.key = settings.credentials.clientKey
+                settings.tls.key = settings.credentials.clientKey.map { ExactText($0) }
                 settings.headers = try StoredHeader.settings(headers, secrets: settings.credentials.headers)
             } catch let refusal as Keyring.Refusal {
                 settings.defect = settings.defect ?? refusal.description

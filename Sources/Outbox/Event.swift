@@ -1,3 +1,4 @@
+package import Bytewise
 package import Postgres
 import Synchronization
 import Templates
@@ -8,9 +9,9 @@ package final class Event: Sendable {
     /// When it was inserted; also the key of its partition.
     package let createdAt: Timestamp
     package var key: EventKey { EventKey(id: id, createdAt: createdAt) }
-    package let customerID: String
-    package let type: String
-    package let changeType: String
+    package let customerID: ExactText
+    package let type: ExactText
+    package let changeType: ExactText
     package let transactionID: UniqueID
     package let identity: String?
     /// The producer's JSON, byte for byte.
@@ -55,10 +56,10 @@ package final class Event: Sendable {
     init(row: Row, from first: Int) throws(PostgresError) {
         id = try row[first]
         createdAt = try row[first + 1]
-        customerID = try row[first + 2]
-        type = try row[first + 3]
+        customerID = ExactText(try row[first + 2])
+        type = ExactText(try row[first + 3])
         isOperational = Self.isOperational(type)
-        changeType = try row[first + 4]
+        changeType = ExactText(try row[first + 4])
         transactionID = try row[first + 5]
         identity = try row[first + 6]
         before = (try row[first + 7] as JSONText?)?.bytes
@@ -76,10 +77,10 @@ package final class Event: Sendable {
     ) {
         self.id = id
         self.createdAt = createdAt
-        self.customerID = customerID
-        self.type = type
-        isOperational = Self.isOperational(type)
-        self.changeType = changeType
+        self.customerID = ExactText(customerID)
+        self.type = ExactText(type)
+        isOperational = Self.isOperational(self.type)
+        self.changeType = ExactText(changeType)
         self.transactionID = transactionID
         self.identity = identity
         self.before = before
@@ -90,7 +91,7 @@ package final class Event: Sendable {
         traceparent = context.flatMap(Self.traceparent)
     }
 
-    private static func isOperational(_ type: String) -> Bool { type.utf8.starts(with: "outbox.".utf8) }
+    private static func isOperational(_ type: ExactText) -> Bool { type.utf8.starts(with: "outbox.".utf8) }
 
     private static func traceparent(in context: [UInt8]) -> String? {
         // Most contexts have none, and then nothing is parsed.

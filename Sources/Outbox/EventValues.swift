@@ -1,3 +1,4 @@
+import Bytewise
 import Postgres
 import Templates
 
@@ -15,9 +16,9 @@ final class EventValues: ParameterValues {
         switch parameter.path.first {
         case "event_id": return number(event.id.rawValue)
         case "webhook_id": return .text(input.webhookID)
-        case "type": return .text(event.type)
-        case "change_type": return .text(event.changeType)
-        case "customer_id": return .text(event.customerID)
+        case "type": return .text(event.type.text)
+        case "change_type": return .text(event.changeType.text)
+        case "customer_id": return .text(event.customerID.text)
         case "transaction_id": return .text(event.transactionID.description)
         case "identity": return event.identity.map { .text($0) } ?? .nothing
         case "occurred_at": return .text(event.occurredAt.rfc3339(fractionDigits: 3))
@@ -52,9 +53,10 @@ final class EventValues: ParameterValues {
     /// A header of the client's request; names of headers have no case.
     private func header(_ name: String) throws(Template.Refusal) -> JSON? {
         let context = try context()
+        let wanted = ExactText(name).lowercasedASCII
         for place in [context?.value(at: ["headers"]), context] {
             guard case .object(let members)? = place?.kind else { continue }
-            if let match = members.last(where: { $0.name.lowercased() == name.lowercased() }) { return match.value }
+            if let match = members.last(where: { $0.name.lowercasedASCII == wanted }) { return match.value }
         }
         return nil
     }

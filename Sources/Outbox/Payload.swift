@@ -1,3 +1,4 @@
+import Bytewise
 import Postgres
 import Templates
 
@@ -70,8 +71,9 @@ enum Payload {
     static func cloudEventAttributes(of event: Event, webhookID: String) -> [(name: String, value: String)] {
         let instance = webhookID.split(separator: "_").dropFirst().first ?? ""
         var attributes = [
-            ("specversion", "1.0"), ("id", webhookID), ("source", "urn:outbox:\(instance)"), ("type", event.type),
-            ("time", event.occurredAt.description), ("customerid", event.customerID), ("changetype", event.changeType),
+            ("specversion", "1.0"), ("id", webhookID), ("source", "urn:outbox:\(instance)"), ("type", event.type.text),
+            ("time", event.occurredAt.description), ("customerid", event.customerID.text),
+            ("changetype", event.changeType.text),
             ("transactionid", event.transactionID.description),
         ]
         if let identity = event.identity { attributes.append(("identity", identity)) }

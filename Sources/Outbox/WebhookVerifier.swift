@@ -135,7 +135,7 @@ public struct WebhookVerifier: Sendable {
         now: Int64 = Int64(Date().timeIntervalSince1970)
     ) throws(Refusal) {
         // A dot in the id would let one signature stand for another split of the same bytes.
-        guard !id.contains(".") else { throw .malformed("webhook-id contains a dot") }
+        guard !id.utf8.contains(UInt8(ascii: ".")) else { throw .malformed("webhook-id contains a dot") }
         guard (1...15).contains(timestamp.utf8.count), timestamp.utf8.allSatisfy({ (0x30...0x39).contains($0) }),
             let signedAt = Int64(timestamp)
         else { throw .malformed("webhook-timestamp is not a number of seconds") }

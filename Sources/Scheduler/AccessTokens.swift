@@ -1,3 +1,4 @@
+import Bytewise
 import Outbox
 import Synchronization
 import Templates
@@ -119,7 +120,7 @@ final class AccessTokens: Sendable {
         _ exchange: HTTPExchange, of client: OAuthClient
     ) -> Result<(value: String, lifetime: Duration), Failure> {
         func failure(_ reason: String) -> Result<(value: String, lifetime: Duration), Failure> {
-            let place = client.tokenURL.prefix { $0 != "?" }
+            let place = client.tokenURL.text.prefix { $0 != "?" }
             return .failure(Failure(description: "no access token from \(place): \(reason)"))
         }
         // What was sent is the token endpoint's to answer for.

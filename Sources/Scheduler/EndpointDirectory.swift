@@ -1,3 +1,4 @@
+import Bytewise
 import Logging
 import Outbox
 import Postgres
@@ -9,7 +10,7 @@ final class EndpointDirectory: Sendable {
     struct Snapshot: Sendable {
         let generation: Generation
         let byID: [EndpointID: Endpoint]
-        private let exact: [String: [Endpoint]]
+        private let exact: [ExactText: [Endpoint]]
         private let wildcard: [Endpoint]
 
         init(generation: Generation, endpoints: [Endpoint]) {

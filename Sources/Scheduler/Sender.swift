@@ -1,3 +1,4 @@
+import Bytewise
 import Logging
 import Outbox
 import Postgres
@@ -190,9 +191,9 @@ final class Sender: Service {
             finished(send)
             return false
         }
-        FailPoint.reach(.sendBefore, subject: send.event.type)
+        FailPoint.reach(.sendBefore, subject: send.event.type.text)
         transport.submit(delivery.request) { [note = delivery.note] exchange in
-            FailPoint.reach(.sendAfter, subject: send.event.type)
+            FailPoint.reach(.sendAfter, subject: send.event.type.text)
             self.complete(send, endpoint: endpoint, startedAt: now, token: token, note: note, exchange)
         }
         return true

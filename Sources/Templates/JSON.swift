@@ -1,3 +1,5 @@
+package import Bytewise
+
 /// A JSON text (RFC 8259), read strictly and without losing how it was written: numbers keep their digits, and every
 /// value knows its own bytes, so that it can be passed on unchanged.
 package struct JSON: Sendable {
@@ -7,7 +9,7 @@ package struct JSON: Sendable {
         case string(String)
         case array([JSON])
         /// In order; of members with the same name the last one counts.
-        case object([(name: String, value: JSON)])
+        case object([(name: ExactText, value: JSON)])
     }
 
     package let kind: Kind
@@ -42,7 +44,7 @@ package struct JSON: Sendable {
         guard let step = path.first else { return self }
         let child: JSON? =
             switch kind {
-            case .object(let members): members.last { $0.name == step }?.value
+            case .object(let members): members.last { $0.name == ExactText(step) }?.value
             case .array(let elements): Int(step).flatMap { elements.indices.contains($0) ? elements[$0] : nil }
             default: nil
             }

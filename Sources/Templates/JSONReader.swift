@@ -1,3 +1,5 @@
+import Bytewise
+
 /// Reads JSON by recursive descent (RFC 8259).
 struct JSONReader {
     private let bytes: [UInt8]
@@ -47,10 +49,10 @@ struct JSONReader {
         while let byte = peek, byte == 0x20 || byte == 0x0A || byte == 0x0D || byte == 0x09 { place += 1 }
     }
 
-    private mutating func members(depth: Int) throws(JSON.Refusal) -> [(name: String, value: JSON)] {
+    private mutating func members(depth: Int) throws(JSON.Refusal) -> [(name: ExactText, value: JSON)] {
         place += 1
         skipSpace()
-        var members: [(name: String, value: JSON)] = []
+        var members: [(name: ExactText, value: JSON)] = []
         if take(UInt8(ascii: "}")) { return members }
         while true {
             skipSpace()
@@ -58,7 +60,7 @@ struct JSONReader {
             let name = try string()
             skipSpace()
             guard take(UInt8(ascii: ":")) else { throw refusal("expected a colon after the member's name") }
-            members.append((name, try value(depth: depth + 1)))
+            members.append((ExactText(name), try value(depth: depth + 1)))
             skipSpace()
             if take(UInt8(ascii: "}")) { return members }
             guard take(UInt8(ascii: ",")) else { throw refusal("expected a comma or } after a member") }

@@ -1,6 +1,24 @@
+import Bytewise
 import COpenSSL
 
 extension HTTPRequest.TLS {
+    /// The certificate as libcurl gets it: with a mark of the key behind it, where readers of PEM skip it. libcurl shares connections
+    /// between requests whose certificates and authorities are the same, and compares no keys: whoever names another's certificate,
+    /// which is public, could use a connection that the other's key has opened. The mark is the key's digest (SHA-256).
+    var markedCertificate: String? {
+        guard let certificate else { return nil }
+        let bytes = Array((key?.text ?? "").utf8)
+        var digest = [UInt8](repeating: 0, count: 32)
+        unsafe bytes.withUnsafeBytes { bytes in
+            unsafe digest.withUnsafeMutableBufferPointer { digest in
+                guard unsafe sha256(bytes.baseAddress, bytes.count, digest.baseAddress) == 1 else {
+                    preconditionFailure("SHA-256 is not there")
+                }
+            }
+        }
+        return certificate.text + "\n# \(digest.map { String($0, radix: 16) }.joined(separator: "."))\n"
+    }
+
     /// Why no connection can be made with this certificate and key; nil where one can, as far as that is to be seen without a
     /// receiver.
     package var defect: String? {

@@ -1,3 +1,5 @@
+package import Bytewise
+
 /// One HTTP request: sent once, never redirected, never repeated by itself.
 package struct HTTPRequest: Sendable {
     /// The methods that a receiver can be called with.
@@ -30,15 +32,15 @@ package struct HTTPRequest: Sendable {
     /// What a TLS connection is made with; all texts are PEM.
     package struct TLS: Sendable, Equatable {
         /// Certificates to trust in place of the system's.
-        package var authorities: String?
+        package var authorities: ExactText?
         /// The client's certificate and its private key.
-        package var certificate: String?
-        package var key: String?
+        package var certificate: ExactText?
+        package var key: ExactText?
 
         package init(authorities: String? = nil, certificate: String? = nil, key: String? = nil) {
-            self.authorities = authorities
-            self.certificate = certificate
-            self.key = key
+            self.authorities = authorities.map { ExactText($0) }
+            self.certificate = certificate.map { ExactText($0) }
+            self.key = key.map { ExactText($0) }
         }
     }
 

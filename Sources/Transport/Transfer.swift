@@ -1,3 +1,4 @@
+import Bytewise
 import CCurl
 import Glibc
 
@@ -169,16 +170,13 @@ final class Transfer {
             handle, CURLOPT_TIMEOUT_MS, max(1, Int((timeout - (.now - started)).inMilliseconds)))
     }
 
-    /// Connections are shared only between requests with the same settings. libcurl compares certificates and authorities
-    /// but no keys: whoever names another's certificate, which is public, could use a connection that the other's key has
-    /// opened. So a mark of the key follows the certificate, where readers of PEM skip it.
+    /// Connections are shared only between requests with the same settings.
     private func use(_ wanted: HTTPRequest.TLS) {
         if wanted == tls { return }
         tls = wanted
-        let certificate = wanted.certificate.map { $0 + "\n# \(wanted.key.hashValue)\n" }
         for (option, text) in [
-            (CURLOPT_CAINFO_BLOB, wanted.authorities), (CURLOPT_SSLCERT_BLOB, certificate),
-            (CURLOPT_SSLKEY_BLOB, wanted.key),
+            (CURLOPT_CAINFO_BLOB, wanted.authorities?.text), (CURLOPT_SSLCERT_BLOB, wanted.markedCertificate),
+            (CURLOPT_SSLKEY_BLOB, wanted.key?.text),
         ] {
             let bytes = Array((text ?? "").utf8)
             unsafe bytes.withUnsafeBytes { raw in

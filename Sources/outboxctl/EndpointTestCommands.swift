@@ -1,4 +1,5 @@
 import ArgumentParser
+import Bytewise
 import Foundation
 import Outbox
 import Postgres
@@ -40,7 +41,7 @@ private struct TrialRun {
             let event =
                 try trial.event.map { try connection.readEvent(try connection.eventKey($0)) }
                 ?? Event.sample(
-                    type: endpoint.settings.eventType == "*" ? "outbox.test" : endpoint.settings.eventType,
+                    type: endpoint.settings.eventType == "*" ? "outbox.test" : endpoint.settings.eventType.text,
                     after: data ?? Event.sampleData, context: context, at: now)
             return (
                 endpoint: endpoint, event: event, now: now, webhookID: event.key.webhookID(instance: instance),

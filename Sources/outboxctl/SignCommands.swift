@@ -10,7 +10,7 @@ struct Sign: AsyncParsableCommand {
     @Option(name: .long, help: "Seconds since the epoch; now by default.") var timestamp: Int64?
 
     func validate() throws {
-        if id.isEmpty || id.contains(".") || id.contains(where: { $0.isWhitespace }) {
+        if id.isEmpty || id.utf8.contains(UInt8(ascii: ".")) || id.contains(where: { $0.isWhitespace }) {
             throw ValidationError("--id must have no dot and no white space")
         }
     }

@@ -30,7 +30,7 @@ import Testing
         }
         for name in [
             "private.test", "metadata.test", "loop.test", "six.test", "mapped.test", "nat64.test", "chain.test",
-            "middle.test", "zero.test",
+            "middle.test", "zero.test", "own.test",
         ] {
             let trial = try #require(trials[name]?.first)
             #expect(trial.exit == 1 && trial.error.contains("blocked_address"), "\(name): \(trial.error)")

@@ -108,9 +108,11 @@ import Testing
     @Test func `only its owner may enter the socket's folder`() async throws {
         let folder = try folder() + "/cluster"
         let cluster = try await EmbeddedCluster(folder: folder, settings: ["fsync = off"])
-        let mode =
-            try FileManager.default.attributesOfItem(atPath: folder + "/postgres.socket")[.posixPermissions] as? Int
-        #expect(mode == 0o700)
+        let socket = try #require(cluster.connectionString.split(separator: "'").dropFirst().first.map(String.init))
+        for path in [socket, folder] {
+            let mode = try FileManager.default.attributesOfItem(atPath: path)[.posixPermissions] as? Int
+            #expect(mode == 0o700, "\(path)")
+        }
         try cluster.leave()
         try FileManager.default.removeItem(atPath: folder)
     }

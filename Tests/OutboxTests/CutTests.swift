@@ -1,3 +1,4 @@
+import Bytewise
 import Outbox
 import Postgres
 import TestSupport
@@ -222,7 +223,7 @@ import Testing
         func claim(isSmall: Bool = false) async throws -> String? {
             try await database.pool.run { connection in
                 try connection.claimBatch(lease: .random(), worker: "w", for: .seconds(60), isSmall: isSmall)
-            }.batch?.events.map(\.customerID).reduce(into: [String: Int]()) { $0[$1, default: 0] += 1 }
+            }.batch?.events.map(\.customerID.text).reduce(into: [String: Int]()) { $0[$1, default: 0] += 1 }
                 .sorted { $0.key < $1.key }.map { "\($0.value) of \($0.key)" }.joined(separator: ", ")
         }
         try await publish("flood", 50)
@@ -264,7 +265,7 @@ import Testing
         func claim(_ floor: BatchFloor) async throws -> String? {
             try await database.pool.run {
                 try $0.claimBatch(lease: .random(), worker: "w", for: .seconds(60), floor: floor)
-            }.batch?.events.first?.customerID
+            }.batch?.events.first?.customerID.text
         }
         try await publish("first", 1)
         #expect(try await database.pool.run { try $0.cut(batchSize: 10, budget: 500) } == .events(1))

@@ -1,17 +1,45 @@
 """Names that lead to forbidden addresses, for the tests. Usage, in a network and mount namespace of its own: names.py OUTBOXCTL ENDPOINT
 
-Makes a loopback that has a public and two private addresses, a name server and an HTTP server that listens on all of them;
-then calls `outboxctl endpoint test` with each name, and prints one JSON object: per name the exit code, the error, and the
-local addresses that were connected to.
+Makes a second host with a public and two private addresses and an HTTP server that listens on all of them, a public address of
+our own, and a name server here; then calls `outboxctl endpoint test` with each name, and prints one JSON object: per name the
+exit code, the error, and the addresses that were connected to.
 """
-import json, os, pathlib, socket, struct, subprocess, sys, tempfile, threading
+import json, os, pathlib, socket, struct, subprocess, sys, tempfile, threading, time
+
+PUBLIC, OWN, PRIVATE, METADATA = "93.184.216.34", "93.184.216.35", "10.0.0.5", "169.254.169.254"
+run = lambda *words: subprocess.run(words, check=True)
+
+
+def serve_http(tell):
+    server = socket.create_server(("", 8080), family=socket.AF_INET6, dualstack_ipv6=True)
+    while True:
+        connection, _ = server.accept()
+        tell(connection.getsockname()[0].removeprefix("::ffff:"))
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+        connection.close()
+
+
+if sys.argv[1] == "--peer":  # the second host
+    while subprocess.run(["ip", "link", "show", "peer"], capture_output=True).returncode:
+        time.sleep(0.01)
+    run("ip", "link", "set", "lo", "up")
+    run("ip", "addr", "add", "192.0.2.2/30", "dev", "peer")
+    run("ip", "link", "set", "peer", "up")
+    for address in (PUBLIC, PRIVATE, METADATA):
+        run("ip", "addr", "add", f"{address}/32", "dev", "lo")
+    serve_http(lambda address: print(address, flush=True))
 
 outboxctl, endpoint = sys.argv[1:3]
-PUBLIC, PRIVATE, METADATA = "93.184.216.34", "10.0.0.5", "169.254.169.254"
-run = lambda *words: subprocess.run(words, check=True)
 run("ip", "link", "set", "lo", "up")
-for address in (PUBLIC, PRIVATE, METADATA):
-    run("ip", "addr", "add", f"{address}/32", "dev", "lo")
+run("ip", "addr", "add", f"{OWN}/32", "dev", "lo")
+peer = subprocess.Popen(["unshare", "--net", sys.executable, __file__, "--peer"], stdout=subprocess.PIPE, text=True)
+while os.readlink(f"/proc/{peer.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+    time.sleep(0.01)
+run("ip", "link", "add", "host", "type", "veth", "peer", "name", "peer", "netns", str(peer.pid))
+run("ip", "addr", "add", "192.0.2.1/30", "dev", "host")
+run("ip", "link", "set", "host", "up")
+run("ip", "route", "add", "default", "via", "192.0.2.2")
 folder = pathlib.Path(tempfile.mkdtemp())
 for path, text in [("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"), ("/etc/hosts", "127.0.0.1 localhost\n"),
                    ("/etc/nsswitch.conf", "hosts: files dns\n")]:
@@ -22,7 +50,7 @@ for path, text in [("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1
 
 A, AAAA, CNAME = 1, 28, 5
 records = {
-    "public.test": [(A, PUBLIC)], "private.test": [(A, PRIVATE)], "metadata.test": [(A, METADATA)], "loop.test": [(A, "127.0.0.1")],
+    "public.test": [(A, PUBLIC)], "own.test": [(A, OWN)], "private.test": [(A, PRIVATE)], "metadata.test": [(A, METADATA)], "loop.test": [(A, "127.0.0.1")],
     "six.test": [(AAAA, "::1")], "mapped.test": [(AAAA, "::ffff:10.0.0.5")], "nat64.test": [(AAAA, "64:ff9b::a00:5")],
     "chain.test": [(CNAME, "middle.test")], "middle.test": [(CNAME, "private.test")],
     "mixed.test": [(A, PRIVATE), (A, PUBLIC)], "mixed6.test": [(A, PUBLIC), (AAAA, "fd00::1")], "zero.test": [(A, "0.0.0.0")],
@@ -68,23 +96,23 @@ def serve_names():
 
 
 connected = []
-
-
-def serve_http():
-    server = socket.create_server(("", 8080), family=socket.AF_INET6, dualstack_ipv6=True)
-    while True:
-        connection, _ = server.accept()
-        connected.append(connection.getsockname()[0].removeprefix("::ffff:"))
-        connection.recv(65536)
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
-        connection.close()
-
-
-for job in (serve_names, serve_http):
+for job in (serve_names, lambda: serve_http(connected.append), lambda: connected.extend(line.strip() for line in peer.stdout)):
     threading.Thread(target=job, daemon=True).start()
+# The second host is there when it answers.
+for _ in range(500):
+    try:
+        socket.create_connection((PUBLIC, 8080), timeout=1).close()
+        break
+    except OSError:
+        time.sleep(0.02)
+time.sleep(0.2)
 result = {}
 for name in [*records, *flips, *flips]:
     connected.clear()
     done = subprocess.run([outboxctl, "endpoint", "test", endpoint, "--url", f"http://{name}:8080/"], capture_output=True, text=True)
+    deadline = time.monotonic() + 2
+    while done.returncode == 0 and not connected and time.monotonic() < deadline:
+        time.sleep(0.01)
     result.setdefault(name, []).append({"exit": done.returncode, "error": done.stderr, "connected": list(connected)})
 print(json.dumps(result))
+peer.kill()

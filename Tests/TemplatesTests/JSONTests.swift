@@ -1,3 +1,4 @@
+import Bytewise
 import Foundation
 import Templates
 import Testing
@@ -71,7 +72,7 @@ import Testing
             elements.count == value.count && zip(elements, value).allSatisfy { isSame($0, $1) }
         case (.object(let members), let value as [String: Any]):
             members.count == value.count
-                && members.allSatisfy { member in value[member.name].map { isSame(member.value, $0) } ?? false }
+                && members.allSatisfy { member in value[member.name.text].map { isSame(member.value, $0) } ?? false }
         case (.boolean(let flag), let value as Bool): flag == value
         case (.number, let value as Int): json.text == "\(value)"
         default: false
