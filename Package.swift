@@ -76,7 +76,7 @@ let package = Package(
             path: "Tests/TestSupport", swiftSettings: common),
         .testTarget(name: "PostgresTests", dependencies: ["Postgres", "TestSupport"], swiftSettings: common),
         .testTarget(
-            name: "TransportTests", dependencies: ["Transport", "Receiver", "TestSupport"], swiftSettings: common),
+            name: "TransportTests", dependencies: ["CCurl", "Transport", "Receiver", "TestSupport"], swiftSettings: common),
         .testTarget(name: "TemplatesTests", dependencies: ["Bytewise", "Templates"], swiftSettings: common),
         .testTarget(
             name: "ConformanceTests",

@@ -47,9 +47,12 @@ struct Place {
             let parent = (data as NSString).deletingLastPathComponent
             try FileManager.default.createDirectory(atPath: parent, withIntermediateDirectories: true)
             let link = folder + "/postgres"
-            if parent != folder, !FileManager.default.fileExists(atPath: link) {
+            let isLinked = (try? FileManager.default.destinationOfSymbolicLink(atPath: link)) != nil
+            if parent != folder, !isLinked {
                 try FileManager.default.createSymbolicLink(atPath: link, withDestinationPath: data)
             }
+        } catch let refusal as EmbeddedCluster.Refusal {
+            throw refusal
         } catch {
             throw EmbeddedCluster.Refusal(
                 description:

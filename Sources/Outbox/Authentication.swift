@@ -135,6 +135,10 @@ package struct OAuthClient: Sendable, Hashable {
     package let clientSecret: ExactText
     package let scope: ExactText?
 
+    package init(tokenURL: ExactText, clientID: ExactText, clientSecret: ExactText, scope: ExactText?) {
+        (self.tokenURL, self.clientID, self.clientSecret, self.scope) = (tokenURL, clientID, clientSecret, scope)
+    }
+
     /// The request for a token (RFC 6749 4.4.2): the client authenticates with Basic, as 2.3.1 wants every server to
     /// take it.
     package func request(timeout: Duration) throws(HTTPHeader.Refusal) -> HTTPRequest {

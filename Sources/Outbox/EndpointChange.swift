@@ -79,6 +79,9 @@ package struct EndpointChange: Sendable {
         return credentials
     }
 
+    /// The same as `validate`, as far as it can be seen without knowing where requests may go.
+    package func check() throws { try validate(nil) }
+
     /// Throws an `OperationRefusal` that names the setting, what is wrong with it and what would be right.
     ///
     /// - Parameter policy: where requests may go, as far as it is known here; nil leaves that to the workers.

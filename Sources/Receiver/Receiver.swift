@@ -52,6 +52,8 @@ package final class Receiver: Sendable {
         package var body: [UInt8]
         package var delay: Duration
         package var manner: Manner
+        /// Bytes that nobody asked for, so long after the answer, and what to do once they are written.
+        package var unasked: (after: Duration, bytes: [UInt8], written: @Sendable () -> Void)?
 
         package init(
             _ status: Int = 200, headers: [(name: String, value: String)] = [], body: [UInt8] = Array("ok".utf8),
@@ -139,6 +141,11 @@ package final class Receiver: Sendable {
             let answer = answer(request)
             if answer.delay > .zero { Thread.pause(answer.delay) }
             guard connection.write(answer, isStopped: { self.state.withLock { $0.isStopped } }) else { return }
+            if let (delay, bytes, written) = answer.unasked {
+                Thread.pause(delay)
+                guard connection.send(bytes) else { return }
+                written()
+            }
         }
     }
 }

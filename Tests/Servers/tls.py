@@ -1,9 +1,9 @@
 """HTTPS servers for the tests, each wrong in its own way. Usage: tls.py FOLDER
 
 Writes the certificates into the folder, listens on a port for each server, prints "ready {name: port}", and then a line
-"NAME METHOD PATH" for every request.
+"NAME METHOD PATH" for every request, "+NAME" for every connection and "!NAME" for an answer that nobody asked for.
 """
-import datetime, ipaddress, json, pathlib, socket, ssl, sys, threading
+import datetime, ipaddress, json, pathlib, socket, ssl, sys, threading, time
 
 import h2.config, h2.connection, h2.errors, h2.events
 from cryptography import x509
@@ -70,6 +70,11 @@ def report(name, line):
         print(name, line, flush=True)
 
 
+def tell(line):
+    with lock:
+        print(line, flush=True)
+
+
 def http1(name, connection):
     buffer = b""
     while True:
@@ -86,7 +91,14 @@ def http1(name, connection):
         report(name, head.split(b" HTTP", 1)[0].decode())
         subject = connection.getpeercert() or {}
         body = json.dumps({"client": [v for part in subject.get("subject", []) for k, v in part]}).encode()
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        if name.startswith("unasked") and not buffer and counts[name] > 1:
+            answer = answer.replace(b"200 OK", b"500 No")
+        connection.sendall(answer)
+        if name.startswith("unasked"):
+            time.sleep(0.05)
+            connection.sendall(answer.replace(b"500 No", b"200 OK"))
+            tell("!" + name)
 
 
 def http2(name, connection):
@@ -124,6 +136,8 @@ def context(name):
         made.set_ciphers("ALL:@SECLEVEL=0")
         made.minimum_version = ssl.TLSVersion.TLSv1
         made.maximum_version = ssl.TLSVersion.TLSv1_1
+    if name.endswith("12"):
+        made.maximum_version = ssl.TLSVersion.TLSv1_2
     if name.startswith("client_required"):
         made.verify_mode = ssl.CERT_REQUIRED
         made.load_verify_locations(folder / "ca.pem")
@@ -138,6 +152,7 @@ def serve(name, listener):
     def one(raw):
         try:
             with made.wrap_socket(raw, server_side=True) as connection:
+                tell("+" + name)
                 (http2 if name.startswith("h2") else http1)(name, connection)
         except (ssl.SSLError, OSError):
             pass
@@ -149,7 +164,7 @@ def serve(name, listener):
 
 ports = {}
 for name in ["good", "expired", "self_signed", "wrong_host", "missing_intermediate", "full_chain", "old_protocol",
-             "client_required", "h2", "h2_refused", "h2_goaway"]:
+             "client_required", "h2", "h2_refused", "h2_goaway", "good12", "unasked", "unasked12"]:
     listener = socket.create_server(("127.0.0.1", 0))
     ports[name] = listener.getsockname()[1]
     threading.Thread(target=serve, args=(name, listener), daemon=True).start()

@@ -37,6 +37,16 @@ package final class TLSServers: Sendable {
         process.output.split(separator: "\n").count { $0.hasPrefix(name + " ") }
     }
 
+    /// How many connections a server got.
+    package func connections(_ name: String) -> Int {
+        process.output.split(separator: "\n").count { $0 == "+" + name }
+    }
+
+    /// How many answers it gave that nobody asked for.
+    package func unaskedAnswers(_ name: String) -> Int {
+        process.output.split(separator: "\n").count { $0 == "!" + name }
+    }
+
     package func stop() async {
         process.signal(SIGKILL)
         _ = await process.wait()

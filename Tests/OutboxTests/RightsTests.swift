@@ -1,0 +1,285 @@
+import Foundation
+import Outbox
+import Postgres
+import Synchronization
+import TestSupport
+import Testing
+
+/// A lesser role runs nothing with a greater one's rights, and holds nobody up.
+@Suite struct RightsTests {
+    private static let numbers = Atomic(0)
+
+    /// A role that can log in, member of others, with a pool of connections of its own.
+    private func login(_ database: TestDatabase, _ grants: String...) async throws -> (name: String, pool: ConnectionPool) {
+        let name = "app_\(Self.numbers.add(1, ordering: .relaxed).newValue)_\(UInt32.random(in: 0 ... .max))"
+        try await database.script("CREATE ROLE \(name) LOGIN")
+        for grant in grants { try await database.script("GRANT \(grant) TO \(name)") }
+        let string = database.connectionString.replacing("user=outbox", with: "user=\(name)")
+        return (name, ConnectionPool(try ConnectionTarget(string), size: 1))
+    }
+
+    private func sqlState(_ pool: ConnectionPool, _ script: String) async -> String? {
+        do {
+            try await pool.run { try $0.transaction { try $0.script(script) } }
+            return nil
+        } catch { return (error as? PostgresError)?.sqlState ?? "\(error)" }
+    }
+
+    @Test func `every function is bound when it is made, or sets its own path`() async throws {
+        let database = try await TestCluster.database()
+        let others = try await database.column(
+            """
+            SELECT oid::regprocedure::text FROM pg_proc
+             WHERE pronamespace = 'outbox'::regnamespace AND prosqlbody IS NULL
+               AND 'search_path=pg_catalog, pg_temp' <> ALL (coalesce(proconfig, '{}'))
+            """)
+        #expect(others == [])
+        // Of those that run with the owner's rights, only these take anything from a caller that may be hostile, and all of it is of
+        // PostgreSQL's own types: no cast or operator of anybody else is looked for.
+        let foreign = try await database.column(
+            """
+            SELECT p.oid::regprocedure::text FROM pg_proc p, unnest(p.proargtypes) a JOIN pg_type t ON t.oid = a
+             WHERE p.pronamespace = 'outbox'::regnamespace AND p.prosecdef AND t.typnamespace <> 'pg_catalog'::regnamespace
+            """)
+        #expect(foreign == [])
+    }
+
+    @Test func `emit turns a row into JSON with the rights of whoever changed it`() async throws {
+        let database = try await TestCluster.database()
+        let (name, pool) = try await login(database, "outbox_producer")
+        try await database.script("CREATE SCHEMA evil AUTHORIZATION \(name)")
+        // The cast is the producer's own, and tells who runs it.
+        try await pool.run {
+            try $0.script(
+                """
+                CREATE TABLE evil.seen (who text);
+                CREATE TYPE evil.thing AS ENUM ('a');
+                CREATE FUNCTION evil.as_json(evil.thing) RETURNS json LANGUAGE plpgsql AS
+                $$ BEGIN INSERT INTO evil.seen VALUES (current_user); RETURN '1'; END $$;
+                CREATE CAST (evil.thing AS json) WITH FUNCTION evil.as_json(evil.thing);
+                CREATE TABLE evil.orders (id int, thing evil.thing);
+                CREATE TRIGGER emit AFTER INSERT ON evil.orders FOR EACH ROW EXECUTE FUNCTION outbox.emit('order');
+                INSERT INTO evil.orders VALUES (1, 'a')
+                """)
+        }
+        #expect(try await database.column("SELECT DISTINCT who FROM evil.seen") == [name])
+        #expect(try await database.number("SELECT count(*) FROM outbox.event WHERE type = 'order'") == 1)
+        await pool.close()
+    }
+
+    /// An operator and a function that fit our domains and types better than PostgreSQL's, in a schema that comes first.
+    private static func trap(_ name: String) -> String {
+        """
+        CREATE SCHEMA evil; GRANT ALL ON SCHEMA evil TO PUBLIC;
+        CREATE TABLE evil.seen (what text, who text); GRANT ALL ON evil.seen TO PUBLIC;
+        CREATE FUNCTION evil.equal(outbox.event_type, text) RETURNS boolean LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO evil.seen VALUES ('type = text', current_user); RETURN true; END $$;
+        CREATE FUNCTION evil.equal(text, outbox.event_type) RETURNS boolean LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO evil.seen VALUES ('text = type', current_user); RETURN true; END $$;
+        CREATE FUNCTION evil.equal(bigint, bigint) RETURNS boolean LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO evil.seen VALUES ('bigint = bigint', current_user); RETURN $1 OPERATOR(pg_catalog.-) $2 OPERATOR(pg_catalog.>=) 0; END $$;
+        CREATE FUNCTION evil.count(bigint) RETURNS bigint LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO evil.seen VALUES ('count', current_user); RETURN 1; END $$;
+        CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO evil.seen VALUES ('clock_timestamp', current_user); RETURN pg_catalog.clock_timestamp(); END $$;
+        CREATE OPERATOR evil.= (LEFTARG = outbox.event_type, RIGHTARG = text, FUNCTION = evil.equal);
+        CREATE OPERATOR evil.= (LEFTARG = text, RIGHTARG = outbox.event_type, FUNCTION = evil.equal);
+        CREATE OPERATOR evil.= (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = evil.equal);
+        ALTER ROLE \(name) SET search_path = evil, pg_catalog
+        """
+    }
+
+    /// What a worker and an operator do, in a few statements.
+    private func work(_ pool: ConnectionPool) async throws {
+        _ = try await pool.run { connection in
+            _ = try connection.cut(batchSize: 500, budget: 5000)
+            _ = try connection.claimBatch(lease: .random(), worker: "w", for: .seconds(60))
+            _ = try connection.batchFloor()
+            _ = try connection.keepHouse()
+            var filter = ListFilter()
+            filter.eventType = "test"
+            filter.customerID = "default"
+            _ = try connection.listEvents(filter)
+            _ = try connection.listDeliveries(filter)
+            _ = try connection.problems()
+            _ = try connection.transaction { try $0.listEvents(filter) }
+        }
+    }
+
+    @Test(arguments: [false, true]) func `a search path that leads elsewhere changes nothing`(isPooled: Bool) async throws {
+        let database = try await TestCluster.database()
+        let (name, own) = try await login(database, "outbox_worker", "outbox_operator", "outbox_reader")
+        await own.close()
+        try await database.script(Self.trap(name))
+        try await database.publish(3)
+        let pooler = isPooled ? try await Pooler(before: database, users: [name]) : nil
+        let string =
+            pooler?.connectionString(user: name) ?? database.connectionString.replacing("user=outbox", with: "user=\(name)")
+        let pool = ConnectionPool(try ConnectionTarget(string), size: 2, session: WorkerSession.planning)
+        try await work(pool)
+        #expect(try await database.column("SELECT DISTINCT what || ' as ' || who FROM evil.seen") == [])
+        // The trap is one: without the path, the same words mean something else.
+        try await pool.run {
+            try $0.script("SET search_path = evil, pg_catalog; SELECT count(*) FROM outbox.event WHERE type = 'test'::text")
+        }
+        #expect(try await database.number("SELECT count(*) FROM evil.seen") > 0)
+        await pool.close()
+        await pooler?.stop()
+    }
+
+    @Test func `a stranger's advisory locks stop nobody, and make nobody notify`() async throws {
+        let database = try await TestCluster.database()
+        let (_, stranger) = try await login(database)
+        try await stranger.run { connection in
+            for number in 1...3 { try connection.query("SELECT pg_advisory_lock(7231, \(Int32(number)))") }
+        }
+        try await database.publish(2)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(2))
+        try await database.pool.run { _ = try Migrator.migrate(&$0, lockTimeout: .seconds(2)) }
+        let listener = try database.newPool(session: SessionSetUp(channel: "outbox"))
+        #expect(try await listener.run { try $0.waitForNotification(upTo: .milliseconds(20)) } == false)
+        try await database.publish(1)
+        #expect(try await listener.run { try $0.waitForNotification(upTo: .milliseconds(50)) } == false)
+        // What would do it needs a right.
+        #expect(await sqlState(stranger, "LOCK TABLE outbox.cutting IN SHARE UPDATE EXCLUSIVE MODE") == "42501")
+        #expect(await sqlState(stranger, "SELECT setval('outbox.asleep_until', 9999999999)") == "42501")
+        #expect(await sqlState(stranger, "LOCK TABLE outbox.migration IN ACCESS SHARE MODE") == "42501")
+        for right in ["outbox_producer", "outbox_reader"] {
+            let (_, pool) = try await login(database, right)
+            for script in [
+                "LOCK TABLE outbox.cutting IN SHARE UPDATE EXCLUSIVE MODE", "SELECT setval('outbox.asleep_until', 9999999999)",
+                "SELECT nextval('outbox.asleep_until')", "LOCK TABLE outbox.migration IN EXCLUSIVE MODE",
+                "LOCK TABLE outbox.event IN SHARE MODE", "SELECT FROM outbox.setting FOR UPDATE",
+                "LOCK TABLE outbox.lane IN SHARE ROW EXCLUSIVE MODE",
+            ] { #expect(await sqlState(pool, script) == "42501", "\(right): \(script)") }
+            await pool.close()
+        }
+        await stranger.close()
+        await listener.close()
+    }
+
+    @Test func `a schema that somebody else has put there is not filled`() async throws {
+        let database = try await TestCluster.database(migrated: false)
+        let (name, stranger) = try await login(database)
+        let (owner, pool) = try await login(database)
+        try await database.script(
+            "GRANT CREATE ON DATABASE \(try await database.column("SELECT current_database()")[0] ?? "") TO \(name), \(owner)")
+        try await stranger.run { try $0.script("CREATE SCHEMA outbox; GRANT ALL ON SCHEMA outbox TO PUBLIC") }
+        let refusal = await #expect(throws: Migrator.Refusal.self) { try await pool.run { _ = try Migrator.migrate(&$0) } }
+        #expect(refusal?.description.contains("belongs to a role") == true)
+        #expect(try await database.number("SELECT count(*) FROM pg_class WHERE relnamespace = 'outbox'::regnamespace") == 0)
+        await stranger.close()
+        await pool.close()
+    }
+
+    @Test func `a producer can be prepared where transactions may be, whoever sleeps`() async throws {
+        let server = try await TestServer.make(settings: ["max_prepared_transactions=5"])
+        let database = TestDatabase(connectionString: server.connectionString)
+        try await database.pool.run { _ = try Migrator.migrate(&$0) }
+        // Whatever the mark says.
+        try await database.script("SELECT setval('outbox.asleep_until', 9999999999)")
+        #expect(try await database.pool.run { try $0.sleep(for: .seconds(60)) } == false)
+        try await database.script(
+            "BEGIN; INSERT INTO outbox.event (type) VALUES ('a'); PREPARE TRANSACTION 'p'")
+        #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(0))
+        try await database.script("COMMIT PREPARED 'p'")
+        #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(1))
+        await database.pool.close()
+        try await server.kill()
+    }
+
+    @Test func `what the service says about itself no producer can say`() async throws {
+        let database = try await TestCluster.database()
+        let (_, producer) = try await login(database, "outbox_producer")
+        for (script, state) in [
+            ("SELECT outbox.publish('outbox.endpoint.disabled', '{}')", "OB002"),
+            ("INSERT INTO outbox.event (type) VALUES ('outbox.endpoint.disabled')", "23514"),
+        ] { #expect(await sqlState(producer, script) == state, "\(script)") }
+        let (_, operator_) = try await login(database, "outbox_operator")
+        #expect(await sqlState(operator_, "SELECT outbox.publish('outbox.x')") == "OB002")
+        let (_, worker) = try await login(database, "outbox_worker")
+        #expect(await sqlState(worker, "INSERT INTO outbox.event (type) VALUES ('outbox.endpoint.disabled')") == nil)
+        for pool in [producer, operator_, worker] { await pool.close() }
+    }
+
+    @Test func `a dedup key is a role's own, and a customer's`() async throws {
+        let database = try await TestCluster.database()
+        let (_, one) = try await login(database, "outbox_producer")
+        let (_, two) = try await login(database, "outbox_producer")
+        func publish(_ pool: ConnectionPool, customer: String) async throws -> Int64? {
+            try await pool.query(
+                "SELECT outbox.publish('t', customer_id => \(customer), dedup_key => 'order-1')"
+            ) { row throws(PostgresError) in try row[0] as Int64 }.first
+        }
+        let first = try await publish(one, customer: "acme")
+        #expect(try await publish(one, customer: "acme") == first)
+        #expect(try await publish(two, customer: "acme") != first)
+        #expect(try await publish(one, customer: "other") != first)
+        #expect(try await database.number("SELECT count(*) FROM outbox.event") == 3)
+        let tooLong = String(repeating: "é", count: 129)
+        #expect(await sqlState(one, "SELECT outbox.publish('t', dedup_key => '\(tooLong)')") == "OB002")
+        #expect(await sqlState(one, "SELECT outbox.publish('t', dedup_key => '')") == "OB002")
+        await one.close()
+        await two.close()
+    }
+
+    @Test func `a role that is bound to customers publishes for them and for nobody else`() async throws {
+        let database = try await TestCluster.database()
+        let (name, pool) = try await login(database)
+        #expect(await sqlState(pool, "SELECT outbox.publish('t')") == "42501")
+        try await database.script("SELECT outbox.grant_publish('\(name)', '{acme,beta}')")
+        #expect(await sqlState(pool, "SELECT outbox.publish('t', customer_id => 'acme')") == nil)
+        #expect(await sqlState(pool, "SELECT outbox.publish('t', customer_id => 'gamma')") == "OB004")
+        #expect(await sqlState(pool, "SELECT outbox.publish('t')") == "OB004")
+        #expect(await sqlState(pool, "INSERT INTO outbox.event (type, customer_id) VALUES ('t', 'gamma')") == "42501")
+        // Playing the bound role gives no more than being it; being more gives more.
+        let (_, player) = try await login(database, name)
+        #expect(await sqlState(player, "SET ROLE \(name); SELECT outbox.publish('t', customer_id => 'gamma')") == "OB004")
+        #expect(await sqlState(player, "SELECT outbox.publish('t', customer_id => 'beta')") == nil)
+        // Its own trigger publishes with its rights.
+        try await database.script("CREATE SCHEMA own AUTHORIZATION \(name)")
+        try await pool.run {
+            try $0.script(
+                """
+                CREATE TABLE own.orders (id int, tenant text);
+                CREATE TRIGGER emit AFTER INSERT ON own.orders FOR EACH ROW EXECUTE FUNCTION outbox.emit('order', 'tenant');
+                INSERT INTO own.orders VALUES (1, 'acme')
+                """)
+        }
+        #expect(await sqlState(pool, "INSERT INTO own.orders VALUES (2, 'gamma')") == "OB004")
+        try await database.script("SELECT outbox.grant_publish('\(name)', '{}')")
+        #expect(await sqlState(pool, "SELECT outbox.publish('t', customer_id => 'acme')") == "42501")
+        try await database.script("GRANT outbox_producer TO \(name)")
+        #expect(await sqlState(database.pool, "SELECT outbox.grant_publish('\(name)', '{acme}')") == "OB002")
+        #expect(
+            try await database.column("SELECT DISTINCT customer_id FROM outbox.event ORDER BY 1") == ["acme", "beta"])
+        await pool.close()
+        await player.close()
+    }
+
+    @Test func `when and by whom something was done the audit log says itself`() async throws {
+        let database = try await TestCluster.database()
+        for right in ["outbox_worker", "outbox_operator"] {
+            let (name, pool) = try await login(database, right)
+            #expect(
+                await sqlState(pool, "INSERT INTO outbox.audit (at, actor, action, object) VALUES ('2000-01-01', 'x', 'a', 'b')")
+                    == "42501")
+            #expect(await sqlState(pool, "UPDATE outbox.audit SET actor = 'x'") == "42501")
+            #expect(await sqlState(pool, "DELETE FROM outbox.audit") == "42501")
+            #expect(await sqlState(pool, "SELECT outbox.record_audit('a', 'b', 'c', '{}')") == nil)
+            #expect(
+                try await database.number(
+                    "SELECT count(*) FROM outbox.audit WHERE actor = \(name) AND at > clock_timestamp() - interval '1 min'") == 1)
+            await pool.close()
+        }
+    }
+
+    @Test func `a reader can see whether something is wrong`() async throws {
+        let database = try await TestCluster.database()
+        let (_, pool) = try await login(database, "outbox_reader")
+        for view in ["deliveries", "attempts", "dead_letters", "backlog", "endpoint_health", "transactions", "problems"] {
+            #expect(await sqlState(pool, "SELECT * FROM outbox.\(view)") == nil, "\(view)")
+        }
+        await pool.close()
+    }
+}

@@ -1,0 +1,103 @@
+import Receiver
+import Synchronization
+import TestSupport
+import Testing
+import Transport
+
+/// What a receiver says when nobody asks it is no answer to what it is asked next.
+@Suite struct StaleConnectionTests {
+    private let local = AddressPolicy(allowing: ["127.0.0.0/8"].compactMap(Network.init))
+
+    private func bytes(_ status: Int) -> [UInt8] {
+        Array("HTTP/1.1 \(status) Unasked\r\nContent-Length: 2\r\n\r\nno".utf8)
+    }
+
+    @Test(arguments: [200, 408, 410, 429, 100]) func `an answer that nobody asked for is not taken for the next one`(
+        unasked: Int
+    ) async throws {
+        let isWritten = Flag(false)
+        let stale = bytes(unasked)
+        let ledger = try Ledger { request, before in
+            // The second request is of another endpoint of the same host.
+            var answer = Receiver.Answer(before == 0 ? 200 : 500)
+            if before == 0 { answer.unasked = (.milliseconds(20), stale, { isWritten.isSet = true }) }
+            return answer
+        }
+        let transport = Transport(policy: local)
+        let first = await transport.send(HTTPRequest(url: ledger.url + "/one"))
+        #expect(first.status == 200)
+        #expect(await eventually { isWritten.isSet })
+        let second = await transport.send(HTTPRequest(url: ledger.url + "/two"))
+        #expect(second.status == 500)
+        #expect(ledger.all.map(\.target) == ["/one", "/two"])
+        #expect(ledger.all.map(\.connection) == [1, 2])
+        // The new connection is as good as any.
+        let third = await transport.send(HTTPRequest(url: ledger.url + "/three"))
+        #expect(third.status == 500)
+        #expect(ledger.all.map(\.connection) == [1, 2, 2])
+        await transport.stop()
+        ledger.receiver.stop()
+    }
+
+    @Test func `a connection that the receiver has ended is not used, and nothing is lost by it`() async throws {
+        let ledger = try Ledger { _, before in
+            before == 0 ? Receiver.Answer(manner: .bytes(Array("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".utf8))) : Receiver.Answer()
+        }
+        let transport = Transport(policy: local)
+        #expect(await transport.send(HTTPRequest(url: ledger.url)).status == 200)
+        for _ in 0..<3 {
+            let exchange = await transport.send(HTTPRequest(url: ledger.url))
+            #expect(exchange.status == 200, "\(exchange.message ?? "")")
+        }
+        #expect(ledger.all.count == 4)
+        await transport.stop()
+        ledger.receiver.stop()
+    }
+
+    @Test(arguments: ["unasked", "unasked12"]) func `the same holds over TLS`(name: String) async throws {
+        let servers = try await TLSServers()
+        let transport = Transport(policy: local)
+        var request = HTTPRequest(url: servers.url(name), body: Array("{}".utf8), timeout: .seconds(5))
+        request.tls = HTTPRequest.TLS(authorities: try servers.pem("ca"))
+        let first = await transport.send(request)
+        #expect(first.status == 200, "\(first.message ?? "")")
+        #expect(await eventually { servers.unaskedAnswers(name) == 1 })
+        let second = await transport.send(request)
+        #expect(second.status == 500, "\(second.message ?? "")")
+        #expect(servers.requests(name) == 2)
+        #expect(servers.connections(name) == 2)
+        await transport.stop()
+        await servers.stop()
+    }
+
+    /// Session tickets and the control frames of HTTP/2 wait in a connection, too, and are no answers.
+    @Test(arguments: ["good", "good12", "h2"]) func `a quiet connection is used again and again`(name: String) async throws {
+        let servers = try await TLSServers()
+        let transport = Transport(policy: local)
+        var request = HTTPRequest(url: servers.url(name), body: Array("{}".utf8), timeout: .seconds(5))
+        request.tls = HTTPRequest.TLS(authorities: try servers.pem("ca"))
+        request.allowsHTTP2 = name == "h2"
+        for _ in 0..<40 {
+            let exchange = await transport.send(request)
+            #expect(exchange.status == 200, "\(exchange.message ?? "")")
+        }
+        #expect(servers.requests(name) == 40)
+        #expect(servers.connections(name) == 1)
+        await transport.stop()
+        await servers.stop()
+    }
+
+    @Test func `many at a time open no more connections than they need`() async throws {
+        let ledger = try Ledger()
+        let transport = Transport(policy: local)
+        for _ in 0..<5 {
+            await withTaskGroup(of: Int?.self) { group in
+                for _ in 0..<20 { group.addTask { await transport.send(HTTPRequest(url: ledger.url)).status } }
+                for await status in group { #expect(status == 200) }
+            }
+        }
+        #expect(Set(ledger.all.map(\.connection)).count <= 20)
+        await transport.stop()
+        ledger.receiver.stop()
+    }
+}
