@@ -15,7 +15,7 @@ import Testing
     }
 
     private func tool(_ name: String, _ arguments: [String]) async throws {
-        let program = try ServerBinaries.find(environment: [:]).folder + "/" + name
+        let program = try ServerBinaries.find(environment: ProcessInfo.processInfo.environment).folder + "/" + name
         let child = try ChildProcess(program, arguments)
         #expect(await child.wait() == .exit(0), "\(child.errors)")
         child.remove()
