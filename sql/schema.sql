@@ -423,14 +423,14 @@ function outbox.stored_size(json,json) returns integer d41d8cd98f00b204e9800998e
 function outbox.transaction_uuid(timestamp with time zone,xid8) returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox.wake_worker() returns trigger e0c58bcdffdca2677cb288b2799526ef
 function outbox.webhook_id(bigint,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
-view attempts d4535a20847223205b18a6f4086ca24d
-view backlog 11677d635161d560fae21bb7b06358de
-view dead_letters 8b1750f8ddc470860b514fc07cebf8f8
-view deliveries 4f8b0ed0491e36cc1b219585b9811480
-view endpoint_health 97254047541234bafbe80227a6c7dfb1
-view partitions 908b90217656b2111c9d6473eeb2fb4c
-view problems 2867be54cb32c1dc5c9bc7620605051e
-view transactions e99435de09c7a6fdd65a08812491f890
+view attempts
+view backlog
+view dead_letters
+view deliveries
+view endpoint_health
+view partitions
+view problems
+view transactions
 CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed()
 CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT WHEN (((pg_sequence_last_value('outbox.asleep_until'::regclass) > 1) AND ((pg_sequence_last_value('outbox.asleep_until'::regclass))::double precision > date_part('epoch'::text, clock_timestamp())) AND (current_setting('max_prepared_transactions'::text) = '0'::text))) EXECUTE FUNCTION outbox.wake_worker()
 CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_from, paused_until, drain_rate, opens ON outbox.lane FOR EACH ROW WHEN (((old.held_until IS DISTINCT FROM new.held_until) OR (old.paused_until IS DISTINCT FROM new.paused_until) OR (old.paused_from IS DISTINCT FROM new.paused_from) OR (old.drain_rate IS DISTINCT FROM new.drain_rate) OR (old.opens IS DISTINCT FROM new.opens))) EXECUTE FUNCTION outbox.endpoint_changed()
