@@ -397,7 +397,7 @@ function outbox.first_incomplete(outbox.cut) returns bigint d41d8cd98f00b204e980
 function outbox.grant_publish(name,text[]) returns void security definer ec7a750c52cd132d0875efe99145dd91
 function outbox.is_blocked(uuid,text) returns boolean security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_cut(outbox.cut,xid8,bigint) returns boolean d41d8cd98f00b204e9800998ecf8427e
-function outbox.is_home() returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.is_home(text) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean ecccadc8bf80d0adb161635e5afdf985
 function outbox.is_restored(outbox.cut) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_service() returns boolean d41d8cd98f00b204e9800998ecf8427e
@@ -409,7 +409,7 @@ function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.partition_bounds(timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
 function outbox.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 8af9b55b1717c762e38cb2464486b49d
-function outbox.rebase(integer,boolean,boolean) returns record security definer 99457050cecafe55e678583cb2ba7094
+function outbox.rebase(integer,boolean,boolean) returns record security definer e5efd58f652f3a6c23c80241290250d6
 function outbox.record_audit(text,text,text,jsonb) returns void security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.record_trial(uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer 04e8d09f54de8c18d21be9c129cb6259
 function outbox.refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
@@ -557,6 +557,7 @@ grant execute on rebase to outbox_operator
 grant execute on record_audit to outbox_operator
 grant execute on record_trial to outbox_operator
 grant execute on refuse_body to outbox_operator
+grant execute on require_home to outbox_operator
 grant execute on set_body_limit to outbox_operator
 grant execute on transaction_uuid to outbox_operator
 grant execute on wake_worker to outbox_operator

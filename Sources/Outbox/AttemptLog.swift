@@ -71,15 +71,10 @@ extension Connection {
 
     /// The same for events that have the numbers of these, which somebody else's attempts of them show.
     package mutating func noteGhosts(numberedAs events: [EventKey], worker: String) throws -> Int {
-        let others = try query(
-            """
-            SELECT DISTINCT a.event_id, a.event_at FROM outbox.attempt a
-              JOIN unnest(\(events.map(\.id)), \(events.map(\.createdAt))) AS k(id, created_at)
-                ON a.event_id = k.id AND a.event_at <> k.created_at
-             WHERE a.event_id = ANY (\(events.map(\.id)))
-            """
+        let sent = try query(
+            "SELECT DISTINCT event_id, event_at FROM outbox.attempt WHERE event_id = ANY (\(events.map(\.id)))"
         ).map { row throws(PostgresError) in EventKey(id: try row[0], createdAt: try row[1]) }
-        return try noteGhosts(among: others, worker: worker)
+        return try noteGhosts(among: Array(Set(sent).subtracting(events)), worker: worker)
     }
 
     /// Appends a trial, which belongs to no delivery, and returns its id.

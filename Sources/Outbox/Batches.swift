@@ -11,6 +11,8 @@ package struct BatchClaim: Sendable {
 package struct ClaimedBatch: Sendable {
     package let id: BatchID
     package let lease: LeaseID
+    /// The server that it was claimed on.
+    package let server: ServerStart
     /// How often it was claimed, this claim included; more than once means that a worker lost it.
     package let claims: Int
     /// How many events were cut into it; `events` has fewer only when rows are gone, which must never happen.
@@ -18,6 +20,14 @@ package struct ClaimedBatch: Sendable {
     /// Endpoints that have its events in their lanes already, in order.
     package let ordered: [EndpointID]
     package let events: [Event]
+}
+
+/// Which server it is that answers: when it was started, by its clock. After a failover or a restore it is another one, and what was
+/// written on the last one before may be there or not.
+package struct ServerStart: Hashable, Sendable {
+    package let time: Timestamp
+
+    package init(time: Timestamp) { self.time = time }
 }
 
 /// No batch that could be claimed lies before it. Without it a claim would begin at the dead rows of finished batches.
@@ -69,9 +79,11 @@ extension Connection {
     ///
     /// - Parameters:
     ///   - lease: made by the caller, so that a claim whose answer was lost can be given back (`releaseLeases`).
+    ///   - instance: which installation it must be; nil for any.
     ///   - isSmall: only one of the many customers that have few events; for a worker that has enough of the others.
     package mutating func claimBatch(
-        lease: LeaseID, worker: String, for duration: Duration, floor: BatchFloor = .none, isSmall: Bool = false
+        lease: LeaseID, worker: String, for duration: Duration, floor: BatchFloor = .none, isSmall: Bool = false,
+        instance: String? = nil
     ) throws -> BatchClaim {
         // Ids go in as a subselect, not as `LIMIT $n`, which makes the planner expect a tenth of the table.
         let small: SQL = isSmall ? "AND b.customer_id IS NULL" : ""
@@ -81,7 +93,7 @@ extension Connection {
                 UPDATE outbox.batch
                    SET lease_id = \(lease), worker = \(worker), claims = claims + 1,
                        lease_until = clock_timestamp() + \(duration)
-                 WHERE outbox.is_home() AND id = coalesce(
+                 WHERE outbox.is_home(\(instance)) AND id = coalesce(
                            (SELECT b.id FROM outbox.batch b
                              WHERE b.claims > 0 AND b.id >= \(floor.lowest) AND b.lease_until < clock_timestamp()
                              ORDER BY b.id LIMIT 1 FOR UPDATE SKIP LOCKED),
@@ -89,7 +101,7 @@ extension Connection {
                              WHERE b.claims = 0 AND (b.turn, b.id) >= (\(floor.turn), \(floor.next)) \(small)
                              ORDER BY b.turn, b.id LIMIT 1 FOR UPDATE SKIP LOCKED))
                 RETURNING id, claims, size, ordered, ids, first_at, last_at)
-            SELECT clock_timestamp(), g.mark, c.id, c.claims, c.size, c.ordered, \(raw: Event.columns)
+            SELECT clock_timestamp(), g.mark, c.id, c.claims, c.size, c.ordered, pg_postmaster_start_time(), \(raw: Event.columns)
               FROM (SELECT mark FROM outbox.generation ORDER BY id DESC LIMIT 1) g
               LEFT JOIN claimed c ON true
               LEFT JOIN LATERAL (
@@ -99,22 +111,22 @@ extension Connection {
                          WHERE e.id >= lower(range) AND e.id < upper(range)
                            AND e.created_at >= c.first_at AND e.created_at <= c.last_at) x) e ON true
             """)
-        let (now, found, id, claims, size, ordered) =
+        let (now, found, id, claims, size, ordered, server) =
             try rows.first { row throws(PostgresError) in
                 (
                     try row[0] as Timestamp, try row[1] as Generation?, try row[2] as BatchID?, try row[3] as Int?,
-                    try row[4] as Int?, try row[5] as [EndpointID]?
+                    try row[4] as Int?, try row[5] as [EndpointID]?, ServerStart(time: try row[6])
                 )
-            } ?? (.distantPast, nil, nil, nil, nil, nil)
+            } ?? (.distantPast, nil, nil, nil, nil, nil, ServerStart(time: .distantPast))
         let generation = found ?? .unknown
         guard let id, let claims, let size else { return BatchClaim(now: now, generation: generation, batch: nil) }
         let events = try rows.map { row throws(PostgresError) in
-            try row[6] as EventID? == nil ? nil : try Event(row: row, from: 6)
+            try row[7] as EventID? == nil ? nil : try Event(row: row, from: 7)
         }
         return BatchClaim(
             now: now, generation: generation,
             batch: ClaimedBatch(
-                id: id, lease: lease, claims: claims, size: size, ordered: ordered ?? [],
+                id: id, lease: lease, server: server, claims: claims, size: size, ordered: ordered ?? [],
                 events: events.compactMap { $0 }))
     }
 
@@ -142,18 +154,16 @@ extension Connection {
     package mutating func resolvedPairs(of events: [EventKey]) throws -> Set<Pair> {
         let pairs = try query(
             """
-            WITH known AS (
-                SELECT event_id, event_at, endpoint_id FROM outbox.attempt
-                 WHERE event_id = ANY (\(events.map(\.id))) AND outcome = 'success' AND trigger NOT IN ('test', 'evaluate')
-                UNION SELECT event_id, event_at, endpoint_id FROM outbox.delivery WHERE event_id = ANY (\(events.map(\.id)))
-                UNION SELECT event_id, event_at, endpoint_id FROM outbox.dead_letter WHERE event_id = ANY (\(events.map(\.id))))
-            SELECT k.event_id, k.event_at, k.endpoint_id
-              FROM known k JOIN unnest(\(events.map(\.id)), \(events.map(\.createdAt))) AS e(id, created_at)
-                ON e.id = k.event_id AND e.created_at = k.event_at
+            SELECT event_id, event_at, endpoint_id FROM outbox.attempt
+             WHERE event_id = ANY (\(events.map(\.id))) AND outcome = 'success' AND trigger NOT IN ('test', 'evaluate')
+            UNION SELECT event_id, event_at, endpoint_id FROM outbox.delivery WHERE event_id = ANY (\(events.map(\.id)))
+            UNION SELECT event_id, event_at, endpoint_id FROM outbox.dead_letter WHERE event_id = ANY (\(events.map(\.id)))
             """
         ).map { row throws(PostgresError) in
             Pair(event: EventKey(id: try row[0], createdAt: try row[1]), endpoint: try row[2])
         }
-        return Set(pairs)
+        // Here and not in the statement: a worker's plans have no hash, and would compare each with each.
+        let wanted = Set(events)
+        return Set(pairs.filter { wanted.contains($0.event) })
     }
 }

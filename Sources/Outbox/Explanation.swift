@@ -31,16 +31,16 @@ extension Connection {
                   LEFT JOIN LATERAL (SELECT event_id FROM outbox.dead_letter x
                                       WHERE x.endpoint_id = p.endpoint_id AND x.ordering_key = p.ordering_key AND x.reason <> 'cancelled'
                                         AND p.on_dead = 'block' ORDER BY pass, event_id LIMIT 1) x ON true
-                  LEFT JOIN LATERAL (SELECT event_id FROM outbox.delivery f
+                  LEFT JOIN LATERAL (SELECT event_id, event_at FROM outbox.delivery f
                                       WHERE f.endpoint_id = p.endpoint_id AND f.ordering_key = p.ordering_key
                                       ORDER BY f.due_at = 'infinity', pass, event_id LIMIT 1) f ON true
-                 WHERE p.due_at = 'infinity' AND (x.event_id IS NOT NULL OR f.event_id <> p.event_id)
+                 WHERE p.due_at = 'infinity' AND (x.event_id IS NOT NULL OR (f.event_id, f.event_at) <> (p.event_id, p.event_at))
                 UNION ALL
                 SELECT 5, 'order', 'the first of ordering key ' || p.ordering_key || '; it goes when all that was committed with it is in line', NULL
                   FROM pair p
                  WHERE p.due_at = 'infinity' AND NOT outbox.is_blocked(p.endpoint_id, p.ordering_key)
                    AND NOT EXISTS (SELECT FROM outbox.delivery f WHERE f.endpoint_id = p.endpoint_id AND f.ordering_key = p.ordering_key
-                                      AND f.event_id <> p.event_id AND (f.due_at < 'infinity' OR (f.pass, f.event_id) < (p.pass, p.event_id)))
+                                      AND (f.event_id, f.event_at) <> (p.event_id, p.event_at) AND (f.due_at < 'infinity' OR (f.pass, f.event_id) < (p.pass, p.event_id)))
                 UNION ALL
                 SELECT 6, 'retry', format('attempt %s failed (%s); the next of %s is at %s', attempts,
                                           concat_ws(', ', last_status, last_error_class), cardinality(retry_schedule) + 1, \(time("due_at"))),
@@ -73,7 +73,7 @@ extension Connection {
     private static func waitingPair(_ pair: Pair) -> SQL {
         """
         WITH pair AS (
-            SELECT d.event_id, d.endpoint_id, d.due_at, d.attempts, d.last_status, d.last_error_class, d.ordering_key, d.pass,
+            SELECT d.event_id, d.event_at, d.endpoint_id, d.due_at, d.attempts, d.last_status, d.last_error_class, d.ordering_key, d.pass,
                    l.paused_from, l.paused_until, l.paused_by, l.pause_reason, l.opens, l.opened_at, l.held_until, l.drain_rate, l.worker,
                    l.lease_until, n.name, n.disabled_at, n.disabled_reason, n.max_concurrency, n.rates, n.on_dead, n.retry_schedule
               FROM outbox.delivery d JOIN outbox.lane l USING (endpoint_id) JOIN outbox.endpoint n ON n.id = d.endpoint_id

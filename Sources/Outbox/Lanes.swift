@@ -28,19 +28,18 @@ package struct ClaimedLane: Sendable {
 /// rows again that were delivered before, and must be asked anew.
 package struct LaneFloor: Sendable, Equatable {
     package let dueAt: Timestamp
-    /// When that server was started, by its clock.
-    let server: Timestamp
+    let server: ServerStart
 
-    package init(dueAt: Timestamp, server: Timestamp) {
+    package init(dueAt: Timestamp, server: ServerStart) {
         self.dueAt = dueAt
         self.server = server
     }
 
     /// Of somebody who knows nothing of the lane.
-    package static let none = LaneFloor(dueAt: .distantPast, server: .distantPast)
+    package static let none = LaneFloor(dueAt: .distantPast, server: ServerStart(time: .distantPast))
 
     /// The time in a statement.
-    var bound: SQL { "CASE WHEN pg_postmaster_start_time() = \(server) THEN \(dueAt) ELSE '-infinity'::timestamptz END" }
+    var bound: SQL { "CASE WHEN pg_postmaster_start_time() = \(server.time) THEN \(dueAt) ELSE '-infinity'::timestamptz END" }
 }
 
 /// The answer to a look at lanes that are held: the database's clock and endpoint generation, and when the earliest delivery
@@ -84,15 +83,17 @@ package struct LaneCursor: Sendable, Equatable {
 extension Connection {
     /// Claims lanes that have due deliveries, longest due first.
     ///
-    /// - Parameter excluded: endpoints that this worker cannot serve or already does.
+    /// - Parameters:
+    ///   - excluded: endpoints that this worker cannot serve or already does.
+    ///   - instance: which installation it must be; nil for any.
     package mutating func claimLanes(
-        lease: LeaseID, worker: String, for duration: Duration, excluding excluded: [EndpointID]
+        lease: LeaseID, worker: String, for duration: Duration, excluding excluded: [EndpointID], instance: String? = nil
     ) throws -> LaneClaim {
         let rows = try query(
             """
             WITH due AS MATERIALIZED (
                 SELECT l.endpoint_id FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
-                 WHERE outbox.is_home() AND l.due_at <= clock_timestamp() AND l.lease_until < clock_timestamp()
+                 WHERE outbox.is_home(\(instance)) AND l.due_at <= clock_timestamp() AND l.lease_until < clock_timestamp()
                    AND l.held_until <= clock_timestamp()
                    AND NOT (l.paused_from <= clock_timestamp() AND l.paused_until > clock_timestamp())
                    AND n.disabled_at IS NULL AND n.deleted_at IS NULL AND l.endpoint_id <> ALL (\(excluded))
@@ -121,7 +122,7 @@ extension Connection {
             guard let endpoint = try row[3] as EndpointID? else { return nil }
             return ClaimedLane(
                 endpoint: endpoint, lease: lease, claims: try row[4], isFailing: try row[5], isRested: try row[8],
-                recoveredAt: try row[6], floor: LaneFloor(dueAt: try row[7], server: try row[9]))
+                recoveredAt: try row[6], floor: LaneFloor(dueAt: try row[7], server: ServerStart(time: try row[9])))
         }
         return LaneClaim(now: head.0, generation: head.1, lanes: lanes.compactMap { $0 }, nextDueAt: head.2)
     }
@@ -141,15 +142,17 @@ extension Connection {
 
     /// The due deliveries of a lane after the cursor, oldest first, at most 200.
     ///
-    /// - Parameter recoveredAt: what was last tried before then is due, too.
+    /// - Parameters:
+    ///   - recoveredAt: what was last tried before then is due, too.
+    ///   - instance: which installation it must be; nil for any.
     package mutating func lanePage(
-        of endpoint: EndpointID, after cursor: LaneCursor, recoveredAt: Timestamp?
+        of endpoint: EndpointID, after cursor: LaneCursor, recoveredAt: Timestamp?, instance: String? = nil
     ) throws -> [WaitingDelivery] {
         // statement_timestamp() is stable and so can bound the index scan; clock_timestamp() cannot. What was tried and is not
         // due has an index of its own, so that a million rows that were not cost nothing.
         let waiting: SQL = """
             SELECT * FROM outbox.delivery
-             WHERE outbox.is_home() AND endpoint_id = \(endpoint) AND due_at <= statement_timestamp() AND due_at < 'infinity'
+             WHERE outbox.is_home(\(instance)) AND endpoint_id = \(endpoint) AND due_at <= statement_timestamp() AND due_at < 'infinity'
                AND (due_at, event_id) > (\(cursor.dueAt), \(cursor.event))
              ORDER BY due_at, event_id LIMIT 200
             """
@@ -158,7 +161,7 @@ extension Connection {
                 """
                 SELECT * FROM ((\(waiting)) UNION ALL (
                     SELECT * FROM outbox.delivery
-                     WHERE outbox.is_home() AND endpoint_id = \(endpoint) AND due_at > statement_timestamp() AND due_at < 'infinity'
+                     WHERE outbox.is_home(\(instance)) AND endpoint_id = \(endpoint) AND due_at > statement_timestamp() AND due_at < 'infinity'
                        AND last_at IS NOT NULL AND last_at < \(recoveredAt)
                        AND (due_at, event_id) > (\(cursor.dueAt), \(cursor.event))
                      ORDER BY due_at, event_id LIMIT 200)) both_parts
@@ -250,7 +253,9 @@ extension Connection {
                 """
                 SELECT least(clock_timestamp(), \(connection.earliest(in: endpoint, from: floor))), pg_postmaster_start_time()
                 """
-            ).first { row throws(PostgresError) in LaneFloor(dueAt: try row[0], server: try row[1]) }
+            ).first { row throws(PostgresError) in 
+                LaneFloor(dueAt: try row[0], server: ServerStart(time: try row[1]))
+            }
         }
     }
 
@@ -260,7 +265,7 @@ extension Connection {
             """
             SELECT clock_timestamp(), g.mark, l.endpoint_id, d.due_at
               FROM (SELECT mark FROM outbox.generation ORDER BY id DESC LIMIT 1) g
-              LEFT JOIN (unnest(\(Array(lanes.keys)), \(lanes.values.map(\.dueAt)), \(lanes.values.map(\.server))) AS l(endpoint_id, floor, server)
+              LEFT JOIN (unnest(\(Array(lanes.keys)), \(lanes.values.map(\.dueAt)), \(lanes.values.map(\.server.time))) AS l(endpoint_id, floor, server)
                          CROSS JOIN LATERAL (
                              SELECT d.due_at FROM outbox.delivery d
                               WHERE d.endpoint_id = l.endpoint_id AND d.due_at < 'infinity'

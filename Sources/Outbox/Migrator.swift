@@ -102,6 +102,7 @@ package enum Migrator {
                 let status = try status(&connection)
                 if status.version > expectedVersion { throw Refusal.newer(found: status.version) }
                 if !status.drifted.isEmpty { throw Refusal.drifted(status.drifted.map(\.name)) }
+                if status.version > 0, !status.pending.isEmpty { try connection.requireHome(instance: nil) }
                 for migration in status.pending {
                     try connection.query(
                         """

@@ -5,12 +5,24 @@ package import Postgres
 package struct RecordGroup: Sendable {
     package var outcomes: [Outcome] = []
     /// Batches whose last pair is resolved by these outcomes.
-    package var finishedBatches: [BatchID: LeaseID] = [:]
+    package var finishedBatches: [LeaseID: FinishedBatch] = [:]
     package var effects: [EndpointID: EndpointEffect] = [:]
     /// The events of every batch that has outcomes here, to put right what was written under a lost lease.
     package var events: [LeaseID: [EventKey]] = [:]
 
     package init() {}
+}
+
+/// A batch whose every pair is resolved, as far as the server knows that it was claimed on. On another one what was recorded of it
+/// may be lost, and it is not deleted: whoever claims it next asks what is true there.
+package struct FinishedBatch: Sendable {
+    package let id: BatchID
+    package let server: ServerStart
+
+    package init(id: BatchID, server: ServerStart) {
+        self.id = id
+        self.server = server
+    }
 }
 
 /// What a group commit found: holders whose lease was gone, so that none of their state was written.
@@ -54,7 +66,7 @@ extension Connection {
             strangers += try connection.clear(cleared.filter { !lost.contains($0.holder) })
             strangers += try connection.clear(cleared.filter { lost.contains($0.holder) }, afterLoss: true)
             strangers += try connection.wait(owned, dueLanes: dueLanes)
-            try connection.bury(owned)
+            strangers += try connection.bury(owned)
             receipt.lost.formUnion(try connection.finish(group.finishedBatches))
             try connection.heal(receipt.lost, events: group.events)
             strangers += group.outcomes.filter { receipt.lost.contains($0.holder) }.map(\.pair.event)
@@ -77,7 +89,7 @@ extension Connection {
         let holders = Set(moving.map(\.holder))
         // Those that are deleted at the end, too: lanes come after batches.
         let batches = Set(holders.compactMap { if case .batch(let id, _) = $0 { id } else { nil } })
-            .union(group.finishedBatches.keys)
+            .union(group.finishedBatches.values.map(\.id))
         if !batches.isEmpty {
             let held = try query(
                 "SELECT id, lease_id FROM outbox.batch WHERE id = ANY (\(Array(batches))) ORDER BY id FOR UPDATE"
@@ -134,8 +146,7 @@ extension Connection {
                 """
                 WITH appended AS (\(attempts(of: group.outcomes, worker: worker))),
                 finished AS (
-                    DELETE FROM outbox.batch b USING unnest(\(Array(group.finishedBatches.keys)), \(Array(group.finishedBatches.values))) AS f(id, lease_id)
-                     WHERE b.id = ANY (ARRAY[f.id]) AND b.lease_id = f.lease_id RETURNING 1)
+                    \(deletion(of: group.finishedBatches)) RETURNING 1)
                 SELECT outbox.require_leases((SELECT count(*) FROM finished), \(group.finishedBatches.count))
                 """, mayCancel: false)
             return true
@@ -169,7 +180,9 @@ extension Connection {
         try advance(waiting, afterLoss: afterLoss)
         try advance(parked, afterLoss: afterLoss)
         let fromLanes = delivered.filter { if case .lane = $0.holder { true } else { false } }
-        return waiting.count + parked.count < fromLanes.count ? fromLanes.map(\.pair.event) : []
+        // Rows of batches may make up for missing ones of lanes in the count; then whoever is missing is looked for in vain.
+        return waiting.count + parked.count < fromLanes.count || fromLanes.count < delivered.count
+            ? fromLanes.map(\.pair.event) : []
     }
 
     /// - Parameter dueLanes: no delivery is due before these are.
@@ -237,12 +250,14 @@ extension Connection {
     }
 
     /// One statement deletes the waiting row and, where it deleted one or the pair comes straight from a batch, parks it.
-    private mutating func bury(_ outcomes: [Outcome]) throws {
+    ///
+    /// - Returns: the events of those that were not there.
+    private mutating func bury(_ outcomes: [Outcome]) throws -> [EventKey] {
         var dead: [(Outcome, DeadReason)] = []
         for outcome in outcomes {
             if case .dead(let reason) = outcome.resolution { dead.append((outcome, reason)) }
         }
-        if dead.isEmpty { return }
+        if dead.isEmpty { return [] }
         let parked = try query(
             """
             WITH parked AS (
@@ -269,18 +284,24 @@ extension Connection {
             RETURNING endpoint_id, ordering_key
             """)
         try advance(parked, afterLoss: false)
+        return parked.count < dead.count ? dead.map(\.0.pair.event) : []
     }
 
     /// Deletes batches whose every pair is resolved, and returns those that were not ours to delete.
-    private mutating func finish(_ batches: [BatchID: LeaseID]) throws -> [Holder] {
+    private mutating func finish(_ batches: [LeaseID: FinishedBatch]) throws -> [Holder] {
         if batches.isEmpty { return [] }
-        let deleted = try query(
-            """
-            DELETE FROM outbox.batch b USING unnest(\(Array(batches.keys)), \(Array(batches.values))) AS f(id, lease_id)
-             WHERE b.id = ANY (ARRAY[f.id]) AND b.lease_id = f.lease_id RETURNING b.id
-            """
-        ).map { row throws(PostgresError) in try row[0] as BatchID }
-        return batches.filter { !deleted.contains($0.key) }.map { .batch($0.key, $0.value) }
+        let deleted = try query("\(deletion(of: batches)) RETURNING b.lease_id").map { row throws(PostgresError) in
+            try row[0] as LeaseID
+        }
+        return batches.filter { !deleted.contains($0.key) }.map { .batch($0.value.id, $0.key) }
+    }
+
+    private func deletion(of batches: [LeaseID: FinishedBatch]) -> SQL {
+        """
+        DELETE FROM outbox.batch b
+         USING unnest(\(Array(batches.keys)), \(batches.values.map(\.id)), \(batches.values.map(\.server.time))) AS f(lease_id, id, server)
+         WHERE b.id = ANY (ARRAY[f.id]) AND b.lease_id = f.lease_id AND f.server = pg_postmaster_start_time()
+        """
     }
 
     /// A lost lease on a batch means that its new holder may have moved pairs into a lane that we had delivered. Our

@@ -41,10 +41,10 @@ final class Dispatcher: Service {
         let asked = ContinuousClock.now
         let claim: BatchClaim
         do {
-            claim = try await parts.pool.run { [configuration = parts.configuration] in
+            claim = try await parts.pool.run { [configuration = parts.configuration, instance = parts.instance] in
                 try $0.claimBatch(
                     lease: leaseID, worker: configuration.worker, for: configuration.lease, floor: floor,
-                    isSmall: isSmall)
+                    isSmall: isSmall, instance: instance)
             }
         } catch let error as PostgresError where error.isOutcomeUnknown {
             // Whatever the lost answer said: give it back, so that nobody has to wait for the lease to end.
@@ -67,7 +67,7 @@ final class Dispatcher: Service {
             try await dispatch(batch, to: endpoints, claimedAt: asked)
         } catch {
             // Nothing of it was dispatched: let another have it, or us again.
-            try await parts.pool.run { try $0.releaseLeases(of: leaseID) }
+            try await parts.pool.run { try $0.releaseLeases(of: leaseID, countsAsClaim: true) }
             throw error
         }
         return true
@@ -113,7 +113,8 @@ final class Dispatcher: Service {
         }
         parts.laneWakeups.deliveriesWait(in: routed)
         let lease = Lease(
-            .batch(batch.id, batch.lease), claims: batch.claims, events: batch.events.map(\.key), unresolved: pairs,
+            .batch(batch.id, batch.lease), claims: batch.claims, events: batch.events.map(\.key), server: batch.server,
+            unresolved: pairs,
             trustedUntil: claimedAt + parts.configuration.lease)
         if pairs == 0 { return parts.recorder.finish(lease) }
         parts.keeper.keep(lease)

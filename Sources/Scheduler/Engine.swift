@@ -56,7 +56,7 @@ package struct Engine: Sendable {
             instance: instance, configuration: configuration, logger: logger)
         let parts = EngineParts(
             pool: pool, directory: directory, clock: clock, keeper: keeper, recorder: recorder, sender: sender,
-            laneWakeups: laneWakeups, configuration: configuration, logger: logger)
+            laneWakeups: laneWakeups, instance: instance, configuration: configuration, logger: logger)
         let dispatcher = Dispatcher(parts, wakeup: claiming)
         let lanes = LaneRunner(parts)
         let cutter = Cutter(
@@ -97,6 +97,8 @@ struct EngineParts: Sendable {
     let recorder: Recorder
     let sender: Sender
     let laneWakeups: LaneWakeups
+    /// The installation that this process works for; claims in another one find nothing.
+    let instance: String
     let configuration: EngineConfiguration
     let logger: Logger
 }

@@ -75,9 +75,10 @@ final class LaneRunner: Service {
         let excluded = parts.keeper.lanes + parts.directory.current.defective
         let claim: LaneClaim
         do {
-            claim = try await parts.pool.run { [configuration = parts.configuration] in
+            claim = try await parts.pool.run { [configuration = parts.configuration, instance = parts.instance] in
                 try $0.claimLanes(
-                    lease: leaseID, worker: configuration.worker, for: configuration.lease, excluding: excluded)
+                    lease: leaseID, worker: configuration.worker, for: configuration.lease, excluding: excluded,
+                    instance: instance)
             }
         } catch let error as PostgresError where error.isOutcomeUnknown {
             try await parts.pool.run { try $0.releaseLeases(of: leaseID) }

@@ -97,8 +97,8 @@ struct LaneWork {
         if .now - beganAt > Self.longestSweep { try await beginAgain() }
         // What is in flight now is not sent again, also when it is resolved while the page is read.
         let inFlight = lease.inFlight
-        let found = try await parts.pool.run { [lane, cursor, recoveredAt] in
-            try $0.lanePage(of: lane.endpoint, after: cursor, recoveredAt: recoveredAt)
+        let found = try await parts.pool.run { [lane, cursor, recoveredAt, instance = parts.instance] in
+            try $0.lanePage(of: lane.endpoint, after: cursor, recoveredAt: recoveredAt, instance: instance)
         }
         if found.isEmpty {
             // Rows may have been added behind the cursor: look again from the start.

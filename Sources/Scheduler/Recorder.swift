@@ -125,7 +125,9 @@ final class Recorder: Service {
             }
         }
         for (lease, count, _) in leases.values where lease.unresolved == count {
-            if case .batch(let id, let leaseID) = lease.holder { group.finishedBatches[id] = leaseID }
+            if case .batch(let id, let leaseID) = lease.holder, let server = lease.server {
+                group.finishedBatches[leaseID] = FinishedBatch(id: id, server: server)
+            }
         }
         for (lease, _, _) in leases.values where !lease.events.isEmpty {
             group.events[lease.holder.lease] = lease.events
@@ -140,7 +142,7 @@ final class Recorder: Service {
                 logger.warning(
                     "a lease was lost; its state is its new holder's to write", metadata: ["lease": "\(lease.holder)"])
             }
-            if case .batch(let id, _) = lease.holder, group.finishedBatches[id] != nil { keeper.forget(lease) }
+            if group.finishedBatches[lease.holder.lease] != nil { keeper.forget(lease) }
             lease.resolve(count, events: events)
         }
         if receipt.ghosts > 0 {

@@ -33,6 +33,8 @@ private struct TrialRun {
         }
         let allowed = try settings.policy()
         let prepared = try await Session.run(options) { connection in
+            // From a copy nothing is sent, by whatever door.
+            try connection.requireHome(instance: nil)
             let endpoint = try connection.endpoint(try connection.endpointID(name), keyring: keyring)
             if url != nil, reveals {
                 try connection.audit("endpoint.test.reveal", endpoint: endpoint.id, reason: reason)

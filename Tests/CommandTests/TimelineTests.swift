@@ -152,6 +152,56 @@ import Testing
         try await server.kill()
     }
 
+    /// The claim of a batch was replicated, and what became of some of its events was not: the same lease is good on both servers.
+    @Test func `a batch is not finished on a server that lacks what was recorded of it`() async throws {
+        let ledger = try Ledger { request, _ in
+            switch request.target {
+            case "/bad": Receiver.Answer(500, delay: .milliseconds(700))
+            case "/refused": Receiver.Answer(413, delay: .milliseconds(700))
+            default: Receiver.Answer(delay: .seconds(6))
+            }
+        }
+        defer { ledger.receiver.stop() }
+        let primary = try await TestServer.make()
+        let database = TestDatabase(connectionString: primary.connectionString)
+        try await database.pool.run { _ = try Migrator.migrate(&$0) }
+        for name in ["bad", "refused", "slow"] {
+            try await database.endpoint(name, url: ledger.url + "/" + name, retries: [.seconds(3600)]) {
+                $0.timeout = .seconds(30)
+            }
+        }
+        let standby = try await primary.standby()
+        try await standby.start()
+        let replica = TestDatabase(connectionString: standby.connectionString)
+        let worker = try await Daemon.start(
+            "host='\(primary.host),\(standby.host)' user=outbox dbname=outbox target_session_attrs=read-write",
+            keyFile: try Daemon.keyFile(), lease: "40s")
+        #expect(await worker.waitUntilReady())
+        try await database.publish(20)
+        // Claimed here and there; from now on the standby gets nothing.
+        #expect(try await eventually { try await replica.number("SELECT count(*) FROM outbox.batch WHERE claims = 1") == 1 })
+        try await replica.script("ALTER SYSTEM SET primary_conninfo = ''")
+        try await replica.script("SELECT pg_reload_conf()")
+        #expect(
+            try await eventually {
+                try await database.number(
+                    "SELECT (SELECT count(*) FROM outbox.delivery) + (SELECT count(*) FROM outbox.dead_letter)") == 40
+            })
+        #expect(try await replica.number("SELECT count(*) FROM outbox.delivery") == 0, "it was replicated: this test shows nothing")
+        try await primary.kill()
+        try await standby.promote()
+        // The slow ones end under the lease that both have; then somebody claims the batch and asks what is true here.
+        #expect(try await eventually { try await replica.deliveries("delivered") == 20 })
+        try await replica.script("UPDATE outbox.batch SET lease_until = '-infinity'")
+        #expect(try await eventually { try await replica.deliveries("waiting") == 20 })
+        #expect(try await replica.deliveries("dead") == 20)
+        #expect(try await replica.number("SELECT count(*) FROM outbox.batch") == 0)
+        worker.signal(SIGTERM)
+        #expect(await worker.wait() == .exit(0))
+        for pool in [database.pool, replica.pool] { await pool.close() }
+        try await standby.kill()
+    }
+
     /// The worker lives on: what it remembers of the place where it was in a lane, in the queue of batches and of the endpoints is
     /// of another server.
     @Test func `a worker that lives through a restore forgets where it was`() async throws {

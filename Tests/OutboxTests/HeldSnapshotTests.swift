@@ -46,7 +46,7 @@ import Testing
             }
             var spilled = RecordGroup()
             spilled.outcomes = outcomes(.batch(batch.id, lease), .wait(.zero, .first))
-            spilled.finishedBatches = [batch.id: lease]
+            spilled.finishedBatches = [lease: FinishedBatch(id: batch.id, server: batch.server)]
             #expect(try connection.record(spilled, worker: "w").lost.isEmpty)
             #expect(try connection.earliestDue(in: [endpoint: from]).due.count == 1)
             let page = try connection.lanePage(of: endpoint, after: .start(from), recoveredAt: nil)

@@ -88,7 +88,7 @@ import Testing
                         isSuccess: true,
                         status: 200), attempts: 1, resolution: .delivered)
             }
-            group.finishedBatches = [claimed.id: lease]
+            group.finishedBatches = [lease: FinishedBatch(id: claimed.id, server: claimed.server)]
             let receipt = try await pool.run { [group] in try $0.record(group, worker: "w") }
             #expect(receipt.lost.isEmpty)
             let lane = LeaseID.random()

@@ -54,7 +54,7 @@ import Testing
             outcome(batch.events[0], id, .lane(id, lease), .dead(.workerCrashed)),
             outcome(batch.events[1], id, holder, .wait(.zero, .first)),
         ]
-        second.finishedBatches = [batch.id: batch.lease]
+        second.finishedBatches = [batch.lease: FinishedBatch(id: batch.id, server: batch.server)]
         #expect(try await wasRecorded(database, second) == false)
         for _ in 0..<2 { _ = try await database.pool.run { [second] in try $0.record(second, worker: "w") } }
         #expect(try await wasRecorded(database, second) == true)
@@ -75,7 +75,7 @@ import Testing
             status: 500)
         var group = RecordGroup()
         group.outcomes = [outcome(batch.events[0], id, stale, .wait(.zero, .retry), attempt: attempt)]
-        group.finishedBatches = [batch.id: stale.lease]
+        group.finishedBatches = [stale.lease: FinishedBatch(id: batch.id, server: batch.server)]
         let receipt = try await database.pool.run { [group] in try $0.record(group, worker: "w") }
         #expect(receipt.lost == [stale])
         #expect(try await database.number("SELECT count(*) FROM outbox.attempt") == 1)

@@ -48,8 +48,10 @@ package final class TestServer: Sendable {
     /// Starts a server whose primary is gone as the new one.
     package func startAndPromote() async throws {
         try await start()
-        try await run("pg_ctl", ["-D", data, "promote", "-w"])
+        try await promote()
     }
+
+    package func promote() async throws { try await run("pg_ctl", ["-D", data, "promote", "-w"]) }
 
     package func start() async throws {
         let options = ["-k '\(host)'", "-c listen_addresses=''", "-c fsync=off", "-c hot_standby=on"] + settings.map { "-c \($0)" }

@@ -31,10 +31,11 @@ CREATE TABLE outbox.setting (
 );
 INSERT INTO outbox.setting DEFAULT VALUES;
 
--- True where the installation is at home.
-CREATE FUNCTION outbox.is_home() RETURNS boolean
+-- True where the installation is at home, and the one that is expected; NULL for any.
+CREATE FUNCTION outbox.is_home(instance text DEFAULT NULL) RETURNS boolean
 LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT s.cluster = outbox.cluster_identifier() AND s.database = outbox.database_identifier() FROM outbox.setting s;
+    SELECT s.cluster = outbox.cluster_identifier() AND s.database = outbox.database_identifier()
+           AND coalesce(is_home.instance = s.instance, true) FROM outbox.setting s;
 END;
 
 -- Asked by every connection of a worker before anything else.

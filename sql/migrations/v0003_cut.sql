@@ -252,24 +252,31 @@ DECLARE
     k          outbox.cut;
     batches    bigint[];
     restored   int;   -- the age of the restore: rows that are not older were written since
-    is_foreign boolean := (SELECT cluster <> outbox.cluster_identifier() FROM outbox.setting);
+    is_foreign boolean;
 BEGIN
     LOCK TABLE outbox.cutting IN SHARE UPDATE EXCLUSIVE MODE;
     LOCK TABLE outbox.event IN SHARE ROW EXCLUSIVE MODE;
+    -- Locks in the order that everybody keeps to.
+    PERFORM FROM outbox.lane l ORDER BY l.endpoint_id FOR UPDATE;
     SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
+    -- Elsewhere, or transaction ids have begun anew here.
+    is_foreign := (SELECT cluster <> outbox.cluster_identifier() FROM outbox.setting)
+                  OR pg_snapshot_xmax(k.done) > pg_snapshot_xmax(pg_current_snapshot());
     requeued := 0;
     changed := 0;
     IF outbox.is_restored(k) THEN
         SELECT age(xmin) INTO STRICT restored FROM pg_trigger WHERE tgrelid = 'outbox.event'::regclass AND tgname = 'wake_worker';
         CREATE TEMPORARY TABLE uncut ON COMMIT DROP AS
-        SELECT e.id, e.created_at FROM outbox.event e
-         WHERE is_foreign AND age(e.xmin) < restored OR NOT outbox.is_cut(k, e.tx, e.id);
+        SELECT e.id, e.created_at, outbox.stored_size(e.before, e.after) AS bytes FROM outbox.event e
+         -- An age that is negative is over two thousand million transactions.
+         WHERE is_foreign AND age(e.xmin) BETWEEN 0 AND restored - 1 OR NOT outbox.is_cut(k, e.tx, e.id);
         -- By time first: the numbers of restored and of new events may be the same.
         WITH made AS (
             INSERT INTO outbox.batch (ids, size, first_at, last_at, turn)
             SELECT range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at), k.turn
-              FROM (SELECT *, (row_number() OVER (ORDER BY created_at, id) - 1) / batch_size AS part FROM pg_temp.uncut) n
-             GROUP BY part ORDER BY part
+              FROM (SELECT *, (row_number() OVER line - 1) / batch_size AS part, sum(bytes) OVER line / 1048576 AS mebibyte
+                      FROM pg_temp.uncut WINDOW line AS (ORDER BY created_at, id ROWS UNBOUNDED PRECEDING)) n
+             GROUP BY part, mebibyte ORDER BY part, mebibyte
             RETURNING id)
         SELECT array_agg(id) INTO batches FROM made;
         PERFORM outbox.route_ordered(batches, k.id, true);

@@ -100,7 +100,7 @@ END $$;
 CREATE VIEW outbox.deliveries AS
 WITH pair AS (
     SELECT d.event_id, d.endpoint_id, d.event_at,
-           CASE WHEN l.paused_from <= clock_timestamp() AND l.paused_until > clock_timestamp() OR n.disabled_at IS NOT NULL
+           CASE WHEN l.paused_from <= statement_timestamp() AND l.paused_until > statement_timestamp() OR n.disabled_at IS NOT NULL
                 THEN 'paused' ELSE 'waiting' END AS state,
            d.attempts, d.trigger, nullif(greatest(d.due_at, l.held_until), 'infinity') AS due_at, d.last_at, d.last_status, d.last_error_class, d.last_error,
            NULL::text AS reason
@@ -163,9 +163,9 @@ SELECT 'lane', n.id, n.name, count(*), min(d.event_at)
 
 CREATE VIEW outbox.endpoint_health AS
 SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
-       CASE WHEN n.disabled_at IS NOT NULL THEN 'disabled' WHEN l.paused_from <= clock_timestamp() AND l.paused_until > clock_timestamp() THEN 'paused'
+       CASE WHEN n.disabled_at IS NOT NULL THEN 'disabled' WHEN l.paused_from <= statement_timestamp() AND l.paused_until > statement_timestamp() THEN 'paused'
             ELSE 'active' END AS state,
-       coalesce(n.disabled_reason, CASE WHEN l.paused_until > clock_timestamp() THEN l.pause_reason END) AS state_reason,
+       coalesce(n.disabled_reason, CASE WHEN l.paused_until > statement_timestamp() THEN l.pause_reason END) AS state_reason,
        l.opened_at AS failing_since,
        nullif(l.paused_from, '-infinity') AS paused_from, nullif(l.paused_until, '-infinity') AS paused_until, nullif(greatest(l.held_until, '-infinity'), '-infinity') AS held_until,
        coalesce(w.waiting, 0) AS waiting, w.oldest_at, x.dead_letters, r.attempts_5m, r.successes_5m, r.last_success_at, r.last_failure_at
@@ -179,7 +179,7 @@ SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
                max(a.started_at) FILTER (WHERE a.outcome = 'success') AS last_success_at,
                max(a.started_at) FILTER (WHERE a.outcome = 'failure') AS last_failure_at
           FROM outbox.attempt a
-         WHERE a.endpoint_id = n.id AND a.started_at > now() - interval '5 min'
+         WHERE a.endpoint_id = n.id AND a.started_at > statement_timestamp() - interval '5 min'
            AND a.trigger NOT IN ('test', 'evaluate')) r
  WHERE n.deleted_at IS NULL;
 

@@ -78,7 +78,8 @@ GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int, bool
     outbox.grant_publish(name, text[]),
     outbox.record_trial(uuid, bigint, timestamptz, text, uuid, timestamptz, int[], boolean, int, text, text, bytea, text)
     TO outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.current_timeline(), outbox.require_home(text) TO outbox_worker;
-GRANT EXECUTE ON FUNCTION outbox.is_restored(outbox.cut), outbox.is_home(), outbox.cluster_identifier(), outbox.database_identifier() TO outbox_worker, outbox_reader, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.current_timeline() TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.require_home(text) TO outbox_worker, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.is_restored(outbox.cut), outbox.is_home(text), outbox.cluster_identifier(), outbox.database_identifier() TO outbox_worker, outbox_reader, outbox_operator;
 
 SELECT outbox.make_partitions();
