@@ -198,7 +198,7 @@ column event.customer_id outbox.customer_id not null default 'default'::text
 column event.type outbox.event_type not null
 column event.change_type outbox.change_type not null default 'Create'::text
 column event.transaction_id uuid not null default outbox.current_transaction_id()
-column event.identity text default outbox.current_identity()
+column event.identity outbox.identity default outbox.current_identity()
 column event.before outbox.body
 column event.after outbox.body
 column event.occurred_at outbox.event_time
@@ -238,7 +238,7 @@ column partitions.upper timestamp with time zone
 column problems.problem text
 column problems.detail text
 column problems.fix text
-column producer_customer.role name not null
+column producer_customer.role regrole not null
 column producer_customer.customer_id outbox.customer_id not null
 column replay.id uuid not null default gen_random_uuid()
 column replay.filter jsonb not null
@@ -290,7 +290,7 @@ column transactions.last_at timestamp with time zone
 column transactions.events bigint
 column transactions.customers outbox.customer_id[]
 column transactions.event_types outbox.event_type[]
-column transactions.identities text[]
+column transactions.identities outbox.identity[]
 column worker.id text not null
 column worker.version text not null
 column worker.host text not null
@@ -383,7 +383,7 @@ CREATE UNIQUE INDEX token_pkey ON outbox.token USING btree (id)
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
 function outbox.advance(uuid[],text[],boolean) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.begin_operation(uuid,text) returns uuid fd103b3a64594dea259c62b04ac169e6
-function outbox.check_producer(text) returns void 4d618282e293b2d1f63c8082334a61d2
+function outbox.check_producer(text) returns void 15464f6ccc556612927e5571bec2647a
 function outbox.cluster_identifier() returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_identity() returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf8427e
@@ -394,7 +394,7 @@ function outbox.drop_expired_partition() returns text security definer 0e32d8946
 function outbox.emit() returns trigger 3951e98780f02c8087eb2e1f561ab7dc
 function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
 function outbox.first_incomplete(outbox.cut) returns bigint d41d8cd98f00b204e9800998ecf8427e
-function outbox.grant_publish(name,text[]) returns void security definer ec7a750c52cd132d0875efe99145dd91
+function outbox.grant_publish(name,text[]) returns void security definer 24e69d7940770ebb2f719b5a4891dcc4
 function outbox.is_blocked(uuid,text) returns boolean security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_cut(outbox.cut,xid8,bigint) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_home(text) returns boolean d41d8cd98f00b204e9800998ecf8427e
@@ -402,7 +402,9 @@ function outbox.is_needed(name,oid,timestamp with time zone,timestamp with time 
 function outbox.is_restored(outbox.cut) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_service() returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.keeps_order() returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.key_of(text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.let_go(uuid[],text[],bigint,boolean) returns void d41d8cd98f00b204e9800998ecf8427e
+function outbox.line_of(text,text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record bef37480d8bfc4ce875bb274139ec246
 function outbox.make_partitions() returns integer security definer 7d8d7c179ae46586fd382495ce7f9408
 function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
@@ -416,12 +418,12 @@ function outbox.refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0
 function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut 0f789da935f644ec78e31ca7ab5dbb3c
 function outbox.require_home(text) returns void 66d50045ef1d513a335ba1d4bee13f1f
 function outbox.require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
-function outbox.route_ordered(bigint[],bigint,boolean) returns void a3fe5e49b8683c99af2d45d333a38c38
+function outbox.route_ordered(bigint[],bigint,boolean) returns void 2c6a2036415b73b33e0ba8311fd03491
 function outbox.set_body_limit(bigint) returns void security definer 9d5c432859159116feed4a3a5ef60ded
 function outbox.snapshot(xid8,xid8[]) returns pg_snapshot d41d8cd98f00b204e9800998ecf8427e
 function outbox.stored_size(json,json) returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.transaction_uuid(timestamp with time zone,xid8) returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox.wake_worker() returns trigger e0c58bcdffdca2677cb288b2799526ef
+function outbox.wake_worker() returns trigger df7529fd7163fa5c3def66c6ebf6b1eb
 function outbox.webhook_id(bigint,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
 view attempts
 view backlog
@@ -549,6 +551,7 @@ grant execute on is_cut to outbox_operator
 grant execute on is_home to outbox_operator
 grant execute on is_restored to outbox_operator
 grant execute on is_service to outbox_operator
+grant execute on key_of to outbox_operator
 grant execute on let_go to outbox_operator
 grant execute on masked_headers to outbox_operator
 grant execute on masked_url to outbox_operator
@@ -578,6 +581,7 @@ grant execute on is_blocked to outbox_reader
 grant execute on is_cut to outbox_reader
 grant execute on is_home to outbox_reader
 grant execute on is_restored to outbox_reader
+grant execute on key_of to outbox_reader
 grant execute on webhook_id to outbox_reader
 grant execute on advance to outbox_worker
 grant execute on cluster_identifier to outbox_worker
@@ -596,6 +600,7 @@ grant execute on is_restored to outbox_worker
 grant execute on is_service to outbox_worker
 grant execute on keeps_order to outbox_worker
 grant execute on let_go to outbox_worker
+grant execute on line_of to outbox_worker
 grant execute on make_batches to outbox_worker
 grant execute on make_partitions to outbox_worker
 grant execute on partition_bounds to outbox_worker

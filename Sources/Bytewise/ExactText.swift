@@ -27,6 +27,7 @@ public struct ExactText: Hashable, Sendable, ExpressibleByStringLiteral, CustomS
 
     /// Hashes the bytes.
     public func hash(into hasher: inout Hasher) {
+        hasher.combine(text.utf8.count)
         var text = text
         text.withUTF8 { unsafe hasher.combine(bytes: UnsafeRawBufferPointer($0)) }
     }

@@ -15,24 +15,33 @@ static inline int tls_speaks_http2(void *session) {
     return length == 2 && protocol[0] == 'h' && protocol[1] == '2';
 }
 
+// True when bytes were read from the socket that libcurl has not asked for: the rest of a record, or a part of the next.
+static inline int tls_has_pending(void *session) { return SSL_has_pending((SSL *)session); }
+
 // True when a connection on which nothing is under way is quiet: no application data waits to be read, and it has not ended. Records
-// without application data, such as late session tickets, are worked off. The bytes are read from the socket itself, because
-// libcurl's own BIO works only inside libcurl; what was read stays in the session, and nothing is lost.
+// without application data, such as late session tickets, are worked off. The bytes are read from and, where the other side is out
+// of order, an alert is written to the socket itself, because libcurl's own BIO works only inside libcurl; what was read stays in
+// the session, and nothing is lost.
 static inline int tls_is_quiet(void *session, int descriptor) {
     SSL *ssl = (SSL *)session;
-    BIO *usual = SSL_get_rbio(ssl), *direct = BIO_new_socket(descriptor, BIO_NOCLOSE);
-    if (!usual || !direct) {
+    BIO *reading = SSL_get_rbio(ssl), *writing = SSL_get_wbio(ssl), *direct = BIO_new_socket(descriptor, BIO_NOCLOSE);
+    if (!reading || !writing || !direct || SSL_has_pending(ssl)) {
         BIO_free(direct);
         return 0;
     }
-    BIO_up_ref(usual);
+    // A reference for each of the four places.
+    BIO_up_ref(reading);
+    BIO_up_ref(writing);
+    BIO_up_ref(direct);
     SSL_set0_rbio(ssl, direct);
+    SSL_set0_wbio(ssl, direct);
     ERR_clear_error();
     char byte;
     int count = SSL_peek(ssl, &byte, 1);
-    int is_quiet = count <= 0 && SSL_get_error(ssl, count) == SSL_ERROR_WANT_READ;
+    int is_quiet = count <= 0 && SSL_get_error(ssl, count) == SSL_ERROR_WANT_READ && !SSL_has_pending(ssl);
     ERR_clear_error();
-    SSL_set0_rbio(ssl, usual);
+    SSL_set0_rbio(ssl, reading);
+    SSL_set0_wbio(ssl, writing);
     return is_quiet;
 }
 

@@ -112,13 +112,11 @@ package final class EmbeddedCluster: Sendable {
             ] + settings
         let file = unfinished + "/postgresql.auto.conf"
         do {
-            guard let handle = FileHandle(forWritingAtPath: file) else {
-                throw Refusal(description: "cannot write \(file)")
-            }
-            try handle.seekToEnd()
-            try handle.write(contentsOf: Data((lines.joined(separator: "\n") + "\n").utf8))
-            try handle.close()
+            // With the rights of the cluster's user: the folder is its own, and what lies in it may be a link by now.
+            try place.asUser("/bin/sh", ["-c", "printf '%s\\n' \"$@\" >> \"$0\"", file] + lines)
             try FileManager.default.moveItem(atPath: unfinished, toPath: place.data)
+        } catch let failure as Program.Failure {
+            throw Refusal(description: "cannot write \(file): \(failure.output.suffix(500))")
         } catch let error as CocoaError {
             throw Refusal(
                 description: "cannot set up the embedded PostgreSQL in \(place.data): \(error.localizedDescription)")

@@ -83,10 +83,20 @@ struct Place {
     /// Makes an empty folder that only the cluster's user may enter, for initdb to fill: it may not write beside it.
     func prepareUnfinished(_ path: String) throws {
         do {
-            if FileManager.default.fileExists(atPath: path) { try FileManager.default.removeItem(atPath: path) }
+            if FileManager.default.fileExists(atPath: path) {
+                // What lies in it is the user's, and so is removing it.
+                do { try asUser("/usr/bin/find", [path, "-mindepth", "1", "-delete"]) } catch let failure as Program.Failure {
+                    throw EmbeddedCluster.Refusal(description: "cannot make \(path): \(failure.output.suffix(300))")
+                }
+                guard rmdir(path) == 0 else {
+                    throw EmbeddedCluster.Refusal(description: "cannot make \(path): \(String(cString: strerror(errno)))")
+                }
+            }
             try FileManager.default.createDirectory(
                 atPath: path, withIntermediateDirectories: false, attributes: [.posixPermissions: 0o700])
             if let user { try FileManager.default.setAttributes([.ownerAccountName: user], ofItemAtPath: path) }
+        } catch let refusal as EmbeddedCluster.Refusal {
+            throw refusal
         } catch {
             throw EmbeddedCluster.Refusal(description: "cannot make \(path): \(error.localizedDescription)")
         }

@@ -1,4 +1,5 @@
 package import Bytewise
+import Crypto
 import FoundationEssentials
 package import Transport
 
@@ -67,12 +68,14 @@ package struct Authentication: Sendable, Codable, Equatable {
             scope: scope.map { ExactText($0) })
     }
 
-    /// Where credentials are sent with it: the origin of the endpoint's URL (RFC 6454 4) and that of the token URL.
-    func origins(url: String) -> [String] {
-        [url, kind == .oauth2 ? tokenURL : nil].compactMap(\.self).map { text in
+    /// Where credentials are sent with it: the origin of the endpoint's URL (RFC 6454 4) and that of the token URL; and who vouches
+    /// for them, where it is not the system.
+    func origins(url: String, authorities: String?) -> [String] {
+        let digest = authorities.map { "authorities " + hexadecimal(SHA256.hash(data: Array($0.utf8)).prefix(8)) }
+        return [url, kind == .oauth2 ? tokenURL : nil].compactMap(\.self).map { text in
             // One that cannot be read is called by nobody.
             (try? TargetURL(text)).map { "\($0.scheme)://\($0.host.lowercased()):\($0.port)" } ?? ""
-        }
+        } + (digest.map { [$0] } ?? [])
     }
 
     /// The header that is the same in every request; nil where there is none.

@@ -89,7 +89,7 @@ package struct EndpointChange: Sendable {
         if let name {
             let isWord = name.utf8.allSatisfy { $0 > 0x20 && $0 != 0x7F } && !name.utf8.contains(UInt8(ascii: ":"))
                 && !name.utf8.contains(UInt8(ascii: "/"))
-            guard (1...128).contains(name.count), isWord, UniqueID(name) == nil else {
+            guard (1...128).contains(name.unicodeScalars.count), isWord, UniqueID(name) == nil else {
                 throw OperationRefusal(
                     .invalid, "endpoint name \"\(name.prefix(64))\" is not valid",
                     hint: "Use 1 to 128 characters without white space, colon or slash, and not the form of a UUID")
@@ -123,7 +123,7 @@ package struct EndpointChange: Sendable {
             throw OperationRefusal(.invalid, "the largest body must be 1 byte to 100 MiB, or 0 for any")
         }
         for (value, what) in [(eventType, "event type"), (changeType, "change type"), (customerID, "customer")] {
-            if let value, !(1...256).contains(value.count) {
+            if let value, !(1...256).contains(value.unicodeScalars.count) {
                 throw OperationRefusal(.invalid, "the \(what) must have 1 to 256 characters")
             }
         }

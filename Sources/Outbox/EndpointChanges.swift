@@ -138,15 +138,16 @@ extension Connection {
                 hint: "Give one with --template @file or --preset NAME")
         }
         if change.isOrdered != nil || change.onDead != nil { try storeOrder(change, of: id) }
-        if change.changesCredentials || change.url != nil { try storeCredentials(change, of: id, keyring: keyring) }
+        if change.changesCredentials || change.url != nil || change.authorities != nil { try storeCredentials(change, of: id, keyring: keyring) }
     }
 
     /// Where the endpoint's credentials are sent, as it is stored.
     private mutating func origins(of id: EndpointID) throws -> [String] {
-        try query("SELECT url, authentication::json FROM outbox.endpoint WHERE id = \(id)").map {
-            row throws(PostgresError) in (try row[0] as String, try row[1] as JSONText)
-        }.flatMap { url, authentication in
-            try JSONDecoder().decode(Authentication.self, from: Data(authentication.bytes)).origins(url: url)
+        try query("SELECT url, authentication::json, ca_certificate FROM outbox.endpoint WHERE id = \(id)").map {
+            row throws(PostgresError) in (try row[0] as String, try row[1] as JSONText, try row[2] as String?)
+        }.flatMap { url, authentication, authorities in
+            try JSONDecoder().decode(Authentication.self, from: Data(authentication.bytes)).origins(
+                url: url, authorities: authorities)
         }
     }
 
@@ -164,7 +165,7 @@ extension Connection {
             throw OperationRefusal(
                 .conflict,
                 "the endpoint's credentials were given for \(credentials.origins.joined(separator: " and ")), and are not sent anywhere else",
-                hint: "Give them again together with the new URL, or take them away with --auth none, --client-cert-file none or other headers")
+                hint: "Give them again together with the new URL or authorities, or take them away with --auth none, --client-cert-file none or other headers")
         }
         if changed.isIdentical(to: credentials) { return }
         try query("DELETE FROM outbox.secret WHERE endpoint_id = \(id) AND kind = 'credentials'")

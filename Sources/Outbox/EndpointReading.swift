@@ -95,7 +95,8 @@ extension Connection {
                 settings.rules = try JSONDecoder().decode(AnswerRules.self, from: Data(rules.bytes))
                 settings.authentication = try JSONDecoder().decode(
                     Authentication.self, from: Data(authentication.bytes))
-                let origins = settings.authentication.origins(url: settings.url)
+                let origins = settings.authentication.origins(
+                    url: settings.url, authorities: settings.tls.authorities?.text)
                 settings.credentials = try opened.credentials.given(for: origins)
                 settings.tls.key = settings.credentials.clientKey.map { ExactText($0) }
                 settings.headers = try StoredHeader.settings(headers, secrets: settings.credentials.headers)

@@ -24,7 +24,7 @@ extension Connection {
                 UNION ALL
                 -- The dead letter that blocks the key, or the first of its line.
                 SELECT 5, 'order', format('behind %s:%s%s of ordering key %s', coalesce(x.event_id, f.event_id), name,
-                                          CASE WHEN x.event_id IS NOT NULL THEN ', a dead letter,' ELSE '' END, p.ordering_key),
+                                          CASE WHEN x.event_id IS NOT NULL THEN ', a dead letter,' ELSE '' END, outbox.key_of(p.ordering_key)),
                        CASE WHEN x.event_id IS NOT NULL THEN format('outboxctl dead replay %1$s %2$s, or: outboxctl dead drop %1$s %2$s', x.event_id, name)
                             ELSE format('outboxctl delivery explain %s %s', f.event_id, name) END
                   FROM pair p
@@ -36,7 +36,7 @@ extension Connection {
                                       ORDER BY f.due_at = 'infinity', pass, event_id LIMIT 1) f ON true
                  WHERE p.due_at = 'infinity' AND (x.event_id IS NOT NULL OR (f.event_id, f.event_at) <> (p.event_id, p.event_at))
                 UNION ALL
-                SELECT 5, 'order', 'the first of ordering key ' || p.ordering_key || '; it goes when all that was committed with it is in line', NULL
+                SELECT 5, 'order', 'the first of ordering key ' || outbox.key_of(p.ordering_key) || '; it goes when all that was committed with it is in line', NULL
                   FROM pair p
                  WHERE p.due_at = 'infinity' AND NOT outbox.is_blocked(p.endpoint_id, p.ordering_key)
                    AND NOT EXISTS (SELECT FROM outbox.delivery f WHERE f.endpoint_id = p.endpoint_id AND f.ordering_key = p.ordering_key

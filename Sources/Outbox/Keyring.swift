@@ -19,7 +19,7 @@ package struct Keyring: Sendable {
     /// Reads a key file's text: one key a line, 32 bytes in base64, newest first; lines that begin with `#` are comments.
     package init(text: String) throws(Refusal) {
         var keys: [(id: String, key: SymmetricKey)] = []
-        for (number, line) in text.split(separator: "\n", omittingEmptySubsequences: false).enumerated() {
+        for (number, line) in text.split(omittingEmptySubsequences: false, whereSeparator: \.isNewline).enumerated() {
             let trimmed = line.filter { !$0.isWhitespace }
             if trimmed.isEmpty || trimmed.hasPrefix("#") { continue }
             guard let bytes = Data(base64Encoded: trimmed), bytes.count == 32 else {
@@ -32,6 +32,9 @@ package struct Keyring: Sendable {
         }
         self.keys = keys
     }
+
+    /// The id of the key that seals; nil for none.
+    package var sealingKey: String? { keys.first?.id }
 
     /// A line for a key file with a new random key.
     package static func newKeyLine() -> String {

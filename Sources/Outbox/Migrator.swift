@@ -37,7 +37,7 @@ package enum Migrator {
         case newer(found: Int)
         case drifted([String])
         case busy
-        case foreignSchema
+        case foreignSchema(String)
 
         package var description: String {
             switch self {
@@ -49,9 +49,9 @@ package enum Migrator {
             case .drifted(let names):
                 "applied migrations differ from this binary's: \(names.joined(separator: ", ")); "
                     + "use the binary that applied them, or restore the files"
-            case .foreignSchema:
-                "the schema \"outbox\" belongs to a role that this one is no member of, who could put anything into it; "
-                    + "migrate as its owner, or have it renamed"
+            case .foreignSchema(let owner):
+                "what is in the schema \"outbox\" is of the role \(owner), who could run anything with this user's rights; "
+                    + "connect as \(owner) to migrate, and as a member of outbox_operator or outbox_worker for the rest"
             case .busy: "another migration is running; try again when it is done"
             }
         }
@@ -64,6 +64,7 @@ package enum Migrator {
             try row[0] as Bool
         }
         guard exists == true else { return Status(version: 0, applied: [], pending: Migration.all, drifted: []) }
+        try requireTrust(&connection)
         let applied = try connection.query(
             "SELECT version, name, checksum, applied_at FROM outbox.migration ORDER BY version"
         ).map { row throws(PostgresError) in
@@ -118,9 +119,27 @@ package enum Migrator {
         }
     }
 
+    /// Throws a `Refusal` when what is in the schema may be somebody's who has less rights than this session: whatever is read or called
+    /// there runs with ours. Judged by PostgreSQL's own tables, before anything in the schema is touched.
+    ///
+    /// A superuser trusts itself and other superusers. Everybody else trusts the schema's owner, and only its owner migrates.
+    private static func requireTrust(_ connection: inout Connection) throws {
+        let owners = try connection.query(
+            """
+            SELECT n.nspowner = u.oid OR o.rolsuper OR NOT u.rolsuper AND (m.oid IS NULL OR m.relkind = 'r' AND m.relowner = n.nspowner),
+                   o.rolname
+              FROM pg_namespace n JOIN pg_roles o ON o.oid = n.nspowner JOIN pg_roles u ON u.rolname = current_user
+              LEFT JOIN pg_class m ON m.relnamespace = n.oid AND m.relname = 'migration'
+             WHERE n.nspname = 'outbox'
+            """
+        ).map { row throws(PostgresError) in (isTrusted: try row[0] as Bool, name: try row[1] as String) }
+        if let owner = owners.first, !owner.isTrusted { throw Refusal.foreignSchema(owner.name) }
+    }
+
     /// Has the migrations to itself until the transaction ends. Only who may change the schema can hold it up: not an advisory lock,
     /// which anybody could take. Of two who make it, the second waits until the first has committed, and begins again.
     private static func lock(_ connection: inout Connection, within limit: Duration) throws {
+        try requireTrust(&connection)
         try connection.script("SAVEPOINT schema", within: limit)
         do throws(PostgresError) {
             try connection.script(
@@ -138,12 +157,7 @@ package enum Migrator {
             guard error.sqlState == "23505" else { throw error }
             try connection.script("ROLLBACK TO schema")
         }
-        let isOurs = try connection.query(
-            """
-            SELECT pg_has_role(current_user, nspowner, 'MEMBER') FROM pg_namespace WHERE nspname = 'outbox'
-            """
-        ).first { row throws(PostgresError) in try row[0] as Bool }
-        guard isOurs == true else { throw Refusal.foreignSchema }
+        try requireTrust(&connection)
         try connection.script("LOCK TABLE outbox.migration IN EXCLUSIVE MODE", within: limit)
     }
 

@@ -42,7 +42,7 @@ public struct Connection: ~Copyable {
         }
         var connection = unsafe Connection(owning: opened, session: session)
         guard unsafe PQstatus(opened) == CONNECTION_OK else {
-            let message = unsafe String(cString: PQerrorMessage(opened)).trimmed
+            let message = unsafe String(cString: PQerrorMessage(opened)).trimmed.withoutMisplacedValue
             throw PostgresError(.unreachable, step: .connect, message: message)
         }
         unsafe PQsetNoticeProcessor(opened, { _, _ in }, nil)
@@ -359,6 +359,12 @@ public struct Connection: ~Copyable {
 }
 
 extension String {
+    /// libpq repeats a value that no option can have. It may be one that was meant for another: a password.
+    fileprivate var withoutMisplacedValue: String {
+        guard hasPrefix("invalid "), let quote = firstIndex(of: "\"") else { return self }
+        return self[..<quote] + "\"…\""
+    }
+
     fileprivate var trimmed: String {
         String(self.reversed().drop { $0.isWhitespace }.reversed()).replacing("\n", with: "; ")
     }

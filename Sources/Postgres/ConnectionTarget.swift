@@ -70,7 +70,7 @@ public struct ConnectionTarget: Sendable {
         var options = try Self.options(conninfo)
         options["dbname"] = database
         let pairs = options.sorted { $0.key < $1.key }.map { key, value in
-            "\(key)='\(value.replacing("\\", with: "\\\\").replacing("'", with: "\\'"))'"
+            "\(key)='\(value.unicodeScalars.map { $0 == "\\" || $0 == "'" ? "\\\($0)" : String($0) }.joined())'"
         }
         return ConnectionTarget(checked: pairs.joined(separator: " "), name: name)
     }

@@ -22,7 +22,7 @@ package final class Receiver: Sendable {
 
         /// The first header of that name, in any case.
         package subscript(_ name: String) -> String? {
-            headers.first { $0.name.lowercased() == name.lowercased() }?.value
+            headers.first { isSameName($0.name, name) }?.value
         }
     }
 
@@ -148,4 +148,10 @@ package final class Receiver: Sendable {
             }
         }
     }
+}
+
+/// Names of headers have no case, among the letters of ASCII (RFC 9110 5.1).
+private func isSameName(_ left: String, _ right: String) -> Bool {
+    func lower(_ byte: UInt8) -> UInt8 { (0x41...0x5A).contains(byte) ? byte + 0x20 : byte }
+    return left.utf8.elementsEqual(right.utf8) { lower($0) == lower($1) }
 }

@@ -16,8 +16,14 @@ struct Verdict: Sendable {
     /// False when nothing was sent and nothing needs a line in the attempt log.
     var isAttempt = true
 
-    /// The receiver refused the access token, and a new one may do: at once, and once.
+    /// The receiver refused the access token, and a new one may do: at once, and once. What its rules call final stays so, and so does
+    /// the end of its schedule, but for the very first attempt: a token that ran out is no fault of the delivery's.
     mutating func tryAgainWithNewToken() {
+        switch resolution {
+        case .wait: break
+        case .dead(.exhausted) where attempts == 1: break
+        case .dead, .delivered: return
+        }
         errorClass = HTTPExchange.Failure.auth.rawValue
         error = "HTTP 401: the access token was refused; trying again with a new one"
         resolution = .wait(.zero, .retry)

@@ -45,20 +45,37 @@ package struct JSON: Sendable {
         let child: JSON? =
             switch kind {
             case .object(let members): members.last { $0.name == ExactText(step) }?.value
-            case .array(let elements): Int(step).flatMap { elements.indices.contains($0) ? elements[$0] : nil }
+            case .array(let elements): place(step).flatMap { elements.indices.contains($0) ? elements[$0] : nil }
             default: nil
             }
         return child?.value(at: path.dropFirst())
     }
 
+    /// A place in an array (RFC 6901 4): digits without a sign or a zero in front.
+    private func place(_ step: String) -> Int? {
+        guard step.utf8.allSatisfy(isDigit), step.utf8.count == 1 || step.utf8.first != UInt8(ascii: "0") else { return nil }
+        return Int(step)
+    }
+
     /// The steps of a path: `a.b[0].c`, or a JSON pointer (RFC 6901) such as `/a/b/0/c`.
     package static func path(_ text: String) -> [String] {
-        if text.hasPrefix("/") {
-            return text.dropFirst().split(separator: "/", omittingEmptySubsequences: false).map {
-                String($0).replacing("~1", with: "/").replacing("~0", with: "~")
+        // Scalar by scalar: a delimiter with a mark behind it is another character, and a delimiter all the same.
+        let scalars = text.unicodeScalars
+        guard scalars.first == "/" else { return scalars.split { $0 == "." || $0 == "[" || $0 == "]" }.map { String($0) } }
+        return scalars.dropFirst().split(separator: "/", omittingEmptySubsequences: false).map { step in
+            var (unescaped, isEscape) = (String.UnicodeScalarView(), false)
+            for scalar in step {
+                if isEscape, scalar == "0" || scalar == "1" {
+                    unescaped.append(scalar == "0" ? "~" : "/")
+                } else {
+                    if isEscape { unescaped.append("~") }
+                    if scalar != "~" { unescaped.append(scalar) }
+                }
+                isEscape = scalar == "~"
             }
+            if isEscape { unescaped.append("~") }
+            return String(unescaped)
         }
-        return text.split { $0 == "." || $0 == "[" || $0 == "]" }.map(String.init)
     }
 
     /// The value as plain text: a string's characters, nothing for null, everything else as it was written.

@@ -66,8 +66,9 @@ struct TemplateReader {
     }
 
     private func parameter(_ range: Range<Int>) throws(Template.Refusal) -> Parameter {
-        let text = String(decoding: bytes[range], as: UTF8.self)
-        let halves = text.split(separator: "|", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+        // By bytes: a bar with a mark behind it is another character, and a bar all the same.
+        let halves = bytes[range].split(separator: UInt8(ascii: "|"), maxSplits: 1, omittingEmptySubsequences: false)
+            .map { String(decoding: $0, as: UTF8.self) }
         let path = JSON.path(halves[0])
         if let problem = ParameterNames.problem(with: path, written: halves[0]) {
             throw refusal(at: range.lowerBound - 1, problem)

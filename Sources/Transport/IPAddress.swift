@@ -47,24 +47,6 @@ package enum IPAddress: Hashable, Sendable {
         case .v6(let high, let low): high == 0 && low <= 1
         }
     }
-
-    /// The addresses of this machine's interfaces, as they are now.
-    static var ofThisMachine: Set<IPAddress> {
-        var list: UnsafeMutablePointer<ifaddrs>?
-        guard unsafe getifaddrs(&list) == 0 else { return [] }
-        defer { unsafe freeifaddrs(list) }
-        var found: Set<IPAddress> = []
-        var next = unsafe list
-        while let entry = unsafe next {
-            if let address = unsafe entry.pointee.ifa_addr,
-                let ip = unsafe IPAddress(UnsafeRawPointer(address), family: Int32(address.pointee.sa_family))
-            {
-                found.insert(ip)
-            }
-            unsafe next = entry.pointee.ifa_next
-        }
-        return found
-    }
 }
 
 /// An address and a port that something listens on; an unspecified address (`0.0.0.0`, `::`) stands for every address of
@@ -81,7 +63,7 @@ package struct SocketAddress: Hashable, Sendable {
     func includes(_ other: IPAddress, _ port: Int) -> Bool {
         guard port == self.port else { return false }
         switch address {
-        case .v4(0), .v6(high: 0, low: 0): return other.isLoopback || IPAddress.ofThisMachine.contains(other)
+        case .v4(0), .v6(high: 0, low: 0): return other.isLoopback || OwnAddresses.current.contains(other)
         default: return address == other
         }
     }

@@ -2,53 +2,78 @@ import CCurl
 import COpenSSL
 import Glibc
 
-/// The sockets of a transport's connections, by their local ports. libcurl does not tell which socket a connection that it takes up
-/// again has. Belongs to the transport thread; connections that are left are closed when that has ended.
+/// The sockets of a transport's connections, by both their ends. libcurl does not tell which socket a connection that it takes up again
+/// has. Belongs to the transport thread; connections that are left are closed when that has ended.
 @safe
 final class Sockets {
-    private var byPort: [Int: [Int32]] = [:]
-    private var ports: [Int32: Int] = [:]
+    /// Both ends of a connection: a local port alone may be that of several, to different hosts.
+    struct Ends: Hashable {
+        let local: SocketAddress
+        let remote: SocketAddress
 
-    /// A connection was made on one of these sockets.
-    func note(_ descriptors: [Int32], port: Int) {
-        for descriptor in descriptors where localPort(descriptor) == port {
+        /// As libcurl says it; nil for what is no IP address.
+        init?(local: (address: String, port: Int), remote: (address: String, port: Int)) {
+            guard let here = IPAddress(local.address), let there = IPAddress(remote.address) else { return nil }
+            self.local = SocketAddress(here, port: local.port)
+            self.remote = SocketAddress(there, port: remote.port)
+        }
+
+        /// As the system says it; nil for what is not connected.
+        fileprivate init?(_ descriptor: Int32) {
+            guard let local = socketAddress({ unsafe getsockname(descriptor, $0, $1) }),
+                let remote = socketAddress({ unsafe getpeername(descriptor, $0, $1) })
+            else { return nil }
+            (self.local, self.remote) = (local, remote)
+        }
+    }
+
+    private var descriptors: [Ends: Int32] = [:]
+    private var ends: [Int32: Ends] = [:]
+
+    /// A connection with these ends was made on one of these sockets.
+    func note(_ opened: [Int32], _ wanted: Ends) {
+        for descriptor in opened where Ends(descriptor) == wanted {
             forget(descriptor)
-            ports[descriptor] = port
-            byPort[port, default: []].append(descriptor)
+            ends[descriptor] = wanted
+            descriptors[wanted] = descriptor
         }
     }
 
     /// The socket is closed.
     func forget(_ descriptor: Int32) {
-        guard let port = ports.removeValue(forKey: descriptor) else { return }
-        byPort[port]?.removeAll { $0 == descriptor }
-        if byPort[port]?.isEmpty == true { byPort[port] = nil }
+        guard let known = ends.removeValue(forKey: descriptor) else { return }
+        if descriptors[known] == descriptor { descriptors[known] = nil }
     }
 
     /// True when a connection that is to be used again is quiet: nobody has ended it, and no bytes wait in it that an answer to the
-    /// next request would be taken for.
+    /// next request would be taken for. One that nobody knows is not.
     ///
     /// - Parameter session: its TLS session, nil without TLS.
-    func isQuiet(port: Int, session: UnsafeMutableRawPointer?) -> Bool {
+    func isQuiet(_ ends: Ends, session: UnsafeMutableRawPointer?) -> Bool {
         // Answers in HTTP/2 name the stream that they are for.
         if let session = unsafe session, unsafe tls_speaks_http2(session) == 1 { return true }
-        return (byPort[port] ?? []).allSatisfy { descriptor in
-            var byte: UInt8 = 0
-            let count = unsafe recv(descriptor, &byte, 1, Int32(MSG_PEEK) | Int32(MSG_DONTWAIT))
-            if count < 0, errno == EAGAIN || errno == EWOULDBLOCK { return true }
-            // What is readable may be records of TLS itself.
-            guard count > 0, let session = unsafe session else { return false }
-            return unsafe tls_is_quiet(session, descriptor) == 1
-        }
+        guard let descriptor = descriptors[ends] else { return false }
+        var byte: UInt8 = 0
+        let count = unsafe recv(descriptor, &byte, 1, Int32(MSG_PEEK) | Int32(MSG_DONTWAIT))
+        let isEmpty = count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)
+        guard let session = unsafe session else { return isEmpty }
+        if isEmpty { return unsafe tls_has_pending(session) == 0 }
+        // What is readable may be records of TLS itself.
+        return unsafe count > 0 && tls_is_quiet(session, descriptor) == 1
     }
+}
 
-    private func localPort(_ descriptor: Int32) -> Int? {
-        unsafe withUnsafeTemporaryAllocation(byteCount: MemoryLayout<sockaddr_storage>.size, alignment: 8) { buffer in
-            guard let base = unsafe buffer.baseAddress else { return nil }
-            var length = socklen_t(buffer.count)
-            let address = unsafe base.assumingMemoryBound(to: sockaddr.self)
-            guard unsafe getsockname(descriptor, address, &length) == 0 else { return nil }
-            return unsafe IPAddress.port(UnsafeRawPointer(base))
-        }
+private func socketAddress(
+    _ ask: (UnsafeMutablePointer<sockaddr>, UnsafeMutablePointer<socklen_t>) -> Int32
+) -> SocketAddress? {
+    var storage = sockaddr_storage()
+    var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
+    return unsafe withUnsafeMutableBytes(of: &storage) { bytes in
+        guard let base = unsafe bytes.baseAddress,
+            unsafe ask(base.assumingMemoryBound(to: sockaddr.self), &length) == 0
+        else { return nil }
+        let family = unsafe Int32(base.assumingMemoryBound(to: sockaddr.self).pointee.sa_family)
+        guard let address = unsafe IPAddress(UnsafeRawPointer(base), family: family) else { return nil }
+        return unsafe SocketAddress(address, port: IPAddress.port(UnsafeRawPointer(base)))
     }
 }

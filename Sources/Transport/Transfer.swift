@@ -100,9 +100,14 @@ final class Transfer {
             return close(descriptor)
         }
         unsafe curl_set_pointer(handle, CURLOPT_CLOSESOCKETDATA, Unmanaged.passUnretained(sockets).toOpaque())
-        unsafe curl_set_prereq_callback(handle) { context, _, _, _, localPort in
+        unsafe curl_set_prereq_callback(handle) { context, remote, local, remotePort, localPort in
             guard let transfer = unsafe Transfer.from(context) else { return 1 }
-            return transfer.beforeSending(localPort: Int(localPort))
+            let ends: Sockets.Ends? =
+                if let local = unsafe local, let remote = unsafe remote {
+                    unsafe Sockets.Ends(
+                        local: (String(cString: local), Int(localPort)), remote: (String(cString: remote), Int(remotePort)))
+                } else { nil }
+            return transfer.beforeSending(on: ends)
         }
         unsafe curl_set_pointer(handle, CURLOPT_PREREQDATA, context)
     }
@@ -282,14 +287,14 @@ final class Transfer {
 
     /// Called right before a request is written. The second call in one transfer means that a reused connection died and
     /// libcurl is about to send the request again without telling anybody: that is ours to decide and to record.
-    private func beforeSending(localPort: Int) -> Int32 {
+    private func beforeSending(on ends: Sockets.Ends?) -> Int32 {
         if opened.isEmpty, sends == 0 {
-            guard sockets.isQuiet(port: localPort, session: unsafe curl_tls_session(handle)) else {
+            guard let ends, sockets.isQuiet(ends, session: unsafe curl_tls_session(handle)) else {
                 metStaleConnection = true
                 return CURL_PREREQFUNC_ABORT
             }
-        } else if sends == 0 {
-            sockets.note(opened, port: localPort)
+        } else if sends == 0, let ends {
+            sockets.note(opened, ends)
         }
         sends += 1
         return sends > 1 ? CURL_PREREQFUNC_ABORT : CURL_PREREQFUNC_OK
@@ -312,6 +317,8 @@ final class Transfer {
         if exchange.failure == .tlsClientCertificate, text.hasPrefix("getpeername") {
             exchange.message =
                 "the receiver ended the connection right after the TLS handshake: it wants a client certificate, or does not take this one"
+        } else if exchange.failure == .localResources, proxy != nil, result == CURLE_COULDNT_CONNECT {
+            exchange.message = "the egress proxy cannot be reached: \(text)"
         } else if exchange.failure == .blockedAddress {
             exchange.message =
                 "the host's address is private, local or otherwise special; OUTBOX_ALLOW_NETWORKS lets networks through"
@@ -327,9 +334,20 @@ final class Transfer {
         unsafe curl_get_pointer(handle, CURLINFO_SCHEME, &scheme)
         let isTLS =
             unsafe scheme.map { unsafe strcasecmp($0.assumingMemoryBound(to: CChar.self), "https") == 0 } ?? false
+        var systemError = 0
+        unsafe curl_get_long(handle, CURLINFO_OS_ERRNO, &systemError)
         return TransferEvidence(
-            result: result, text: text, sends: sends, wasBlocked: wasBlocked, lacksDescriptors: lacksDescriptors,
-            isTLS: isTLS, verification: verification)
+            result: result, text: text, sends: sends, wasBlocked: wasBlocked,
+            lacksDescriptors: lacksDescriptors || sends == 0 && result == CURLE_COULDNT_RESOLVE_HOST && !canOpenFiles(),
+            isTLS: isTLS, verification: verification, systemError: Int32(truncatingIfNeeded: systemError),
+            hasProxy: proxy != nil, hasAuthorities: tls.authorities != nil)
+    }
+
+    /// Whether there are descriptors for a resolver: without any, every name looks as if it did not exist.
+    private func canOpenFiles() -> Bool {
+        let descriptors = (0..<3).map { _ in unsafe open("/dev/null", O_RDONLY | O_CLOEXEC) }
+        defer { for descriptor in descriptors where descriptor >= 0 { close(descriptor) } }
+        return descriptors.allSatisfy { $0 >= 0 }
     }
 
     private func measure() {

@@ -1,4 +1,5 @@
 import CCurl
+import Glibc
 
 /// What is known of a transfer that ended without an answer, and what it means.
 struct TransferEvidence {
@@ -12,15 +13,22 @@ struct TransferEvidence {
     let isTLS: Bool
     /// The verification's own code (X509_V_ERR_…).
     let verification: Int
+    /// The system's error of the last connection.
+    var systemError: Int32 = 0
+    /// Requests go through a proxy of ours.
+    var hasProxy = false
+    /// It was given authorities of its own.
+    var hasAuthorities = false
 
     var failure: HTTPExchange.Failure {
         if wasBlocked { return .blockedAddress }
         if lacksDescriptors || isOurShortage { return .localResources }
         if sends > 1 { return .connectionLost }
-        if result == CURLE_PROXY || text.contains("CONNECT tunnel failed") { return .proxy }
+        // In libcurl's words only where they are its own: in others a receiver's certificate is quoted.
+        if result == CURLE_PROXY || result == CURLE_RECV_ERROR && text.hasPrefix("CONNECT tunnel failed") { return .proxy }
         if let tlsFailure { return tlsFailure }
         return switch result {
-        case CURLE_COULDNT_RESOLVE_HOST, CURLE_COULDNT_RESOLVE_PROXY: .dns
+        case CURLE_COULDNT_RESOLVE_HOST: .dns
         case CURLE_COULDNT_CONNECT: .connect
         case CURLE_OPERATION_TIMEDOUT: .timeout
         case CURLE_SSL_CONNECT_ERROR, CURLE_PEER_FAILED_VERIFICATION, CURLE_SSL_CERTPROBLEM, CURLE_SSL_CIPHER,
@@ -39,8 +47,20 @@ struct TransferEvidence {
     /// large for it "out of memory", too.
     private var isOurShortage: Bool {
         guard sends == 0 else { return false }
+        switch result {
+        case CURLE_OUT_OF_MEMORY, CURLE_FAILED_INIT, CURLE_NOT_BUILT_IN, CURLE_UNKNOWN_OPTION, CURLE_UNRECOVERABLE_POLL,
+            CURLE_SSL_ENGINE_NOTFOUND, CURLE_SSL_ENGINE_SETFAILED, CURLE_SSL_ENGINE_INITFAILED:
+            return true
+        // The system's own list of authorities is missing.
+        case CURLE_SSL_CACERT_BADFILE: return !hasAuthorities
+        // The proxy is ours, and the receiver was not asked.
+        case CURLE_COULDNT_RESOLVE_PROXY: return true
         // A resolver's thread that could not be started is reported as a name that does not resolve.
-        return result == CURLE_OUT_OF_MEMORY || text.contains("thread failed to start")
+        case CURLE_COULDNT_RESOLVE_HOST: return text.hasPrefix("getaddrinfo() thread failed to start")
+        case CURLE_COULDNT_CONNECT:
+            return hasProxy || [EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EAGAIN].contains(systemError)
+        default: return false
+        }
     }
 
     /// What exactly is wrong with the receiver's TLS: by the verification's code where there is one, by the words of the
@@ -49,7 +69,8 @@ struct TransferEvidence {
         // In TLS 1.3 a client is refused after its handshake is over. Where the connection is gone before libcurl could look
         // at its other end, that is all that there is to see.
         let words = ["certificate required", "alert bad certificate", "alert unknown ca", "getpeername() failed"]
-        if isTLS, words.contains(where: text.contains) { return .tlsClientCertificate }
+        // Where a certificate is refused by us, its own words are quoted.
+        if isTLS, result != CURLE_PEER_FAILED_VERIFICATION, words.contains(where: text.contains) { return .tlsClientCertificate }
         switch result {
         case CURLE_PEER_FAILED_VERIFICATION:
             switch verification {

@@ -48,12 +48,13 @@ final class TransportLoop {
             guard unsafe message.pointee.msg == CURLMSG_DONE, let handle = unsafe message.pointee.easy_handle else {
                 continue
             }
-            let result = unsafe curl_message_result(message)
+            var result = unsafe curl_message_result(message)
             guard let transfer = unsafe transfer(of: handle) else { continue }
             unsafe curl_multi_remove_handle(multi, handle)
             if transfer.metStaleConnection {
                 transfer.connectAnew()
                 if unsafe curl_multi_add_handle(multi, handle) == CURLM_OK { continue }
+                result = CURLE_OUT_OF_MEMORY
             }
             active[transfer.id] = nil
             transfer.finish(result)

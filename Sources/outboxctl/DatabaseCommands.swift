@@ -150,9 +150,12 @@ struct DatabaseCommand: AsyncParsableCommand {
         }
 
         func run() {
+            // One transaction, as migrate has it: what is set in it ends with it.
+            print("BEGIN;")
             for migration in Migration.all where version == nil || version == migration.version {
                 print("-- \(migration.version) \(migration.name)\n\(migration.text)")
             }
+            print("COMMIT;")
         }
     }
 }

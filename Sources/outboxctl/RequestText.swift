@@ -38,7 +38,8 @@ extension HTTPRequest {
     /// One word for a shell. Whoever pastes it sees all that is in it: what could move the cursor or hide text is escaped.
     private func quoted(_ text: String) -> String {
         guard text.unicodeScalars.contains(where: isTreacherous) else {
-            return "'" + text.replacing("'", with: "'\\''") + "'"
+            // Scalar by scalar: a quote with a mark behind it is another character, and the same quote to a shell.
+            return "'" + text.unicodeScalars.map { $0 == "'" ? "'\\''" : String($0) }.joined() + "'"
         }
         let escaped = text.unicodeScalars.map { scalar in
             switch scalar {

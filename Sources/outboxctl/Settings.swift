@@ -160,6 +160,13 @@ struct Settings {
         guard let setting = values.first(where: { $0.key == "secret_key_file" }), let path = setting.value else {
             return .empty
         }
+        // The folder is not named by anybody either: in one of somebody else's, the file is their choice.
+        let folder = (path as NSString).deletingLastPathComponent
+        var status = stat()
+        if setting.origin == .default, lstat(folder, &status) == 0, status.st_uid != geteuid() || status.st_mode & S_IFMT != S_IFDIR {
+            throw SettingRefusal(
+                description: "the folder \(folder) is a link or belongs to another user; remove it, or run in a folder of your own")
+        }
         if setting.origin == .default, !FileManager.default.fileExists(atPath: path) {
             guard creating else { return .empty }
             try makeKeyFile(path)

@@ -17,6 +17,12 @@ enum TrustedFile {
     ///
     /// - Parameter what: what the file is, as the beginning of a sentence.
     static func read(_ path: String, _ what: String, _ privacy: Privacy) throws -> Data? {
+        // A link is somebody's choice of a file, too.
+        var link = stat()
+        if lstat(path, &link) == 0, link.st_uid != geteuid(), link.st_uid != 0 {
+            throw SettingRefusal(
+                description: "\(what) \(path) belongs to another user (\(link.st_uid)) and is not obeyed; remove it, or run in a folder of your own")
+        }
         let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         if descriptor < 0, errno == ENOENT || errno == ENOTDIR { return nil }
         guard descriptor >= 0 else {

@@ -84,6 +84,32 @@ import Testing
         #expect(try FileManager.default.attributesOfItem(atPath: own)[.posixPermissions] as? Int == 0o700)
     }
 
+    @Test(.enabled(if: isRoot)) func `a link of somebody else's is not followed to a file of ours`() async throws {
+        let folder = try folder()
+        let own = try temporaryFile(#"{"log_level":"debug"}"#)
+        chmod(own, 0o600)
+        try FileManager.default.createSymbolicLink(atPath: folder + "/outbox.json", withDestinationPath: own)
+        #expect(try await ChildProcess.run(["config"], in: folder).end == .exit(0))
+        give(folder + "/outbox.json", to: 65534)
+        let refused = try await ChildProcess.run(["config"], in: folder)
+        #expect(refused.end == .exit(78) && refused.errors.contains("belongs to another user"), "\(refused.errors)")
+    }
+
+    @Test(.enabled(if: isRoot)) func `the embedded server's user gets nothing of root's environment`() async throws {
+        let folder = try folder()
+        let daemon = try ChildProcess(
+            ChildProcess.outboxctl, ["run"], in: folder, environment: ["ROOT_API_TOKEN": "canary"])
+        #expect(await daemon.waitUntilReady(), "\(daemon.errors)")
+        let pidFile = folder + "/.outbox/postgres/postmaster.pid"
+        let pid = try #require(try String(contentsOfFile: pidFile, encoding: .utf8).split(separator: "\n").first)
+        let environment = try String(contentsOfFile: "/proc/\(pid)/environ", encoding: .utf8)
+        #expect(!environment.contains("canary"))
+        daemon.signal(SIGTERM)
+        #expect(await daemon.wait() == .exit(0))
+        let data = try FileManager.default.destinationOfSymbolicLink(atPath: folder + "/.outbox/postgres")
+        for path in [data, data + ".socket"] { try? FileManager.default.removeItem(atPath: path) }
+    }
+
     @Test func `beside a configured database no key is made by itself`() async throws {
         let folder = try folder()
         let database = try await TestCluster.database()
@@ -121,12 +147,11 @@ import Testing
 
     @Test(arguments: [
         "postgres://app:canary@ss@127.0.0.1:1/app", "postgres://app:1234/canary@127.0.0.1/app",
-        "postgresql://app:canary@x@y@127.0.0.1/app",
+        "postgresql://app:canary@x@y@127.0.0.1/app", "postgres://app@127.0.0.1:1/app?sslmode=canary",
     ])
-    func `a password with an at sign is not repeated`(url: String) async throws {
+    func `a password with an at sign, or in the wrong place, is not repeated`(url: String) async throws {
         let (end, output, errors) = try await ChildProcess.run(["status"], environment: ["DATABASE_URL": url])
-        #expect(end == .exit(78), "\(errors)")
-        #expect(errors.contains("percent-encoded"), "\(errors)")
+        #expect(url.contains("sslmode") ? end == .exit(69) : end == .exit(78) && errors.contains("percent-encoded"), "\(errors)")
         for word in ["canary", "ss@", "x@y"] { #expect(!(output + errors).contains(word), "\(errors)") }
     }
 
@@ -258,8 +283,21 @@ import Testing
         #expect(fits.end == .exit(0), "\(fits.errors)")
     }
 
+    @Test func `a file with the line ends of another system holds the same keys and databases`() async throws {
+        let (old, new) = (Keyring.newKeyLine(), Keyring.newKeyLine())
+        let unix = try Keyring(text: "# newest first\n" + new + old)
+        let windows = try Keyring(text: ("# newest first\n" + new + old).replacing("\n", with: "\r\n"))
+        #expect(unix.sealingKey == windows.sealingKey)
+        // Two that cannot be reached: both are named, not the last one alone.
+        let several = try await ChildProcess.run(
+            ["run"], environment: ["OUTBOX_DATABASES": "host=/no/such/one dbname=a\r\nhost=/no/such/two dbname=b\r\n"])
+        #expect(several.end == .exit(69) && several.errors.contains("/no/such/one"), "\(several.errors)")
+    }
+
     /// CSI in one character, a right-to-left override, the end of an isolate, a line separator.
     private static let treacherous = "a\u{9B}31mb\u{202E}c\u{2069}d\u{2028}e'f\\g"
+    /// A quote that is one character with the mark behind it, and ends a shell's word all the same.
+    private static let quoted = "x'\u{301}; touch /tmp/outbox-pwned #"
 
     @Test func `what moves the cursor or hides text is escaped wherever it is shown`() async throws {
         let setting = try await Setting()
@@ -280,14 +318,15 @@ import Testing
         #expect(object["identity"] as? String == text)
     }
 
-    @Test func `attempt curl is one safe line, and sends what it says`() async throws {
+    @Test(arguments: [treacherous, quoted, "plain 'quotes' only"]) func `attempt curl is one safe line, and sends what it says`(
+        text: String
+    ) async throws {
         let setting = try await Setting()
-        let text = Self.treacherous
         _ = try await setting.run("endpoint", "create", "e", "--url", "https://example.com/?token=canary", "--format", "raw")
         try await setting.database.pool.execute("INSERT INTO outbox.event (type, after) VALUES ('t', to_json(\(text)::text))")
         let (end, output, errors) = try await setting.run("attempt", "curl", "1", "e")
         #expect(end == .exit(0), "\(errors)")
-        #expect(output.utf8.allSatisfy { $0 == 0x0A || (0x20..<0x7F).contains($0) }, "\(output)")
+        #expect(!output.dropLast().unicodeScalars.contains { $0.value < 0x20 || (0x7F...0x9F).contains($0.value) || $0.value == 0x202E })
         #expect(output.split(separator: "\n").count == 1)
         #expect(!output.contains("canary") && output.contains("webhook-signature: ***"), "\(output)")
         // A shell makes the same bytes of it.

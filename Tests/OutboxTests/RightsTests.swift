@@ -166,8 +166,19 @@ import Testing
             "GRANT CREATE ON DATABASE \(try await database.column("SELECT current_database()")[0] ?? "") TO \(name), \(owner)")
         try await stranger.run { try $0.script("CREATE SCHEMA outbox; GRANT ALL ON SCHEMA outbox TO PUBLIC") }
         let refusal = await #expect(throws: Migrator.Refusal.self) { try await pool.run { _ = try Migrator.migrate(&$0) } }
-        #expect(refusal?.description.contains("belongs to a role") == true)
+        #expect(refusal?.description.contains("is of the role \(name)") == true)
         #expect(try await database.number("SELECT count(*) FROM pg_class WHERE relnamespace = 'outbox'::regnamespace") == 0)
+        // A superuser least of all: neither to migrate nor to look, also when the table is there, or something that looks like it.
+        for script in [
+            "SELECT 1", "CREATE VIEW outbox.migration AS SELECT 1 AS version, 'x' AS name, 'y' AS checksum, now() AS applied_at",
+            "DROP VIEW outbox.migration; CREATE TABLE outbox.migration (version int PRIMARY KEY, name text NOT NULL, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())",
+        ] {
+            try await stranger.run { try $0.script(script) }
+            await #expect(throws: Migrator.Refusal.self) { try await database.pool.run { _ = try Migrator.migrate(&$0) } }
+            if script != "SELECT 1" {
+                await #expect(throws: Migrator.Refusal.self) { try await database.pool.run { try Migrator.check(&$0) } }
+            }
+        }
         await stranger.close()
         await pool.close()
     }
@@ -255,6 +266,76 @@ import Testing
             try await database.column("SELECT DISTINCT customer_id FROM outbox.event ORDER BY 1") == ["acme", "beta"])
         await pool.close()
         await player.close()
+    }
+
+    @Test func `what the service itself needs no operator can take away by naming it`() async throws {
+        let database = try await TestCluster.database()
+        let (_, pool) = try await login(database, "outbox_operator")
+        let owner = try #require(try await database.column("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'outbox'")[0])
+        for role in ["outbox_producer", "outbox_worker", "outbox_reader", "outbox_operator", owner] {
+            for customers in ["'{}'", "NULL", "'{acme}'"] {
+                #expect(await sqlState(pool, "SELECT outbox.grant_publish('\(role)', \(customers))") == "OB002", "\(role)")
+            }
+        }
+        let (name, producer) = try await login(database, "outbox_producer")
+        #expect(await sqlState(pool, "SELECT outbox.grant_publish('\(name)', '{}')") == "OB002")
+        #expect(await sqlState(producer, "SELECT outbox.publish('t')") == nil)
+        // A role of the same name is another role.
+        let (bound, first) = try await login(database)
+        try await database.script("SELECT outbox.grant_publish('\(bound)', '{acme}')")
+        await first.close()
+        try await database.script("DROP OWNED BY \(bound); DROP ROLE \(bound); CREATE ROLE \(bound) LOGIN")
+        let (other, _) = try await login(database)
+        try await database.script("SELECT outbox.grant_publish('\(other)', '{other}'); GRANT \(other) TO \(bound)")
+        let again = ConnectionPool(
+            try ConnectionTarget(database.connectionString.replacing("user=outbox", with: "user=\(bound)")), size: 1)
+        #expect(await sqlState(again, "SELECT outbox.publish('t', customer_id => 'acme')") == "OB004")
+        #expect(await sqlState(again, "SELECT outbox.publish('t', customer_id => 'other')") == nil)
+        for pool in [pool, producer, again] { await pool.close() }
+    }
+
+    @Test func `one customer's ordering key is nothing to another's`() async throws {
+        let database = try await TestCluster.database()
+        let id = try await database.endpoint("e", url: "http://127.0.0.1:1/") { $0.isOrdered = true }.id
+        try await database.script(
+            """
+            SELECT outbox.publish('t', customer_id => 'a', ordering_key => 'order-42', deliver_at => '9999-01-01');
+            SELECT outbox.publish('t', customer_id => 'b', ordering_key => 'order-42');
+            SELECT outbox.publish('t', customer_id => 'a', ordering_key => 'order-42')
+            """)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(3))
+        #expect(
+            try await database.column(
+                "SELECT event_id::text FROM outbox.delivery WHERE due_at <= clock_timestamp() AND endpoint_id = \(id)") == ["2"])
+        let behind = try await database.pair(3, id)
+        let why = try await database.pool.run { try $0.explainDelivery(behind) }
+        #expect(why.first("detail") == "behind 1:e of ordering key order-42")
+    }
+
+    @Test func `nothing that a producer says is without a limit`() async throws {
+        let database = try await TestCluster.database()
+        let (_, pool) = try await login(database, "outbox_producer")
+        #expect(await sqlState(pool, "SELECT outbox.publish('t', identity => repeat('x', 257))") == "23514")
+        #expect(await sqlState(pool, "SET LOCAL outbox.identity = '\(String(repeating: "x", count: 257))'; INSERT INTO outbox.event (type) VALUES ('t')") == "23514")
+        // Compressed, this is small; a worker has it as it is.
+        #expect(
+            await sqlState(
+                pool,
+                "CREATE TEMP TABLE t (h jsonb); INSERT INTO t SELECT jsonb_build_object('a', repeat('x', 5000000)); INSERT INTO outbox.event (type, headers) SELECT 't', h FROM t") == "23514")
+        #expect(await sqlState(pool, "SELECT outbox.publish('t', headers => jsonb_build_object('a', repeat('x', 60000)))") == nil)
+        await pool.close()
+    }
+
+    @Test func `migrating through a pooler leaves the application's session as it was`() async throws {
+        let database = try await TestCluster.database(migrated: false)
+        let pooler = try await Pooler(before: database, users: [], connections: 1)
+        let pool = ConnectionPool(try ConnectionTarget(pooler.connectionString()), size: 1)
+        try await pool.run { _ = try Migrator.migrate(&$0) }
+        let psql = try ChildProcess("/usr/bin/psql", ["-XAtc", "SHOW search_path", pooler.connectionString()])
+        #expect(await psql.wait() == .exit(0), "\(psql.errors)")
+        #expect(psql.output == "\"$user\", public\n")
+        await pool.close()
+        await pooler.stop()
     }
 
     @Test func `when and by whom something was done the audit log says itself`() async throws {

@@ -3,7 +3,7 @@
 Writes the certificates into the folder, listens on a port for each server, prints "ready {name: port}", and then a line
 "NAME METHOD PATH" for every request, "+NAME" for every connection and "!NAME" for an answer that nobody asked for.
 """
-import datetime, ipaddress, json, pathlib, socket, ssl, sys, threading, time
+import datetime, ipaddress, json, pathlib, socket, ssl, struct, sys, threading, time
 
 import h2.config, h2.connection, h2.errors, h2.events
 from cryptography import x509
@@ -92,9 +92,26 @@ def http1(name, connection):
         subject = connection.getpeercert() or {}
         body = json.dumps({"client": [v for part in subject.get("subject", []) for k, v in part]}).encode()
         answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-        if name.startswith("unasked") and not buffer and counts[name] > 1:
+        if name in ("unasked", "unasked12", "pending", "garbage") and counts[name] > 1:
             answer = answer.replace(b"200 OK", b"500 No")
+        if name == "pending":
+            # The body and another answer in one record: the client reads only as much of it as the body has.
+            head, rest = answer.split(b"\r\n\r\n", 1)
+            connection.sendall(head + b"\r\n\r\n")
+            time.sleep(0.02)
+            connection.sendall(rest + answer.replace(b"500 No", b"200 OK"))
+            tell("!" + name)
+            continue
         connection.sendall(answer)
+        if name == "garbage":
+            # What is no TLS, and then a reset: whoever answers with an alert writes to a closed connection.
+            time.sleep(0.05)
+            raw = socket.socket(fileno=connection.detach())
+            raw.sendall(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            raw.close()
+            tell("!" + name)
+            return
         if name.startswith("unasked"):
             time.sleep(0.05)
             connection.sendall(answer.replace(b"500 No", b"200 OK"))
@@ -164,7 +181,7 @@ def serve(name, listener):
 
 ports = {}
 for name in ["good", "expired", "self_signed", "wrong_host", "missing_intermediate", "full_chain", "old_protocol",
-             "client_required", "h2", "h2_refused", "h2_goaway", "good12", "unasked", "unasked12"]:
+             "client_required", "h2", "h2_refused", "h2_goaway", "good12", "unasked", "unasked12", "pending", "garbage"]:
     listener = socket.create_server(("127.0.0.1", 0))
     ports[name] = listener.getsockname()[1]
     threading.Thread(target=serve, args=(name, listener), daemon=True).start()

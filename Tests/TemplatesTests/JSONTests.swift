@@ -4,6 +4,17 @@ import Templates
 import Testing
 
 @Suite struct JSONTests {
+    @Test func `paths are split at their delimiters, whatever mark follows them`() throws {
+        func bytes(_ steps: [String]) -> [[UInt8]] { steps.map { Array($0.utf8) } }
+        #expect(bytes(JSON.path("a.\u{301}b")) == bytes(["a", "\u{301}b"]))
+        #expect(bytes(JSON.path("/\u{301}a/b~1\u{301}c~0d~01~")) == bytes(["\u{301}a", "b/\u{301}c~d~1~"]))
+        let json = try JSON("[10,11]".utf8)
+        #expect(json.value(at: ["1"])?.text == "11")
+        for step in ["+1", "01", "-0", "1 ", ""] { #expect(json.value(at: [step]) == nil, "\(step)") }
+        let template = try Template("%after.text|\u{301}none%", kind: .text)
+        #expect(template.parameters.first?.fallback.map { Array($0.utf8) } == Array("\u{301}none".utf8))
+    }
+
     @Test(arguments: [
         "null", "true", "false", "0", "-0", "1e400", "-1.5E+3", "12345678901234567890", #""""#,
         #""\u00e9\ud83d\ude00\/""#,

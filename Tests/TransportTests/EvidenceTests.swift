@@ -1,4 +1,5 @@
 import CCurl
+import Glibc
 import Testing
 
 @testable import Transport
@@ -7,11 +8,12 @@ import Testing
 @Suite struct EvidenceTests {
     private func failure(
         _ result: CURLcode, sends: Int = 1, text: String = "", wasBlocked: Bool = false, lacksDescriptors: Bool = false,
-        isTLS: Bool = false, verification: Int = 0
+        isTLS: Bool = false, verification: Int = 0, systemError: Int32 = 0, hasProxy: Bool = false, hasAuthorities: Bool = false
     ) -> HTTPExchange.Failure {
         TransferEvidence(
             result: result, text: text, sends: sends, wasBlocked: wasBlocked, lacksDescriptors: lacksDescriptors,
-            isTLS: isTLS, verification: verification
+            isTLS: isTLS, verification: verification, systemError: systemError, hasProxy: hasProxy,
+            hasAuthorities: hasAuthorities
         ).failure
     }
 
@@ -24,6 +26,31 @@ import Testing
         #expect(failure(CURLE_URL_MALFORMAT, sends: 0) == .invalidRequest)
         #expect(failure(CURLE_UNSUPPORTED_PROTOCOL, sends: 0) == .invalidRequest)
         #expect(failure(CURLE_COULDNT_CONNECT, sends: 0, wasBlocked: true) == .blockedAddress)
+    }
+
+    @Test func `what this machine or its proxy lacks is no receiver's fault`() {
+        for error in [EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EAGAIN] {
+            #expect(failure(CURLE_COULDNT_CONNECT, sends: 0, systemError: error) == .localResources)
+        }
+        #expect(failure(CURLE_COULDNT_CONNECT, sends: 0, systemError: ECONNREFUSED) == .connect)
+        #expect(failure(CURLE_COULDNT_CONNECT, sends: 0, systemError: ECONNREFUSED, hasProxy: true) == .localResources)
+        #expect(failure(CURLE_COULDNT_RESOLVE_PROXY, sends: 0, hasProxy: true) == .localResources)
+        #expect(failure(CURLE_SSL_CACERT_BADFILE, sends: 0) == .localResources)
+        #expect(failure(CURLE_SSL_CACERT_BADFILE, sends: 0, hasAuthorities: true) == .tls)
+        for code in [CURLE_FAILED_INIT, CURLE_NOT_BUILT_IN, CURLE_UNKNOWN_OPTION] { #expect(failure(code, sends: 0) == .localResources) }
+        #expect(failure(CURLE_RECV_ERROR, sends: 0, text: "CONNECT tunnel failed, response 403", hasProxy: true) == .proxy)
+    }
+
+    /// libcurl quotes the receiver's certificate: its words are the receiver's.
+    @Test(arguments: [
+        "getaddrinfo() thread failed to start", "CONNECT tunnel failed, response 403", "certificate required", "alert unknown ca",
+    ])
+    func `the words in a certificate decide nothing`(words: String) {
+        let text = "SSL: certificate subject name '\(words)' does not match target host name '127.0.0.1'"
+        for quoted in [text, words] {
+            let failure = failure(CURLE_PEER_FAILED_VERIFICATION, sends: 0, text: quoted, isTLS: true, verification: 62)
+            #expect(failure == .tlsWrongHost, "\(quoted)")
+        }
     }
 
     @Test func `what went out is the receiver's to answer for, whatever libcurl calls it`() {
@@ -41,7 +68,7 @@ import Testing
         (CURLE_RECV_ERROR, 1, .connectionLost), (CURLE_SEND_ERROR, 1, .connectionLost), (CURLE_HTTP2_STREAM, 1, .connectionLost),
         (CURLE_WEIRD_SERVER_REPLY, 1, .protocolError), (CURLE_OUT_OF_MEMORY, 1, .protocolError),
         (CURLE_ABORTED_BY_CALLBACK, 2, .connectionLost), (CURLE_UNSUPPORTED_PROTOCOL, 1, .protocolError),
-        (CURLE_PROXY, 0, .proxy), (CURLE_SSL_CONNECT_ERROR, 0, .tls), (CURLE_SSL_CACERT_BADFILE, 0, .tls),
+        (CURLE_PROXY, 0, .proxy), (CURLE_SSL_CONNECT_ERROR, 0, .tls),
     ])
     func `each class is told by its code`(code: CURLcode, sends: Int, expected: HTTPExchange.Failure) {
         #expect(failure(code, sends: sends) == expected)

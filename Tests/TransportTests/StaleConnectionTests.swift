@@ -54,7 +54,7 @@ import Transport
         ledger.receiver.stop()
     }
 
-    @Test(arguments: ["unasked", "unasked12"]) func `the same holds over TLS`(name: String) async throws {
+    @Test(arguments: ["unasked", "unasked12", "pending", "garbage"]) func `the same holds over TLS`(name: String) async throws {
         let servers = try await TLSServers()
         let transport = Transport(policy: local)
         var request = HTTPRequest(url: servers.url(name), body: Array("{}".utf8), timeout: .seconds(5))

@@ -2,8 +2,8 @@
 
 -- Names mean PostgreSQL's own things here, whatever search_path the migrating role has: bodies, defaults, checks and views
 -- are bound for good when they are made. Of the functions, those in SQL have such a body (BEGIN ATOMIC or RETURN), and the
--- others set the path themselves.
-SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+-- others set the path themselves. All migrations are one transaction.
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
 CREATE FUNCTION outbox.cluster_identifier() RETURNS bigint
 LANGUAGE sql STABLE BEGIN ATOMIC SELECT system_identifier FROM pg_control_system(); END;
@@ -125,8 +125,10 @@ CREATE DOMAIN outbox.change_type  AS text CONSTRAINT has_1_to_256_characters CHE
 CREATE DOMAIN outbox.customer_id  AS text CONSTRAINT has_1_to_256_characters CHECK (length(VALUE) BETWEEN 1 AND 256);
 CREATE DOMAIN outbox.ordering_key AS text CONSTRAINT has_at_most_256_characters CHECK (length(VALUE) <= 256);
 CREATE DOMAIN outbox.event_time   AS timestamptz CONSTRAINT is_of_the_years_1_to_9999 CHECK (VALUE BETWEEN '0001-01-01' AND '9999-12-31');
+CREATE DOMAIN outbox.identity     AS text CONSTRAINT has_at_most_256_bytes CHECK (octet_length(VALUE) <= 256);
+-- 256 bytes, even compressed, never hold more; only what is larger is measured.
 CREATE DOMAIN outbox.headers      AS jsonb CONSTRAINT is_an_object CHECK (jsonb_typeof(VALUE) = 'object')
-                                         CONSTRAINT has_at_most_64_kib CHECK (pg_column_size(VALUE) <= 65536);
+                                         CONSTRAINT has_at_most_64_kib CHECK (pg_column_size(VALUE) <= 256 OR octet_length(VALUE::text) <= 65536);
 
 -- Called only when a body is too large, so that the check costs a comparison and the message still says what to do.
 CREATE FUNCTION outbox.refuse_body(size bigint, most bigint) RETURNS boolean
@@ -152,7 +154,7 @@ CREATE TABLE outbox.event (
     type           outbox.event_type NOT NULL,
     change_type    outbox.change_type NOT NULL DEFAULT 'Create',
     transaction_id uuid NOT NULL DEFAULT outbox.current_transaction_id(),
-    identity       text DEFAULT outbox.current_identity(),
+    identity       outbox.identity DEFAULT outbox.current_identity(),
     before         outbox.body,                                 -- json, not jsonb: the producer's bytes are kept
     after          outbox.body,
     occurred_at    outbox.event_time,
@@ -309,7 +311,7 @@ CREATE TABLE outbox.delivery (
     last_status      int,
     last_error_class text,
     last_error       text,
-    ordering_key     text,                       -- only where the endpoint keeps order
+    ordering_key     text,                       -- only where the endpoint keeps order: outbox.line_of(customer, key)
     pass             bigint NOT NULL DEFAULT 0,  -- the place in its key's line: (pass, event_id)
     PRIMARY KEY (event_id, endpoint_id, event_at)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
@@ -398,7 +400,7 @@ CREATE INDEX ON outbox.dedup (created_at);
 
 -- Whose events a role may publish that is no member of outbox_producer (outbox.grant_publish).
 CREATE TABLE outbox.producer_customer (
-    role        name NOT NULL,
+    role        regrole NOT NULL,   -- and not its name, which another role may have some day
     customer_id outbox.customer_id NOT NULL,
     PRIMARY KEY (role, customer_id)
 );

@@ -1,6 +1,6 @@
 -- What producers call. Everything here runs in the producer's own transaction and costs it one row.
 
-SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
 -- Until when a worker sleeps, in seconds since the epoch; 1 while all are awake. A sequence, because setting one is seen at once and
 -- writes neither a row version nor, unlogged, anything to the log; a worker that dies in its sleep needs no sweeper, its time ends;
@@ -12,7 +12,8 @@ CREATE UNLOGGED SEQUENCE outbox.asleep_until;
 CREATE FUNCTION outbox.wake_worker() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM pg_notify('outbox', '');
+    -- A queue that is full, which a stranger can bring about, would fail the producer's transaction.
+    IF pg_notification_queue_usage() < 0.5 THEN PERFORM pg_notify('outbox', ''); END IF;
     RETURN NULL;
 END $$;
 -- Where transactions may be prepared, PostgreSQL refuses those that have notified: there nobody does, and workers poll. The
@@ -33,7 +34,7 @@ BEGIN
     OR pg_has_role(session_user, current_user, 'MEMBER') THEN
         RETURN;
     END IF;
-    IF NOT EXISTS (SELECT FROM outbox.producer_customer p JOIN pg_roles r ON r.rolname = p.role
+    IF NOT EXISTS (SELECT FROM outbox.producer_customer p JOIN pg_roles r ON r.oid = p.role
                     WHERE p.customer_id = check_producer.customer AND pg_has_role(session_user, r.oid, 'MEMBER')) THEN
         RAISE EXCEPTION USING errcode = 'OB004',
             message = format('not_permitted: the role %s may not publish for this customer', session_user),

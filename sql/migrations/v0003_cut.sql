@@ -1,6 +1,6 @@
 -- The stream: newly committed events become batches.
 
-SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
 -- What the bodies of an event take where they are stored: known without reading them. (Not IMMUTABLE, which pg_column_size
 -- is not either: the planner would not put it into the statement, and a call costs more than the rest of a cut.)

@@ -3,7 +3,7 @@
 -- others have no due time until somebody takes the first one out and lets the next one go. Everything here is done with the
 -- lane locked.
 
-SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
 CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery (endpoint_id, ordering_key)
     WHERE ordering_key IS NOT NULL AND due_at < 'infinity';
@@ -11,6 +11,14 @@ CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery (endpoint_id, or
 -- True when some endpoint keeps order.
 CREATE FUNCTION outbox.keeps_order() RETURNS boolean
 LANGUAGE sql STABLE BEGIN ATOMIC SELECT EXISTS (SELECT FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL); END;
+
+-- The line in which an event stands: a key is one customer's own, and what another does with the same text is another line.
+CREATE FUNCTION outbox.line_of(customer_id text, ordering_key text) RETURNS text
+LANGUAGE sql IMMUTABLE RETURN length(customer_id) || ':' || customer_id || ':' || nullif(ordering_key, '');
+
+-- The ordering key of a line.
+CREATE FUNCTION outbox.key_of(line text) RETURNS text
+LANGUAGE sql IMMUTABLE RETURN substr(line, strpos(line, ':') + split_part(line, ':', 1)::int + 2);
 
 -- True when a dead letter of the key blocks the ones behind it.
 CREATE FUNCTION outbox.is_blocked(endpoint_id uuid, ordering_key text) RETURNS boolean
@@ -38,8 +46,8 @@ BEGIN
     keepers := ARRAY(SELECT n.id FROM outbox.endpoint n WHERE n.id = ANY (keepers) AND n.ordered AND n.deleted_at IS NULL);
     UPDATE outbox.batch b SET ordered = keepers WHERE b.id = ANY (batches);
     WITH line AS (
-        SELECT e.id AS event_id, n.id AS endpoint_id, e.created_at, e.deliver_at, nullif(e.ordering_key, '') AS ordering_key,
-               row_number() OVER (PARTITION BY n.id, e.ordering_key ORDER BY e.id) AS place
+        SELECT e.id AS event_id, n.id AS endpoint_id, e.created_at, e.deliver_at, outbox.line_of(e.customer_id, e.ordering_key) AS ordering_key,
+               row_number() OVER (PARTITION BY n.id, outbox.line_of(e.customer_id, e.ordering_key) ORDER BY e.id) AS place
           FROM outbox.batch b
          CROSS JOIN LATERAL unnest(b.ids) AS range
          CROSS JOIN LATERAL (

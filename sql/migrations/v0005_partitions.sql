@@ -1,7 +1,7 @@
 -- Partitions are made ahead; rows that nobody prepared for land in the DEFAULT partition, where nothing is lost and
 -- outbox.problems reports them. These functions run with the owner's rights: workers own no table.
 
-SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
 CREATE FUNCTION outbox.partition_bounds(around timestamptz, OUT suffix text, OUT lower timestamptz, OUT upper timestamptz)
 LANGUAGE sql STABLE SET timezone = 'UTC' BEGIN ATOMIC

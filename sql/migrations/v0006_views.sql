@@ -1,6 +1,6 @@
 -- The contract for dashboards and for `outboxctl -o json`: column names here are public.
 
-SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
 -- Every change to an endpoint, to its secrets or to its pause is a new generation of the installation's endpoints, in its
 -- transaction. One transaction at a time, so that they are committed in the order of their numbers.
@@ -62,6 +62,11 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     verb text := CASE WHEN cardinality(customers) > 0 THEN 'GRANT %s TO %I' ELSE 'REVOKE %s FROM %I' END;
 BEGIN
+    IF role IN ('outbox_producer', 'outbox_worker', 'outbox_reader', 'outbox_operator')
+    OR EXISTS (SELECT FROM pg_roles r WHERE r.rolname = grant_publish.role AND pg_has_role(r.oid, current_user, 'MEMBER')) THEN
+        RAISE EXCEPTION USING errcode = 'OB002', message = format('invalid_value: %s has rights of the service itself', role),
+            hint = 'Name a role of an application.';
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = grant_publish.role) THEN
         RAISE EXCEPTION USING errcode = 'OB002', message = format('invalid_value: there is no role %s', role),
             hint = 'Create it first: CREATE ROLE … LOGIN';
@@ -70,8 +75,14 @@ BEGIN
         RAISE EXCEPTION USING errcode = 'OB002', message = format('invalid_value: %s may publish for all customers, as a member of outbox_producer', role),
             hint = format('REVOKE outbox_producer FROM %I; and run this again.', role);
     END IF;
-    DELETE FROM outbox.producer_customer p WHERE p.role = grant_publish.role;
-    INSERT INTO outbox.producer_customer (role, customer_id) SELECT DISTINCT grant_publish.role, c FROM unnest(customers) c;
+    DELETE FROM outbox.producer_customer p USING pg_roles r WHERE r.oid = p.role AND r.rolname = grant_publish.role;
+    -- What was not given here is not taken away here.
+    IF NOT FOUND AND coalesce(cardinality(customers), 0) = 0 THEN
+        RAISE EXCEPTION USING errcode = 'OB002', message = format('invalid_value: %s was given no customers', role),
+            hint = 'See: SELECT * FROM outbox.producer_customer';
+    END IF;
+    INSERT INTO outbox.producer_customer (role, customer_id)
+    SELECT DISTINCT r.oid::regrole, c FROM pg_roles r, unnest(customers) c WHERE r.rolname = grant_publish.role;
     EXECUTE format(verb, 'USAGE ON SCHEMA outbox', role);
     EXECUTE format(verb, 'EXECUTE ON FUNCTION '
         'outbox.publish(text, json, text, text, json, text, uuid, text, text, timestamptz, jsonb, timestamptz), '

@@ -1,5 +1,5 @@
 -- Roles belong to the cluster: another database of it may have made them already, or may be making them right now.
-SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
 DO $$
 DECLARE
@@ -53,6 +53,8 @@ GRANT DELETE ON outbox.cut, outbox.generation, outbox.batch, outbox.delivery, ou
 GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text), outbox.let_go(uuid[], text[], bigint, boolean),
     outbox.advance(uuid[], text[], boolean) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text) TO outbox_reader;
+GRANT EXECUTE ON FUNCTION outbox.line_of(text, text) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.key_of(text) TO outbox_operator, outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.first_incomplete(outbox.cut) TO outbox_worker, outbox_operator, outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.keeps_order(), outbox.route_ordered(bigint[], bigint, boolean), outbox.release_order(outbox.cut, bigint, int) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION
