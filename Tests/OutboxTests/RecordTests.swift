@@ -83,6 +83,72 @@ import Testing
         #expect(try await database.number("SELECT count(*) FROM outbox.batch") == 1)
     }
 
+    /// The lane is held on both sides of a failover; the event that was sent is lost, and another has its number.
+    @Test(arguments: [true, false, nil]) func `what is known of an event changes nothing of another with its number`(
+        isSuccess: Bool?
+    ) async throws {
+        let database = try await TestCluster.database()
+        let id = try await database.endpoint("e", url: "https://example.com/").id
+        try await database.publish(1)
+        let event = try await database.pool.run { try $0.eventKey("1") }
+        let lease = try await lane(database, id)
+        try await database.pool.execute(
+            """
+            INSERT INTO outbox.delivery (event_id, event_at, endpoint_id, due_at, trigger)
+            VALUES (\(event.id), \(event.createdAt), \(id), '-infinity', 'retry')
+            """)
+        let ghost = EventKey(id: event.id, createdAt: event.createdAt + .milliseconds(-5))
+        let attempt = Attempt(
+            number: 1, trigger: .first, startedAt: event.createdAt, total: .zero, isSuccess: isSuccess == true,
+            status: isSuccess == true ? 200 : 500)
+        let resolution: Resolution =
+            switch isSuccess {
+            case true: .delivered
+            case false: .wait(.seconds(3600), .retry)
+            default: .dead(.permanent)
+            }
+        var group = RecordGroup()
+        group.outcomes = [
+            Outcome(
+                pair: Pair(event: ghost, endpoint: id), holder: .lane(id, lease), mayBeShared: false, attempt: attempt,
+                attempts: 1, resolution: resolution)
+        ]
+        let receipt = try await database.pool.run { [group] in try $0.record(group, worker: "w") }
+        #expect(receipt.ghosts == 1)
+        #expect(
+            try await database.column("SELECT due_at::text || attempts FROM outbox.delivery") == ["-infinity0"])
+        #expect(try await database.number("SELECT count(*) FROM outbox.dead_letter") == 0)
+        #expect(try await database.deliveries("delivered") == 0)
+        #expect(try await database.column("SELECT problem FROM outbox.problems WHERE problem = 'ghosts'") == ["ghosts"])
+        // The attempt is a true record, and resolves nothing when the event's batch is claimed again.
+        #expect(try await database.number("SELECT count(*) FROM outbox.attempts") == 1)
+        #expect(
+            try await database.pool.run { try $0.resolvedPairs(of: [event]) } == [Pair(event: event, endpoint: id)])
+        try await database.script("DELETE FROM outbox.delivery; DELETE FROM outbox.ghost")
+        #expect(try await database.pool.run { try $0.resolvedPairs(of: [event]) } == [])
+        #expect(try await database.pool.run { try $0.noteGhosts(numberedAs: [event], worker: "w") } == 1)
+    }
+
+    @Test func `a batch that was claimed on another server is not finished, and what was recorded of it there is asked for`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        let id = try await database.endpoint("e", url: "https://example.com/").id
+        try await database.publish(1)
+        let batch = try await batch(database)
+        let attempt = Attempt(
+            number: 1, trigger: .first, startedAt: batch.events[0].createdAt, total: .zero, isSuccess: true, status: 200)
+        var group = RecordGroup()
+        group.outcomes = [outcome(batch.events[0], id, .batch(batch.id, batch.lease), .delivered, attempt: attempt)]
+        group.finishedBatches = [
+            batch.lease: FinishedBatch(id: batch.id, server: ServerStart(time: batch.server.time + .seconds(-1)))
+        ]
+        let receipt = try await database.pool.run { [group] in try $0.record(group, worker: "w") }
+        #expect(receipt.lost == [.batch(batch.id, batch.lease)])
+        #expect(try await database.number("SELECT count(*) FROM outbox.batch") == 1)
+        #expect(try await database.number("SELECT count(*) FROM outbox.attempt") == 1)
+    }
+
     @Test func `of two workers that claim at once each batch goes to one`() async throws {
         let database = try await TestCluster.database()
         try await database.publish(2000)

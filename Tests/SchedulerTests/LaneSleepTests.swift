@@ -168,6 +168,62 @@ import Testing
         #expect(try await database.number("SELECT count(*) FROM outbox.lane WHERE due_at < clock_timestamp()") == 1)
     }
 
+    @Test func `what another server has before the floor is found: at a look, at the next floor and at the release`() async throws {
+        let database = try await TestCluster.database()
+        let endpoint = try await database.endpoint("e", url: "http://127.0.0.1:1/").id
+        let lease = LeaseID.random()
+        try await database.publish()
+        let floor = try await database.pool.run { connection in
+            try connection.query(
+                "UPDATE outbox.lane SET lease_id = \(lease), lease_until = 'infinity', due_at = '-infinity'")
+            return try #require(try connection.laneFloor(of: endpoint, lease: lease, from: .none))
+        }
+        // Delivered on the last server, and back on this one.
+        try await database.script(
+            """
+            INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger)
+            SELECT id, '\(endpoint)', created_at, clock_timestamp() - interval '1 hour', 'retry' FROM outbox.event
+            """)
+        func due(_ floor: LaneFloor) async throws -> [Bool] {
+            let next = try await database.pool.run {
+                try #require(try $0.laneFloor(of: endpoint, lease: lease, from: floor))
+            }
+            let look = try await database.pool.run { try $0.earliestDue(in: [endpoint: floor]) }
+            return [look.due[endpoint] != nil, next.dueAt < floor.dueAt]
+        }
+        #expect(try await due(floor) == [false, false])
+        let other = LaneFloor(dueAt: floor.dueAt, server: ServerStart(time: Timestamp(microseconds: 1)))
+        #expect(try await due(other) == [true, true])
+        #expect(try await database.pool.run { try $0.releaseLane(endpoint, lease: lease, floor: other) })
+        #expect(try await database.number("SELECT count(*) FROM outbox.lane WHERE due_at < clock_timestamp()") == 1)
+    }
+
+    @Test func `a batch that lies before where a worker was is claimed within about a lease`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        try await database.endpoint("e", url: ledger.url)
+        // Somebody holds one far ahead, so that everything before it counts as done.
+        try await database.publish(1)
+        try await database.script(
+            """
+            INSERT INTO outbox.batch (id, ids, size, first_at, last_at, claims, lease_id, worker, lease_until) OVERRIDING SYSTEM VALUE
+            SELECT 2000000, '{[1,2)}', 1, created_at, created_at, 1, gen_random_uuid(), 'w', 'infinity' FROM outbox.event;
+            UPDATE outbox.cut SET first_id = 2000000;
+            INSERT INTO outbox.cut (done, first_id) VALUES (pg_current_snapshot(), 2000000)
+            """)
+        try await TestWorker.run(database, configure: { $0.lease = .seconds(6) }) {
+            // The worker has looked past it by now; then the database is put back to where it was not done.
+            try await Task.sleep(for: .seconds(3))
+            try await database.script(
+                """
+                INSERT INTO outbox.batch (id, ids, size, first_at, last_at, claims, lease_until) OVERRIDING SYSTEM VALUE
+                SELECT 5, '{[1,2)}', 1, created_at, created_at, 1, '-infinity' FROM outbox.event
+                """)
+            #expect(await eventually { ledger.all.count == 1 })
+        }
+        ledger.receiver.stop()
+    }
+
     @Test func `a lane is not kept for ever: another worker may have it`() async throws {
         let database = try await TestCluster.database()
         let ledger = try Ledger()
