@@ -43,7 +43,8 @@ let package = Package(
         .target(name: "Bytewise", swiftSettings: common),
         .target(name: "Threads", swiftSettings: wrapsC),
         .target(name: "Postgres", dependencies: ["CPostgres", "Threads"], swiftSettings: wrapsC),
-        .target(name: "Transport", dependencies: ["CCurl", "COpenSSL", "Bytewise", "Threads", deque], swiftSettings: wrapsC),
+        .target(
+            name: "Transport", dependencies: ["CCurl", "COpenSSL", "Bytewise", "Threads", deque], swiftSettings: wrapsC),
         .target(name: "Templates", dependencies: ["Bytewise"], swiftSettings: common),
         .target(
             name: "OutboxSchema", path: "sql", exclude: ["schema.sql"],
@@ -70,13 +71,15 @@ let package = Package(
         .target(
             name: "TestSupport",
             dependencies: [
-                "Bytewise", "Postgres", "Outbox", "Scheduler", "EmbeddedPostgres", "Receiver", "Transport", "Threads", lifecycle,
+                "Bytewise", "Postgres", "Outbox", "Scheduler", "EmbeddedPostgres", "Receiver", "Transport", "Threads",
+                lifecycle,
                 logging,
             ],
             path: "Tests/TestSupport", swiftSettings: common),
         .testTarget(name: "PostgresTests", dependencies: ["Postgres", "TestSupport"], swiftSettings: common),
         .testTarget(
-            name: "TransportTests", dependencies: ["CCurl", "Transport", "Receiver", "TestSupport"], swiftSettings: common),
+            name: "TransportTests", dependencies: ["CCurl", "Transport", "Receiver", "TestSupport"],
+            swiftSettings: common),
         .testTarget(name: "TemplatesTests", dependencies: ["Bytewise", "Templates"], swiftSettings: common),
         .testTarget(
             name: "ConformanceTests",
@@ -87,7 +90,9 @@ let package = Package(
             swiftSettings: common),
         .testTarget(
             name: "OutboxTests",
-            dependencies: ["Bytewise", "Outbox", "OutboxSchema", "Postgres", "Templates", "TestSupport", "Transport", crypto],
+            dependencies: [
+                "Bytewise", "Outbox", "OutboxSchema", "Postgres", "Templates", "TestSupport", "Transport", crypto,
+            ],
             swiftSettings: common),
         .testTarget(
             name: "SchedulerTests",

@@ -25,7 +25,8 @@ struct Place {
         // The folder is only root's to enter, and so out of that user's reach.
         // Where it is the link tells, also when the folder was moved.
         let link = try? FileManager.default.destinationOfSymbolicLink(atPath: folder + "/postgres")
-        let home = link.flatMap { $0.hasPrefix(Self.rootsClusters) ? $0 : nil } ?? Self.rootsClusters + Self.shortHash(folder)
+        let home =
+            link.flatMap { $0.hasPrefix(Self.rootsClusters) ? $0 : nil } ?? Self.rootsClusters + Self.shortHash(folder)
         data = home
         socket = Self.socketFolder(beside: home, key: folder)
     }
@@ -73,7 +74,9 @@ struct Place {
         var status = stat()
         guard descriptor >= 0, fstat(descriptor, &status) == 0, status.st_uid == geteuid() else {
             throw EmbeddedCluster.Refusal(
-                description: "cannot write to \(folder): it is a link or belongs to another user; remove it, or run in a folder of your own")
+                description:
+                    "cannot write to \(folder): it is a link or belongs to another user; remove it, or run in a folder of your own"
+            )
         }
         if status.st_mode & 0o077 != 0, fchmod(descriptor, 0o700) != 0 {
             throw EmbeddedCluster.Refusal(description: "cannot write to \(folder): \(String(cString: strerror(errno)))")
@@ -85,11 +88,14 @@ struct Place {
         do {
             if FileManager.default.fileExists(atPath: path) {
                 // What lies in it is the user's, and so is removing it.
-                do { try asUser("/usr/bin/find", [path, "-mindepth", "1", "-delete"]) } catch let failure as Program.Failure {
+                do { try asUser("/usr/bin/find", [path, "-mindepth", "1", "-delete"]) } catch let failure
+                    as Program.Failure
+                {
                     throw EmbeddedCluster.Refusal(description: "cannot make \(path): \(failure.output.suffix(300))")
                 }
                 guard rmdir(path) == 0 else {
-                    throw EmbeddedCluster.Refusal(description: "cannot make \(path): \(String(cString: strerror(errno)))")
+                    throw EmbeddedCluster.Refusal(
+                        description: "cannot make \(path): \(String(cString: strerror(errno)))")
                 }
             }
             try FileManager.default.createDirectory(

@@ -26,7 +26,8 @@ enum Program {
         defer { for word in words { free(word) } }
         // A server that is started keeps its environment for life, where its user can read it: nothing of ours that it does not need.
         let known = ["PATH", "HOME", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "TMPDIR"]
-        let environment = known.compactMap { name in getenv(name).map { strdup(name + "=" + String(cString: $0)) } } + [nil]
+        let environment =
+            known.compactMap { name in getenv(name).map { strdup(name + "=" + String(cString: $0)) } } + [nil]
         defer { for word in environment { free(word) } }
         var pid = pid_t()
         let status = posix_spawn(&pid, "/bin/sh", &actions, nil, words, environment)

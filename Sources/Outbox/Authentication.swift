@@ -48,7 +48,9 @@ package struct Authentication: Sendable, Codable, Equatable {
         case .verbatim, .bearer: break
         case .basic:
             try require(user, "a user")
-            if user?.utf8.contains(UInt8(ascii: ":")) == true { throw OperationRefusal(.invalid, "a user's name has no colon (RFC 7617)") }
+            if user?.utf8.contains(UInt8(ascii: ":")) == true {
+                throw OperationRefusal(.invalid, "a user's name has no colon (RFC 7617)")
+            }
         case .header: try require(header, "the header's name")
         case .oauth2:
             try require(tokenURL, "a token URL")
@@ -64,7 +66,8 @@ package struct Authentication: Sendable, Codable, Equatable {
     func oauthClient(secret: String?) -> OAuthClient? {
         guard kind == .oauth2 else { return nil }
         return OAuthClient(
-            tokenURL: ExactText(tokenURL ?? ""), clientID: ExactText(clientID ?? ""), clientSecret: ExactText(secret ?? ""),
+            tokenURL: ExactText(tokenURL ?? ""), clientID: ExactText(clientID ?? ""),
+            clientSecret: ExactText(secret ?? ""),
             scope: scope.map { ExactText($0) })
     }
 
@@ -121,7 +124,9 @@ package struct Credentials: Sendable, Codable {
     func given(for origins: [String]) throws(Keyring.Refusal) -> Credentials {
         if isEmpty || self.origins == origins { return self }
         throw Keyring.Refusal(
-            description: "its credentials were given for \(self.origins.joined(separator: " and ")), and are not sent anywhere else")
+            description:
+                "its credentials were given for \(self.origins.joined(separator: " and ")), and are not sent anywhere else"
+        )
     }
 
     func sealed(_ keyring: Keyring, for endpoint: EndpointID) throws -> (keyID: String, bytes: [UInt8]) {

@@ -35,7 +35,8 @@ extension Connection {
                 """)
             guard parked.count == 1 else { throw try connection.notWaiting(pair) }
             try connection.advance(parked, afterLoss: mayBeInFlight)
-            try connection.audit("delivery.cancel", object: "delivery/\(pair.event.id):\(pair.endpoint)", reason: reason)
+            try connection.audit(
+                "delivery.cancel", object: "delivery/\(pair.event.id):\(pair.endpoint)", reason: reason)
         }
     }
 

@@ -241,7 +241,10 @@ private struct OwnHeaders {
 extension Endpoint.Settings {
     /// Takes away everything that was sealed for where this endpoint was, when it calls somebody else now.
     package mutating func withholdCredentials(givenFor url: String) {
-        if authentication.origins(url: self.url, authorities: nil) == authentication.origins(url: url, authorities: nil) { return }
+        if authentication.origins(url: self.url, authorities: nil) == authentication.origins(url: url, authorities: nil)
+        {
+            return
+        }
         authentication = Authentication()
         credentials = Credentials()
         headers.removeAll(where: \.isSecret)

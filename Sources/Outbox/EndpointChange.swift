@@ -87,7 +87,8 @@ package struct EndpointChange: Sendable {
     /// - Parameter policy: where requests may go, as far as it is known here; nil leaves that to the workers.
     func validate(_ policy: AddressPolicy?) throws {
         if let name {
-            let isWord = name.utf8.allSatisfy { $0 > 0x20 && $0 != 0x7F } && !name.utf8.contains(UInt8(ascii: ":"))
+            let isWord =
+                name.utf8.allSatisfy { $0 > 0x20 && $0 != 0x7F } && !name.utf8.contains(UInt8(ascii: ":"))
                 && !name.utf8.contains(UInt8(ascii: "/"))
             guard (1...128).contains(name.unicodeScalars.count), isWord, UniqueID(name) == nil else {
                 throw OperationRefusal(

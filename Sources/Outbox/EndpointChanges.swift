@@ -138,7 +138,9 @@ extension Connection {
                 hint: "Give one with --template @file or --preset NAME")
         }
         if change.isOrdered != nil || change.onDead != nil { try storeOrder(change, of: id) }
-        if change.changesCredentials || change.url != nil || change.authorities != nil { try storeCredentials(change, of: id, keyring: keyring) }
+        if change.changesCredentials || change.url != nil || change.authorities != nil {
+            try storeCredentials(change, of: id, keyring: keyring)
+        }
     }
 
     /// Where the endpoint's credentials are sent, as it is stored.
@@ -165,7 +167,9 @@ extension Connection {
             throw OperationRefusal(
                 .conflict,
                 "the endpoint's credentials were given for \(credentials.origins.joined(separator: " and ")), and are not sent anywhere else",
-                hint: "Give them again together with the new URL or authorities, or take them away with --auth none, --client-cert-file none or other headers")
+                hint:
+                    "Give them again together with the new URL or authorities, or take them away with --auth none, --client-cert-file none or other headers"
+            )
         }
         if changed.isIdentical(to: credentials) { return }
         try query("DELETE FROM outbox.secret WHERE endpoint_id = \(id) AND kind = 'credentials'")

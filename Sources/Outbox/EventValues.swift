@@ -46,7 +46,10 @@ final class EventValues: ParameterValues {
         guard let value = context?.value(at: [name]) ?? context?.value(at: [source]) else { return nil }
         if case .array(let elements) = value.kind { return .text(elements.map(\.text).joined(separator: ",")) }
         guard name.hasPrefix("cert_thumbprint") else { return .json(value) }
-        let digits = String(decoding: value.text.utf8.filter { UInt8(ascii: "0")...UInt8(ascii: "9") ~= $0 || UInt8(ascii: "a")...UInt8(ascii: "f") ~= $0 | 0x20 }, as: UTF8.self)
+        let digits = String(
+            decoding: value.text.utf8.filter {
+                UInt8(ascii: "0")...UInt8(ascii: "9") ~= $0 || UInt8(ascii: "a")...UInt8(ascii: "f") ~= $0 | 0x20
+            }, as: UTF8.self)
         return .text(isUpper ? digits.uppercased() : digits.lowercased())
     }
 

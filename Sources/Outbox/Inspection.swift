@@ -211,7 +211,9 @@ extension Connection {
             ORDER BY 1 DESC
             """
         ).map { row throws(PostgresError) in EventKey(id: reference.id, createdAt: try row[0]) }
-        if let createdAt = reference.createdAt, let key = known.first(where: { $0.createdAt == createdAt }) { return key }
+        if let createdAt = reference.createdAt, let key = known.first(where: { $0.createdAt == createdAt }) {
+            return key
+        }
         guard reference.createdAt == nil, let key = known.first else {
             throw OperationRefusal(.notFound, "event \(text.prefix(64)) not found", hint: "See: outboxctl event list")
         }
@@ -219,7 +221,9 @@ extension Connection {
             let instance = try instance()
             throw OperationRefusal(
                 .conflict, "\(known.count) events have the number \(reference.id)",
-                hint: "Name one by its webhook-id: \(known.map { $0.webhookID(instance: instance) }.joined(separator: ", "))")
+                hint:
+                    "Name one by its webhook-id: \(known.map { $0.webhookID(instance: instance) }.joined(separator: ", "))"
+            )
         }
         return key
     }

@@ -39,7 +39,9 @@ package struct LaneFloor: Sendable, Equatable {
     package static let none = LaneFloor(dueAt: .distantPast, server: ServerStart(time: .distantPast))
 
     /// The time in a statement.
-    var bound: SQL { "CASE WHEN pg_postmaster_start_time() = \(server.time) THEN \(dueAt) ELSE '-infinity'::timestamptz END" }
+    var bound: SQL {
+        "CASE WHEN pg_postmaster_start_time() = \(server.time) THEN \(dueAt) ELSE '-infinity'::timestamptz END"
+    }
 }
 
 /// The answer to a look at lanes that are held: the database's clock and endpoint generation, and when the earliest delivery
@@ -87,7 +89,8 @@ extension Connection {
     ///   - excluded: endpoints that this worker cannot serve or already does.
     ///   - instance: which installation it must be; nil for any.
     package mutating func claimLanes(
-        lease: LeaseID, worker: String, for duration: Duration, excluding excluded: [EndpointID], instance: String? = nil
+        lease: LeaseID, worker: String, for duration: Duration, excluding excluded: [EndpointID],
+        instance: String? = nil
     ) throws -> LaneClaim {
         let rows = try query(
             """
@@ -182,7 +185,8 @@ extension Connection {
             """
         ).map { row throws(PostgresError) in
             WaitingDelivery(
-                event: EventKey(id: try row[0], createdAt: try row[1]), dueAt: try row[2], attempts: try row[3], crashes: try row[4],
+                event: EventKey(id: try row[0], createdAt: try row[1]), dueAt: try row[2], attempts: try row[3],
+                crashes: try row[4],
                 trigger: Trigger(rawValue: try row[5]) ?? .retry, isOrdered: try row[6],
                 content: try row[7] ? try Event(row: row, from: 8) : nil)
         }
@@ -253,7 +257,7 @@ extension Connection {
                 """
                 SELECT least(clock_timestamp(), \(connection.earliest(in: endpoint, from: floor))), pg_postmaster_start_time()
                 """
-            ).first { row throws(PostgresError) in 
+            ).first { row throws(PostgresError) in
                 LaneFloor(dueAt: try row[0], server: ServerStart(time: try row[1]))
             }
         }

@@ -233,19 +233,20 @@ extension Connection {
         }
         if moving.isEmpty { return [] }
         let moved = try query(
-                """
-                UPDATE outbox.delivery d
-                   -- Behind others of its key it has no due time, also when an operator has put it there just now.
-                   SET due_at = CASE WHEN d.due_at = 'infinity' THEN d.due_at ELSE clock_timestamp() + w.delay END, attempts = w.attempts, crashes = w.crashes, trigger = w.trigger,
-                       last_at = coalesce(w.last_at, d.last_at), last_status = w.status, last_error_class = w.error_class,
-                       last_error = w.error
-                  FROM unnest(\(pairRows(moving.map(\.0.pair))), \(moving.map(\.1)),
-                              \(moving.map { Int32(clamping: $0.0.attempts) }), \(moving.map(\.2.rawValue)),
-                              \(moving.map { $0.0.attempt?.startedAt }), \(moving.map { $0.0.attempt?.status.map { Int32($0) } }),
-                              \(moving.map(\.0.errorClass)), \(moving.map(\.0.error)), \(moving.map { Int32(clamping: $0.0.crashes) }))
-                       AS w(event_id, event_at, endpoint_id, delay, attempts, trigger, last_at, status, error_class, error, crashes)
-                 WHERE \(lookUp("d", by: "w"))
-                """).affected
+            """
+            UPDATE outbox.delivery d
+               -- Behind others of its key it has no due time, also when an operator has put it there just now.
+               SET due_at = CASE WHEN d.due_at = 'infinity' THEN d.due_at ELSE clock_timestamp() + w.delay END, attempts = w.attempts, crashes = w.crashes, trigger = w.trigger,
+                   last_at = coalesce(w.last_at, d.last_at), last_status = w.status, last_error_class = w.error_class,
+                   last_error = w.error
+              FROM unnest(\(pairRows(moving.map(\.0.pair))), \(moving.map(\.1)),
+                          \(moving.map { Int32(clamping: $0.0.attempts) }), \(moving.map(\.2.rawValue)),
+                          \(moving.map { $0.0.attempt?.startedAt }), \(moving.map { $0.0.attempt?.status.map { Int32($0) } }),
+                          \(moving.map(\.0.errorClass)), \(moving.map(\.0.error)), \(moving.map { Int32(clamping: $0.0.crashes) }))
+                   AS w(event_id, event_at, endpoint_id, delay, attempts, trigger, last_at, status, error_class, error, crashes)
+             WHERE \(lookUp("d", by: "w"))
+            """
+        ).affected
         return moved < moving.count ? moving.map(\.0.pair.event) : []
     }
 

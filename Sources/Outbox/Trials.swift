@@ -7,7 +7,7 @@ extension Connection {
         let found = try query(
             "SELECT \(raw: Event.columns) FROM outbox.event e WHERE e.id = \(key.id) AND e.created_at = \(key.createdAt)"
         )
-            .first { row throws(PostgresError) in try Event(row: row, from: 0) }
+        .first { row throws(PostgresError) in try Event(row: row, from: 0) }
         guard let found else {
             throw OperationRefusal(.notFound, "event \(key.id) not found", hint: "See: outboxctl event list")
         }

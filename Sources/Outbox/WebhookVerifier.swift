@@ -24,7 +24,8 @@ public struct VerificationKey: Sendable {
             let key = try? Curve25519.Signing.PublicKey(rawRepresentation: bytes)
         else { throw SigningSecret.Refusal(description: "what follows whpk_ is not an ed25519 public key in base64") }
         guard !Self.hasSmallOrder(bytes) else {
-            throw SigningSecret.Refusal(description: "the public key is a point of small order, with which anybody can sign")
+            throw SigningSecret.Refusal(
+                description: "the public key is a point of small order, with which anybody can sign")
         }
         self.key = .ed25519(key)
     }

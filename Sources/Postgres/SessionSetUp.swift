@@ -44,7 +44,8 @@ public struct SessionSetUp: Sendable {
 
     /// The beginning of a transaction, as a script: with commands only, because after a query its kind could not be changed.
     var begin: String {
-        Self.begin + all.map { "; SET LOCAL \($0.name) = \(Self.isList($0.name) ? $0.value : "'\($0.value)'")" }.joined()
+        Self.begin
+            + all.map { "; SET LOCAL \($0.name) = \(Self.isList($0.name) ? $0.value : "'\($0.value)'")" }.joined()
     }
 
     static let begin = "BEGIN ISOLATION LEVEL READ COMMITTED"

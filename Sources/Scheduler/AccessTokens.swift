@@ -124,7 +124,9 @@ final class AccessTokens: Sendable {
             return .failure(Failure(description: "no access token from \(place): \(reason)"))
         }
         // What was sent is the token endpoint's to answer for.
-        if let failure = exchange.failure, failure == .cancelled || failure == .localResources && !exchange.mayHaveBeenSent {
+        if let failure = exchange.failure,
+            failure == .cancelled || failure == .localResources && !exchange.mayHaveBeenSent
+        {
             return .failure(Failure(description: exchange.message ?? failure.rawValue, ours: failure))
         }
         guard let status = exchange.status else {

@@ -128,7 +128,8 @@ final class Dispatcher: Service {
             for endpoint in matching {
                 if isDangerous || rest > .zero || endpoint.isConstrained(at: now) || !endpoint.isOpen(at: now) {
                     let outcome = Outcome(
-                        pair: Pair(event: event.key, endpoint: endpoint.id), holder: lease.holder, mayBeShared: lease.mayBeShared, attempt: nil, attempts: 0,
+                        pair: Pair(event: event.key, endpoint: endpoint.id), holder: lease.holder,
+                        mayBeShared: lease.mayBeShared, attempt: nil, attempts: 0,
                         resolution: .wait(max(rest, .zero), .first))
                     waiting.append(Recorder.Report(outcome: outcome, lease: lease))
                 } else {

@@ -213,7 +213,8 @@ struct LaneWork {
             reason == .workerCrashed
             ? "its worker died in each of the last \(delivery.crashes) sends" : "the event's row is gone"
         var outcome = Outcome(
-            pair: Pair(event: delivery.event, endpoint: lane.endpoint), holder: lease.holder, mayBeShared: lease.mayBeShared, attempt: nil, attempts: delivery.attempts,
+            pair: Pair(event: delivery.event, endpoint: lane.endpoint), holder: lease.holder,
+            mayBeShared: lease.mayBeShared, attempt: nil, attempts: delivery.attempts,
             resolution: .dead(reason), note: (reason.rawValue, error))
         outcome.isOrdered = delivery.isOrdered
         lease.add([delivery.event])

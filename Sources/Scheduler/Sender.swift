@@ -297,7 +297,8 @@ final class Sender: Service {
         note: (errorClass: String, error: String)?
     ) -> Recorder.Report {
         var outcome = Outcome(
-            pair: Pair(event: send.event.key, endpoint: send.endpoint), holder: send.lease.holder, mayBeShared: send.lease.mayBeShared, attempt: attempt, attempts: attempts,
+            pair: Pair(event: send.event.key, endpoint: send.endpoint), holder: send.lease.holder,
+            mayBeShared: send.lease.mayBeShared, attempt: attempt, attempts: attempts,
             resolution: resolution, note: note)
         outcome.isOrdered = send.isOrdered
         return Recorder.Report(outcome: outcome, lease: send.lease)

@@ -53,7 +53,9 @@ package struct JSON: Sendable {
 
     /// A place in an array (RFC 6901 4): digits without a sign or a zero in front.
     private func place(_ step: String) -> Int? {
-        guard step.utf8.allSatisfy(isDigit), step.utf8.count == 1 || step.utf8.first != UInt8(ascii: "0") else { return nil }
+        guard step.utf8.allSatisfy(isDigit), step.utf8.count == 1 || step.utf8.first != UInt8(ascii: "0") else {
+            return nil
+        }
         return Int(step)
     }
 
@@ -61,7 +63,9 @@ package struct JSON: Sendable {
     package static func path(_ text: String) -> [String] {
         // Scalar by scalar: a delimiter with a mark behind it is another character, and a delimiter all the same.
         let scalars = text.unicodeScalars
-        guard scalars.first == "/" else { return scalars.split { $0 == "." || $0 == "[" || $0 == "]" }.map { String($0) } }
+        guard scalars.first == "/" else {
+            return scalars.split { $0 == "." || $0 == "[" || $0 == "]" }.map { String($0) }
+        }
         return scalars.dropFirst().split(separator: "/", omittingEmptySubsequences: false).map { step in
             var (unescaped, isEscape) = (String.UnicodeScalarView(), false)
             for scalar in step {

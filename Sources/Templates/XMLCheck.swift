@@ -11,7 +11,8 @@ enum XMLCheck {
         }
         if let encoding = declaredEncoding(bytes), !["utf-8", "us-ascii"].contains(encoding) {
             throw Template.Refusal(
-                line: 1, column: 1, reason: prefix + "the XML declaration says \(encoding.prefix(40)), and what is sent is UTF-8")
+                line: 1, column: 1,
+                reason: prefix + "the XML declaration says \(encoding.prefix(40)), and what is sent is UTF-8")
         }
         let parser = XMLParser(data: Data(bytes))
         parser.shouldResolveExternalEntities = false

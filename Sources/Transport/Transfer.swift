@@ -105,7 +105,8 @@ final class Transfer {
             let ends: Sockets.Ends? =
                 if let local = unsafe local, let remote = unsafe remote {
                     unsafe Sockets.Ends(
-                        local: (String(cString: local), Int(localPort)), remote: (String(cString: remote), Int(remotePort)))
+                        local: (String(cString: local), Int(localPort)),
+                        remote: (String(cString: remote), Int(remotePort)))
                 } else { nil }
             return transfer.beforeSending(on: ends)
         }

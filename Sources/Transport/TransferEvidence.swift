@@ -25,7 +25,9 @@ struct TransferEvidence {
         if lacksDescriptors || isOurShortage { return .localResources }
         if sends > 1 { return .connectionLost }
         // In libcurl's words only where they are its own: in others a receiver's certificate is quoted.
-        if result == CURLE_PROXY || result == CURLE_RECV_ERROR && text.hasPrefix("CONNECT tunnel failed") { return .proxy }
+        if result == CURLE_PROXY || result == CURLE_RECV_ERROR && text.hasPrefix("CONNECT tunnel failed") {
+            return .proxy
+        }
         if let tlsFailure { return tlsFailure }
         return switch result {
         case CURLE_COULDNT_RESOLVE_HOST: .dns
@@ -70,7 +72,9 @@ struct TransferEvidence {
         // at its other end, that is all that there is to see.
         let words = ["certificate required", "alert bad certificate", "alert unknown ca", "getpeername() failed"]
         // Where a certificate is refused by us, its own words are quoted.
-        if isTLS, result != CURLE_PEER_FAILED_VERIFICATION, words.contains(where: text.contains) { return .tlsClientCertificate }
+        if isTLS, result != CURLE_PEER_FAILED_VERIFICATION, words.contains(where: text.contains) {
+            return .tlsClientCertificate
+        }
         switch result {
         case CURLE_PEER_FAILED_VERIFICATION:
             switch verification {

@@ -119,7 +119,8 @@ struct DatabaseCommand: AsyncParsableCommand {
 
         func run() async throws {
             do {
-                let (requeued, instance) = try await Session.run(options) { [newInstance, disableEndpoints] connection in
+                let (requeued, instance) = try await Session.run(options) {
+                    [newInstance, disableEndpoints] connection in
                     (
                         try connection.rebase(isNewInstance: newInstance, disablesEndpoints: disableEndpoints),
                         try connection.instance()

@@ -138,9 +138,11 @@ extension AttemptCommand {
                 do {
                     return (
                         endpoint,
-                        try HTTPRequest.delivery(of: event, to: endpoint, number: 1,
-                            webhookID: pair.event.webhookID(instance: instance), at: now)
-                            .request
+                        try HTTPRequest.delivery(
+                            of: event, to: endpoint, number: 1,
+                            webhookID: pair.event.webhookID(instance: instance), at: now
+                        )
+                        .request
                     )
                 } catch { throw OperationRefusal(.invalid, "the request cannot be built: \(error)") }
             }

@@ -47,7 +47,8 @@ struct EndpointCommand: AsyncParsableCommand {
                 options.format.item(created)
                 if secretFile == nil { print("\nsecret (shown once)  \(secret.revealed)") }
             } else if let object = created.json.first {
-                printJSON(secretFile == nil ? object.dropLast() + #","secret":\#(jsonString(secret.revealed))}"# : object)
+                printJSON(
+                    secretFile == nil ? object.dropLast() + #","secret":\#(jsonString(secret.revealed))}"# : object)
             }
         }
     }

@@ -201,7 +201,8 @@ struct EndpointOptions: ParsableArguments {
             let text = String(decoding: try textArgument("@" + file), as: UTF8.self)
             // Taken for "none", it would change what is trusted without a word.
             guard text.contains(where: { !$0.isWhitespace }) else {
-                throw OperationRefusal(.invalid, "the file \(file) is empty", hint: "To go back to the default, say: none")
+                throw OperationRefusal(
+                    .invalid, "the file \(file) is empty", hint: "To go back to the default, say: none")
             }
             return text
         }

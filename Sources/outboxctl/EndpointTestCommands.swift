@@ -90,8 +90,10 @@ extension EndpointCommand {
             discussion: "Takes the way that deliveries take. Changes nothing but the attempt log (trigger test).")
         @OptionGroup var options: GlobalOptions
         @Argument(help: "Name or id.") var endpoint: String
-        @Option(name: .long, help: "Try this URL instead of the endpoint's; elsewhere without its credentials.") var url: String?
-        @Flag(name: .long, help: "With its credentials also elsewhere; the audit log says that you did.") var reveal = false
+        @Option(name: .long, help: "Try this URL instead of the endpoint's; elsewhere without its credentials.")
+        var url: String?
+        @Flag(name: .long, help: "With its credentials also elsewhere; the audit log says that you did.") var reveal =
+            false
         @Option(name: .long, help: "For the audit log.") var reason: String?
         @OptionGroup var trial: TrialOptions
 

@@ -40,8 +40,7 @@ struct Run: AsyncParsableCommand {
         if let several = settings["databases"], settings["database_url"] == nil {
             let urls = several.unicodeScalars.split { "\r\n,".unicodeScalars.contains($0) }.map {
                 String($0).trimmingCharacters(in: .whitespaces)
-            }.filter
-            { !$0.isEmpty }
+            }.filter { !$0.isEmpty }
             guard !urls.isEmpty else { throw SettingRefusal(description: "OUTBOX_DATABASES names no database") }
             sessions = try urls.map { Session(target: try ConnectionTarget($0), cluster: nil) }
         } else {

@@ -52,7 +52,9 @@ struct Session: Sendable {
                 if checkingSchema { try Migrator.check(&connection) }
                 if checkingSchema, let expected = settings["instance"], try connection.instance() != expected {
                     throw SettingRefusal(
-                        description: "OUTBOX_INSTANCE is not the instance of this database: this is another installation, or a copy of it")
+                        description:
+                            "OUTBOX_INSTANCE is not the instance of this database: this is another installation, or a copy of it"
+                    )
                 }
                 return try body(&connection)
             }

@@ -47,7 +47,8 @@ struct Settings {
 
     /// The keys of the configuration file; each is `OUTBOX_` and the upper-case key in the environment.
     static let keys: [(key: String, fallback: String?, isSecret: Bool)] = [
-        ("database_url", nil, true), ("databases", nil, true), ("instance", nil, false), ("secret_key_file", ".outbox/secret.key", false),
+        ("database_url", nil, true), ("databases", nil, true), ("instance", nil, false),
+        ("secret_key_file", ".outbox/secret.key", false),
         ("allow_networks", nil, false), ("egress_proxy", nil, true), ("log_level", "info", false),
         ("log_format", "text", false),
         ("lease", "60s", false),
@@ -163,9 +164,13 @@ struct Settings {
         // The folder is not named by anybody either: in one of somebody else's, the file is their choice.
         let folder = (path as NSString).deletingLastPathComponent
         var status = stat()
-        if setting.origin == .default, lstat(folder, &status) == 0, status.st_uid != geteuid() || status.st_mode & S_IFMT != S_IFDIR {
+        if setting.origin == .default, lstat(folder, &status) == 0,
+            status.st_uid != geteuid() || status.st_mode & S_IFMT != S_IFDIR
+        {
             throw SettingRefusal(
-                description: "the folder \(folder) is a link or belongs to another user; remove it, or run in a folder of your own")
+                description:
+                    "the folder \(folder) is a link or belongs to another user; remove it, or run in a folder of your own"
+            )
         }
         if setting.origin == .default, !FileManager.default.fileExists(atPath: path) {
             guard creating else { return .empty }

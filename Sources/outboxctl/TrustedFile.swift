@@ -21,7 +21,9 @@ enum TrustedFile {
         var link = stat()
         if lstat(path, &link) == 0, link.st_uid != geteuid(), link.st_uid != 0 {
             throw SettingRefusal(
-                description: "\(what) \(path) belongs to another user (\(link.st_uid)) and is not obeyed; remove it, or run in a folder of your own")
+                description:
+                    "\(what) \(path) belongs to another user (\(link.st_uid)) and is not obeyed; remove it, or run in a folder of your own"
+            )
         }
         let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         if descriptor < 0, errno == ENOENT || errno == ENOTDIR { return nil }
@@ -36,7 +38,9 @@ enum TrustedFile {
         }
         guard status.st_uid == geteuid() || status.st_uid == 0 else {
             throw SettingRefusal(
-                description: "\(what) \(path) belongs to another user (\(status.st_uid)) and is not obeyed; remove it, or run in a folder of your own")
+                description:
+                    "\(what) \(path) belongs to another user (\(status.st_uid)) and is not obeyed; remove it, or run in a folder of your own"
+            )
         }
         let others: mode_t = privacy == .secret ? 0o077 : 0o022
         guard status.st_mode & others == 0 else {

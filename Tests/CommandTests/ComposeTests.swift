@@ -9,7 +9,8 @@ import Testing
 @Suite struct ComposeTests {
     private var file: String {
         get throws {
-            let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../..").standardized
+            let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../..")
+                .standardized
             return try String(contentsOf: root.appendingPathComponent("docker-compose.yml"), encoding: .utf8)
         }
     }
@@ -74,8 +75,13 @@ import Testing
         #expect(await worker.wait() == .exit(0))
         let database = TestDatabase(connectionString: server.connectionString)
         #expect(
-            try await database.column("SELECT rolname FROM pg_roles WHERE rolsuper AND rolname LIKE '%outbox\\_%' OR rolsuper AND rolname = 'app'") == [])
-        #expect(try await database.column("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'outbox'") == ["outbox_owner"])
+            try await database.column(
+                "SELECT rolname FROM pg_roles WHERE rolsuper AND rolname LIKE '%outbox\\_%' OR rolsuper AND rolname = 'app'"
+            ) == [])
+        #expect(
+            try await database.column("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'outbox'") == [
+                "outbox_owner"
+            ])
         await database.pool.close()
         ledger.receiver.stop()
         try await server.kill()

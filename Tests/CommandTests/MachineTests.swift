@@ -56,7 +56,8 @@ import Testing
         #expect(end == .exit(78) && errors.contains("belongs to another user"), "\(errors)")
     }
 
-    @Test(.enabled(if: isRoot)) func `an .outbox that somebody else has put there is not used, and ours is closed to others`()
+    @Test(.enabled(if: isRoot))
+    func `an .outbox that somebody else has put there is not used, and ours is closed to others`()
         async throws
     {
         let folder = try folder()
@@ -151,7 +152,9 @@ import Testing
     ])
     func `a password with an at sign, or in the wrong place, is not repeated`(url: String) async throws {
         let (end, output, errors) = try await ChildProcess.run(["status"], environment: ["DATABASE_URL": url])
-        #expect(url.contains("sslmode") ? end == .exit(69) : end == .exit(78) && errors.contains("percent-encoded"), "\(errors)")
+        #expect(
+            url.contains("sslmode") ? end == .exit(69) : end == .exit(78) && errors.contains("percent-encoded"),
+            "\(errors)")
         for word in ["canary", "ss@", "x@y"] { #expect(!(output + errors).contains(word), "\(errors)") }
     }
 
@@ -187,7 +190,8 @@ import Testing
         moved = try await setting.run("endpoint", "update", "e", "--url", home.url + "/c")
         #expect(moved.end == .exit(0), "\(moved.errors)")
         // Half of it is not all of it.
-        moved = try await setting.run("endpoint", "update", "e", "--url", elsewhere.url, "--auth", "bearer", "--auth-file", token)
+        moved = try await setting.run(
+            "endpoint", "update", "e", "--url", elsewhere.url, "--auth", "bearer", "--auth-file", token)
         #expect(moved.end == .exit(5), "\(moved.errors)")
 
         // Somebody who may write the table, and holds no key.
@@ -204,7 +208,8 @@ import Testing
         }
         #expect(elsewhere.all.count == 2)
         moved = try await setting.run(
-            "endpoint", "update", "e", "--url", elsewhere.url, "--auth", "bearer", "--auth-file", token, "--secret-header",
+            "endpoint", "update", "e", "--url", elsewhere.url, "--auth", "bearer", "--auth-file", token,
+            "--secret-header",
             "X-Own: @" + header)
         #expect(moved.end == .exit(0), "\(moved.errors)")
         try await TestWorker.run(setting.database) {
@@ -213,15 +218,38 @@ import Testing
         #expect(secrets(elsewhere).last == true)
     }
 
+    @Test func `whoever vouches for the receiver is part of where credentials go`() async throws {
+        let setting = try await Setting()
+        let servers = try await TLSServers()
+        let (token, ca) = (try temporaryFile("canary\n"), try temporaryFile(try servers.pem("ca")))
+        var result = try await setting.run(
+            "endpoint", "create", "e", "--url", servers.url("good"), "--auth", "bearer", "--auth-file", token)
+        #expect(result.end == .exit(0), "\(result.errors)")
+        result = try await setting.run("endpoint", "update", "e", "--ca-file", ca)
+        #expect(result.end == .exit(5) && result.errors.contains("Give them again"), "\(result.errors)")
+        try await setting.database.pool.execute("UPDATE outbox.endpoint SET ca_certificate = \(try servers.pem("ca"))")
+        result = try await setting.run("endpoint", "test", "e")
+        #expect(result.end == .exit(1) && result.errors.contains("are not sent anywhere else"), "\(result.errors)")
+        #expect(servers.requests("good") == 0)
+        result = try await setting.run(
+            "endpoint", "update", "e", "--ca-file", ca, "--auth", "bearer", "--auth-file", token)
+        #expect(result.end == .exit(0), "\(result.errors)")
+        result = try await setting.run("endpoint", "test", "e")
+        #expect(result.end == .exit(0), "\(result.output) \(result.errors)")
+        await servers.stop()
+    }
+
     @Test func `the client secret of oauth2 keeps to its token endpoint, too`() async throws {
         let setting = try await Setting()
         let secret = try temporaryFile("canary\n")
         let made = try await setting.run(
-            "endpoint", "create", "e", "--url", "https://example.com/", "--auth", "oauth2", "--auth-file", secret, "--token-url",
+            "endpoint", "create", "e", "--url", "https://example.com/", "--auth", "oauth2", "--auth-file", secret,
+            "--token-url",
             "https://login.example.com/token", "--client-id", "c")
         #expect(made.end == .exit(0), "\(made.errors)")
         try await setting.database.script(
-            #"UPDATE outbox.endpoint SET authentication = authentication || '{"token_url":"https://evil.example.com/"}'"#)
+            #"UPDATE outbox.endpoint SET authentication = authentication || '{"token_url":"https://evil.example.com/"}'"#
+        )
         let endpoint = try await setting.database.pool.run {
             try $0.endpoint(try $0.endpointID("e"), keyring: TestWorker.keyring)
         }
@@ -273,13 +301,15 @@ import Testing
             (["--template", "@" + latin, "--template-kind", "xml"], "iso-8859-1"),
         ] {
             let (end, _, errors) = try await ChildProcess.run(
-                ["endpoint", "create", "e", "--url", "https://example.com/"] + arguments, environment: setting.environment)
+                ["endpoint", "create", "e", "--url", "https://example.com/"] + arguments,
+                environment: setting.environment)
             #expect(end == .exit(64), "\(errors)")
             #expect(errors.contains(words), "\(errors)")
         }
         let own = try temporaryFile(try servers.pem("client", key: true))
         let fits = try await setting.run(
-            "endpoint", "create", "e", "--url", "https://example.com/", "--client-cert-file", good, "--client-key-file", own)
+            "endpoint", "create", "e", "--url", "https://example.com/", "--client-cert-file", good, "--client-key-file",
+            own)
         #expect(fits.end == .exit(0), "\(fits.errors)")
     }
 
@@ -305,7 +335,8 @@ import Testing
         try await setting.database.pool.execute(
             "INSERT INTO outbox.event (type, identity, after) VALUES ('t', \(text), to_json(\(text)::text))")
         for arguments in [
-            ["event", "list"], ["event", "list", "-o", "json"], ["event", "list", "-o", "jsonl"], ["event", "get", "1"],
+            ["event", "list"], ["event", "list", "-o", "json"], ["event", "list", "-o", "jsonl"],
+            ["event", "get", "1"],
             ["event", "get", "1", "-o", "json"],
         ] {
             let (end, output, errors) = try await ChildProcess.run(arguments, environment: setting.environment)
@@ -318,15 +349,21 @@ import Testing
         #expect(object["identity"] as? String == text)
     }
 
-    @Test(arguments: [treacherous, quoted, "plain 'quotes' only"]) func `attempt curl is one safe line, and sends what it says`(
+    @Test(arguments: [treacherous, quoted, "plain 'quotes' only"])
+    func `attempt curl is one safe line, and sends what it says`(
         text: String
     ) async throws {
         let setting = try await Setting()
-        _ = try await setting.run("endpoint", "create", "e", "--url", "https://example.com/?token=canary", "--format", "raw")
-        try await setting.database.pool.execute("INSERT INTO outbox.event (type, after) VALUES ('t', to_json(\(text)::text))")
+        _ = try await setting.run(
+            "endpoint", "create", "e", "--url", "https://example.com/?token=canary", "--format", "raw")
+        try await setting.database.pool.execute(
+            "INSERT INTO outbox.event (type, after) VALUES ('t', to_json(\(text)::text))")
         let (end, output, errors) = try await setting.run("attempt", "curl", "1", "e")
         #expect(end == .exit(0), "\(errors)")
-        #expect(!output.dropLast().unicodeScalars.contains { $0.value < 0x20 || (0x7F...0x9F).contains($0.value) || $0.value == 0x202E })
+        #expect(
+            !output.dropLast().unicodeScalars.contains {
+                $0.value < 0x20 || (0x7F...0x9F).contains($0.value) || $0.value == 0x202E
+            })
         #expect(output.split(separator: "\n").count == 1)
         #expect(!output.contains("canary") && output.contains("webhook-signature: ***"), "\(output)")
         // A shell makes the same bytes of it.

@@ -134,7 +134,8 @@ import Testing
         let copy = try await copy(source)
         let key = try Daemon.keyFile()
         let environment = [
-            "DATABASE_URL": copy.connectionString, "OUTBOX_SECRET_KEY_FILE": key, "OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8",
+            "DATABASE_URL": copy.connectionString, "OUTBOX_SECRET_KEY_FILE": key,
+            "OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8",
         ]
         for arguments in [["run"], ["endpoint", "test", "free"], ["endpoint", "evaluate", "free"]] {
             let (end, _, errors) = try await ChildProcess.run(arguments, environment: environment)
@@ -142,7 +143,8 @@ import Testing
         }
         // Not by a worker either that was connected before the name led here.
         let lease = LeaseID.random()
-        #expect(try await copy.pool.run { try $0.claimBatch(lease: lease, worker: "w", for: .seconds(60)).batch == nil })
+        #expect(
+            try await copy.pool.run { try $0.claimBatch(lease: lease, worker: "w", for: .seconds(60)).batch == nil })
         #expect(
             try await copy.pool.run {
                 try $0.claimLanes(lease: lease, worker: "w", for: .seconds(60), excluding: []).lanes.isEmpty
@@ -198,7 +200,9 @@ import Testing
         }
         #expect(ledger.all[0]["webhook-id"]?.hasPrefix("evt_\(other)_") == true)
         #expect(
-            try await copy.column("SELECT detail ->> 'new_instance' FROM outbox.audit WHERE action = 'db.rebase'") == ["true"])
+            try await copy.column("SELECT detail ->> 'new_instance' FROM outbox.audit WHERE action = 'db.rebase'") == [
+                "true"
+            ])
         await copy.pool.close()
     }
 
@@ -209,7 +213,8 @@ import Testing
             let (end, _, errors) = try await ChildProcess.run(
                 arguments,
                 environment: [
-                    "DATABASE_URL": database.connectionString, "OUTBOX_SECRET_KEY_FILE": key, "OUTBOX_INSTANCE": instance,
+                    "DATABASE_URL": database.connectionString, "OUTBOX_SECRET_KEY_FILE": key,
+                    "OUTBOX_INSTANCE": instance,
                 ])
             return (end, errors)
         }
@@ -260,7 +265,9 @@ import Testing
         #expect(requeued == 600)
         // As large as a cut makes them.
         #expect(try await database.number("SELECT count(*) FROM outbox.batch WHERE size > 500") == 0)
-        #expect(try await database.number("SELECT count(*) FROM outbox.event e JOIN outbox.batch b ON b.ids @> e.id WHERE e.id > 3") == 600)
+        #expect(
+            try await database.number(
+                "SELECT count(*) FROM outbox.event e JOIN outbox.batch b ON b.ids @> e.id WHERE e.id > 3") == 600)
         // In the same place, and transaction ids that have begun anew: the position in the stream lies in the future.
         try await database.script(
             """

@@ -41,7 +41,8 @@ import Testing
             """)
     }
 
-    @Test(arguments: Way.allCases) func `events that take the numbers of lost ones are all sent, under ids of their own`(
+    @Test(arguments: Way.allCases)
+    func `events that take the numbers of lost ones are all sent, under ids of their own`(
         way: Way
     ) async throws {
         let got = Got()
@@ -73,7 +74,8 @@ import Testing
         switch way {
         case .standbyPromoted:
             copy = try await primary.standby()
-            connectionString = "host='\(primary.host),\(copy.host)' user=outbox dbname=outbox target_session_attrs=read-write"
+            connectionString =
+                "host='\(primary.host),\(copy.host)' user=outbox dbname=outbox target_session_attrs=read-write"
             worker = try await Daemon.start(connectionString, keyFile: key)
             #expect(await worker.waitUntilReady())
         case .olderCopy:
@@ -85,7 +87,10 @@ import Testing
             #expect(await eventually { got.distinct("limited", "before") >= 16 })
             copy = try await primary.standby()
             isSlow.isSet = false
-            #expect(await eventually { Self.endpoints.filter { $0 != "paused" }.allSatisfy { got.distinct($0, "before") == 60 } })
+            #expect(
+                await eventually {
+                    Self.endpoints.filter { $0 != "paused" }.allSatisfy { got.distinct($0, "before") == 60 }
+                })
             isSlow.isSet = true
         }
         try await publish("lost", 400, database.pool)
@@ -143,7 +148,8 @@ import Testing
         #expect(!doctor.output.contains("limbo"), "\(doctor.output)")
         if way == .standbyPromoted {
             #expect(doctor.output.contains("timeline_changed"), "\(doctor.output)")
-            #expect(try await after.column("SELECT timeline::text FROM outbox.timeline ORDER BY timeline") == ["1", "2"])
+            #expect(
+                try await after.column("SELECT timeline::text FROM outbox.timeline ORDER BY timeline") == ["1", "2"])
         }
         second.signal(SIGTERM)
         #expect(await second.wait() == .exit(0))
@@ -166,7 +172,9 @@ import Testing
         let database = TestDatabase(connectionString: primary.connectionString)
         try await database.pool.run { _ = try Migrator.migrate(&$0) }
         for name in ["bad", "refused", "slow"] {
-            try await database.endpoint(name, url: ledger.url + "/" + name, retries: Array(repeating: .seconds(3600), count: 5)) {
+            try await database.endpoint(
+                name, url: ledger.url + "/" + name, retries: Array(repeating: .seconds(3600), count: 5)
+            ) {
                 $0.timeout = .seconds(30)
             }
         }
@@ -179,7 +187,9 @@ import Testing
         #expect(await worker.waitUntilReady())
         try await database.publish(20)
         // Claimed here and there; from now on the standby gets nothing.
-        #expect(try await eventually { try await replica.number("SELECT count(*) FROM outbox.batch WHERE claims = 1") == 1 })
+        #expect(
+            try await eventually { try await replica.number("SELECT count(*) FROM outbox.batch WHERE claims = 1") == 1 }
+        )
         try await replica.script("ALTER SYSTEM SET primary_conninfo = ''")
         try await replica.script("SELECT pg_reload_conf()")
         #expect(
@@ -187,7 +197,9 @@ import Testing
                 try await database.number(
                     "SELECT (SELECT count(*) FROM outbox.delivery) + (SELECT count(*) FROM outbox.dead_letter)") == 40
             })
-        #expect(try await replica.number("SELECT count(*) FROM outbox.delivery") == 0, "it was replicated: this test shows nothing")
+        #expect(
+            try await replica.number("SELECT count(*) FROM outbox.delivery") == 0,
+            "it was replicated: this test shows nothing")
         try await primary.kill()
         try await standby.promote()
         // The slow ones end under the lease that both have; then somebody claims the batch and asks what is true here.
@@ -235,7 +247,9 @@ import Testing
             #expect(await eventually { ledger.all.count >= 20 + round * 2 })
         }
         try await database.pool.run { connection in
-            for _ in 0..<5 { try connection.pauseEndpoint(try connection.endpointID("free"), until: nil, reason: "lost") }
+            for _ in 0..<5 {
+                try connection.pauseEndpoint(try connection.endpointID("free"), until: nil, reason: "lost")
+            }
         }
         await database.pool.close()
         try await server.kill()

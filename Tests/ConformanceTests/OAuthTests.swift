@@ -208,4 +208,20 @@ import Transport
         #expect(error?.contains("blocked_address") == true, "\(error ?? "")")
         #expect(ledger.all.isEmpty)
     }
+
+    @Test func `a receiver that refuses every token is tried again at once only after the first attempt`() async throws
+    {
+        for (retries, expected) in [
+            ([Duration](), 2), ([.milliseconds(10)], 2), ([.milliseconds(10), .milliseconds(10)], 3),
+        ] {
+            let tokens = try TokenServer { TokenServer.token("t\($0)", lifetime: 1) }
+            defer { tokens.ledger.receiver.stop() }
+            let database = try await TestCluster.database()
+            let delivered = try await deliver(database, tokens: tokens, retries: retries) { _, _ in Receiver.Answer(401)
+            }
+            #expect(delivered.requests.count == expected, "\(retries)")
+            #expect(delivered.attempts.count == expected)
+            #expect(delivered.dead.first?.hasPrefix("exhausted") == true)
+        }
+    }
 }

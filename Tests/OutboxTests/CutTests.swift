@@ -337,7 +337,10 @@ import Testing
         #expect(try await database.number("SELECT max(id) FROM outbox.cut") == before)
     }
 
-    @Test func `a sleeping worker is woken by the commit of what was inserted meanwhile, and by nothing once it is awake`() async throws {
+    @Test
+    func `a sleeping worker is woken by the commit of what was inserted meanwhile, and by nothing once it is awake`()
+        async throws
+    {
         let database = try await TestCluster.database()
         let worker = try database.newPool(session: SessionSetUp(channel: "outbox"))
         let producer = try database.newPool()

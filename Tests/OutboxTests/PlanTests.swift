@@ -152,4 +152,30 @@ import Testing
         await late.close()
         await pool.close()
     }
+
+    /// What a former holder got done is read within the deadline of a statement, also of a batch for hundreds of endpoints.
+    @Test func `a batch for many endpoints can be taken over`() async throws {
+        let database = try await TestCluster.database()
+        try await database.script(
+            """
+            INSERT INTO outbox.event (type) SELECT 't' FROM generate_series(1, 500);
+            INSERT INTO outbox.attempt (event_id, event_at, endpoint_id, number, trigger, lease_id, worker, started_at, total_us, outcome, status)
+            SELECT e.id, e.created_at, ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid, 1, 'first', gen_random_uuid(), 'w',
+                   clock_timestamp(), 1000, 'success', 200 FROM outbox.event e, generate_series(1, 400) n
+            """)
+        let pool = try database.newPool(session: WorkerSession.planning)
+        let (resolved, ghosts) = try await pool.run { connection in
+            _ = try connection.cut(batchSize: 500, budget: 5000)
+            let lease = LeaseID.random()
+            let batch = try #require(try connection.claimBatch(lease: lease, worker: "w", for: .seconds(60)).batch)
+            let events = batch.events.map(\.key)
+            return (
+                try connection.resolvedPairs(of: events).count,
+                try connection.noteGhosts(numberedAs: events, worker: "w")
+            )
+        }
+        #expect(resolved == 200_000)
+        #expect(ghosts == 0)
+        await pool.close()
+    }
 }

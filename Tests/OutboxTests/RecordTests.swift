@@ -129,7 +129,8 @@ import Testing
         #expect(try await database.pool.run { try $0.noteGhosts(numberedAs: [event], worker: "w") } == 1)
     }
 
-    @Test func `a batch that was claimed on another server is not finished, and what was recorded of it there is asked for`()
+    @Test
+    func `a batch that was claimed on another server is not finished, and what was recorded of it there is asked for`()
         async throws
     {
         let database = try await TestCluster.database()
@@ -137,7 +138,8 @@ import Testing
         try await database.publish(1)
         let batch = try await batch(database)
         let attempt = Attempt(
-            number: 1, trigger: .first, startedAt: batch.events[0].createdAt, total: .zero, isSuccess: true, status: 200)
+            number: 1, trigger: .first, startedAt: batch.events[0].createdAt, total: .zero, isSuccess: true, status: 200
+        )
         var group = RecordGroup()
         group.outcomes = [outcome(batch.events[0], id, .batch(batch.id, batch.lease), .delivered, attempt: attempt)]
         group.finishedBatches = [

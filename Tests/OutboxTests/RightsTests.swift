@@ -10,7 +10,9 @@ import Testing
     private static let numbers = Atomic(0)
 
     /// A role that can log in, member of others, with a pool of connections of its own.
-    private func login(_ database: TestDatabase, _ grants: String...) async throws -> (name: String, pool: ConnectionPool) {
+    private func login(_ database: TestDatabase, _ grants: String...) async throws -> (
+        name: String, pool: ConnectionPool
+    ) {
         let name = "app_\(Self.numbers.add(1, ordering: .relaxed).newValue)_\(UInt32.random(in: 0 ... .max))"
         try await database.script("CREATE ROLE \(name) LOGIN")
         for grant in grants { try await database.script("GRANT \(grant) TO \(name)") }
@@ -106,7 +108,9 @@ import Testing
         }
     }
 
-    @Test(arguments: [false, true]) func `a search path that leads elsewhere changes nothing`(isPooled: Bool) async throws {
+    @Test(arguments: [false, true]) func `a search path that leads elsewhere changes nothing`(isPooled: Bool)
+        async throws
+    {
         let database = try await TestCluster.database()
         let (name, own) = try await login(database, "outbox_worker", "outbox_operator", "outbox_reader")
         await own.close()
@@ -114,13 +118,15 @@ import Testing
         try await database.publish(3)
         let pooler = isPooled ? try await Pooler(before: database, users: [name]) : nil
         let string =
-            pooler?.connectionString(user: name) ?? database.connectionString.replacing("user=outbox", with: "user=\(name)")
+            pooler?.connectionString(user: name)
+            ?? database.connectionString.replacing("user=outbox", with: "user=\(name)")
         let pool = ConnectionPool(try ConnectionTarget(string), size: 2, session: WorkerSession.planning)
         try await work(pool)
         #expect(try await database.column("SELECT DISTINCT what || ' as ' || who FROM evil.seen") == [])
         // The trap is one: without the path, the same words mean something else.
         try await pool.run {
-            try $0.script("SET search_path = evil, pg_catalog; SELECT count(*) FROM outbox.event WHERE type = 'test'::text")
+            try $0.script(
+                "SET search_path = evil, pg_catalog; SELECT count(*) FROM outbox.event WHERE type = 'test'::text")
         }
         #expect(try await database.number("SELECT count(*) FROM evil.seen") > 0)
         await pool.close()
@@ -147,7 +153,8 @@ import Testing
         for right in ["outbox_producer", "outbox_reader"] {
             let (_, pool) = try await login(database, right)
             for script in [
-                "LOCK TABLE outbox.cutting IN SHARE UPDATE EXCLUSIVE MODE", "SELECT setval('outbox.asleep_until', 9999999999)",
+                "LOCK TABLE outbox.cutting IN SHARE UPDATE EXCLUSIVE MODE",
+                "SELECT setval('outbox.asleep_until', 9999999999)",
                 "SELECT nextval('outbox.asleep_until')", "LOCK TABLE outbox.migration IN EXCLUSIVE MODE",
                 "LOCK TABLE outbox.event IN SHARE MODE", "SELECT FROM outbox.setting FOR UPDATE",
                 "LOCK TABLE outbox.lane IN SHARE ROW EXCLUSIVE MODE",
@@ -163,18 +170,25 @@ import Testing
         let (name, stranger) = try await login(database)
         let (owner, pool) = try await login(database)
         try await database.script(
-            "GRANT CREATE ON DATABASE \(try await database.column("SELECT current_database()")[0] ?? "") TO \(name), \(owner)")
+            "GRANT CREATE ON DATABASE \(try await database.column("SELECT current_database()")[0] ?? "") TO \(name), \(owner)"
+        )
         try await stranger.run { try $0.script("CREATE SCHEMA outbox; GRANT ALL ON SCHEMA outbox TO PUBLIC") }
-        let refusal = await #expect(throws: Migrator.Refusal.self) { try await pool.run { _ = try Migrator.migrate(&$0) } }
+        let refusal = await #expect(throws: Migrator.Refusal.self) {
+            try await pool.run { _ = try Migrator.migrate(&$0) }
+        }
         #expect(refusal?.description.contains("is of the role \(name)") == true)
-        #expect(try await database.number("SELECT count(*) FROM pg_class WHERE relnamespace = 'outbox'::regnamespace") == 0)
+        #expect(
+            try await database.number("SELECT count(*) FROM pg_class WHERE relnamespace = 'outbox'::regnamespace") == 0)
         // A superuser least of all: neither to migrate nor to look, also when the table is there, or something that looks like it.
         for script in [
-            "SELECT 1", "CREATE VIEW outbox.migration AS SELECT 1 AS version, 'x' AS name, 'y' AS checksum, now() AS applied_at",
+            "SELECT 1",
+            "CREATE VIEW outbox.migration AS SELECT 1 AS version, 'x' AS name, 'y' AS checksum, now() AS applied_at",
             "DROP VIEW outbox.migration; CREATE TABLE outbox.migration (version int PRIMARY KEY, name text NOT NULL, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())",
         ] {
             try await stranger.run { try $0.script(script) }
-            await #expect(throws: Migrator.Refusal.self) { try await database.pool.run { _ = try Migrator.migrate(&$0) } }
+            await #expect(throws: Migrator.Refusal.self) {
+                try await database.pool.run { _ = try Migrator.migrate(&$0) }
+            }
             if script != "SELECT 1" {
                 await #expect(throws: Migrator.Refusal.self) { try await database.pool.run { try Migrator.check(&$0) } }
             }
@@ -245,7 +259,8 @@ import Testing
         #expect(await sqlState(pool, "INSERT INTO outbox.event (type, customer_id) VALUES ('t', 'gamma')") == "42501")
         // Playing the bound role gives no more than being it; being more gives more.
         let (_, player) = try await login(database, name)
-        #expect(await sqlState(player, "SET ROLE \(name); SELECT outbox.publish('t', customer_id => 'gamma')") == "OB004")
+        #expect(
+            await sqlState(player, "SET ROLE \(name); SELECT outbox.publish('t', customer_id => 'gamma')") == "OB004")
         #expect(await sqlState(player, "SELECT outbox.publish('t', customer_id => 'beta')") == nil)
         // Its own trigger publishes with its rights.
         try await database.script("CREATE SCHEMA own AUTHORIZATION \(name)")
@@ -271,10 +286,12 @@ import Testing
     @Test func `what the service itself needs no operator can take away by naming it`() async throws {
         let database = try await TestCluster.database()
         let (_, pool) = try await login(database, "outbox_operator")
-        let owner = try #require(try await database.column("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'outbox'")[0])
+        let owner = try #require(
+            try await database.column("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'outbox'")[0])
         for role in ["outbox_producer", "outbox_worker", "outbox_reader", "outbox_operator", owner] {
             for customers in ["'{}'", "NULL", "'{acme}'"] {
-                #expect(await sqlState(pool, "SELECT outbox.grant_publish('\(role)', \(customers))") == "OB002", "\(role)")
+                #expect(
+                    await sqlState(pool, "SELECT outbox.grant_publish('\(role)', \(customers))") == "OB002", "\(role)")
             }
         }
         let (name, producer) = try await login(database, "outbox_producer")
@@ -306,7 +323,8 @@ import Testing
         #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(3))
         #expect(
             try await database.column(
-                "SELECT event_id::text FROM outbox.delivery WHERE due_at <= clock_timestamp() AND endpoint_id = \(id)") == ["2"])
+                "SELECT event_id::text FROM outbox.delivery WHERE due_at <= clock_timestamp() AND endpoint_id = \(id)")
+                == ["2"])
         let behind = try await database.pair(3, id)
         let why = try await database.pool.run { try $0.explainDelivery(behind) }
         #expect(why.first("detail") == "behind 1:e of ordering key order-42")
@@ -316,13 +334,20 @@ import Testing
         let database = try await TestCluster.database()
         let (_, pool) = try await login(database, "outbox_producer")
         #expect(await sqlState(pool, "SELECT outbox.publish('t', identity => repeat('x', 257))") == "23514")
-        #expect(await sqlState(pool, "SET LOCAL outbox.identity = '\(String(repeating: "x", count: 257))'; INSERT INTO outbox.event (type) VALUES ('t')") == "23514")
+        #expect(
+            await sqlState(
+                pool,
+                "SET LOCAL outbox.identity = '\(String(repeating: "x", count: 257))'; INSERT INTO outbox.event (type) VALUES ('t')"
+            ) == "23514")
         // Compressed, this is small; a worker has it as it is.
         #expect(
             await sqlState(
                 pool,
-                "CREATE TEMP TABLE t (h jsonb); INSERT INTO t SELECT jsonb_build_object('a', repeat('x', 5000000)); INSERT INTO outbox.event (type, headers) SELECT 't', h FROM t") == "23514")
-        #expect(await sqlState(pool, "SELECT outbox.publish('t', headers => jsonb_build_object('a', repeat('x', 60000)))") == nil)
+                "CREATE TEMP TABLE t (h jsonb); INSERT INTO t SELECT jsonb_build_object('a', repeat('x', 5000000)); INSERT INTO outbox.event (type, headers) SELECT 't', h FROM t"
+            ) == "23514")
+        #expect(
+            await sqlState(pool, "SELECT outbox.publish('t', headers => jsonb_build_object('a', repeat('x', 60000)))")
+                == nil)
         await pool.close()
     }
 
@@ -343,14 +368,16 @@ import Testing
         for right in ["outbox_worker", "outbox_operator"] {
             let (name, pool) = try await login(database, right)
             #expect(
-                await sqlState(pool, "INSERT INTO outbox.audit (at, actor, action, object) VALUES ('2000-01-01', 'x', 'a', 'b')")
+                await sqlState(
+                    pool, "INSERT INTO outbox.audit (at, actor, action, object) VALUES ('2000-01-01', 'x', 'a', 'b')")
                     == "42501")
             #expect(await sqlState(pool, "UPDATE outbox.audit SET actor = 'x'") == "42501")
             #expect(await sqlState(pool, "DELETE FROM outbox.audit") == "42501")
             #expect(await sqlState(pool, "SELECT outbox.record_audit('a', 'b', 'c', '{}')") == nil)
             #expect(
                 try await database.number(
-                    "SELECT count(*) FROM outbox.audit WHERE actor = \(name) AND at > clock_timestamp() - interval '1 min'") == 1)
+                    "SELECT count(*) FROM outbox.audit WHERE actor = \(name) AND at > clock_timestamp() - interval '1 min'"
+                ) == 1)
             await pool.close()
         }
     }
@@ -358,7 +385,9 @@ import Testing
     @Test func `a reader can see whether something is wrong`() async throws {
         let database = try await TestCluster.database()
         let (_, pool) = try await login(database, "outbox_reader")
-        for view in ["deliveries", "attempts", "dead_letters", "backlog", "endpoint_health", "transactions", "problems"] {
+        for view in [
+            "deliveries", "attempts", "dead_letters", "backlog", "endpoint_health", "transactions", "problems",
+        ] {
             #expect(await sqlState(pool, "SELECT * FROM outbox.\(view)") == nil, "\(view)")
         }
         await pool.close()

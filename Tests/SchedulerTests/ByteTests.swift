@@ -24,9 +24,13 @@ import Transport
         let ledger = try Ledger()
         let (one, two) = Self.pairs[0]
         for (number, text) in [one, two].enumerated() {
-            try await database.endpoint("customer\(number)", url: ledger.url + "/customer\(number)") { $0.customerID = text }
+            try await database.endpoint("customer\(number)", url: ledger.url + "/customer\(number)") {
+                $0.customerID = text
+            }
             try await database.endpoint("type\(number)", url: ledger.url + "/type\(number)") { $0.eventType = text }
-            try await database.endpoint("change\(number)", url: ledger.url + "/change\(number)") { $0.changeType = text }
+            try await database.endpoint("change\(number)", url: ledger.url + "/change\(number)") {
+                $0.changeType = text
+            }
         }
         try await TestWorker.run(database) {
             for (number, text) in [one, two].enumerated() {
@@ -49,7 +53,9 @@ import Transport
         ledger.receiver.stop()
     }
 
-    @Test(arguments: pairs) func `rules read members, texts and throttling by their bytes`(one: String, two: String) throws {
+    @Test(arguments: pairs) func `rules read members, texts and throttling by their bytes`(one: String, two: String)
+        throws
+    {
         func finding(_ rule: String, _ body: String, throttled: [String] = []) throws -> AnswerRules.Finding {
             var rules = AnswerRules()
             rules.checks = rule.isEmpty ? [] : [try Check(rule)]
@@ -69,9 +75,12 @@ import Transport
 
     @Test(arguments: [
         ("9007199254740993", "9007199254740993", true), ("9007199254740993", "9007199254740992", false),
-        ("1", "1.0", true), ("1", "10e-1", true), ("0.1", "0.10000000000000001", false), ("100", "1E2", true), ("-0", "0", true),
-        ("1e400", "1e401", false), ("1e400", "10e399", true), ("-5", "5", false), ("1200", "12e2", true), ("0.00120", "12e-4", true),
-        ("1e99999999999999999999", "1e99999999999999999999", true), ("1e99999999999999999999", "1e99999999999999999998", false),
+        ("1", "1.0", true), ("1", "10e-1", true), ("0.1", "0.10000000000000001", false), ("100", "1E2", true),
+        ("-0", "0", true),
+        ("1e400", "1e401", false), ("1e400", "10e399", true), ("-5", "5", false), ("1200", "12e2", true),
+        ("0.00120", "12e-4", true),
+        ("1e99999999999999999999", "1e99999999999999999999", true),
+        ("1e99999999999999999999", "1e99999999999999999998", false),
     ])
     func `numbers are compared by all their digits`(rule: String, answer: String, isEqual: Bool) throws {
         var rules = AnswerRules()
@@ -79,11 +88,15 @@ import Transport
         #expect((rules.judge(Array(#"{"n":\#(answer)}"#.utf8), isComplete: true) == .success) == isEqual)
     }
 
-    @Test(arguments: ["nan", "inf", "0x10", "1.", ".5", "01", "+1", "1e"]) func `what is no JSON number is no rule`(value: String) {
+    @Test(arguments: ["nan", "inf", "0x10", "1.", ".5", "01", "+1", "1e"]) func `what is no JSON number is no rule`(
+        value: String
+    ) {
         #expect(throws: OperationRefusal.self) { try Check("number n \(value)") }
     }
 
-    @Test(arguments: pairs) func `clients of a token endpoint, keys and credentials are told apart`(one: String, two: String) {
+    @Test(arguments: pairs) func `clients of a token endpoint, keys and credentials are told apart`(
+        one: String, two: String
+    ) {
         func client(_ secret: String) -> OAuthClient {
             OAuthClient(tokenURL: "https://a/", clientID: "c", clientSecret: ExactText(secret), scope: nil)
         }

@@ -11,12 +11,17 @@ import Transport
 @Suite struct ChargeTests {
     /// libcurl takes no header line over 100 KB, and calls it "out of memory".
     private let longHeader = Receiver.Answer(
-        headers: [("X-Long", String(repeating: "x", count: 103_000))], body: Array(#"{"access_token":"t","token_type":"Bearer"}"#.utf8))
+        headers: [("X-Long", String(repeating: "x", count: 103_000))],
+        body: Array(#"{"access_token":"t","token_type":"Bearer"}"#.utf8))
 
-    @Test func `an answer with an endless header line is an attempt each time, and ends with the schedule`() async throws {
+    @Test func `an answer with an endless header line is an attempt each time, and ends with the schedule`()
+        async throws
+    {
         let database = try await TestCluster.database()
         let long = longHeader
-        let delivered = try await database.deliver(retries: [.milliseconds(10), .milliseconds(10)], answer: { _, _ in long }) { _ in }
+        let delivered = try await database.deliver(
+            retries: [.milliseconds(10), .milliseconds(10)], answer: { _, _ in long }
+        ) { _ in }
         #expect(delivered.requests.count == 3)
         #expect(delivered.attempts == Array(repeating: "failure protocol_error", count: 3))
         #expect(delivered.dead.first?.hasPrefix("exhausted") == true)
@@ -41,13 +46,16 @@ import Transport
         #expect(tokens.all.count == 2)
     }
 
-    @Test(arguments: HTTPExchange.Failure.allCases) func `only what was not sent can be no attempt`(failure: HTTPExchange.Failure) {
+    @Test(arguments: HTTPExchange.Failure.allCases) func `only what was not sent can be no attempt`(
+        failure: HTTPExchange.Failure
+    ) {
         var settings = Endpoint.Settings(id: EndpointID(rawValue: .random()), name: "e", url: "http://x/")
         settings.retrySchedule = [.seconds(10)]
         let endpoint = Endpoint(settings)
         func judge(_ wasSent: Bool) -> Verdict {
             RetryPolicy.judge(
-                HTTPExchange(failure: failure, mayHaveBeenSent: wasSent), endpoint: endpoint, number: 1, trigger: .first,
+                HTTPExchange(failure: failure, mayHaveBeenSent: wasSent), endpoint: endpoint, number: 1,
+                trigger: .first,
                 now: Timestamp(microseconds: 0), jitter: 0.5)
         }
         #expect(judge(true).isAttempt)

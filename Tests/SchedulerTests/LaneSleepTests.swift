@@ -168,7 +168,9 @@ import Testing
         #expect(try await database.number("SELECT count(*) FROM outbox.lane WHERE due_at < clock_timestamp()") == 1)
     }
 
-    @Test func `what another server has before the floor is found: at a look, at the next floor and at the release`() async throws {
+    @Test func `what another server has before the floor is found: at a look, at the next floor and at the release`()
+        async throws
+    {
         let database = try await TestCluster.database()
         let endpoint = try await database.endpoint("e", url: "http://127.0.0.1:1/").id
         let lease = LeaseID.random()

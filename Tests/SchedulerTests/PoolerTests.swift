@@ -9,7 +9,9 @@ import Testing
 /// A worker behind PgBouncer in transaction mode, which gives each transaction another server connection, and those of the worker to
 /// the application.
 @Suite struct PoolerTests {
-    @Test func `a worker behind a pooler delivers everything, and leaves nothing behind in the application's sessions`() async throws {
+    @Test func `a worker behind a pooler delivers everything, and leaves nothing behind in the application's sessions`()
+        async throws
+    {
         let database = try await TestCluster.database()
         let ledger = try Ledger { request, before in
             let isFirst = request["outbox-attempt"]?.hasPrefix("1/") == true
@@ -25,7 +27,8 @@ import Testing
         let worker = try await TestWorker(configuration)
         for _ in 0..<20 {
             try await database.script(
-                "INSERT INTO outbox.event (type, ordering_key, after) SELECT 't', 'k' || n % 3, to_json(n) FROM generate_series(1, 10) n")
+                "INSERT INTO outbox.event (type, ordering_key, after) SELECT 't', 'k' || n % 3, to_json(n) FROM generate_series(1, 10) n"
+            )
         }
         let isDrained = try await eventually { try await database.deliveries("delivered") == 800 }
         #expect(isDrained)
@@ -50,7 +53,9 @@ import Testing
         return String(psql.output.dropLast())
     }
 
-    @Test func `what is set for a transaction is gone after it, and the connection is known as a pooler's`() async throws {
+    @Test func `what is set for a transaction is gone after it, and the connection is known as a pooler's`()
+        async throws
+    {
         let database = try await TestCluster.database()
         let pooler = try await Pooler(before: database, users: [], connections: 1)
         let ours = ConnectionPool(
@@ -59,8 +64,10 @@ import Testing
         #expect(try await ours.run { $0.isPooled })
         #expect(try await plain.run { !$0.isPooled })
         @Sendable func settings(_ connection: inout Connection) throws -> [String?] {
-            try connection.query("SELECT concat_ws(' ', current_setting('search_path'), current_setting('enable_seqscan'), current_setting('transaction_isolation'))")
-                .map { row throws(PostgresError) in try row[0] as String? }
+            try connection.query(
+                "SELECT concat_ws(' ', current_setting('search_path'), current_setting('enable_seqscan'), current_setting('transaction_isolation'))"
+            )
+            .map { row throws(PostgresError) in try row[0] as String? }
         }
         let inside = "pg_catalog, pg_temp off read committed"
         #expect(try await ours.run { try settings(&$0) } == [inside])
@@ -68,7 +75,9 @@ import Testing
         // The one server connection that there is, as the next client finds it.
         #expect(try await asApplication(pooler, Self.settings) == "\"$user\", public on on auto")
         // An error in a statement of its own leaves no transaction open, and the connection goes on.
-        let error = await #expect(throws: PostgresError.self) { try await ours.run { _ = try $0.query("SELECT 1 / \(0)") } }
+        let error = await #expect(throws: PostgresError.self) {
+            try await ours.run { _ = try $0.query("SELECT 1 / \(0)") }
+        }
         #expect(error?.sqlState == "22012")
         #expect(try await ours.run { try settings(&$0) } == [inside])
         for pool in [ours, plain] { await pool.close() }

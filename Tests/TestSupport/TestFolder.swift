@@ -13,7 +13,8 @@ package enum TestFolder {
         atexit {
             // Root's embedded clusters lie elsewhere, with a link to them.
             let files = FileManager.default
-            for path in (try? files.subpathsOfDirectory(atPath: TestFolder.root)) ?? [] where path.hasSuffix("/postgres") {
+            for path in (try? files.subpathsOfDirectory(atPath: TestFolder.root)) ?? []
+            where path.hasSuffix("/postgres") {
                 guard let data = try? files.destinationOfSymbolicLink(atPath: TestFolder.root + "/" + path),
                     data.hasPrefix("/var/lib/outbox/")
                 else { continue }

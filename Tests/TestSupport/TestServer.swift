@@ -54,9 +54,12 @@ package final class TestServer: Sendable {
     package func promote() async throws { try await run("pg_ctl", ["-D", data, "promote", "-w"]) }
 
     package func start() async throws {
-        let options = ["-k '\(host)'", "-c listen_addresses=''", "-c fsync=off", "-c hot_standby=on"] + settings.map { "-c \($0)" }
+        let options =
+            ["-k '\(host)'", "-c listen_addresses=''", "-c fsync=off", "-c hot_standby=on"]
+            + settings.map { "-c \($0)" }
         try await run(
-            "pg_ctl", ["-D", data, "start", "-w", "-t", "60", "-l", folder + "/log", "-o", options.joined(separator: " ")])
+            "pg_ctl",
+            ["-D", data, "start", "-w", "-t", "60", "-l", folder + "/log", "-o", options.joined(separator: " ")])
     }
 
     /// Ends it as a crash does.
@@ -78,7 +81,8 @@ package final class TestServer: Sendable {
         let end = await child.wait()
         defer { child.remove() }
         guard end == .exit(0) else {
-            throw EmbeddedCluster.Refusal(description: "\(program) failed: \(child.output.suffix(300)) \(child.errors.suffix(600))")
+            throw EmbeddedCluster.Refusal(
+                description: "\(program) failed: \(child.output.suffix(300)) \(child.errors.suffix(600))")
         }
     }
 }

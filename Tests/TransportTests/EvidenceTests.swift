@@ -8,7 +8,8 @@ import Testing
 @Suite struct EvidenceTests {
     private func failure(
         _ result: CURLcode, sends: Int = 1, text: String = "", wasBlocked: Bool = false, lacksDescriptors: Bool = false,
-        isTLS: Bool = false, verification: Int = 0, systemError: Int32 = 0, hasProxy: Bool = false, hasAuthorities: Bool = false
+        isTLS: Bool = false, verification: Int = 0, systemError: Int32 = 0, hasProxy: Bool = false,
+        hasAuthorities: Bool = false
     ) -> HTTPExchange.Failure {
         TransferEvidence(
             result: result, text: text, sends: sends, wasBlocked: wasBlocked, lacksDescriptors: lacksDescriptors,
@@ -37,13 +38,17 @@ import Testing
         #expect(failure(CURLE_COULDNT_RESOLVE_PROXY, sends: 0, hasProxy: true) == .localResources)
         #expect(failure(CURLE_SSL_CACERT_BADFILE, sends: 0) == .localResources)
         #expect(failure(CURLE_SSL_CACERT_BADFILE, sends: 0, hasAuthorities: true) == .tls)
-        for code in [CURLE_FAILED_INIT, CURLE_NOT_BUILT_IN, CURLE_UNKNOWN_OPTION] { #expect(failure(code, sends: 0) == .localResources) }
-        #expect(failure(CURLE_RECV_ERROR, sends: 0, text: "CONNECT tunnel failed, response 403", hasProxy: true) == .proxy)
+        for code in [CURLE_FAILED_INIT, CURLE_NOT_BUILT_IN, CURLE_UNKNOWN_OPTION] {
+            #expect(failure(code, sends: 0) == .localResources)
+        }
+        #expect(
+            failure(CURLE_RECV_ERROR, sends: 0, text: "CONNECT tunnel failed, response 403", hasProxy: true) == .proxy)
     }
 
     /// libcurl quotes the receiver's certificate: its words are the receiver's.
     @Test(arguments: [
-        "getaddrinfo() thread failed to start", "CONNECT tunnel failed, response 403", "certificate required", "alert unknown ca",
+        "getaddrinfo() thread failed to start", "CONNECT tunnel failed, response 403", "certificate required",
+        "alert unknown ca",
     ])
     func `the words in a certificate decide nothing`(words: String) {
         let text = "SSL: certificate subject name '\(words)' does not match target host name '127.0.0.1'"
@@ -57,15 +62,19 @@ import Testing
         for code in (1..<100).map({ CURLcode(UInt32($0)) }) {
             for text in ["", "out of memory", "getaddrinfo() thread failed to start"] {
                 let failure = failure(code, text: text)
-                #expect(failure != .localResources && failure != .invalidRequest && failure != .cancelled, "\(code.rawValue)")
+                #expect(
+                    failure != .localResources && failure != .invalidRequest && failure != .cancelled,
+                    "\(code.rawValue)")
             }
         }
     }
 
     @Test(arguments: [
         (CURLE_COULDNT_RESOLVE_HOST, 0, HTTPExchange.Failure.dns), (CURLE_COULDNT_CONNECT, 0, .connect),
-        (CURLE_OPERATION_TIMEDOUT, 0, .timeout), (CURLE_OPERATION_TIMEDOUT, 1, .timeout), (CURLE_GOT_NOTHING, 1, .connectionLost),
-        (CURLE_RECV_ERROR, 1, .connectionLost), (CURLE_SEND_ERROR, 1, .connectionLost), (CURLE_HTTP2_STREAM, 1, .connectionLost),
+        (CURLE_OPERATION_TIMEDOUT, 0, .timeout), (CURLE_OPERATION_TIMEDOUT, 1, .timeout),
+        (CURLE_GOT_NOTHING, 1, .connectionLost),
+        (CURLE_RECV_ERROR, 1, .connectionLost), (CURLE_SEND_ERROR, 1, .connectionLost),
+        (CURLE_HTTP2_STREAM, 1, .connectionLost),
         (CURLE_WEIRD_SERVER_REPLY, 1, .protocolError), (CURLE_OUT_OF_MEMORY, 1, .protocolError),
         (CURLE_ABORTED_BY_CALLBACK, 2, .connectionLost), (CURLE_UNSUPPORTED_PROTOCOL, 1, .protocolError),
         (CURLE_PROXY, 0, .proxy), (CURLE_SSL_CONNECT_ERROR, 0, .tls),
@@ -75,7 +84,8 @@ import Testing
     }
 
     @Test(arguments: [
-        (10, HTTPExchange.Failure.tlsExpired), (9, .tlsExpired), (18, .tlsSelfSigned), (20, .tlsUnknownIssuer), (62, .tlsWrongHost),
+        (10, HTTPExchange.Failure.tlsExpired), (9, .tlsExpired), (18, .tlsSelfSigned), (20, .tlsUnknownIssuer),
+        (62, .tlsWrongHost),
         (1, .tls),
     ])
     func `a certificate's fault is told by the verification`(verification: Int, expected: HTTPExchange.Failure) {

@@ -41,7 +41,9 @@ import Transport
 
     @Test func `a connection that the receiver has ended is not used, and nothing is lost by it`() async throws {
         let ledger = try Ledger { _, before in
-            before == 0 ? Receiver.Answer(manner: .bytes(Array("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".utf8))) : Receiver.Answer()
+            before == 0
+                ? Receiver.Answer(manner: .bytes(Array("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".utf8)))
+                : Receiver.Answer()
         }
         let transport = Transport(policy: local)
         #expect(await transport.send(HTTPRequest(url: ledger.url)).status == 200)
@@ -54,7 +56,9 @@ import Transport
         ledger.receiver.stop()
     }
 
-    @Test(arguments: ["unasked", "unasked12", "pending", "garbage"]) func `the same holds over TLS`(name: String) async throws {
+    @Test(arguments: ["unasked", "unasked12", "pending", "garbage"]) func `the same holds over TLS`(name: String)
+        async throws
+    {
         let servers = try await TLSServers()
         let transport = Transport(policy: local)
         var request = HTTPRequest(url: servers.url(name), body: Array("{}".utf8), timeout: .seconds(5))
@@ -71,7 +75,9 @@ import Transport
     }
 
     /// Session tickets and the control frames of HTTP/2 wait in a connection, too, and are no answers.
-    @Test(arguments: ["good", "good12", "h2"]) func `a quiet connection is used again and again`(name: String) async throws {
+    @Test(arguments: ["good", "good12", "h2"]) func `a quiet connection is used again and again`(name: String)
+        async throws
+    {
         let servers = try await TLSServers()
         let transport = Transport(policy: local)
         var request = HTTPRequest(url: servers.url(name), body: Array("{}".utf8), timeout: .seconds(5))
