@@ -20,8 +20,8 @@ final class Sockets {
 
         /// As the system says it; nil for what is not connected.
         fileprivate init?(_ descriptor: Int32) {
-            guard let local = socketAddress({ unsafe getsockname(descriptor, $0, $1) }),
-                let remote = socketAddress({ unsafe getpeername(descriptor, $0, $1) })
+            guard let local = unsafe socketAddress({ unsafe getsockname(descriptor, $0, $1) }),
+                let remote = unsafe socketAddress({ unsafe getpeername(descriptor, $0, $1) })
             else { return nil }
             (self.local, self.remote) = (local, remote)
         }
@@ -69,11 +69,11 @@ private func socketAddress(
     var storage = sockaddr_storage()
     var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
     return unsafe withUnsafeMutableBytes(of: &storage) { bytes in
-        guard let base = unsafe bytes.baseAddress,
+        guard let base = bytes.baseAddress,
             unsafe ask(base.assumingMemoryBound(to: sockaddr.self), &length) == 0
         else { return nil }
         let family = unsafe Int32(base.assumingMemoryBound(to: sockaddr.self).pointee.sa_family)
         guard let address = unsafe IPAddress(UnsafeRawPointer(base), family: family) else { return nil }
-        return unsafe SocketAddress(address, port: IPAddress.port(UnsafeRawPointer(base)))
+        return SocketAddress(address, port: unsafe IPAddress.port(UnsafeRawPointer(base)))
     }
 }

@@ -290,7 +290,7 @@ final class Transfer {
     /// libcurl is about to send the request again without telling anybody: that is ours to decide and to record.
     private func beforeSending(on ends: Sockets.Ends?) -> Int32 {
         if opened.isEmpty, sends == 0 {
-            guard let ends, sockets.isQuiet(ends, session: unsafe curl_tls_session(handle)) else {
+            guard let ends, unsafe sockets.isQuiet(ends, session: curl_tls_session(handle)) else {
                 metStaleConnection = true
                 return CURL_PREREQFUNC_ABORT
             }

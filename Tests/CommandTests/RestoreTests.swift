@@ -152,7 +152,7 @@ import Testing
         let limited = try await copy.pool.run { try $0.endpointID("limited") }
         #expect(
             try await copy.pool.run { try $0.lanePage(of: limited, after: .start(.none), recoveredAt: nil).isEmpty })
-        #expect(try await cutRefusal(copy) == "OB010")
+        #expect(await cutRefusal(copy) == "OB010")
         let doctor = try await ChildProcess.run(["doctor"], environment: environment)
         #expect(doctor.output.contains("restored_database"))
         #expect(ledger.all.isEmpty)
@@ -275,7 +275,7 @@ import Testing
             INSERT INTO outbox.cut (done) SELECT (xmax::text::bigint + 100000 || ':' || xmax::text::bigint + 100000 || ':')::pg_snapshot
               FROM pg_snapshot_xmax(pg_current_snapshot()) xmax
             """)
-        #expect(try await cutRefusal(database) == "OB010")
+        #expect(await cutRefusal(database) == "OB010")
         try await database.script(
             """
             DROP TRIGGER wake_worker ON outbox.event;

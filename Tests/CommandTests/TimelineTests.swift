@@ -20,7 +20,8 @@ import Testing
 
         func take(_ request: Receiver.Request) {
             let body = String(decoding: request.body, as: UTF8.self)
-            bodies.withLock { $0[request.target, default: [:]][request["webhook-id"] ?? "", default: []].insert(body) }
+            let id = request["webhook-id"] ?? ""
+            bodies.withLock { _ = $0[request.target, default: [:]][id, default: []].insert(body) }
         }
 
         func distinct(_ endpoint: String, _ kind: String) -> Int {

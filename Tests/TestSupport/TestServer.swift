@@ -1,4 +1,4 @@
-package import EmbeddedPostgres
+import EmbeddedPostgres
 import Foundation
 import Postgres
 
