@@ -178,4 +178,39 @@ import Testing
         #expect(ghosts == 0)
         await pool.close()
     }
+
+    /// A dashboard's look at what was delivered reads each attempt so many times, and not all of an endpoint's attempts for each.
+    @Test(arguments: ["", "ANALYZE outbox.event", "ANALYZE"])
+    func `the cost of the view of deliveries follows their number`(statistics: String) async throws {
+        let database = try await untendedDatabase()
+        let endpoint = try await database.endpoint("e", url: "https://example.com/")
+        try await database.script(
+            """
+            INSERT INTO outbox.event (type) SELECT 't' FROM generate_series(1, 4000);
+            INSERT INTO outbox.attempt (event_id, event_at, endpoint_id, number, trigger, lease_id, worker, started_at, total_us, outcome, status)
+            SELECT id, created_at, '\(endpoint.id)', 1, 'first', gen_random_uuid(), 'w', clock_timestamp(), 1000, 'success', 200
+              FROM outbox.event;
+            \(statistics)
+            """)
+        let pool = try database.newPool()
+        // As the server counts them for the session that asks.
+        @Sendable func entriesRead(_ connection: inout Connection) throws -> Int {
+            try connection.query("SELECT pg_stat_force_next_flush()")
+            return try connection.query(
+                """
+                SELECT coalesce(sum(idx_tup_read), 0)::int8 FROM pg_stat_user_indexes
+                 WHERE schemaname = 'outbox' AND relname LIKE 'attempt%'
+                """
+            ).first { row throws(PostgresError) in try row[0] } ?? 0
+        }
+        let (delivered, read) = try await pool.run { connection in
+            let before = try entriesRead(&connection)
+            let count = try connection.query("SELECT count(*) FROM outbox.deliveries WHERE state = 'delivered'")
+            let delivered = try count.first { row throws(PostgresError) in try row[0] as Int }
+            return (delivered, try entriesRead(&connection) - before)
+        }
+        #expect(delivered == 4000)
+        #expect(read <= 10 * 4000)
+        await pool.close()
+    }
 }

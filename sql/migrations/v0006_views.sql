@@ -132,8 +132,9 @@ WITH pair AS (
        AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = a.event_id AND d.event_at = a.event_at AND d.endpoint_id = a.endpoint_id)
        AND NOT EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_id = a.event_id AND d.event_at = a.event_at AND d.endpoint_id = a.endpoint_id)
        AND NOT EXISTS (SELECT FROM outbox.attempt o
-                        WHERE o.event_id = a.event_id AND o.event_at = a.event_at AND o.endpoint_id = a.endpoint_id AND o.outcome = 'success'
-                          AND o.trigger NOT IN ('test', 'evaluate') AND (o.started_at, o.number, o.lease_id) < (a.started_at, a.number, a.lease_id)))
+                        -- Not `=`: the index by endpoint and time would be walked from its beginning for every row.
+                        WHERE o.event_id = a.event_id AND o.event_at = a.event_at AND o.endpoint_id IS NOT DISTINCT FROM a.endpoint_id
+                          AND o.outcome = 'success' AND o.trigger NOT IN ('test', 'evaluate') AND (o.started_at, o.number, o.lease_id) < (a.started_at, a.number, a.lease_id)))
 SELECT p.event_id || ':' || p.endpoint_id AS id, p.event_id, outbox.webhook_id(p.event_id, p.event_at) AS webhook_id, p.endpoint_id,
        n.name AS endpoint, e.customer_id, e.type AS event_type, e.change_type, e.transaction_id, p.state, p.attempts,
        p.trigger, p.due_at, p.last_at, p.last_status, p.last_error_class, p.last_error, p.reason, p.event_at AS created_at
