@@ -104,8 +104,11 @@ import Testing
         #expect(await eventually { lines.delivered == keys * rounds })
         #expect(try await eventually { try await database.isDrained() })
         for worker in workers {
+            // Before, a signal ends it at once.
+            #expect(await worker.waitUntilReady())
             worker.signal(SIGTERM)
-            #expect(await worker.wait() == .exit(0))
+            let end = await worker.wait()
+            #expect(end == .exit(0), "\(worker.errors)")
         }
         #expect(lines.wrong == [])
         _ = try await check((1...Int64(keys * rounds)).map { $0 }, ledger, database)
@@ -131,6 +134,7 @@ import Testing
                 try await database.number("SELECT count(*) FROM outbox.attempt WHERE outcome = 'failure'") > 0
             })
         for worker in [sleeper, other] {
+            #expect(await worker.waitUntilReady())
             worker.signal(SIGTERM)
             #expect(await worker.wait() == .exit(0))
         }
@@ -162,6 +166,7 @@ import Testing
         // I5: a recorded 2xx resolves the delivery, whoever recorded it.
         #expect(try await eventually { try await database.deliveries("delivered") == 1 })
         for worker in [sleeper, other] {
+            #expect(await worker.waitUntilReady())
             worker.signal(SIGTERM)
             #expect(await worker.wait() == .exit(0))
         }
@@ -190,6 +195,7 @@ import Testing
                 return kill(worker.pid, 0) != 0
             }
             #expect(isDone)
+            #expect(await worker.waitUntilReady())
             worker.signal(SIGTERM)
             if await worker.wait() == .signal(SIGKILL) { deaths += 1 }
         }
@@ -211,6 +217,7 @@ import Testing
         let published = try await database.publish(8)
         let worker = try await Daemon.start(database.connectionString, keyFile: key)
         #expect(await eventually { ledger.all.count == 8 })
+        #expect(await worker.waitUntilReady())
         worker.signal(SIGTERM)
         #expect(await worker.wait() == .exit(0))
         #expect(try await check(published, ledger, database) == 0)
@@ -224,6 +231,7 @@ import Testing
         try await database.publish()
         let worker = try await Daemon.start(database.connectionString, keyFile: try Daemon.keyFile(), grace: "1h")
         #expect(await eventually { ledger.all.count == 1 })
+        #expect(await worker.waitUntilReady())
         worker.signal(SIGTERM)
         #expect(try await eventually { try await database.number("SELECT count(*) FROM outbox.worker") == 0 })
         worker.signal(SIGTERM)

@@ -378,6 +378,7 @@ import Testing
         #expect(ledger.all.count == 2)
         #expect(ledger.all.allSatisfy { String(decoding: $0.body, as: UTF8.self).contains("unmistakable") })
         #expect(Set(ledger.all.map { $0["webhook-id"] }).count == 1)
+        #expect(await worker.waitUntilReady())
         worker.signal(SIGTERM)
         #expect(await worker.wait() == .exit(0))
     }

@@ -102,6 +102,7 @@ import Testing
         #expect(refused.errors.contains("3 deliveries wait for \"e\" and would be cancelled"), "\(refused.errors)")
         #expect(try await setting.run("endpoint", "delete", "e", "--yes").end == .exit(0))
         #expect(try await setting.database.deliveries("cancelled") == 3)
+        #expect(await worker.waitUntilReady())
         worker.signal(SIGTERM)
         #expect(await worker.wait() == .exit(0))
     }
@@ -159,6 +160,7 @@ import Testing
         #expect(try await reasons(1, "e") == ["cancelled"])
         #expect(try await setting.run("dead", "drop", "1", "e").end == .exit(4))
         #expect(try await setting.run("dead", "drop", "2", "e").end == .exit(4))
+        #expect(await worker.waitUntilReady())
         worker.signal(SIGTERM)
         #expect(await worker.wait() == .exit(0))
     }
