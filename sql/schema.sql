@@ -411,7 +411,7 @@ function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.partition_bounds(timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
 function outbox.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 8af9b55b1717c762e38cb2464486b49d
-function outbox.rebase(integer,boolean,boolean) returns record security definer e5efd58f652f3a6c23c80241290250d6
+function outbox.rebase(integer,boolean,boolean) returns record security definer 3397e39fc728850f0913c30c6a351c33
 function outbox.record_audit(text,text,text,jsonb) returns void security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.record_trial(uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer 04e8d09f54de8c18d21be9c129cb6259
 function outbox.refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087

@@ -6,6 +6,9 @@ package struct RecordGroup: Sendable {
     package var outcomes: [Outcome] = []
     /// Batches whose last pair is resolved by these outcomes.
     package var finishedBatches: [LeaseID: FinishedBatch] = [:]
+    /// Where the batches that have outcomes here were claimed. On another server they are lost, whatever it says of their leases: what
+    /// is written there may not be on the one that is asked next.
+    package var servers: [LeaseID: ServerStart] = [:]
     package var effects: [EndpointID: EndpointEffect] = [:]
     /// The events of every batch that has outcomes here, to put right what was written under a lost lease.
     package var events: [LeaseID: [EventKey]] = [:]
@@ -81,7 +84,7 @@ extension Connection {
 
     /// Locks every batch and lane whose state may change, and returns the holders whose lease is gone, and the lanes that are due.
     private mutating func lockHolders(of group: RecordGroup) throws -> (lost: Set<Holder>, due: Set<EndpointID>) {
-        var lost: Set<Holder> = []
+        var lost = try holdersFromElsewhere(in: group)
         var due: Set<EndpointID> = []
         let moving = group.outcomes.filter { outcome in
             if case .delivered = outcome.resolution { outcome.mayBeShared || outcome.isOrdered } else { true }
@@ -117,6 +120,16 @@ extension Connection {
         return (lost, due)
     }
 
+    /// Batches that were claimed on another server than this one.
+    private mutating func holdersFromElsewhere(in group: RecordGroup) throws -> Set<Holder> {
+        if group.servers.isEmpty { return [] }
+        let here = try query("SELECT pg_postmaster_start_time()")
+            .first { row throws(PostgresError) in ServerStart(time: try row[0]) }
+        return Set(group.outcomes.map(\.holder)).filter { holder in
+            group.servers[holder.lease].map { $0 != here } ?? false
+        }
+    }
+
     /// Read after the lanes are locked: whoever deletes an endpoint locks its lane first.
     private mutating func deletedEndpoints(of group: RecordGroup) throws -> Set<EndpointID> {
         let endpoints = Set(
@@ -139,7 +152,8 @@ extension Connection {
             guard case .delivered = outcome.resolution, case .batch = outcome.holder else { return false }
             return !outcome.mayBeShared
         }
-        guard isPlain, group.effects.isEmpty, !group.outcomes.isEmpty else { return false }
+        let servers = Set(group.servers.values)
+        guard isPlain, group.effects.isEmpty, !group.outcomes.isEmpty, servers.count <= 1 else { return false }
         do throws(PostgresError) {
             // Like a commit, which it is, it is not cancelled.
             try query(
@@ -147,7 +161,9 @@ extension Connection {
                 WITH appended AS (\(attempts(of: group.outcomes, worker: worker))),
                 finished AS (
                     \(deletion(of: group.finishedBatches)) RETURNING 1)
-                SELECT outbox.require_leases((SELECT count(*) FROM finished), \(group.finishedBatches.count))
+                SELECT outbox.require_leases(
+                    (SELECT count(*) FROM finished) + ((pg_postmaster_start_time() <> \(servers.first?.time)) IS TRUE)::int,
+                    \(group.finishedBatches.count))
                 """, mayCancel: false)
             return true
         } catch {

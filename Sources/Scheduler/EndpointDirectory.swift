@@ -44,7 +44,7 @@ final class EndpointDirectory: Sendable {
     /// What is known, without asking.
     var current: Snapshot { snapshot.withLock { $0 } }
 
-    /// Closes an endpoint here and now, because an answer asked for it; the database tells the others, and us again.
+    /// Closes an endpoint here and now, because an answer asked for it, until that is recorded.
     func close(_ id: EndpointID, by effect: EndpointEffect, at now: Timestamp) {
         snapshot.withLock { snapshot in
             // Many answers say so at the same time; the first one is enough.
@@ -53,6 +53,12 @@ final class EndpointDirectory: Sendable {
             endpoints[id] = endpoint.closed(by: effect, at: now)
             snapshot = Snapshot(generation: snapshot.generation, endpoints: Array(endpoints.values))
         }
+    }
+
+    /// What was closed here is recorded: from now on only the database says so, and what was read before is read again. If it lost the
+    /// record meanwhile, in a failover, its mark is still the one that was known here, and would not tell.
+    func expire() {
+        snapshot.withLock { $0 = Snapshot(generation: .unknown, endpoints: Array($0.byID.values)) }
     }
 
     /// The endpoints of that generation or a later one: read again when another is known. Which of two is the later one nobody can

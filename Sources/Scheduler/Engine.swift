@@ -46,8 +46,8 @@ package struct Engine: Sendable {
         let keeper = LeaseKeeper(pool: renewing, duration: configuration.lease, logger: logger)
         let (claiming, laneWakeups) = (Wakeup(), LaneWakeups(keeper))
         let recorder = Recorder(
-            pool: recording, keeper: keeper, waking: claiming, laneWakeups, configuration: configuration,
-            logger: logger)
+            pool: recording, keeper: keeper, waking: claiming, laneWakeups, directory: directory,
+            configuration: configuration, logger: logger)
         let transport = Transport(
             policy: configuration.policy.refusing(sockets), proxy: configuration.proxy,
             capacity: configuration.mostInFlight)

@@ -37,16 +37,18 @@ final class Recorder: Service {
     /// Signalled after each group: there may be room to claim more.
     private let claiming: Wakeup
     private let lanes: LaneWakeups
+    private let directory: EndpointDirectory
 
     init(
         pool: ConnectionPool, keeper: LeaseKeeper, waking claiming: Wakeup, _ lanes: LaneWakeups,
-        configuration: EngineConfiguration, logger: Logger
+        directory: EndpointDirectory, configuration: EngineConfiguration, logger: Logger
     ) {
         mostUnrecorded = configuration.mostUnrecorded
         self.pool = pool
         self.keeper = keeper
         self.claiming = claiming
         self.lanes = lanes
+        self.directory = directory
         worker = configuration.worker
         self.logger = logger
     }
@@ -124,8 +126,11 @@ final class Recorder: Service {
                 group.effects[endpoint] = group.effects[endpoint].map { $0.merged(with: effect) } ?? effect
             }
         }
-        for (lease, count, _) in leases.values where lease.unresolved == count {
-            if case .batch(let id, let leaseID) = lease.holder, let server = lease.server {
+        for (lease, count, _) in leases.values {
+            guard case .batch(let id, let leaseID) = lease.holder, let server = lease.server else { continue }
+            group.servers[leaseID] = server
+            // What was recorded under a lease that was lost may be on another server: whoever claims it next asks.
+            if lease.unresolved == count, !lease.isLost {
                 group.finishedBatches[leaseID] = FinishedBatch(id: id, server: server)
             }
         }
@@ -142,9 +147,10 @@ final class Recorder: Service {
                 logger.warning(
                     "a lease was lost; its state is its new holder's to write", metadata: ["lease": "\(lease.holder)"])
             }
-            if group.finishedBatches[lease.holder.lease] != nil { keeper.forget(lease) }
+            if lease.server != nil, lease.unresolved == count { keeper.forget(lease) }
             lease.resolve(count, events: events)
         }
+        if !group.effects.isEmpty { directory.expire() }
         if receipt.ghosts > 0 {
             logger.error(
                 "events were sent that the database does not have any more: a failover or a restore has lost them; see: outboxctl doctor",

@@ -195,7 +195,6 @@ import Testing
                 return kill(worker.pid, 0) != 0
             }
             #expect(isDone)
-            #expect(await worker.waitUntilReady())
             worker.signal(SIGTERM)
             if await worker.wait() == .signal(SIGKILL) { deaths += 1 }
         }

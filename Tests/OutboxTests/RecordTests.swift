@@ -151,6 +151,31 @@ import Testing
         #expect(try await database.number("SELECT count(*) FROM outbox.attempt") == 1)
     }
 
+    /// The database goes elsewhere and comes back: what was written elsewhere is not here then.
+    @Test(arguments: [true, false])
+    func `nothing is settled on another server than the batch was claimed on`(isSuccess: Bool) async throws {
+        let database = try await TestCluster.database()
+        let id = try await database.endpoint("e", url: "https://example.com/").id
+        try await database.publish(2)
+        let batch = try await batch(database)
+        let attempt = Attempt(
+            number: 1, trigger: .first, startedAt: batch.events[0].createdAt, total: .zero, isSuccess: isSuccess,
+            status: isSuccess ? 200 : 500)
+        let holder = Holder.batch(batch.id, batch.lease)
+        var group = RecordGroup()
+        group.outcomes = [
+            outcome(batch.events[0], id, holder, isSuccess ? .delivered : .wait(.seconds(60), .retry), attempt: attempt)
+        ]
+        group.servers = [batch.lease: ServerStart(time: batch.server.time + .seconds(-1))]
+        let elsewhere = try await database.pool.run { [group] in try $0.record(group, worker: "w") }
+        #expect(elsewhere.lost == [holder])
+        #expect(try await database.number("SELECT count(*) FROM outbox.attempt") == 1)
+        #expect(try await database.number("SELECT count(*) FROM outbox.delivery") == 0)
+        group.servers = [batch.lease: batch.server]
+        let here = try await database.pool.run { [group] in try $0.record(group, worker: "w") }
+        #expect(here.lost == [])
+    }
+
     @Test func `of two workers that claim at once each batch goes to one`() async throws {
         let database = try await TestCluster.database()
         try await database.publish(2000)

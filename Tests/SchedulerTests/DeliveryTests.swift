@@ -154,6 +154,28 @@ import Transport
         ledger.receiver.stop()
     }
 
+    /// As in a failover that loses the commit before anybody has read it: the database says afterwards what it said before.
+    @Test func `an endpoint that was closed is open again when the record of it is lost`() async throws {
+        let database = try await TestCluster.database()
+        let isGone = Flag(true)
+        let ledger = try Ledger { _, _ in Receiver.Answer(isGone.isSet ? 410 : 200) }
+        try await database.endpoint("gone", url: ledger.url)
+        try await database.script(
+            """
+            CREATE FUNCTION public.lose() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+            CREATE TRIGGER lose BEFORE UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION public.lose()
+            """)
+        try await TestWorker.run(database) {
+            try await database.publish()
+            #expect(
+                try await eventually { try await database.number("SELECT count(*) FROM outbox.delivery") == 1 })
+            isGone.isSet = false
+            try await database.publish()
+            #expect(try await eventually { try await database.deliveries("delivered") == 2 })
+        }
+        ledger.receiver.stop()
+    }
+
     @Test func `Retry-After rests the whole endpoint, and the others do not notice`() async throws {
         let database = try await TestCluster.database()
         let resting = try Ledger { _, before in

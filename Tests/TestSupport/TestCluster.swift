@@ -130,7 +130,7 @@ package final class TestDatabase: Sendable {
 
 /// Waits until the condition holds; false when it does not within the limit, which is there to end a broken test.
 package func eventually(
-    within limit: Duration = .seconds(60), _ condition: @Sendable () async throws -> Bool
+    within limit: Duration = .seconds(180), _ condition: @Sendable () async throws -> Bool
 ) async rethrows -> Bool {
     let deadline = ContinuousClock.now + limit
     while .now < deadline {

@@ -251,7 +251,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enab
 DECLARE
     k          outbox.cut;
     batches    bigint[];
-    restored   int;   -- the age of the restore: rows that are not older were written since
+    restored   int;   -- the age of the restore, by what it makes after the data: rows that are not older were written since
     is_foreign boolean;
 BEGIN
     LOCK TABLE outbox.cutting IN SHARE UPDATE EXCLUSIVE MODE;
@@ -265,7 +265,11 @@ BEGIN
     requeued := 0;
     changed := 0;
     IF outbox.is_restored(k) THEN
-        SELECT age(xmin) INTO STRICT restored FROM pg_trigger WHERE tgrelid = 'outbox.event'::regclass AND tgname = 'wake_worker';
+        -- The oldest of several: what was altered since is younger, and with it what was published before would be lost.
+        SELECT max(age(made.xmin)) INTO STRICT restored
+          FROM (SELECT t.xmin FROM pg_trigger t WHERE t.tgrelid IN ('outbox.event'::regclass, 'outbox.endpoint'::regclass) AND NOT t.tgisinternal
+                UNION ALL
+                SELECT c.xmin FROM pg_constraint c WHERE c.connamespace = 'outbox'::regnamespace AND c.contype = 'f') made;
         CREATE TEMPORARY TABLE uncut ON COMMIT DROP AS
         SELECT e.id, e.created_at, outbox.stored_size(e.before, e.after) AS bytes FROM outbox.event e
          -- An age that is negative is over two thousand million transactions.
