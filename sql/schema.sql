@@ -384,12 +384,12 @@ CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
 function outbox.advance(uuid[],text[],boolean) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.begin_operation(uuid,text) returns uuid fd103b3a64594dea259c62b04ac169e6
 function outbox.check_producer(text) returns void 15464f6ccc556612927e5571bec2647a
-function outbox.cluster_identifier() returns bigint d41d8cd98f00b204e9800998ecf8427e
+function outbox.cluster_identifier() returns bigint 1478b8f8722d7789ed37739735c4d8a5
 function outbox.current_identity() returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_transaction_id() returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox.cut(integer,integer) returns integer 886130a6afed7ff6c0c42e8993854a93
-function outbox.database_identifier() returns bigint d41d8cd98f00b204e9800998ecf8427e
+function outbox.database_identifier() returns bigint 5abb3e3d928ae2125fb5b3c544975fc8
 function outbox.drop_expired_partition() returns text security definer 0e32d8946608c019ab9bd728a8cca12d
 function outbox.emit() returns trigger 3951e98780f02c8087eb2e1f561ab7dc
 function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
@@ -397,9 +397,9 @@ function outbox.first_incomplete(outbox.cut) returns bigint d41d8cd98f00b204e980
 function outbox.grant_publish(name,text[]) returns void security definer 24e69d7940770ebb2f719b5a4891dcc4
 function outbox.is_blocked(uuid,text) returns boolean security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_cut(outbox.cut,xid8,bigint) returns boolean d41d8cd98f00b204e9800998ecf8427e
-function outbox.is_home(text) returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.is_home(text) returns boolean 7ddc0f72f432524bc6274707f5d9aa4c
 function outbox.is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean ecccadc8bf80d0adb161635e5afdf985
-function outbox.is_restored(outbox.cut) returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.is_restored(outbox.cut) returns boolean d497053e10d899c3316326dd0e11b826
 function outbox.is_service() returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.keeps_order() returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.key_of(text) returns text d41d8cd98f00b204e9800998ecf8427e

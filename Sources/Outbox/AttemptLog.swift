@@ -45,9 +45,7 @@ extension Connection {
                 """
             ).count > 0
         }
-        let own = group.outcomes.first { outcome in
-            if case .batch = outcome.holder { !outcome.mayBeShared } else { false }
-        }
+        let own = group.outcomes.first { $0.holder.batch != nil && !$0.mayBeShared }
         // Whatever removes the row again leaves another: a success, a dead letter.
         return try own.map { try resolvedPairs(of: [$0.pair.event]).contains($0.pair) } ?? false
     }

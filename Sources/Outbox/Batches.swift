@@ -9,10 +9,8 @@ package struct BatchClaim: Sendable {
 
 /// A batch of events that is this worker's until the lease ends.
 package struct ClaimedBatch: Sendable {
-    package let id: BatchID
-    package let lease: LeaseID
-    /// The server that it was claimed on.
-    package let server: ServerStart
+    package let held: HeldBatch
+    package var id: BatchID { held.id }
     /// How often it was claimed, this claim included; more than once means that a worker lost it.
     package let claims: Int
     /// How many events were cut into it; `events` has fewer only when rows are gone, which must never happen.
@@ -126,7 +124,8 @@ extension Connection {
         return BatchClaim(
             now: now, generation: generation,
             batch: ClaimedBatch(
-                id: id, lease: lease, server: server, claims: claims, size: size, ordered: ordered ?? [],
+                held: HeldBatch(id: id, lease: lease, server: server), claims: claims, size: size,
+                ordered: ordered ?? [],
                 events: events.compactMap { $0 }))
     }
 

@@ -22,9 +22,15 @@ package struct EventKey: Hashable, Sendable {
 
     /// What receivers know it by (`outbox.webhook_id`).
     package func webhookID(instance: String) -> String {
-        let digits = Array("0123456789abcdefghijklmnopqrstuv".utf8)
-        var text = Array("evt_\(instance)_".utf8)
-        for digit in (0...10).reversed() { text.append(digits[Int(createdAt.microseconds >> Int64(digit * 5) & 31)]) }
+        var text: [UInt8] = []
+        text.reserveCapacity(48)
+        text += "evt_".utf8
+        text += instance.utf8
+        text.append(UInt8(ascii: "_"))
+        for place in stride(from: Int64(50), through: 0, by: -5) {
+            let digit = UInt8(createdAt.microseconds >> place & 31)
+            text.append(digit < 10 ? UInt8(ascii: "0") + digit : UInt8(ascii: "a") + digit - 10)
+        }
         text.append(UInt8(ascii: "_"))
         text.appendDecimal(id.rawValue)
         return String(decoding: text, as: UTF8.self)

@@ -54,14 +54,38 @@ package final class Attempt: Sendable {
     }
 }
 
+/// A batch in hand: under which lease, and on which server it was claimed. On another one it is lost, whatever that says of the
+/// lease: what is written there may not be on the one that is asked next, and what was written on the first may not be there.
+package struct HeldBatch: Sendable, Hashable {
+    package let id: BatchID
+    package let lease: LeaseID
+    package let server: ServerStart
+
+    package init(id: BatchID, lease: LeaseID, server: ServerStart) {
+        self.id = id
+        self.lease = lease
+        self.server = server
+    }
+}
+
 /// Under which lease a pair was worked on.
-package enum Holder: Sendable, Hashable {
-    case batch(BatchID, LeaseID)
+package enum Holder: Sendable, Hashable, CustomStringConvertible {
+    case batch(HeldBatch)
     case lane(EndpointID, LeaseID)
 
     package var lease: LeaseID {
         switch self {
-        case .batch(_, let lease), .lane(_, let lease): lease
+        case .batch(let batch): batch.lease
+        case .lane(_, let lease): lease
+        }
+    }
+
+    package var batch: HeldBatch? { if case .batch(let batch) = self { batch } else { nil } }
+
+    package var description: String {
+        switch self {
+        case .batch(let batch): "batch \(batch.id)"
+        case .lane(let endpoint, _): "lane of endpoint \(endpoint)"
         }
     }
 }

@@ -5,27 +5,12 @@ package import Postgres
 package struct RecordGroup: Sendable {
     package var outcomes: [Outcome] = []
     /// Batches whose last pair is resolved by these outcomes.
-    package var finishedBatches: [LeaseID: FinishedBatch] = [:]
-    /// Where the batches that have outcomes here were claimed. On another server they are lost, whatever it says of their leases: what
-    /// is written there may not be on the one that is asked next.
-    package var servers: [LeaseID: ServerStart] = [:]
+    package var finishedBatches: Set<HeldBatch> = []
     package var effects: [EndpointID: EndpointEffect] = [:]
     /// The events of every batch that has outcomes here, to put right what was written under a lost lease.
     package var events: [LeaseID: [EventKey]] = [:]
 
     package init() {}
-}
-
-/// A batch whose every pair is resolved, as far as the server knows that it was claimed on. On another one what was recorded of it
-/// may be lost, and it is not deleted: whoever claims it next asks what is true there.
-package struct FinishedBatch: Sendable {
-    package let id: BatchID
-    package let server: ServerStart
-
-    package init(id: BatchID, server: ServerStart) {
-        self.id = id
-        self.server = server
-    }
 }
 
 /// What a group commit found: holders whose lease was gone, so that none of their state was written.
@@ -84,23 +69,25 @@ extension Connection {
 
     /// Locks every batch and lane whose state may change, and returns the holders whose lease is gone, and the lanes that are due.
     private mutating func lockHolders(of group: RecordGroup) throws -> (lost: Set<Holder>, due: Set<EndpointID>) {
-        var lost = try holdersFromElsewhere(in: group)
+        var lost: Set<Holder> = []
         var due: Set<EndpointID> = []
-        let moving = group.outcomes.filter { outcome in
-            if case .delivered = outcome.resolution { outcome.mayBeShared || outcome.isOrdered } else { true }
-        }
-        let holders = Set(moving.map(\.holder))
-        // Those that are deleted at the end, too: lanes come after batches.
-        let batches = Set(holders.compactMap { if case .batch(let id, _) = $0 { id } else { nil } })
-            .union(group.finishedBatches.values.map(\.id))
+        // All of them: also of what is only appended it is asked whether it is written where it was claimed. And those that are
+        // deleted at the end: lanes come after batches.
+        let batches = Set(group.outcomes.compactMap(\.holder.batch)).union(group.finishedBatches)
         if !batches.isEmpty {
             let held = try query(
-                "SELECT id, lease_id FROM outbox.batch WHERE id = ANY (\(Array(batches))) ORDER BY id FOR UPDATE"
-            ).map { row throws(PostgresError) -> Holder? in
-                let id: BatchID = try row[0]
-                return (try row[1] as LeaseID?).map { .batch(id, $0) }
+                """
+                SELECT id, lease_id, pg_postmaster_start_time() FROM outbox.batch WHERE id = ANY (\(batches.map(\.id)))
+                 ORDER BY id FOR UPDATE
+                """
+            ).map { row throws(PostgresError) -> HeldBatch? in
+                guard let lease = try row[1] as LeaseID? else { return nil }
+                return HeldBatch(id: try row[0], lease: lease, server: ServerStart(time: try row[2]))
             }
-            lost.formUnion(holders.filter { if case .batch = $0 { !held.contains($0) } else { false } })
+            lost.formUnion(batches.subtracting(held.compactMap(\.self)).map { .batch($0) })
+        }
+        let moving = group.outcomes.filter { outcome in
+            if case .delivered = outcome.resolution { outcome.mayBeShared || outcome.isOrdered } else { true }
         }
         // Lanes: those that we hold, and those that get new rows.
         let endpoints = Set(moving.map(\.pair.endpoint)).union(group.effects.keys)
@@ -115,19 +102,9 @@ extension Connection {
                 if try row[2] { due.insert(id) }
                 return (try row[1] as LeaseID?).map { .lane(id, $0) }
             }
-            lost.formUnion(holders.filter { if case .lane = $0 { !held.contains($0) } else { false } })
+            lost.formUnion(Set(moving.map(\.holder)).filter { $0.batch == nil && !held.contains($0) })
         }
         return (lost, due)
-    }
-
-    /// Batches that were claimed on another server than this one.
-    private mutating func holdersFromElsewhere(in group: RecordGroup) throws -> Set<Holder> {
-        if group.servers.isEmpty { return [] }
-        let here = try query("SELECT pg_postmaster_start_time()")
-            .first { row throws(PostgresError) in ServerStart(time: try row[0]) }
-        return Set(group.outcomes.map(\.holder)).filter { holder in
-            group.servers[holder.lease].map { $0 != here } ?? false
-        }
     }
 
     /// Read after the lanes are locked: whoever deletes an endpoint locks its lane first.
@@ -152,8 +129,8 @@ extension Connection {
             guard case .delivered = outcome.resolution, case .batch = outcome.holder else { return false }
             return !outcome.mayBeShared
         }
-        let servers = Set(group.servers.values)
-        guard isPlain, group.effects.isEmpty, !group.outcomes.isEmpty, servers.count <= 1 else { return false }
+        let servers = Set(group.outcomes.compactMap(\.holder.batch?.server))
+        guard isPlain, group.effects.isEmpty, servers.count == 1, let server = servers.first else { return false }
         do throws(PostgresError) {
             // Like a commit, which it is, it is not cancelled.
             try query(
@@ -162,7 +139,7 @@ extension Connection {
                 finished AS (
                     \(deletion(of: group.finishedBatches)) RETURNING 1)
                 SELECT outbox.require_leases(
-                    (SELECT count(*) FROM finished) + ((pg_postmaster_start_time() <> \(servers.first?.time)) IS TRUE)::int,
+                    (SELECT count(*) FROM finished) - (pg_postmaster_start_time() <> \(server.time))::int,
                     \(group.finishedBatches.count))
                 """, mayCancel: false)
             return true
@@ -280,7 +257,7 @@ extension Connection {
             WITH parked AS (
                 SELECT * FROM unnest(\(pairRows(dead.map(\.0.pair))), \(dead.map(\.1.rawValue)), \(dead.map { Int32(clamping: $0.0.attempts) }),
                               \(dead.map { $0.0.attempt?.status.map { Int32($0) } }), \(dead.map(\.0.errorClass)), \(dead.map(\.0.error)),
-                              \(dead.map { fingerprint($0.0, $0.1) }), \(dead.map { if case .batch = $0.0.holder { true } else { false } }))
+                              \(dead.map { fingerprint($0.0, $0.1) }), \(dead.map { $0.0.holder.batch != nil }))
                        AS p(event_id, event_at, endpoint_id, reason, attempts, status, error_class, error, fingerprint, from_batch)),
             gone AS (
                 DELETE FROM outbox.delivery d USING parked p
@@ -305,27 +282,28 @@ extension Connection {
     }
 
     /// Deletes batches whose every pair is resolved, and returns those that were not ours to delete.
-    private mutating func finish(_ batches: [LeaseID: FinishedBatch]) throws -> [Holder] {
+    private mutating func finish(_ batches: Set<HeldBatch>) throws -> [Holder] {
         if batches.isEmpty { return [] }
         let deleted = try query("\(deletion(of: batches)) RETURNING b.lease_id").map { row throws(PostgresError) in
             try row[0] as LeaseID
         }
-        return batches.filter { !deleted.contains($0.key) }.map { .batch($0.value.id, $0.key) }
+        return batches.filter { !deleted.contains($0.lease) }.map { .batch($0) }
     }
 
-    private func deletion(of batches: [LeaseID: FinishedBatch]) -> SQL {
-        """
-        DELETE FROM outbox.batch b
-         USING unnest(\(Array(batches.keys)), \(batches.values.map(\.id)), \(batches.values.map(\.server.time))) AS f(lease_id, id, server)
-         WHERE b.id = ANY (ARRAY[f.id]) AND b.lease_id = f.lease_id AND f.server = pg_postmaster_start_time()
-        """
+    private func deletion(of batches: Set<HeldBatch>) -> SQL {
+        let batches = Array(batches)
+        return """
+            DELETE FROM outbox.batch b
+             USING unnest(\(batches.map(\.lease)), \(batches.map(\.id)), \(batches.map(\.server.time))) AS f(lease_id, id, server)
+             WHERE b.id = ANY (ARRAY[f.id]) AND b.lease_id = f.lease_id AND f.server = pg_postmaster_start_time()
+            """
     }
 
     /// A lost lease on a batch means that its new holder may have moved pairs into a lane that we had delivered. Our
     /// recorded successes clear them; a replay that an operator asked for stays. Successes of a lane clear as they come.
     private mutating func heal(_ lost: Set<Holder>, events: [LeaseID: [EventKey]]) throws {
         for holder in lost {
-            guard case .batch(_, let lease) = holder, let events = events[lease]?.map(\.id) else { continue }
+            guard let lease = holder.batch?.lease, let events = events[lease]?.map(\.id) else { continue }
             try query(
                 """
                 DELETE FROM outbox.delivery d USING outbox.attempt a

@@ -14,8 +14,11 @@ package enum WorkerSession {
 
     /// The same, on connections that lead to this installation, where it is at home. A name in a connection string may mean another
     /// database tomorrow.
-    package static func setUp(instance: String) -> SessionSetUp {
+    ///
+    /// - Parameter channel: where notifications are waited for; nil for a connection that works.
+    package static func setUp(instance: String, channel: String? = nil) -> SessionSetUp {
         var session = planning
+        session.channel = channel
         session.check = { connection throws(PostgresError) in try connection.requireHome(instance: instance) }
         return session
     }

@@ -42,7 +42,7 @@ public struct Connection: ~Copyable {
         }
         var connection = unsafe Connection(owning: opened, session: session)
         guard unsafe PQstatus(opened) == CONNECTION_OK else {
-            let message = unsafe String(cString: PQerrorMessage(opened)).trimmed.withoutMisplacedValue
+            let message = unsafe PostgresError.ownWords(of: opened)
             throw PostgresError(.unreachable, step: .connect, message: message)
         }
         unsafe PQsetNoticeProcessor(opened, { _, _ in }, nil)
@@ -285,7 +285,7 @@ public struct Connection: ~Copyable {
                 break
             }
             if status == PGRES_FATAL_ERROR || status == PGRES_BAD_RESPONSE {
-                failure = unsafe failure ?? serverError(unsafe result, step: step, isCancelled: isCancelled)
+                failure = unsafe failure ?? PostgresError(result, step: step, isCancelled: isCancelled)
                 unsafe PQclear(result)
                 // A connection that dies reports an error result without a code.
                 if unsafe PQstatus(handle) != CONNECTION_OK { throw unsafe lost(clearing: unsafe last, after: failure) }
@@ -304,23 +304,6 @@ public struct Connection: ~Copyable {
         return unsafe Rows(owning: result)
     }
 
-    private func serverError(
-        _ result: OpaquePointer, step: PostgresError.Step, isCancelled: Bool
-    ) -> PostgresError {
-        func field(_ letter: Character) -> String? {
-            guard let text = unsafe PQresultErrorField(result, Int32(letter.asciiValue ?? 0)) else { return nil }
-            return unsafe String(cString: text)
-        }
-        guard let state = field("C") else {
-            return PostgresError(.connectionLost, step: step, message: "the connection to the database was lost")
-        }
-        let timedOut = isCancelled && state == "57014"
-        return PostgresError(
-            timedOut ? .deadline : .server, step: step,
-            message: timedOut ? "the statement passed its deadline and was cancelled" : field("M") ?? "unknown error",
-            sqlState: state, constraint: field("n"), hint: field("H"), detail: field("D"))
-    }
-
     private mutating func lost(clearing result: OpaquePointer?, after failure: PostgresError? = nil) -> PostgresError {
         unsafe PQclear(result)
         isBroken = true
@@ -329,7 +312,7 @@ public struct Connection: ~Copyable {
         if let failure, failure.kind == .server { return failure }
         return PostgresError(
             .connectionLost, step: .statement, message: "the connection to the database was lost",
-            detail: unsafe String(cString: PQerrorMessage(handle)).trimmed)
+            detail: unsafe PostgresError.ownWords(of: handle))
     }
 
     private mutating func check(_ succeeded: Int32) throws(PostgresError) {
@@ -355,17 +338,5 @@ public struct Connection: ~Copyable {
             if ready < 0, errno != EINTR { throw unsafe lost(clearing: nil) }
             if left <= 0 { return false }
         }
-    }
-}
-
-extension String {
-    /// libpq repeats a value that no option can have. It may be one that was meant for another: a password.
-    fileprivate var withoutMisplacedValue: String {
-        guard hasPrefix("invalid "), let quote = firstIndex(of: "\"") else { return self }
-        return self[..<quote] + "\"…\""
-    }
-
-    fileprivate var trimmed: String {
-        String(self.reversed().drop { $0.isWhitespace }.reversed()).replacing("\n", with: "; ")
     }
 }

@@ -1,3 +1,5 @@
+import CPostgres
+
 /// Why a database step failed. `description` is safe to show anyone: it holds neither values nor credentials.
 public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDebugStringConvertible {
     /// What kind of failure it was; callers decide by this and by `sqlState`.
@@ -78,4 +80,34 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
     private static let transientStates: Set<String> = [
         "57P01", "57P02", "57P03", "57P05", "57014", "40001", "40P01", "55P03", "25006", "25P03", "08006", "08003",
     ]
+}
+
+extension PostgresError {
+    /// What a result says that is an error.
+    ///
+    /// - Parameter isCancelled: we asked for it, because the deadline had passed.
+    init(_ result: OpaquePointer, step: Step, isCancelled: Bool) {
+        func field(_ letter: Character) -> String? {
+            guard let text = unsafe PQresultErrorField(result, Int32(letter.asciiValue ?? 0)) else { return nil }
+            return unsafe String(cString: text)
+        }
+        guard let state = field("C") else {
+            self.init(.connectionLost, step: step, message: "the connection to the database was lost")
+            return
+        }
+        let timedOut = isCancelled && state == "57014"
+        self.init(
+            timedOut ? .deadline : .server, step: step,
+            message: timedOut ? "the statement passed its deadline and was cancelled" : field("M") ?? "unknown error",
+            sqlState: state, constraint: field("n"), hint: field("H"), detail: field("D"))
+    }
+
+    /// libpq's own words about a connection, on one line. It repeats a value that no option can have, which may be one that was meant
+    /// for another: a password.
+    static func ownWords(of handle: OpaquePointer) -> String {
+        let words = unsafe String(cString: PQerrorMessage(handle))
+        let line = String(words.reversed().drop { $0.isWhitespace }.reversed()).replacing("\n", with: "; ")
+        guard line.hasPrefix("invalid "), let quote = line.firstIndex(of: "\"") else { return line }
+        return line[..<quote] + "\"…\""
+    }
 }

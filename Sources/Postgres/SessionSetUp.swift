@@ -16,13 +16,6 @@ public struct SessionSetUp: Sendable {
         self.channel = channel
     }
 
-    /// The same session, which also listens for producers.
-    public var listening: SessionSetUp {
-        var session = self
-        session.channel = "outbox"
-        return session
-    }
-
     /// What every connection is set to: names mean PostgreSQL's own things, whatever the role's search_path; ISO times in UTC; no JIT
     /// (it adds 7 ms to a claim); and no transaction that a stopped process holds open over its row locks for longer than 10 s.
     private static let common = [

@@ -113,8 +113,7 @@ final class Dispatcher: Service {
         }
         parts.laneWakeups.deliveriesWait(in: routed)
         let lease = Lease(
-            .batch(batch.id, batch.lease), claims: batch.claims, events: batch.events.map(\.key), server: batch.server,
-            unresolved: pairs,
+            .batch(batch.held), claims: batch.claims, events: batch.events.map(\.key), unresolved: pairs,
             trustedUntil: claimedAt + parts.configuration.lease)
         if pairs == 0 { return parts.recorder.finish(lease) }
         parts.keeper.keep(lease)

@@ -33,7 +33,8 @@ package struct Engine: Sendable {
         let listener =
             configuration.listens
             ? ConnectionPool(
-                target.named("outbox/\(configuration.worker)/listen"), size: 1, session: session.listening)
+                target.named("outbox/\(configuration.worker)/listen"), size: 1,
+                session: WorkerSession.setUp(instance: instance, channel: "outbox"))
             : nil
         let pools = Connections(pools: [pool, recording, renewing] + (listener.map { [$0] } ?? []))
 

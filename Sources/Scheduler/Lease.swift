@@ -14,8 +14,6 @@ final class Lease: Sendable {
     let claims: Int
     /// The events of a batch; none for a lane.
     let events: [EventKey]
-    /// Where a batch was claimed.
-    let server: ServerStart?
     /// It is the lane of an endpoint that is failing: what goes out under it are probes.
     let isProbing: Bool
 
@@ -32,14 +30,12 @@ final class Lease: Sendable {
     private let state: Mutex<State>
 
     init(
-        _ holder: Holder, claims: Int, events: [EventKey] = [], server: ServerStart? = nil, unresolved: Int,
-        isProbing: Bool = false,
+        _ holder: Holder, claims: Int, events: [EventKey] = [], unresolved: Int, isProbing: Bool = false,
         trustedUntil: ContinuousClock.Instant
     ) {
         self.holder = holder
         self.claims = claims
         self.events = events
-        self.server = server
         self.isProbing = isProbing
         state = Mutex(State(trustedUntil: trustedUntil, unresolved: unresolved))
     }

@@ -50,7 +50,7 @@ final class LeaseKeeper: Service {
         var wanted = HeldLeases()
         for holder in leases.keys {
             switch holder {
-            case .batch(let id, let lease): wanted.batches[lease] = id
+            case .batch(let batch): wanted.batches[batch.lease] = batch.id
             case .lane(let id, let lease): wanted.lanes[id] = lease
             }
         }
@@ -61,7 +61,7 @@ final class LeaseKeeper: Service {
             for (holder, lease) in leases {
                 let isOurs =
                     switch holder {
-                    case .batch(_, let lease): renewed.batches[lease] != nil
+                    case .batch(let batch): renewed.batches[batch.lease] != nil
                     case .lane(let id, _): renewed.lanes[id] != nil
                     }
                 if isOurs {

@@ -126,13 +126,9 @@ final class Recorder: Service {
                 group.effects[endpoint] = group.effects[endpoint].map { $0.merged(with: effect) } ?? effect
             }
         }
-        for (lease, count, _) in leases.values {
-            guard case .batch(let id, let leaseID) = lease.holder, let server = lease.server else { continue }
-            group.servers[leaseID] = server
+        for (lease, count, _) in leases.values where lease.unresolved == count && !lease.isLost {
             // What was recorded under a lease that was lost may be on another server: whoever claims it next asks.
-            if lease.unresolved == count, !lease.isLost {
-                group.finishedBatches[leaseID] = FinishedBatch(id: id, server: server)
-            }
+            if let batch = lease.holder.batch { group.finishedBatches.insert(batch) }
         }
         for (lease, _, _) in leases.values where !lease.events.isEmpty {
             group.events[lease.holder.lease] = lease.events
@@ -147,7 +143,7 @@ final class Recorder: Service {
                 logger.warning(
                     "a lease was lost; its state is its new holder's to write", metadata: ["lease": "\(lease.holder)"])
             }
-            if lease.server != nil, lease.unresolved == count { keeper.forget(lease) }
+            if lease.holder.batch != nil, lease.unresolved == count { keeper.forget(lease) }
             lease.resolve(count, events: events)
         }
         if !group.effects.isEmpty { directory.expire() }

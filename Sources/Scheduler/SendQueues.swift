@@ -31,7 +31,7 @@ final class Send: Sendable {
         self.startBy = startBy
         self.crashesBefore = crashesBefore
         self.isOrdered = isOrdered
-        isFromBatch = if case .batch = lease.holder { true } else { false }
+        isFromBatch = lease.holder.batch != nil
     }
 }
 

@@ -146,3 +146,10 @@ package struct HTTPExchange: Sendable {
         return exchange
     }
 }
+
+extension Duration {
+    var inMilliseconds: Int64 {
+        let (seconds, attoseconds) = components
+        return seconds * 1000 + attoseconds / 1_000_000_000_000_000
+    }
+}

@@ -28,8 +28,8 @@ final class Transfer {
     private var opened: [Int32] = []
     /// The connection that it was given had something to say already.
     private(set) var metStaleConnection = false
-    private var started = ContinuousClock.now
-    private var timeout = Duration.zero
+    /// By when it must be over, however often it connects.
+    private var deadline = ContinuousClock.now
     private var wasBlocked = false
     private var lacksDescriptors = false
 
@@ -124,13 +124,13 @@ final class Transfer {
         id = start.id
         completion = start.completion
         exchange = HTTPExchange()
-        exchange.timing.queued = .now - start.submittedAt
+        let now = ContinuousClock.now
+        exchange.timing.queued = now - start.submittedAt
+        deadline = now + request.timeout
         received = 0
         keptBody = request.keptBody
         isHeaderComplete = false
         currentStatus = 0
-        started = .now
-        timeout = request.timeout
         unsafe curl_set_long(handle, CURLOPT_FRESH_CONNECT, 0)
         beginConnection()
 
@@ -167,13 +167,11 @@ final class Transfer {
         unsafe errorText[0] = 0
     }
 
-    /// Begins again on a new connection, because nothing went out on the one that it was given. Not longer than the request may take
-    /// altogether.
+    /// Begins again on a new connection, because nothing went out on the one that it was given.
     func connectAnew() {
         beginConnection()
         unsafe curl_set_long(handle, CURLOPT_FRESH_CONNECT, 1)
-        unsafe curl_set_long(
-            handle, CURLOPT_TIMEOUT_MS, max(1, Int((timeout - (.now - started)).inMilliseconds)))
+        unsafe curl_set_long(handle, CURLOPT_TIMEOUT_MS, max(1, Int((deadline - .now).inMilliseconds)))
     }
 
     /// Connections are shared only between requests with the same settings.
@@ -313,19 +311,9 @@ final class Transfer {
             return
         }
         let text = unsafe errorText[0] == 0 ? String(cString: curl_easy_strerror(result)) : String(cString: errorText)
-        exchange.message = text
-        exchange.failure = evidence(result, text).failure
-        if exchange.failure == .tlsClientCertificate, text.hasPrefix("getpeername") {
-            exchange.message =
-                "the receiver ended the connection right after the TLS handshake: it wants a client certificate, or does not take this one"
-        } else if exchange.failure == .localResources, proxy != nil, result == CURLE_COULDNT_CONNECT {
-            exchange.message = "the egress proxy cannot be reached: \(text)"
-        } else if exchange.failure == .blockedAddress {
-            exchange.message =
-                "the host's address is private, local or otherwise special; OUTBOX_ALLOW_NETWORKS lets networks through"
-        } else if sends > 1 {
-            exchange.message = "the receiver closed the connection without an answer"
-        }
+        let evidence = evidence(result, text)
+        exchange.failure = evidence.failure
+        exchange.message = evidence.message
     }
 
     private func evidence(_ result: CURLcode, _ text: String) -> TransferEvidence {
@@ -339,16 +327,10 @@ final class Transfer {
         unsafe curl_get_long(handle, CURLINFO_OS_ERRNO, &systemError)
         return TransferEvidence(
             result: result, text: text, sends: sends, wasBlocked: wasBlocked,
-            lacksDescriptors: lacksDescriptors || sends == 0 && result == CURLE_COULDNT_RESOLVE_HOST && !canOpenFiles(),
+            lacksDescriptors: lacksDescriptors
+                || sends == 0 && result == CURLE_COULDNT_RESOLVE_HOST && !TransferEvidence.canOpenFiles(),
             isTLS: isTLS, verification: verification, systemError: Int32(truncatingIfNeeded: systemError),
             hasProxy: proxy != nil, hasAuthorities: tls.authorities != nil)
-    }
-
-    /// Whether there are descriptors for a resolver: without any, every name looks as if it did not exist.
-    private func canOpenFiles() -> Bool {
-        let descriptors = (0..<3).map { _ in unsafe open("/dev/null", O_RDONLY | O_CLOEXEC) }
-        defer { for descriptor in descriptors where descriptor >= 0 { close(descriptor) } }
-        return descriptors.allSatisfy { $0 >= 0 }
     }
 
     private func measure() {
@@ -366,12 +348,5 @@ final class Transfer {
         if connect > 0 { exchange.timing.connect = .microseconds(max(0, connect - dns)) }
         if tls > 0 { exchange.timing.tls = .microseconds(max(0, tls - connect)) }
         if first > 0, sent > 0 { exchange.timing.firstByte = .microseconds(max(0, first - sent)) }
-    }
-}
-
-extension Duration {
-    var inMilliseconds: Int64 {
-        let (seconds, attoseconds) = components
-        return seconds * 1000 + attoseconds / 1_000_000_000_000_000
     }
 }

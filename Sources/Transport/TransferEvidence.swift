@@ -93,4 +93,25 @@ struct TransferEvidence {
         default: return nil
         }
     }
+
+    /// What happened, in libcurl's words or in ours where they say more.
+    var message: String {
+        switch failure {
+        case .tlsClientCertificate where text.hasPrefix("getpeername"):
+            "the receiver ended the connection right after the TLS handshake: it wants a client certificate, or does not take this one"
+        case .localResources where hasProxy && result == CURLE_COULDNT_CONNECT:
+            "the egress proxy cannot be reached: \(text)"
+        case .blockedAddress:
+            "the host's address is private, local or otherwise special; OUTBOX_ALLOW_NETWORKS lets networks through"
+        case _ where sends > 1: "the receiver closed the connection without an answer"
+        default: text
+        }
+    }
+
+    /// Whether there are descriptors for a resolver: without any, every name looks as if it did not exist.
+    static func canOpenFiles() -> Bool {
+        let descriptors = (0..<3).map { _ in unsafe open("/dev/null", O_RDONLY | O_CLOEXEC) }
+        defer { for descriptor in descriptors where descriptor >= 0 { close(descriptor) } }
+        return descriptors.allSatisfy { $0 >= 0 }
+    }
 }

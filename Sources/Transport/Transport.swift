@@ -35,10 +35,9 @@ package final class Transport: Sendable {
     }
 
     private let inbox = Mutex(Inbox())
-    // Shared only for curl_multi_wakeup, which libcurl documents as safe from any thread; freed after the thread ended.
+    // The thread's, which frees it at its end. Shared only for curl_multi_wakeup, which libcurl documents as safe from any thread, and
+    // which is called under the inbox's lock while that is open.
     private nonisolated(unsafe) let multi: UnsafeMutableRawPointer
-    // Used by the thread only, and by the clean-up after it has ended.
-    private nonisolated(unsafe) let sockets = Sockets()
     private let thread: Mutex<Thread?> = Mutex(nil)
 
     /// Starts the thread.
@@ -81,8 +80,8 @@ package final class Transport: Sendable {
         return id
     }
 
-    /// Called under the inbox's lock, and wakes the loop under it: `stop` closes the inbox under the same lock before it
-    /// frees the handle, so that nobody wakes a handle that is gone.
+    /// Called under the inbox's lock, and wakes the loop under it: the loop frees the handle after it has seen, under the same lock,
+    /// that the inbox is closed, so that nobody wakes a handle that is gone.
     private func append(_ command: Command, to inbox: inout Inbox) {
         if inbox.isAsleep { wakeUp() }
         inbox.isAsleep = false
@@ -116,8 +115,10 @@ package final class Transport: Sendable {
 
     /// Stops everything: requests in flight report `cancelled`, later ones are refused, the thread is joined.
     package func stop() async {
-        inbox.withLock { $0.isClosed = true }
-        wakeUp()
+        inbox.withLock { inbox in
+            if !inbox.isClosed { wakeUp() }
+            inbox.isClosed = true
+        }
         guard
             let thread = thread.withLock({ thread in
                 defer { thread = nil }
@@ -130,7 +131,6 @@ package final class Transport: Sendable {
                 continuation.resume()
             }
         }
-        unsafe curl_multi_cleanup(multi)
     }
 
     private func wakeUp() {
@@ -140,8 +140,7 @@ package final class Transport: Sendable {
     // MARK: The transport thread
 
     private func loop(_ policy: AddressPolicy, _ proxy: EgressProxy?, capacity: Int) {
-        let loop = unsafe TransportLoop(
-            multi, policy: policy, proxy: proxy, sockets: unsafe sockets, capacity: capacity)
+        let loop = unsafe TransportLoop(multi, policy: policy, proxy: proxy, capacity: capacity)
         var commands: [Command] = []
         while true {
             loop.finishReady()
@@ -153,7 +152,7 @@ package final class Transport: Sendable {
                 return inbox.isClosed
             }
             for command in commands { loop.take(command) }
-            if isClosed { return loop.abandonAll() }
+            if isClosed { return loop.close() }
             loop.startSome()
             if commands.isEmpty, !loop.isStarting { loop.wait() }
         }

@@ -20,19 +20,16 @@ final class TransportLoop {
     private let multi: UnsafeMutableRawPointer
     private let policy: AddressPolicy
     private let proxy: EgressProxy?
-    private let sockets: Sockets
+    private let sockets = Sockets()
     private let capacity: Int
     private var active: [UInt64: Transfer] = [:]
     private var idle: [Transfer] = []
     private var waiting: Deque<Transport.Start> = []
 
-    init(
-        _ multi: UnsafeMutableRawPointer, policy: AddressPolicy, proxy: EgressProxy?, sockets: Sockets, capacity: Int
-    ) {
+    init(_ multi: UnsafeMutableRawPointer, policy: AddressPolicy, proxy: EgressProxy?, capacity: Int) {
         unsafe self.multi = multi
         self.policy = policy
         self.proxy = proxy
-        self.sockets = sockets
         self.capacity = capacity
     }
 
@@ -102,12 +99,15 @@ final class TransportLoop {
         if active.count > Self.fewActive { Thread.pause(Self.pausePerTransfer * active.count) }
     }
 
-    func abandonAll() {
+    /// Ends everything, and frees libcurl's handle.
+    func close() {
         for transfer in active.values {
             unsafe curl_multi_remove_handle(multi, transfer.handle)
             transfer.abandon()
         }
         for start in waiting { start.completion(.unsent(.cancelled, "the transport is stopped")) }
+        // Closes the connections, which are told to the sockets.
+        unsafe curl_multi_cleanup(multi)
     }
 
     private func literalRefusal(_ url: String) -> String? {

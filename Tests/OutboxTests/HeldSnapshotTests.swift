@@ -45,8 +45,8 @@ import Testing
                 }
             }
             var spilled = RecordGroup()
-            spilled.outcomes = outcomes(.batch(batch.id, lease), .wait(.zero, .first))
-            spilled.finishedBatches = [lease: FinishedBatch(id: batch.id, server: batch.server)]
+            spilled.outcomes = outcomes(.batch(batch.held), .wait(.zero, .first))
+            spilled.finishedBatches = [batch.held]
             #expect(try connection.record(spilled, worker: "w").lost.isEmpty)
             #expect(try connection.earliestDue(in: [endpoint: from]).due.count == 1)
             let page = try connection.lanePage(of: endpoint, after: .start(from), recoveredAt: nil)

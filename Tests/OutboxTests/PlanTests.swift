@@ -82,13 +82,13 @@ import Testing
             group.outcomes = claimed.events.map { event in
                 Outcome(
                     pair: Pair(event: event.key, endpoint: endpoint),
-                    holder: .batch(claimed.id, lease), mayBeShared: false,
+                    holder: .batch(claimed.held), mayBeShared: false,
                     attempt: Attempt(
                         number: 1, trigger: .first, startedAt: event.createdAt, total: .milliseconds(1),
                         isSuccess: true,
                         status: 200), attempts: 1, resolution: .delivered)
             }
-            group.finishedBatches = [lease: FinishedBatch(id: claimed.id, server: claimed.server)]
+            group.finishedBatches = [claimed.held]
             let receipt = try await pool.run { [group] in try $0.record(group, worker: "w") }
             #expect(receipt.lost.isEmpty)
             let lane = LeaseID.random()

@@ -40,7 +40,7 @@ import Testing
         let id = try await database.endpoint("e", url: "https://example.com/").id
         try await database.publish(2)
         let batch = try await batch(database)
-        let holder = Holder.batch(batch.id, batch.lease)
+        let holder = Holder.batch(batch.held)
         var first = RecordGroup()
         first.outcomes = [outcome(batch.events[0], id, holder, .wait(.zero, .first))]
         #expect(try await wasRecorded(database, first) == false)
@@ -54,7 +54,7 @@ import Testing
             outcome(batch.events[0], id, .lane(id, lease), .dead(.workerCrashed)),
             outcome(batch.events[1], id, holder, .wait(.zero, .first)),
         ]
-        second.finishedBatches = [batch.lease: FinishedBatch(id: batch.id, server: batch.server)]
+        second.finishedBatches = [batch.held]
         #expect(try await wasRecorded(database, second) == false)
         for _ in 0..<2 { _ = try await database.pool.run { [second] in try $0.record(second, worker: "w") } }
         #expect(try await wasRecorded(database, second) == true)
@@ -69,13 +69,14 @@ import Testing
         let id = try await database.endpoint("e", url: "https://example.com/").id
         try await database.publish(1)
         let batch = try await batch(database)
-        let stale = Holder.batch(batch.id, .random())
+        let gone = HeldBatch(id: batch.held.id, lease: .random(), server: batch.held.server)
+        let stale = Holder.batch(gone)
         let attempt = Attempt(
             number: 1, trigger: .first, startedAt: batch.events[0].createdAt, total: .zero, isSuccess: false,
             status: 500)
         var group = RecordGroup()
         group.outcomes = [outcome(batch.events[0], id, stale, .wait(.zero, .retry), attempt: attempt)]
-        group.finishedBatches = [stale.lease: FinishedBatch(id: batch.id, server: batch.server)]
+        group.finishedBatches = [gone]
         let receipt = try await database.pool.run { [group] in try $0.record(group, worker: "w") }
         #expect(receipt.lost == [stale])
         #expect(try await database.number("SELECT count(*) FROM outbox.attempt") == 1)
@@ -129,31 +130,11 @@ import Testing
         #expect(try await database.pool.run { try $0.noteGhosts(numberedAs: [event], worker: "w") } == 1)
     }
 
-    @Test
-    func `a batch that was claimed on another server is not finished, and what was recorded of it there is asked for`()
-        async throws
-    {
-        let database = try await TestCluster.database()
-        let id = try await database.endpoint("e", url: "https://example.com/").id
-        try await database.publish(1)
-        let batch = try await batch(database)
-        let attempt = Attempt(
-            number: 1, trigger: .first, startedAt: batch.events[0].createdAt, total: .zero, isSuccess: true, status: 200
-        )
-        var group = RecordGroup()
-        group.outcomes = [outcome(batch.events[0], id, .batch(batch.id, batch.lease), .delivered, attempt: attempt)]
-        group.finishedBatches = [
-            batch.lease: FinishedBatch(id: batch.id, server: ServerStart(time: batch.server.time + .seconds(-1)))
-        ]
-        let receipt = try await database.pool.run { [group] in try $0.record(group, worker: "w") }
-        #expect(receipt.lost == [.batch(batch.id, batch.lease)])
-        #expect(try await database.number("SELECT count(*) FROM outbox.batch") == 1)
-        #expect(try await database.number("SELECT count(*) FROM outbox.attempt") == 1)
-    }
-
-    /// The database goes elsewhere and comes back: what was written elsewhere is not here then.
-    @Test(arguments: [true, false])
-    func `nothing is settled on another server than the batch was claimed on`(isSuccess: Bool) async throws {
+    /// The database goes elsewhere and may come back: what is written on one server is not on the other.
+    @Test(arguments: [true, false], [true, false])
+    func `a batch that was claimed on another server is lost: nothing of it is settled here, and it is not finished`(
+        isSuccess: Bool, isLast: Bool
+    ) async throws {
         let database = try await TestCluster.database()
         let id = try await database.endpoint("e", url: "https://example.com/").id
         try await database.publish(2)
@@ -161,19 +142,24 @@ import Testing
         let attempt = Attempt(
             number: 1, trigger: .first, startedAt: batch.events[0].createdAt, total: .zero, isSuccess: isSuccess,
             status: isSuccess ? 200 : 500)
-        let holder = Holder.batch(batch.id, batch.lease)
-        var group = RecordGroup()
-        group.outcomes = [
-            outcome(batch.events[0], id, holder, isSuccess ? .delivered : .wait(.seconds(60), .retry), attempt: attempt)
-        ]
-        group.servers = [batch.lease: ServerStart(time: batch.server.time + .seconds(-1))]
-        let elsewhere = try await database.pool.run { [group] in try $0.record(group, worker: "w") }
-        #expect(elsewhere.lost == [holder])
+        let before = ServerStart(time: batch.held.server.time + .seconds(-1))
+        func group(of held: HeldBatch) -> RecordGroup {
+            var group = RecordGroup()
+            let resolution = isSuccess ? Resolution.delivered : .wait(.seconds(60), .retry)
+            group.outcomes = [outcome(batch.events[0], id, .batch(held), resolution, attempt: attempt)]
+            if isLast { group.finishedBatches = [held] }
+            return group
+        }
+        let foreign = HeldBatch(id: batch.held.id, lease: batch.held.lease, server: before)
+        let elsewhere = try await database.pool.run { [group = group(of: foreign)] in try $0.record(group, worker: "w")
+        }
+        #expect(elsewhere.lost == [.batch(foreign)])
         #expect(try await database.number("SELECT count(*) FROM outbox.attempt") == 1)
         #expect(try await database.number("SELECT count(*) FROM outbox.delivery") == 0)
-        group.servers = [batch.lease: batch.server]
-        let here = try await database.pool.run { [group] in try $0.record(group, worker: "w") }
+        #expect(try await database.number("SELECT count(*) FROM outbox.batch") == 1)
+        let here = try await database.pool.run { [group = group(of: batch.held)] in try $0.record(group, worker: "w") }
         #expect(here.lost == [])
+        #expect(try await database.number("SELECT count(*) FROM outbox.batch") == (isLast ? 0 : 1))
     }
 
     @Test func `of two workers that claim at once each batch goes to one`() async throws {

@@ -149,8 +149,10 @@ import Testing
         ledger.receiver.stop()
     }
 
-    @Test func `what a clock that was set back put before the floor is found at the release`() async throws {
-        let database = try await TestCluster.database()
+    /// A lane that is held, its floor, and a delivery that has come to lie so long before it.
+    private func laneWithDelivery(
+        _ database: TestDatabase, dueBeforeItsFloor interval: String
+    ) async throws -> (EndpointID, LeaseID, LaneFloor) {
         let endpoint = try await database.endpoint("e", url: "http://127.0.0.1:1/").id
         let lease = LeaseID.random()
         try await database.publish()
@@ -162,8 +164,14 @@ import Testing
         try await database.script(
             """
             INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger)
-            SELECT id, '\(endpoint)', created_at, clock_timestamp() - interval '30 s', 'retry' FROM outbox.event
+            SELECT id, '\(endpoint)', created_at, clock_timestamp() - interval '\(interval)', 'retry' FROM outbox.event
             """)
+        return (endpoint, lease, floor)
+    }
+
+    @Test func `what a clock that was set back put before the floor is found at the release`() async throws {
+        let database = try await TestCluster.database()
+        let (endpoint, lease, floor) = try await laneWithDelivery(database, dueBeforeItsFloor: "30 s")
         #expect(try await database.pool.run { try $0.releaseLane(endpoint, lease: lease, floor: floor) })
         #expect(try await database.number("SELECT count(*) FROM outbox.lane WHERE due_at < clock_timestamp()") == 1)
     }
@@ -172,20 +180,8 @@ import Testing
         async throws
     {
         let database = try await TestCluster.database()
-        let endpoint = try await database.endpoint("e", url: "http://127.0.0.1:1/").id
-        let lease = LeaseID.random()
-        try await database.publish()
-        let floor = try await database.pool.run { connection in
-            try connection.query(
-                "UPDATE outbox.lane SET lease_id = \(lease), lease_until = 'infinity', due_at = '-infinity'")
-            return try #require(try connection.laneFloor(of: endpoint, lease: lease, from: .none))
-        }
         // Delivered on the last server, and back on this one.
-        try await database.script(
-            """
-            INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger)
-            SELECT id, '\(endpoint)', created_at, clock_timestamp() - interval '1 hour', 'retry' FROM outbox.event
-            """)
+        let (endpoint, lease, floor) = try await laneWithDelivery(database, dueBeforeItsFloor: "1 hour")
         func due(_ floor: LaneFloor) async throws -> [Bool] {
             let next = try await database.pool.run {
                 try #require(try $0.laneFloor(of: endpoint, lease: lease, from: floor))

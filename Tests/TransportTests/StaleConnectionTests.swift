@@ -61,8 +61,7 @@ import Transport
     {
         let servers = try await TLSServers()
         let transport = Transport(policy: local)
-        var request = HTTPRequest(url: servers.url(name), body: Array("{}".utf8), timeout: .seconds(5))
-        request.tls = HTTPRequest.TLS(authorities: try servers.pem("ca"))
+        let request = try request(to: name, of: servers)
         let first = await transport.send(request)
         #expect(first.status == 200, "\(first.message ?? "")")
         #expect(await eventually { servers.unaskedAnswers(name) == 1 })
@@ -74,14 +73,19 @@ import Transport
         await servers.stop()
     }
 
+    private func request(to name: String, of servers: TLSServers) throws -> HTTPRequest {
+        var request = HTTPRequest(url: servers.url(name), body: Array("{}".utf8), timeout: .seconds(5))
+        request.tls = HTTPRequest.TLS(authorities: try servers.pem("ca"))
+        return request
+    }
+
     /// Session tickets and the control frames of HTTP/2 wait in a connection, too, and are no answers.
     @Test(arguments: ["good", "good12", "h2"]) func `a quiet connection is used again and again`(name: String)
         async throws
     {
         let servers = try await TLSServers()
         let transport = Transport(policy: local)
-        var request = HTTPRequest(url: servers.url(name), body: Array("{}".utf8), timeout: .seconds(5))
-        request.tls = HTTPRequest.TLS(authorities: try servers.pem("ca"))
+        var request = try request(to: name, of: servers)
         request.allowsHTTP2 = name == "h2"
         for _ in 0..<40 {
             let exchange = await transport.send(request)

@@ -5,11 +5,18 @@
 -- others set the path themselves. All migrations are one transaction.
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
+-- Not in SQL, here and in is_home: every claim and cut asks, and a function in SQL that reads something is planned at every call.
 CREATE FUNCTION outbox.cluster_identifier() RETURNS bigint
-LANGUAGE sql STABLE BEGIN ATOMIC SELECT system_identifier FROM pg_control_system(); END;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (SELECT system_identifier FROM pg_control_system());
+END $$;
 
 CREATE FUNCTION outbox.database_identifier() RETURNS bigint
-LANGUAGE sql STABLE BEGIN ATOMIC SELECT oid::bigint FROM pg_database WHERE datname = current_database(); END;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (SELECT oid::bigint FROM pg_database WHERE datname = current_database());
+END $$;
 
 -- The timeline that is being written. After a promotion pg_control_checkpoint() still tells the old one for a while.
 CREATE FUNCTION outbox.current_timeline() RETURNS int
@@ -33,10 +40,11 @@ INSERT INTO outbox.setting DEFAULT VALUES;
 
 -- True where the installation is at home, and the one that is expected; NULL for any.
 CREATE FUNCTION outbox.is_home(instance text DEFAULT NULL) RETURNS boolean
-LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT s.cluster = outbox.cluster_identifier() AND s.database = outbox.database_identifier()
-           AND coalesce(is_home.instance = s.instance, true) FROM outbox.setting s;
-END;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (SELECT s.cluster = outbox.cluster_identifier() AND s.database = outbox.database_identifier()
+                   AND coalesce(is_home.instance = s.instance, true) FROM outbox.setting s);
+END $$;
 
 -- Asked by every connection of a worker before anything else.
 CREATE FUNCTION outbox.require_home(instance text DEFAULT NULL) RETURNS void

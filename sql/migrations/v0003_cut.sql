@@ -10,7 +10,10 @@ LANGUAGE sql STABLE PARALLEL SAFE RETURN coalesce(pg_column_size(before), 0) + c
 -- True when the stream was cut elsewhere: the database is a copy, or one whose transaction ids have begun anew. (An upgraded
 -- cluster looks the same; rebasing it changes nothing.)
 CREATE FUNCTION outbox.is_restored(k outbox.cut) RETURNS boolean
-LANGUAGE sql STABLE RETURN NOT outbox.is_home() OR pg_snapshot_xmax(k.done) > pg_snapshot_xmax(pg_current_snapshot());
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN NOT outbox.is_home() OR pg_snapshot_xmax(k.done) > pg_snapshot_xmax(pg_current_snapshot());
+END $$;
 
 -- True when the event is in a batch.
 CREATE FUNCTION outbox.is_cut(k outbox.cut, tx xid8, id bigint) RETURNS boolean
