@@ -26,13 +26,12 @@ require_swift() {
 build_packages=(libpq-dev libcurl4-openssl-dev libssl-dev libxml2 pkg-config postgresql)
 test_packages=(python3 python3-venv curl iproute2 pgbouncer openssl)
 
-# verifier PACKAGE... : a Python with these packages besides the ones that every test run needs, outside the system's; its path is in
-# $venv, and in OUTBOX_TEST_PYTHON for the tests. The reference implementation of Standard Webhooks checks ours; the servers of
-# Tests/Servers are made of the others.
+# verifier: a Python outside the system's; its path is in $venv, and in OUTBOX_TEST_PYTHON for the tests. The reference
+# implementation of Standard Webhooks checks ours; the servers of Tests/Servers are made of the others.
 verifier() {
     venv=$PWD/.build/verifier
     mkdir -p .build
     [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check standardwebhooks cryptography h2 "$@"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check standardwebhooks cryptography h2
     export OUTBOX_TEST_PYTHON="$venv/bin/python"
 }

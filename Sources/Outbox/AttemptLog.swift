@@ -7,28 +7,45 @@ extension Connection {
         if outcomes.contains(where: { $0.attempt != nil }) { try query(attempts(of: outcomes, worker: worker)) }
     }
 
-    /// The statement that appends them.
+    /// The statement that appends them. What none of them has is left out: it would be an array of NULLs to send, to read and to
+    /// unnest, and a request over a connection that was there, which succeeds, has neither times of connecting nor an error. The
+    /// statement then has eight forms, each prepared once.
     func attempts(of outcomes: [Outcome], worker: String) -> SQL {
         let rows = outcomes.compactMap { outcome in outcome.attempt.map { (outcome, $0) } }
         func column<Value>(_ value: (Outcome, Attempt) -> Value) -> [Value] { rows.map { value($0.0, $0.1) } }
         func microseconds(_ value: (Attempt) -> Duration?) -> [Int32?] {
             rows.map { value($0.1).map { Int32(clamping: $0.microseconds) } }
         }
+        var names =
+            "event_id, event_at, endpoint_id, number, trigger, lease_id, started_at, first_byte_us, total_us, status"
+        var values: SQL = """
+            \(pairRows(column { outcome, _ in outcome.pair })), \(column { Int32(clamping: $1.number) }),
+            \(column { $1.trigger.rawValue }), \(column { outcome, _ in outcome.holder.lease }), \(column { $1.startedAt }),
+            \(microseconds(\.firstByte)), \(microseconds { $0.total }), \(column { $1.status.map { Int32($0) } })
+            """
+        if rows.contains(where: { $1.dns != nil || $1.connect != nil || $1.tls != nil }) {
+            names += ", dns_us, connect_us, tls_us"
+            values = "\(values), \(microseconds(\.dns)), \(microseconds(\.connect)), \(microseconds(\.tls))"
+        }
+        if rows.contains(where: { $1.requestID != nil }) {
+            names += ", request_id"
+            values = "\(values), \(column { $1.requestID })"
+        }
+        let isSilent = rows.allSatisfy { $1.isSuccess && $1.errorClass == nil && $1.error == nil && $1.response == nil }
+        if isSilent {
+            return """
+                INSERT INTO outbox.attempt (worker, outcome, \(raw: names))
+                SELECT \(worker), 'success', a.* FROM unnest(\(values)) AS a(\(raw: names))
+                """
+        }
+        names += ", outcome, error_class, error, response"
+        values = """
+            \(values), \(column { $1.isSuccess ? "success" : "failure" }), \(column { $1.errorClass }), \(column { $1.error }),
+            \(column { $1.response.map { Bytes($0) } })
+            """
         return """
-            INSERT INTO outbox.attempt (event_id, event_at, endpoint_id, number, trigger, lease_id, worker, started_at, dns_us, connect_us,
-                                        tls_us, first_byte_us, total_us, outcome, status, error_class, error, response, request_id)
-            SELECT a.event_id, a.event_at, a.endpoint_id, a.number, a.trigger, a.lease_id, \(worker), a.started_at, a.dns_us, a.connect_us,
-                   a.tls_us, a.first_byte_us, a.total_us, CASE WHEN a.success THEN 'success' ELSE 'failure' END, a.status,
-                   a.error_class, a.error, a.response, a.request_id
-              FROM unnest(\(pairRows(column { outcome, _ in outcome.pair })),
-                          \(column { Int32(clamping: $1.number) }), \(column { $1.trigger.rawValue }),
-                          \(column { outcome, _ in outcome.holder.lease }), \(column { $1.startedAt }),
-                          \(microseconds(\.dns)), \(microseconds(\.connect)), \(microseconds(\.tls)), \(microseconds(\.firstByte)),
-                          \(microseconds { $0.total }), \(column { $1.isSuccess }), \(column { $1.status.map { Int32($0) } }),
-                          \(column { $1.errorClass }), \(column { $1.error }), \(column { $1.response.map { Bytes($0) } }),
-                          \(column { $1.requestID }))
-                   AS a(event_id, event_at, endpoint_id, number, trigger, lease_id, started_at, dns_us, connect_us, tls_us, first_byte_us,
-                        total_us, success, status, error_class, error, response, request_id)
+            INSERT INTO outbox.attempt (worker, \(raw: names))
+            SELECT \(worker), a.* FROM unnest(\(values)) AS a(\(raw: names))
             """
     }
 

@@ -102,31 +102,29 @@ extension Connection {
             SELECT clock_timestamp(), g.mark, c.id, c.claims, c.size, c.ordered, pg_postmaster_start_time(), \(raw: Event.columns)
               FROM (SELECT mark FROM outbox.generation ORDER BY id DESC LIMIT 1) g
               LEFT JOIN claimed c ON true
-              LEFT JOIN LATERAL (
-                   SELECT x.* FROM unnest(c.ids) AS range
-                    CROSS JOIN LATERAL (
-                        SELECT * FROM outbox.event e
-                         WHERE e.id >= lower(range) AND e.id < upper(range)
-                           AND e.created_at >= c.first_at AND e.created_at <= c.last_at) x) e ON true
+              LEFT JOIN outbox.event e ON false
+            UNION ALL
+            -- What is said once is not sent with every event.
+            SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, \(raw: Event.columns)
+              FROM claimed c CROSS JOIN unnest(c.ids) AS range
+             CROSS JOIN LATERAL (
+                   SELECT * FROM outbox.event e
+                    WHERE e.id >= lower(range) AND e.id < upper(range)
+                      AND e.created_at >= c.first_at AND e.created_at <= c.last_at) e
             """)
-        let (now, found, id, claims, size, ordered, server) =
-            try rows.first { row throws(PostgresError) in
-                (
-                    try row[0] as Timestamp, try row[1] as Generation?, try row[2] as BatchID?, try row[3] as Int?,
-                    try row[4] as Int?, try row[5] as [EndpointID]?, ServerStart(time: try row[6])
-                )
-            } ?? (.distantPast, nil, nil, nil, nil, nil, ServerStart(time: .distantPast))
-        let generation = found ?? .unknown
-        guard let id, let claims, let size else { return BatchClaim(now: now, generation: generation, batch: nil) }
-        let events = try rows.map { row throws(PostgresError) in
-            try row[7] as EventID? == nil ? nil : try Event(row: row, from: 7)
+        var (now, generation) = (Timestamp.distantPast, Generation.unknown)
+        var (held, claims, size, ordered): (HeldBatch?, Int, Int, [EndpointID]) = (nil, 0, 0, [])
+        var events: [Event] = []
+        // The rows come in no order that SQL would promise: one that has a time, and the events.
+        _ = try rows.map { row throws(PostgresError) in
+            guard let time = try row[0] as Timestamp? else { return events.append(try Event(row: row, from: 7)) }
+            (now, generation) = (time, try row[1])
+            guard let id = try row[2] as BatchID? else { return }
+            held = HeldBatch(id: id, lease: lease, server: ServerStart(time: try row[6]))
+            (claims, size, ordered) = (try row[3], try row[4], try row[5])
         }
-        return BatchClaim(
-            now: now, generation: generation,
-            batch: ClaimedBatch(
-                held: HeldBatch(id: id, lease: lease, server: server), claims: claims, size: size,
-                ordered: ordered ?? [],
-                events: events.compactMap { $0 }))
+        let batch = held.map { ClaimedBatch(held: $0, claims: claims, size: size, ordered: ordered, events: events) }
+        return BatchClaim(now: now, generation: generation, batch: batch)
     }
 
     /// Where claims may begin to look from now on: what is made later comes after it. A cut that is under way may still put
