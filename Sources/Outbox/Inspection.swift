@@ -182,6 +182,24 @@ extension Connection {
             """)
     }
 
+    /// Who has waited for ten seconds for a lock that stops everybody behind, in the columns of `problems`. It reads nothing of ours,
+    /// and so answers when a look at `problems` would be one of those who wait.
+    package mutating func lockWaits() throws -> Listing {
+        try listing(
+            """
+            SELECT 'waiting_for_lock' AS problem,
+                   format('process %s of role %s waits since %s for %s on outbox.%s, held up by %s', l.pid, a.usename,
+                          to_char(l.waitstart AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), l.mode, c.relname,
+                          array_to_string(pg_blocking_pids(l.pid), ', ')) AS detail,
+                   format('Everybody who comes after it waits. Unless it is yours: SELECT pg_terminate_backend(%s)', l.pid) AS fix
+              FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+              LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+             WHERE n.nspname = 'outbox' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+               AND NOT l.granted AND l.waitstart < clock_timestamp() - interval '10 s'
+               AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+            """)
+    }
+
     /// What is wrong with the installation; empty is healthy.
     package mutating func problems() throws -> Listing {
         try listing("SELECT * FROM outbox.problems")

@@ -24,8 +24,16 @@ final class Janitor: Service {
         await withGracefulShutdownHandler {
             // The engine kept house once before it started.
             var nextHousekeeping = ContinuousClock.now + Self.housekeeping
+            var told: Set<String?> = []
             while !wakeup.isStopped && !Task.isCancelled {
                 do {
+                    // First, since what follows may have to wait for them.
+                    let waits = Set(try await pool.run { try $0.lockWaits() }.rows.map { $0[1] })
+                    for wait in waits.subtracting(told) {
+                        logger.error(
+                            "somebody waits for a lock and stops everybody behind", metadata: ["who": "\(wait ?? "")"])
+                    }
+                    told = waits
                     let timeline = try await pool.run { [configuration] in
                         try $0.heartbeat(worker: configuration.worker, host: configuration.host, pid: configuration.pid)
                         return try $0.noteTimeline()

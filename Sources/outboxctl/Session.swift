@@ -39,8 +39,11 @@ struct Session: Sendable {
     }
 
     /// Runs the closure on one connection and closes everything afterwards.
+    ///
+    /// - Parameter early: asked before anything of ours is read; its answer, if it has one, is the command's.
     static func run<Value: Sendable>(
         _ options: GlobalOptions, checkingSchema: Bool = true,
+        early: @escaping @Sendable (inout Connection) throws -> Value? = { _ in nil },
         _ body: @escaping @Sendable (inout Connection) throws -> Value
     ) async throws -> Value {
         let settings = try Settings(options)
@@ -49,6 +52,7 @@ struct Session: Sendable {
         let result: Result<Value, any Error>
         do {
             let value = try await pool.run { connection in
+                if let value = try early(&connection) { return value }
                 if checkingSchema { try Migrator.check(&connection) }
                 if checkingSchema, let expected = settings["instance"], try connection.instance() != expected {
                     throw SettingRefusal(

@@ -29,7 +29,12 @@ struct Doctor: AsyncParsableCommand {
     @OptionGroup var options: GlobalOptions
 
     func run() async throws {
-        let problems = try await Session.run(options) { try $0.problems() }
+        let problems = try await Session.run(
+            options,
+            early: {
+                let waits = try $0.lockWaits()
+                return waits.rows.isEmpty ? nil : waits
+            }, { try $0.problems() })
         if problems.rows.isEmpty, options.format == .table { return print("no problems found") }
         options.format.list(problems)
         if !problems.rows.isEmpty { throw Answer(message: "\(problems.rows.count) problems found") }

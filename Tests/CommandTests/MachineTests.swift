@@ -373,4 +373,38 @@ import Testing
         let body = try await setting.database.column("SELECT after::text FROM outbox.event")
         #expect(shell.output == body[0])
     }
+
+    /// CREATE RULE queues for its lock before it is refused, and everybody who comes after waits behind it.
+    @Test(arguments: ["event", "migration", "worker"])
+    func `who waits for a lock and stops everybody is named by doctor, and by a worker`(table: String) async throws {
+        let setting = try await Setting(["OUTBOX_POLL_INTERVAL": "100ms"])
+        let name = "app_\(UInt32.random(in: 0 ... .max))"
+        try await setting.database.script("CREATE ROLE \(name) LOGIN; GRANT outbox_producer TO \(name)")
+        let target = try ConnectionTarget(
+            setting.database.connectionString.replacing("user=outbox", with: "user=\(name)"))
+        let (holder, waiting) = (ConnectionPool(target, size: 1), ConnectionPool(target, size: 1))
+        let worker = try ChildProcess(ChildProcess.outboxctl, ["run"], environment: setting.environment)
+        #expect(await worker.waitUntilReady())
+        try await holder.run { try $0.script("BEGIN; CREATE TEMPORARY VIEW v AS SELECT FROM outbox.\(table)") }
+        let attack = Task {
+            try await waiting.run {
+                try $0.script(
+                    "SET lock_timeout = 0; CREATE RULE r AS ON INSERT TO outbox.\(table) DO NOTHING",
+                    within: .seconds(200))
+            }
+        }
+        #expect(
+            try await eventually {
+                let (end, output, _) = try await setting.run("doctor")
+                return end == .exit(1) && output.contains("waiting_for_lock") && output.contains("role \(name) ")
+                    && output.contains("outbox.\(table),")
+            })
+        #expect(await eventually { worker.errors.contains("waits for a lock") && worker.errors.contains(name) })
+        try await holder.run { try $0.script("ROLLBACK") }
+        await #expect(throws: PostgresError.self) { try await attack.value }
+        worker.signal(SIGTERM)
+        #expect(await worker.wait() == .exit(0))
+        await holder.close()
+        await waiting.close()
+    }
 }

@@ -66,6 +66,25 @@ import Testing
         await producer.close()
     }
 
+    @Test func `a partition that somebody holds, or has made something of, keeps no other`() async throws {
+        let database = try await TestCluster.database()
+        try await database.script("UPDATE outbox.setting SET event_retention = '1 hour'")
+        for day in 1...4 {
+            try await database.script(
+                "CREATE TABLE outbox.event_\(day) PARTITION OF outbox.event FOR VALUES FROM ('2020-01-0\(day)') TO ('2020-01-0\(day + 1)')"
+            )
+        }
+        let holder = try database.newPool()
+        try await database.script(
+            "CREATE VIEW public.v AS SELECT id FROM outbox.event_1; CREATE TABLE public.t (e outbox.event_2)")
+        try await holder.run { try $0.script("BEGIN; LOCK TABLE outbox.event_3 IN ACCESS SHARE MODE") }
+        #expect(try await database.pool.run { try $0.keepHouse() } == ["event_4"])
+        try await holder.run { try $0.script("COMMIT") }
+        try await database.script("DROP VIEW public.v; DROP TABLE public.t")
+        #expect(try await database.pool.run { try $0.keepHouse() } == ["event_1", "event_2", "event_3"])
+        await holder.close()
+    }
+
     @Test func `an expired partition is dropped only when nothing of it is outstanding`() async throws {
         let database = try await TestCluster.database()
         let id = try await database.endpoint("e", url: "https://example.com/").id

@@ -32,7 +32,7 @@ import Testing
         let others = try await database.column(
             """
             SELECT oid::regprocedure::text FROM pg_proc
-             WHERE pronamespace = 'outbox'::regnamespace AND prosqlbody IS NULL
+             WHERE pronamespace IN ('outbox'::regnamespace, 'outbox_api'::regnamespace) AND prosqlbody IS NULL
                AND 'search_path=pg_catalog, pg_temp' <> ALL (coalesce(proconfig, '{}'))
             """)
         #expect(others == [])
@@ -41,7 +41,7 @@ import Testing
         let foreign = try await database.column(
             """
             SELECT p.oid::regprocedure::text FROM pg_proc p, unnest(p.proargtypes) a JOIN pg_type t ON t.oid = a
-             WHERE p.pronamespace = 'outbox'::regnamespace AND p.prosecdef AND t.typnamespace <> 'pg_catalog'::regnamespace
+             WHERE p.pronamespace IN ('outbox'::regnamespace, 'outbox_api'::regnamespace) AND p.prosecdef AND t.typnamespace <> 'pg_catalog'::regnamespace
             """)
         #expect(foreign == [])
     }
@@ -251,36 +251,109 @@ import Testing
     @Test func `a role that is bound to customers publishes for them and for nobody else`() async throws {
         let database = try await TestCluster.database()
         let (name, pool) = try await login(database)
-        #expect(await sqlState(pool, "SELECT outbox.publish('t')") == "42501")
+        #expect(await sqlState(pool, "SELECT outbox_api.publish('t')") == "42501")
         try await database.script("SELECT outbox.grant_publish('\(name)', '{acme,beta}')")
-        #expect(await sqlState(pool, "SELECT outbox.publish('t', customer_id => 'acme')") == nil)
-        #expect(await sqlState(pool, "SELECT outbox.publish('t', customer_id => 'gamma')") == "OB004")
-        #expect(await sqlState(pool, "SELECT outbox.publish('t')") == "OB004")
-        #expect(await sqlState(pool, "INSERT INTO outbox.event (type, customer_id) VALUES ('t', 'gamma')") == "42501")
+        #expect(await sqlState(pool, "SELECT outbox_api.publish('t', customer_id => 'acme')") == nil)
+        #expect(await sqlState(pool, "SELECT outbox_api.publish('t', customer_id => 'gamma')") == "OB004")
+        #expect(await sqlState(pool, "SELECT outbox_api.publish('t')") == "OB004")
         // Playing the bound role gives no more than being it; being more gives more.
         let (_, player) = try await login(database, name)
         #expect(
-            await sqlState(player, "SET ROLE \(name); SELECT outbox.publish('t', customer_id => 'gamma')") == "OB004")
-        #expect(await sqlState(player, "SELECT outbox.publish('t', customer_id => 'beta')") == nil)
+            await sqlState(player, "SET ROLE \(name); SELECT outbox_api.publish('t', customer_id => 'gamma')")
+                == "OB004")
+        #expect(await sqlState(player, "SELECT outbox_api.publish('t', customer_id => 'beta')") == nil)
         // Its own trigger publishes with its rights.
         try await database.script("CREATE SCHEMA own AUTHORIZATION \(name)")
         try await pool.run {
             try $0.script(
                 """
                 CREATE TABLE own.orders (id int, tenant text);
-                CREATE TRIGGER emit AFTER INSERT ON own.orders FOR EACH ROW EXECUTE FUNCTION outbox.emit('order', 'tenant');
+                CREATE TRIGGER emit AFTER INSERT ON own.orders FOR EACH ROW EXECUTE FUNCTION outbox_api.emit('order', 'tenant');
                 INSERT INTO own.orders VALUES (1, 'acme')
                 """)
         }
         #expect(await sqlState(pool, "INSERT INTO own.orders VALUES (2, 'gamma')") == "OB004")
+        // So does one that somebody else has put on its table.
+        try await database.script(
+            "CREATE TRIGGER emit2 AFTER INSERT ON own.orders FOR EACH ROW EXECUTE FUNCTION outbox.emit('order2', 'tenant')"
+        )
+        #expect(await sqlState(pool, "INSERT INTO own.orders VALUES (3, 'acme')") == nil)
         try await database.script("SELECT outbox.grant_publish('\(name)', '{}')")
-        #expect(await sqlState(pool, "SELECT outbox.publish('t', customer_id => 'acme')") == "42501")
+        #expect(await sqlState(pool, "SELECT outbox_api.publish('t', customer_id => 'acme')") == "42501")
         try await database.script("GRANT outbox_producer TO \(name)")
         #expect(await sqlState(database.pool, "SELECT outbox.grant_publish('\(name)', '{acme}')") == "OB002")
         #expect(
-            try await database.column("SELECT DISTINCT customer_id FROM outbox.event ORDER BY 1") == ["acme", "beta"])
+            try await database.column("SELECT type || ' ' || customer_id FROM outbox.event ORDER BY id") == [
+                "t acme", "t beta", "order acme", "order acme", "order2 acme",
+            ])
         await pool.close()
         await player.close()
+    }
+
+    @Test func `what a bound role says arrives as it was said`() async throws {
+        let database = try await TestCluster.database()
+        let (name, pool) = try await login(database)
+        try await database.script("SELECT outbox.grant_publish('\(name)', '{acme}')")
+        func said(by function: String) async throws -> String? {
+            try await database.script("DELETE FROM outbox.event; DELETE FROM outbox.dedup")
+            let script = """
+                SELECT \(function).begin_operation('00000000-0000-4000-8000-000000000001', 'somebody');
+                SELECT \(function).publish(
+                    'type', after => '{"a": 1}', change_type => 'change', customer_id => 'acme', before => '{"a":  0}',
+                    identity => 'identity', transaction_id => '00000000-0000-4000-8000-000000000002', ordering_key => 'order',
+                    dedup_key => 'dedup', deliver_at => '2999-01-01', headers => '{"h": "v"}', occurred_at => '2001-01-01');
+                SELECT \(function).publish('plain', customer_id => 'acme')
+                """
+            #expect(await sqlState(function == "outbox" ? database.pool : pool, script) == nil)
+            return try await database.column(
+                """
+                SELECT jsonb_agg(to_jsonb(e) - '{id,tx,created_at}'::text[] ORDER BY id)::text || (SELECT count(*) FROM outbox.dedup)
+                  FROM outbox.event e
+                """)[0]
+        }
+        let direct = try await said(by: "outbox")
+        #expect(try await said(by: "outbox_api") == direct)
+        #expect(direct?.contains("somebody") == true)
+        await pool.close()
+    }
+
+    /// Locks that PostgreSQL takes before it asks for a right, and what may be made of a table that can be named.
+    @Test func `a bound role can name nothing of ours, and so neither queue for its locks nor depend on it`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        let (name, pool) = try await login(database)
+        try await database.script(
+            "SELECT outbox.grant_publish('\(name)', '{acme}'); CREATE SCHEMA own AUTHORIZATION \(name)")
+        let holder = ConnectionPool(
+            try ConnectionTarget(database.connectionString.replacing("user=outbox", with: "user=\(name)")), size: 1)
+        // Its own open transaction, for which the next ones would wait with everybody behind them.
+        try await holder.run { try $0.script("BEGIN; SELECT outbox_api.publish('t', customer_id => 'acme')") }
+        let relations = try await database.column(
+            """
+            SELECT relname::text FROM pg_class
+             WHERE relnamespace = 'outbox'::regnamespace AND relkind IN ('r', 'p', 'v', 'S') ORDER BY 1
+            """
+        ).compactMap(\.self)
+        #expect(relations.contains("event") && relations.contains("cutting") && relations.contains("migration"))
+        for relation in relations {
+            for attack in [
+                "CREATE RULE r AS ON INSERT TO outbox.\(relation) DO NOTHING",
+                "CREATE VIEW own.v AS SELECT FROM outbox.\(relation) FOR UPDATE",
+                "PREPARE p AS DELETE FROM outbox.\(relation)", "LOCK TABLE outbox.\(relation)",
+                "CREATE TABLE own.t (e outbox.\(relation))", "CREATE TABLE own.t (LIKE outbox.\(relation))",
+                "CREATE TABLE own.t (id bigint REFERENCES outbox.\(relation))",
+                "CREATE INDEX ON outbox.\(relation) (id)",
+                "CREATE TRIGGER t AFTER INSERT ON outbox.\(relation) FOR EACH ROW EXECUTE FUNCTION outbox_api.emit()",
+            ] {
+                #expect(await sqlState(pool, "SET LOCAL lock_timeout = '1s'; \(attack)") == "42501", "\(attack)")
+            }
+        }
+        for type in ["body", "event_type", "cut"] {
+            #expect(await sqlState(pool, "CREATE TABLE own.t (a outbox.\(type))") == "42501", "\(type)")
+        }
+        await holder.close()
+        await pool.close()
     }
 
     @Test func `what the service itself needs no operator can take away by naming it`() async throws {
@@ -306,8 +379,8 @@ import Testing
         try await database.script("SELECT outbox.grant_publish('\(other)', '{other}'); GRANT \(other) TO \(bound)")
         let again = ConnectionPool(
             try ConnectionTarget(database.connectionString.replacing("user=outbox", with: "user=\(bound)")), size: 1)
-        #expect(await sqlState(again, "SELECT outbox.publish('t', customer_id => 'acme')") == "OB004")
-        #expect(await sqlState(again, "SELECT outbox.publish('t', customer_id => 'other')") == nil)
+        #expect(await sqlState(again, "SELECT outbox_api.publish('t', customer_id => 'acme')") == "OB004")
+        #expect(await sqlState(again, "SELECT outbox_api.publish('t', customer_id => 'other')") == nil)
         for pool in [pool, producer, again] { await pool.close() }
     }
 
@@ -374,12 +447,21 @@ import Testing
             #expect(await sqlState(pool, "UPDATE outbox.audit SET actor = 'x'") == "42501")
             #expect(await sqlState(pool, "DELETE FROM outbox.audit") == "42501")
             #expect(await sqlState(pool, "SELECT outbox.record_audit('a', 'b', 'c', '{}')") == nil)
+            // What a function does it says itself.
+            for action in ["db.rebase", "db.set_body_limit", "producer.grant"] {
+                #expect(await sqlState(pool, "SELECT outbox.record_audit('\(action)', 'b', 'c', '{}')") == "OB002")
+                #expect(await sqlState(pool, "SELECT outbox.append_audit('\(action)', 'b', 'c', '{}')") == "42501")
+            }
+            #expect(
+                await sqlState(pool, "SELECT outbox.set_body_limit(1000)")
+                    == (right == "outbox_operator" ? nil : "42501"))
             #expect(
                 try await database.number(
                     "SELECT count(*) FROM outbox.audit WHERE actor = \(name) AND at > clock_timestamp() - interval '1 min'"
-                ) == 1)
+                ) == (right == "outbox_operator" ? 2 : 1))
             await pool.close()
         }
+        #expect(try await database.number("SELECT count(*) FROM outbox.audit WHERE action = 'db.set_body_limit'") == 1)
     }
 
     @Test func `a reader can see whether something is wrong`() async throws {

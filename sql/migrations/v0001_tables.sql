@@ -185,6 +185,7 @@ BEGIN
     -- NOT VALID: only new values are checked, so that lowering the limit scans nothing.
     EXECUTE format('ALTER DOMAIN outbox.body ADD CONSTRAINT is_within_the_limit CHECK (VALUE IS NULL OR pg_column_size(VALUE) <= %1$s '
         'OR octet_length(VALUE::text) <= %2$s OR outbox.refuse_body(octet_length(VALUE::text), %2$s)) NOT VALID', bytes / 256, bytes);
+    PERFORM outbox.append_audit('db.set_body_limit', 'database', NULL, jsonb_build_object('bytes', bytes));
 END $$;
 
 -- How far the stream has been cut. One row a cut, newest last; never updated, so that a held snapshot cannot slow the

@@ -109,15 +109,47 @@ END $$;
 
 -- Sets the TransactionId and the identity of everything that the rest of this transaction publishes.
 CREATE FUNCTION outbox.begin_operation(transaction_id uuid DEFAULT NULL, identity text DEFAULT NULL) RETURNS uuid
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    PERFORM set_config('outbox.transaction_id',
-                       coalesce(begin_operation.transaction_id, outbox.current_transaction_id())::text, true);
-    IF begin_operation.identity IS NOT NULL THEN
-        PERFORM set_config('outbox.identity', begin_operation.identity, true);
+LANGUAGE sql BEGIN ATOMIC
+    SELECT set_config('outbox.identity', begin_operation.identity, true) WHERE begin_operation.identity IS NOT NULL;
+    SELECT set_config('outbox.transaction_id', coalesce(begin_operation.transaction_id, outbox.current_transaction_id())::text, true)::uuid;
+END;
+
+-- What a role calls that may publish for some customers only (outbox.grant_publish). It may use this schema and not outbox: whoever
+-- can name a table can queue for a lock on it, with CREATE RULE, CREATE VIEW or PREPARE, before PostgreSQL asks whether that is
+-- permitted, and can make views and columns that keep a partition or a type from being changed. These functions are bound to those
+-- of outbox, so that calling them takes no right to name anything there.
+CREATE SCHEMA IF NOT EXISTS outbox_api;
+DO $$ BEGIN
+    IF (SELECT count(DISTINCT nspowner) FROM pg_namespace WHERE nspname IN ('outbox', 'outbox_api')) > 1 THEN
+        RAISE EXCEPTION USING errcode = 'OB020', message = 'the schema outbox_api belongs to another role than the schema outbox',
+            hint = 'Whoever owns it could replace what is called there. Drop it, or give both to one role: ALTER SCHEMA … OWNER TO …';
     END IF;
-    RETURN current_setting('outbox.transaction_id')::uuid;
 END $$;
+
+CREATE FUNCTION outbox_api.publish(
+    type text,
+    after json DEFAULT NULL,
+    change_type text DEFAULT NULL,
+    customer_id text DEFAULT NULL,
+    before json DEFAULT NULL,
+    identity text DEFAULT NULL,
+    transaction_id uuid DEFAULT NULL,
+    ordering_key text DEFAULT NULL,
+    dedup_key text DEFAULT NULL,
+    deliver_at timestamptz DEFAULT NULL,
+    headers jsonb DEFAULT NULL,
+    occurred_at timestamptz DEFAULT NULL
+) RETURNS bigint
+LANGUAGE sql BEGIN ATOMIC
+    SELECT outbox.publish(publish.type, publish.after, publish.change_type, publish.customer_id, publish.before, publish.identity,
+                          publish.transaction_id, publish.ordering_key, publish.dedup_key, publish.deliver_at, publish.headers,
+                          publish.occurred_at);
+END;
+
+CREATE FUNCTION outbox_api.begin_operation(transaction_id uuid DEFAULT NULL, identity text DEFAULT NULL) RETURNS uuid
+LANGUAGE sql BEGIN ATOMIC
+    SELECT outbox.begin_operation(begin_operation.transaction_id, begin_operation.identity);
+END;
 
 -- A row trigger for the producer's own tables:
 --     CREATE TRIGGER emit AFTER INSERT OR UPDATE OR DELETE ON orders
@@ -146,8 +178,14 @@ BEGIN
                 hint = 'The second argument of the trigger names the column that holds the customer.';
         END IF;
     END IF;
-    PERFORM outbox.publish(
+    PERFORM outbox_api.publish(
         type => coalesce(TG_ARGV[0], TG_TABLE_NAME), customer_id => customer, before => old_row, after => new_row,
         change_type => CASE TG_OP WHEN 'INSERT' THEN 'Create' WHEN 'UPDATE' THEN 'Update' ELSE 'Delete' END);
     RETURN NULL;
+END $$;
+
+-- The same for roles that may not name the other: a trigger function cannot call one.
+DO $$ BEGIN
+    EXECUTE format('CREATE FUNCTION outbox_api.emit() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS %L',
+                   (SELECT prosrc FROM pg_proc WHERE oid = 'outbox.emit()'::regprocedure));
 END $$;

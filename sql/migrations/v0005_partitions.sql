@@ -72,9 +72,10 @@ BEGIN
 END $$;
 
 -- Drops one partition that is past its retention and of which nothing is needed any more; returns its name, or NULL when
--- there is none. One a call, so that no lock is held for long; a lock that is not had within a second is not waited for.
+-- there is none. One a call, so that no lock is held for long. One that somebody has locked, or that a view or a column of somebody
+-- else's depends on, is left for the next time: it keeps no other.
 CREATE FUNCTION outbox.drop_expired_partition() RETURNS text
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '1s' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '100ms' AS $$
 DECLARE
     p record;
 BEGIN
@@ -89,7 +90,7 @@ BEGIN
             EXECUTE format('DROP TABLE outbox.%I', p.name);
             RETURN p.name;
         EXCEPTION
-            WHEN lock_not_available THEN RETURN NULL;
+            WHEN lock_not_available OR dependent_objects_still_exist THEN NULL;
         END;
     END LOOP;
     RETURN NULL;

@@ -48,15 +48,27 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
       FROM jsonb_array_elements(headers) WITH ORDINALITY y(x, place);
 END;
 
--- Writes one line of the audit log, in the caller's transaction. When and by whom is not the caller's to say.
-CREATE FUNCTION outbox.record_audit(action text, object text, reason text, detail jsonb) RETURNS void
+-- Writes one line of the audit log, in the caller's transaction. When and by whom is not the caller's to say. For the functions of
+-- this schema; everybody else says what he did with outbox.record_audit.
+CREATE FUNCTION outbox.append_audit(action text, object text, reason text, detail jsonb) RETURNS void
 LANGUAGE sql SECURITY DEFINER BEGIN ATOMIC
     INSERT INTO outbox.audit (at, actor, action, object, reason, detail)
-    VALUES (clock_timestamp(), session_user, record_audit.action, record_audit.object, record_audit.reason, coalesce(record_audit.detail, '{}'));
+    VALUES (clock_timestamp(), session_user, append_audit.action, append_audit.object, append_audit.reason, coalesce(append_audit.detail, '{}'));
 END;
 
--- Lets a role publish, for these customers only: it gets no right to insert, which would be for all of them. An empty array takes
--- the right away. What it published stays.
+-- What a function of the schema does it says itself: nobody else says that it was done.
+CREATE FUNCTION outbox.record_audit(action text, object text, reason text, detail jsonb) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF starts_with(record_audit.action, 'db.') OR starts_with(record_audit.action, 'producer.') THEN
+        RAISE EXCEPTION USING errcode = 'OB002',
+            message = format('invalid_value: the action %s is written by the function that does it', record_audit.action);
+    END IF;
+    PERFORM outbox.append_audit(record_audit.action, record_audit.object, record_audit.reason, record_audit.detail);
+END $$;
+
+-- Lets a role publish, for these customers only, by outbox_api.publish: it gets no right to insert, which would be for all of them,
+-- and none to name anything of the schema outbox. An empty array takes the right away. What it published stays.
 CREATE FUNCTION outbox.grant_publish(role name, customers text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -83,12 +95,14 @@ BEGIN
     END IF;
     INSERT INTO outbox.producer_customer (role, customer_id)
     SELECT DISTINCT r.oid::regrole, c FROM pg_roles r, unnest(customers) c WHERE r.rolname = grant_publish.role;
-    EXECUTE format(verb, 'USAGE ON SCHEMA outbox', role);
+    EXECUTE format(verb, 'USAGE ON SCHEMA outbox_api', role);
     EXECUTE format(verb, 'EXECUTE ON FUNCTION '
+        'outbox_api.publish(text, json, text, text, json, text, uuid, text, text, timestamptz, jsonb, timestamptz), '
+        'outbox_api.begin_operation(uuid, text), outbox_api.emit(), '
+        -- What those are bound to.
         'outbox.publish(text, json, text, text, json, text, uuid, text, text, timestamptz, jsonb, timestamptz), '
-        'outbox.begin_operation(uuid, text), outbox.current_transaction_id(), outbox.current_identity(), '
-        'outbox.transaction_uuid(timestamptz, xid8), outbox.emit()', role);
-    PERFORM outbox.record_audit('producer.grant', 'role/' || role, NULL, jsonb_build_object('customers', customers));
+        'outbox.begin_operation(uuid, text), outbox.current_transaction_id(), outbox.transaction_uuid(timestamptz, xid8)', role);
+    PERFORM outbox.append_audit('producer.grant', 'role/' || role, NULL, jsonb_build_object('customers', customers));
 END $$;
 
 -- Appends a trial to the attempt log, and nothing else: a success of any other trigger would resolve a delivery.

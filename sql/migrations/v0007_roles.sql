@@ -21,8 +21,10 @@ BEGIN
 END $$;
 
 REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM PUBLIC;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox, outbox_api FROM PUBLIC;
 GRANT USAGE ON SCHEMA outbox TO outbox_producer, outbox_worker, outbox_reader, outbox_operator;
+GRANT USAGE ON SCHEMA outbox_api TO outbox_producer, outbox_operator;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA outbox_api TO outbox_producer, outbox_operator;
 
 -- Producers publish and insert, nothing else; they can set neither id nor tx nor created_at.
 GRANT INSERT (customer_id, type, change_type, transaction_id, identity, before, after, occurred_at, ordering_key,
