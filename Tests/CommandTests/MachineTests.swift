@@ -385,7 +385,13 @@ import Testing
         let (holder, waiting) = (ConnectionPool(target, size: 1), ConnectionPool(target, size: 1))
         let worker = try ChildProcess(ChildProcess.outboxctl, ["run"], environment: setting.environment)
         #expect(await worker.waitUntilReady())
-        try await holder.run { try $0.script("BEGIN; CREATE TEMPORARY VIEW v AS SELECT FROM outbox.\(table)") }
+        try await holder.run {
+            try $0.script(
+                """
+                SET idle_in_transaction_session_timeout = 0;
+                BEGIN; CREATE TEMPORARY VIEW v AS SELECT FROM outbox.\(table)
+                """)
+        }
         let attack = Task {
             try await waiting.run {
                 try $0.script(
@@ -395,7 +401,7 @@ import Testing
         }
         #expect(
             try await eventually {
-                let (end, output, _) = try await setting.run("doctor")
+                let (end, output, _) = try await setting.run("doctor", "-o", "json")
                 return end == .exit(1) && output.contains("waiting_for_lock") && output.contains("role \(name) ")
                     && output.contains("outbox.\(table),")
             })
