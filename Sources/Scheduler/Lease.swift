@@ -54,6 +54,10 @@ final class Lease: Sendable {
     /// How many pairs are not recorded yet.
     var unresolved: Int { state.withLock { $0.unresolved } }
 
+    /// True when so many pairs are the last ones of a batch that was ours throughout, and so is ours to delete: what was recorded
+    /// under a lease that was lost may be on another server, and is looked up by whoever claims the batch next.
+    func ends(with count: Int) -> Bool { state.withLock { $0.unresolved == count && !$0.isLost } }
+
     /// The database prolonged it.
     func trust(until instant: ContinuousClock.Instant) {
         state.withLock { $0.trustedUntil = instant }

@@ -126,8 +126,7 @@ final class Recorder: Service {
                 group.effects[endpoint] = group.effects[endpoint].map { $0.merged(with: effect) } ?? effect
             }
         }
-        for (lease, count, _) in leases.values where lease.unresolved == count && !lease.isLost {
-            // What was recorded under a lease that was lost may be on another server: whoever claims it next asks.
+        for (lease, count, _) in leases.values where lease.ends(with: count) {
             if let batch = lease.holder.batch { group.finishedBatches.insert(batch) }
         }
         for (lease, _, _) in leases.values where !lease.events.isEmpty {
