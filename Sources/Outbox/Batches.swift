@@ -102,15 +102,16 @@ extension Connection {
             SELECT clock_timestamp(), g.mark, c.id, c.claims, c.size, c.ordered, pg_postmaster_start_time(), \(raw: Event.columns)
               FROM (SELECT mark FROM outbox.generation ORDER BY id DESC LIMIT 1) g
               LEFT JOIN claimed c ON true
-              LEFT JOIN outbox.event e ON false
+             CROSS JOIN (SELECT (NULL::outbox.event).*) e
             UNION ALL
-            -- What is said once is not sent with every event.
+            -- What is said once is not sent with every event. Times and ranges come from one relation: from two, every partition
+            -- would be searched for every range.
             SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, \(raw: Event.columns)
-              FROM claimed c CROSS JOIN unnest(c.ids) AS range
+              FROM (SELECT unnest(c.ids) AS range, c.first_at, c.last_at FROM claimed c) b
              CROSS JOIN LATERAL (
                    SELECT * FROM outbox.event e
-                    WHERE e.id >= lower(range) AND e.id < upper(range)
-                      AND e.created_at >= c.first_at AND e.created_at <= c.last_at) e
+                    WHERE e.id >= lower(b.range) AND e.id < upper(b.range)
+                      AND e.created_at >= b.first_at AND e.created_at <= b.last_at) e
             """)
         var (now, generation) = (Timestamp.distantPast, Generation.unknown)
         var (held, claims, size, ordered): (HeldBatch?, Int, Int, [EndpointID]) = (nil, 0, 0, [])

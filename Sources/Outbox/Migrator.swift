@@ -136,8 +136,8 @@ package enum Migrator {
         if let owner = owners.first, !owner.isTrusted { throw Refusal.foreignSchema(owner.name) }
     }
 
-    /// Has the migrations to itself until the transaction ends. Only who may change the schema can hold it up: not an advisory lock,
-    /// which anybody could take. Of two who make it, the second waits until the first has committed, and begins again.
+    /// Has the migrations to itself until the transaction ends. Not an advisory lock, which anybody could take: this one takes a right
+    /// to hold, and to queue for it the right to name the table. Of two who make it, the second waits until the first has committed, and begins again.
     private static func lock(_ connection: inout Connection, within limit: Duration) throws {
         try requireTrust(&connection)
         try connection.script("SAVEPOINT schema", within: limit)

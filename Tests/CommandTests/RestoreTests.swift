@@ -250,12 +250,17 @@ import Testing
         try await publish(1...3, in: database)
         #expect(try await cut(database) == .events(3))
         try await database.script("DELETE FROM outbox.batch")
-        // Another cluster whose transaction ids are behind: what is made after the data is made anew there, and then producers publish.
+        // Another cluster whose transaction ids are behind, so that the position in the stream lies in the future: what is made after the
+        // data is made anew there, and then producers publish.
+        let behind = """
+            INSERT INTO outbox.cut (done) SELECT (xmax::text::bigint + 100000 || ':' || xmax::text::bigint + 100000 || ':')::pg_snapshot
+              FROM pg_snapshot_xmax(pg_current_snapshot()) xmax;
+            """
         let remade = """
             UPDATE pg_trigger SET tgname = tgname WHERE tgrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'outbox'::regnamespace);
             UPDATE pg_constraint SET conname = conname WHERE connamespace = 'outbox'::regnamespace;
             """
-        try await database.script("UPDATE outbox.setting SET cluster = cluster + 1; " + remade)
+        try await database.script(behind + "UPDATE outbox.setting SET cluster = cluster + 1;" + remade)
         let body = "\"" + String(repeating: "x", count: 20_000) + "\""
         try await database.publish(300, after: body)
         // What a tool for bulk loads does between: the trigger is younger than the events before it.
@@ -269,13 +274,8 @@ import Testing
         #expect(
             try await database.number(
                 "SELECT count(*) FROM outbox.event e JOIN outbox.batch b ON b.ids @> e.id WHERE e.id > 3") == 600)
-        // In the same place, and transaction ids that have begun anew: the position in the stream lies in the future.
-        try await database.script(
-            """
-            DELETE FROM outbox.batch;
-            INSERT INTO outbox.cut (done) SELECT (xmax::text::bigint + 100000 || ':' || xmax::text::bigint + 100000 || ':')::pg_snapshot
-              FROM pg_snapshot_xmax(pg_current_snapshot()) xmax
-            """)
+        // In the same place, and transaction ids that have begun anew.
+        try await database.script("DELETE FROM outbox.batch;" + behind)
         #expect(await cutRefusal(database) == "OB010")
         try await database.script(remade)
         try await publish(9...9, in: database)

@@ -127,6 +127,49 @@ import Testing
         await pool.close()
     }
 
+    @Test func `a claim searches the partitions of its batch, and no other`() async throws {
+        let database = try await untendedDatabase()
+        for day in 1...9 {
+            try await database.script(
+                "CREATE TABLE outbox.event_\(day) PARTITION OF outbox.event FOR VALUES FROM ('2020-01-0\(day)') TO ('2020-01-\(day + 1)')"
+            )
+        }
+        try await database.script("INSERT INTO outbox.event (type) SELECT 'test' FROM generate_series(1, 100)")
+        let pool = try database.newPool(session: WorkerSession.planning)
+        #expect(try await pool.run { try $0.cut(batchSize: 500, budget: 1000) } == .events(100))
+        // As a heavy customer's events lie among others'.
+        try await database.script(
+            "UPDATE outbox.batch SET size = 50, ids = (SELECT range_agg(int8range(id, id + 1)) FROM outbox.event WHERE id % 2 = 0)"
+        )
+        let (before, rounds) = (try await searches(pool), 10)
+        for _ in 0..<rounds {
+            let batch = try await pool.run { connection in
+                let batch = try connection.claimBatch(lease: .random(), worker: "w", for: .seconds(30)).batch
+                try connection.script("UPDATE outbox.batch SET claims = 0")
+                return batch
+            }
+            #expect(batch?.events.count == 50)
+        }
+        let after = try await searches(pool)
+        #expect(after.here - before.here == 50 * rounds)
+        #expect(after.elsewhere == before.elsewhere)
+        await pool.close()
+    }
+
+    /// How often today's partition of events was searched, and the others.
+    private func searches(_ pool: ConnectionPool) async throws -> (here: Int, elsewhere: Int) {
+        try await pool.run { connection in
+            try connection.query("SELECT pg_stat_force_next_flush()")
+            return try connection.query(
+                """
+                SELECT coalesce(sum(idx_scan) FILTER (WHERE relid = (SELECT tableoid FROM outbox.event LIMIT 1)), 0)::int8,
+                       coalesce(sum(idx_scan) FILTER (WHERE relid <> (SELECT tableoid FROM outbox.event LIMIT 1)), 0)::int8
+                  FROM pg_stat_user_tables WHERE schemaname = 'outbox' AND relname LIKE 'event\\_%'
+                """
+            ).first { row throws(PostgresError) in (try row[0] as Int, try row[1] as Int) } ?? (0, 0)
+        }
+    }
+
     @Test func `a transaction that commits late is found among everything since, whatever the statistics say`()
         async throws
     {

@@ -213,7 +213,8 @@ CREATE TABLE outbox.cut (
 );
 INSERT INTO outbox.cut (done) VALUES (pg_current_snapshot());
 
--- Has no rows: whoever cuts locks it. Unlike an advisory lock this needs a privilege, and unlike a row's lock it writes nothing.
+-- Has no rows: whoever cuts locks it. Unlike an advisory lock this takes a right to hold, and to wait for it the right to name it,
+-- which no role has that is bound to customers; and unlike a row's lock it writes nothing.
 CREATE TABLE outbox.cutting ();
 
 CREATE TABLE outbox.batch (

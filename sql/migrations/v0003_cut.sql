@@ -118,7 +118,8 @@ END $$;
 -- delivering then, and the table of batches stays small; only order needs it all (v0004_order.sql).
 --
 -- Its commit need not reach the disk before it returns: the claim that follows waits for the log up to its own commit,
--- and with it for this one and for every event that is about to be sent.
+-- and with it for this one and for every event that is about to be sent. (What keeps order and is found by who holds its lane
+-- already may be sent before; a crash of the server then has it cut, and sent, once more.)
 CREATE FUNCTION outbox.cut(batch_size int, budget int) RETURNS int
 LANGUAGE plpgsql SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
