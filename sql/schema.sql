@@ -238,7 +238,8 @@ column partitions.upper timestamp with time zone
 column problems.problem text
 column problems.detail text
 column problems.fix text
-column producer_customer.role regrole not null
+column producer_customer.role name not null
+column producer_customer.role_oid oid not null
 column producer_customer.customer_id outbox.customer_id not null
 column replay.id uuid not null default gen_random_uuid()
 column replay.filter jsonb not null
@@ -382,20 +383,18 @@ CREATE UNIQUE INDEX token_hash_key ON outbox.token USING btree (hash)
 CREATE UNIQUE INDEX token_pkey ON outbox.token USING btree (id)
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
 function outbox.advance(uuid[],text[],boolean) returns void d41d8cd98f00b204e9800998ecf8427e
-function outbox.append_audit(text,text,text,jsonb) returns void security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox.check_producer(text) returns void 15464f6ccc556612927e5571bec2647a
 function outbox.cluster_identifier() returns bigint 1478b8f8722d7789ed37739735c4d8a5
 function outbox.current_identity() returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_transaction_id() returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox.cut(integer,integer) returns integer 886130a6afed7ff6c0c42e8993854a93
 function outbox.database_identifier() returns bigint 5abb3e3d928ae2125fb5b3c544975fc8
-function outbox.drop_expired_partition() returns text security definer 0d5b593fd5886b3ae4fc77a0a074b5df
-function outbox.emit() returns trigger e1a259e1b7c9d9b44c632a9ccf568f0f
+function outbox.drop_expired_partition() returns text security definer 1fab4b3764cfa1733e951d065296abbc
+function outbox.emit() returns trigger b1b857b0b4ff7a9975bfef056a7b2ac4
 function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
 function outbox.first_incomplete(outbox.cut) returns bigint d41d8cd98f00b204e9800998ecf8427e
-function outbox.grant_publish(name,text[]) returns void security definer ea556c3333d294e05a29749fde7b50a3
+function outbox.grant_publish(name,text[]) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_blocked(uuid,text) returns boolean security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_cut(outbox.cut,xid8,bigint) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_home(text) returns boolean 7ddc0f72f432524bc6274707f5d9aa4c
@@ -411,24 +410,31 @@ function outbox.make_partitions() returns integer security definer 7d8d7c179ae46
 function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.partition_bounds(timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
-function outbox.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 8af9b55b1717c762e38cb2464486b49d
-function outbox.rebase(integer,boolean,boolean) returns record security definer bdf19a874d54679c8b871ed16e02296c
-function outbox.record_audit(text,text,text,jsonb) returns void security definer 758f6d4600702d3ad9772fe42db1cfa5
+function outbox.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint d41d8cd98f00b204e9800998ecf8427e
+function outbox.rebase(integer,boolean,boolean) returns record d41d8cd98f00b204e9800998ecf8427e
+function outbox.record_audit(text,text,text,jsonb) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.record_trial(uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer 04e8d09f54de8c18d21be9c129cb6259
 function outbox.refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
 function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut 0f789da935f644ec78e31ca7ab5dbb3c
 function outbox.require_home(text) returns void 66d50045ef1d513a335ba1d4bee13f1f
 function outbox.require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
 function outbox.route_ordered(bigint[],bigint,boolean) returns void 2c6a2036415b73b33e0ba8311fd03491
-function outbox.set_body_limit(bigint) returns void security definer c8ec952040f47c8e504c45013179107c
+function outbox.set_body_limit(bigint) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.snapshot(xid8,xid8[]) returns pg_snapshot d41d8cd98f00b204e9800998ecf8427e
 function outbox.stored_size(json,json) returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.transaction_uuid(timestamp with time zone,xid8) returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox.wake_worker() returns trigger df7529fd7163fa5c3def66c6ebf6b1eb
 function outbox.webhook_id(bigint,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox_api.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox_api.emit() returns trigger e1a259e1b7c9d9b44c632a9ccf568f0f
+function outbox_api.emit() returns trigger b1b857b0b4ff7a9975bfef056a7b2ac4
 function outbox_api.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint d41d8cd98f00b204e9800998ecf8427e
+function outbox_private.append_audit(name,text,text,text,jsonb) returns void security definer d41d8cd98f00b204e9800998ecf8427e
+function outbox_private.check_producer(name,text) returns void 80a74be834bcb8423abd77db4412c487
+function outbox_private.grant_publish(name,name,text[]) returns void security definer 336da5dbe839305daf923c20a2f412bb
+function outbox_private.publish(name,text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 2b9f7601f3465a38a4e46cbd4ca5e7dc
+function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer 7dcbc510999bbf54b9dd3e2ae6185789
+function outbox_private.record_audit(name,text,text,text,jsonb) returns void security definer d10b0646a39843f41d8d16d6b359253b
+function outbox_private.set_body_limit(name,bigint) returns void security definer ed5901888dcf12c73d077b1d4e81e008
 view attempts
 view backlog
 view dead_letters
@@ -551,6 +557,7 @@ grant execute on database_identifier to outbox_operator
 grant execute on emit to outbox_operator
 grant execute on outbox_api.emit to outbox_operator
 grant execute on first_incomplete to outbox_operator
+grant execute on outbox_private.grant_publish to outbox_operator
 grant execute on grant_publish to outbox_operator
 grant execute on is_blocked to outbox_operator
 grant execute on is_cut to outbox_operator
@@ -561,13 +568,17 @@ grant execute on key_of to outbox_operator
 grant execute on let_go to outbox_operator
 grant execute on masked_headers to outbox_operator
 grant execute on masked_url to outbox_operator
+grant execute on outbox_private.publish to outbox_operator
 grant execute on publish to outbox_operator
 grant execute on outbox_api.publish to outbox_operator
+grant execute on outbox_private.rebase to outbox_operator
 grant execute on rebase to outbox_operator
+grant execute on outbox_private.record_audit to outbox_operator
 grant execute on record_audit to outbox_operator
 grant execute on record_trial to outbox_operator
 grant execute on refuse_body to outbox_operator
 grant execute on require_home to outbox_operator
+grant execute on outbox_private.set_body_limit to outbox_operator
 grant execute on set_body_limit to outbox_operator
 grant execute on transaction_uuid to outbox_operator
 grant execute on wake_worker to outbox_operator
@@ -579,6 +590,7 @@ grant execute on current_transaction_id to outbox_producer
 grant execute on emit to outbox_producer
 grant execute on outbox_api.emit to outbox_producer
 grant execute on is_service to outbox_producer
+grant execute on outbox_private.publish to outbox_producer
 grant execute on publish to outbox_producer
 grant execute on outbox_api.publish to outbox_producer
 grant execute on refuse_body to outbox_producer
@@ -614,6 +626,7 @@ grant execute on line_of to outbox_worker
 grant execute on make_batches to outbox_worker
 grant execute on make_partitions to outbox_worker
 grant execute on partition_bounds to outbox_worker
+grant execute on outbox_private.record_audit to outbox_worker
 grant execute on record_audit to outbox_worker
 grant execute on refuse_body to outbox_worker
 grant execute on release_order to outbox_worker

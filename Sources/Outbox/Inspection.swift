@@ -182,7 +182,7 @@ extension Connection {
             """)
     }
 
-    /// Who has waited for ten seconds for a lock that stops everybody behind, in the columns of `problems`. It reads nothing of ours,
+    /// Who has waited for a second for a lock that stops everybody behind, in the columns of `problems`. It reads nothing of ours,
     /// and so answers when a look at `problems` would be one of those who wait.
     package mutating func lockWaits() throws -> Listing {
         try listing(
@@ -190,12 +190,13 @@ extension Connection {
             SELECT 'waiting_for_lock' AS problem,
                    format('process %s of role %s waits since %s for %s on outbox.%s, held up by %s', l.pid, a.usename,
                           to_char(l.waitstart AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), l.mode, c.relname,
-                          array_to_string(pg_blocking_pids(l.pid), ', ')) AS detail,
+                          (SELECT string_agg(CASE b WHEN 0 THEN 'a prepared transaction' ELSE format('process %s of role %s', b, h.usename) END, ', ')
+                             FROM unnest(pg_blocking_pids(l.pid)) b LEFT JOIN pg_stat_activity h ON h.pid = b)) AS detail,
                    format('Everybody who comes after it waits. Unless it is yours: SELECT pg_terminate_backend(%s)', l.pid) AS fix
               FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
               LEFT JOIN pg_stat_activity a ON a.pid = l.pid
              WHERE n.nspname = 'outbox' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-               AND NOT l.granted AND l.waitstart < clock_timestamp() - interval '10 s'
+               AND NOT l.granted AND l.waitstart < clock_timestamp() - interval '1 s'
                AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
             """)
     }

@@ -38,6 +38,7 @@ package enum Migrator {
         case drifted([String])
         case busy
         case foreignSchema(String)
+        case openSchema(String)
 
         package var description: String {
             switch self {
@@ -52,7 +53,11 @@ package enum Migrator {
             case .foreignSchema(let owner):
                 "what is in the schema \"outbox\" is of the role \(owner), who could run anything with this user's rights; "
                     + "connect as \(owner) to migrate, and as a member of outbox_operator or outbox_worker for the rest"
-            case .busy: "another migration is running; try again when it is done"
+            case .openSchema(let roles):
+                "\(roles) may create something in the schema \"outbox\", which would run with this user's rights; "
+                    + "run: REVOKE CREATE ON SCHEMA outbox FROM \(roles)"
+            case .busy:
+                "another migration is running, or somebody holds a lock on outbox.migration; try again when it is done"
             }
         }
     }
@@ -127,13 +132,19 @@ package enum Migrator {
         let owners = try connection.query(
             """
             SELECT n.nspowner = u.oid OR o.rolsuper OR NOT u.rolsuper AND (m.oid IS NULL OR m.relkind = 'r' AND m.relowner = n.nspowner),
-                   o.rolname
+                   o.rolname,
+                   (SELECT string_agg(coalesce(g.rolname, 'PUBLIC'), ', ') FROM aclexplode(n.nspacl) a LEFT JOIN pg_roles g ON g.oid = a.grantee
+                     WHERE a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner)
               FROM pg_namespace n JOIN pg_roles o ON o.oid = n.nspowner JOIN pg_roles u ON u.rolname = current_user
               LEFT JOIN pg_class m ON m.relnamespace = n.oid AND m.relname = 'migration'
              WHERE n.nspname = 'outbox'
             """
-        ).map { row throws(PostgresError) in (isTrusted: try row[0] as Bool, name: try row[1] as String) }
-        if let owner = owners.first, !owner.isTrusted { throw Refusal.foreignSchema(owner.name) }
+        ).map { row throws(PostgresError) in
+            (isTrusted: try row[0] as Bool, name: try row[1] as String, others: try row[2] as String?)
+        }
+        guard let owner = owners.first else { return }
+        if !owner.isTrusted { throw Refusal.foreignSchema(owner.name) }
+        if let others = owner.others { throw Refusal.openSchema(others) }
     }
 
     /// Has the migrations to itself until the transaction ends. Not an advisory lock, which anybody could take: this one takes a right
@@ -158,7 +169,7 @@ package enum Migrator {
             try connection.script("ROLLBACK TO schema")
         }
         try requireTrust(&connection)
-        try connection.script("LOCK TABLE outbox.migration IN EXCLUSIVE MODE", within: limit)
+        try connection.script("LOCK TABLE outbox.migration IN SHARE UPDATE EXCLUSIVE MODE", within: limit)
     }
 
     private static func checksum(_ migration: Migration) -> String {

@@ -87,6 +87,25 @@ import Testing
         #expect(try await database.column("SELECT after::text FROM outbox.event") == [text])
     }
 
+    @Test func `emit is refused where it would publish what does not happen, or keep it from happening`() async throws {
+        let database = try await TestCluster.database()
+        try await database.script("CREATE TABLE public.orders (id int)")
+        for door in ["outbox", "outbox_api"] {
+            for (when, statement) in [
+                ("BEFORE INSERT ON public.orders FOR EACH ROW", "INSERT INTO public.orders VALUES (1)"),
+                ("AFTER INSERT ON public.orders FOR EACH STATEMENT", "INSERT INTO public.orders VALUES (1)"),
+                ("AFTER TRUNCATE ON public.orders", "TRUNCATE public.orders"),
+            ] {
+                try await database.script("CREATE TRIGGER emit \(when) EXECUTE FUNCTION \(door).emit()")
+                await #expect { try await database.script(statement) } throws: {
+                    ($0 as? PostgresError)?.sqlState == "OB003"
+                }
+                try await database.script("DROP TRIGGER emit ON public.orders")
+            }
+        }
+        #expect(try await database.number("SELECT count(*) FROM outbox.event") == 0)
+    }
+
     @Test func `emit turns row changes into events`() async throws {
         let database = try await TestCluster.database()
         try await database.script(

@@ -32,7 +32,7 @@ import Testing
         let others = try await database.column(
             """
             SELECT oid::regprocedure::text FROM pg_proc
-             WHERE pronamespace IN ('outbox'::regnamespace, 'outbox_api'::regnamespace) AND prosqlbody IS NULL
+             WHERE pronamespace IN ('outbox'::regnamespace, 'outbox_api'::regnamespace, 'outbox_private'::regnamespace) AND prosqlbody IS NULL
                AND 'search_path=pg_catalog, pg_temp' <> ALL (coalesce(proconfig, '{}'))
             """)
         #expect(others == [])
@@ -41,7 +41,7 @@ import Testing
         let foreign = try await database.column(
             """
             SELECT p.oid::regprocedure::text FROM pg_proc p, unnest(p.proargtypes) a JOIN pg_type t ON t.oid = a
-             WHERE p.pronamespace IN ('outbox'::regnamespace, 'outbox_api'::regnamespace) AND p.prosecdef AND t.typnamespace <> 'pg_catalog'::regnamespace
+             WHERE p.pronamespace IN ('outbox'::regnamespace, 'outbox_api'::regnamespace, 'outbox_private'::regnamespace) AND p.prosecdef AND t.typnamespace <> 'pg_catalog'::regnamespace
             """)
         #expect(foreign == [])
     }
@@ -176,7 +176,7 @@ import Testing
         let refusal = await #expect(throws: Migrator.Refusal.self) {
             try await pool.run { _ = try Migrator.migrate(&$0) }
         }
-        #expect(refusal?.description.contains("is of the role \(name)") == true)
+        #expect(refusal?.description.contains("PUBLIC may create") == true)
         #expect(
             try await database.number("SELECT count(*) FROM pg_class WHERE relnamespace = 'outbox'::regnamespace") == 0)
         // A superuser least of all: neither to migrate nor to look, also when the table is there, or something that looks like it.
@@ -186,15 +186,89 @@ import Testing
             "DROP VIEW outbox.migration; CREATE TABLE outbox.migration (version int PRIMARY KEY, name text NOT NULL, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())",
         ] {
             try await stranger.run { try $0.script(script) }
-            await #expect(throws: Migrator.Refusal.self) {
+            let foreign = await #expect(throws: Migrator.Refusal.self) {
                 try await database.pool.run { _ = try Migrator.migrate(&$0) }
             }
+            #expect(foreign?.description.contains("is of the role \(name)") == true)
             if script != "SELECT 1" {
                 await #expect(throws: Migrator.Refusal.self) { try await database.pool.run { try Migrator.check(&$0) } }
             }
         }
         await stranger.close()
         await pool.close()
+    }
+
+    @Test func `a schema in which others may create is neither filled nor used`() async throws {
+        let database = try await TestCluster.database(migrated: false)
+        let (name, stranger) = try await login(database)
+        func refusal(_ work: @escaping @Sendable (inout Connection) throws -> Void) async -> String? {
+            let refusal = await #expect(throws: Migrator.Refusal.self) { try await database.pool.run(work) }
+            return refusal?.description
+        }
+        try await database.script("CREATE SCHEMA outbox; GRANT ALL ON SCHEMA outbox TO PUBLIC, \(name)")
+        #expect(await refusal { _ = try Migrator.migrate(&$0) }?.contains("PUBLIC") == true)
+        try await database.script("REVOKE CREATE ON SCHEMA outbox FROM PUBLIC")
+        #expect(await refusal { _ = try Migrator.migrate(&$0) }?.contains(name) == true)
+        try await database.script("REVOKE CREATE ON SCHEMA outbox FROM \(name)")
+        // What the service would put functions into is not there before it.
+        for taken in ["outbox_api", "outbox_private"] {
+            try await database.script("CREATE SCHEMA \(taken) AUTHORIZATION \(name)")
+            await #expect { try await database.pool.run { _ = try Migrator.migrate(&$0) } } throws: {
+                ($0 as? PostgresError)?.sqlState == "OB020"
+            }
+            try await database.script("DROP SCHEMA \(taken)")
+        }
+        try await database.pool.run { _ = try Migrator.migrate(&$0) }
+        try await database.script("GRANT CREATE ON SCHEMA outbox TO \(name)")
+        #expect(await refusal { try Migrator.check(&$0) }?.contains("REVOKE CREATE") == true)
+        await stranger.close()
+    }
+
+    /// nextval locks whatever it is given before it looks at it, and anybody may call it.
+    @Test func `who can only connect neither stops a migration, nor a cut, nor retention`() async throws {
+        let database = try await TestCluster.database()
+        let (_, stranger) = try await login(database)
+        try await database.script(
+            """
+            UPDATE outbox.setting SET event_retention = '1 hour';
+            CREATE TABLE outbox.event_old PARTITION OF outbox.event FOR VALUES FROM ('2020-01-01') TO ('2020-01-02');
+            INSERT INTO outbox.event (type, created_at) VALUES ('old', '2020-01-01 12:00')
+            """)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(1))
+        try await database.script("DELETE FROM outbox.batch")
+        try await stranger.run { connection in
+            try connection.script("SET idle_in_transaction_session_timeout = 0; BEGIN")
+            for table in ["event", "event_default", "migration", "cutting", "batch", "setting", "cut"] {
+                let oid = try connection.query(
+                    "SELECT c.oid::int8 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'outbox' AND c.relname = \(table)"
+                ).first { row throws(PostgresError) in try row[0] as Int64 }
+                try connection.script("SAVEPOINT s")
+                do throws(PostgresError) { try connection.script("SELECT nextval(\(oid ?? 0)::oid::regclass)") } catch {
+                    #expect(error.sqlState == "42809", "\(table): \(error)")
+                }
+                try connection.script("ROLLBACK TO s")
+            }
+        }
+        #expect(
+            try await database.number(
+                "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database WHERE d.datname = current_database() AND mode = 'RowExclusiveLock' AND relation = 'outbox.event'::regclass"
+            )
+                == 1)
+        try await database.pool.run { _ = try Migrator.migrate(&$0, lockTimeout: .seconds(1)) }
+        try await database.publish(3)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(3))
+        // Dropping the partition takes the lock; emptying it does not.
+        #expect(try await database.pool.run { try $0.keepHouse() } == [])
+        #expect(try await database.number("SELECT count(*) FROM outbox.event WHERE type = 'old'") == 0)
+        await #expect { try await database.pool.run { try $0.rebase(isNewInstance: true) } } throws: {
+            ($0 as? PostgresError)?.sqlState == "55P03"
+        }
+        await stranger.close()
+        #expect(await eventuallyDropped(database))
+    }
+
+    private func eventuallyDropped(_ database: TestDatabase) async -> Bool {
+        (try? await eventually { try await database.pool.run { try $0.keepHouse() } == ["event_old"] }) ?? false
     }
 
     @Test func `a producer can be prepared where transactions may be, whoever sleeps`() async throws {
@@ -317,6 +391,65 @@ import Testing
         await pool.close()
     }
 
+    /// ANALYZE, REFRESH and their like run what a table's owner has made in the session of whoever runs them.
+    @Test func `what a role has made is that role also in a superuser's session`() async throws {
+        let database = try await TestCluster.database()
+        let (bound, pool) = try await login(database)
+        let (manager, operating) = try await login(database, "outbox_operator")
+        try await database.script("SELECT outbox.grant_publish('\(bound)', '{acme}')")
+        try await operating.run { try $0.script("SELECT outbox.record_audit('before', 'b', NULL, NULL)") }
+        for (role, pool, body) in [
+            (bound, pool, "outbox_api.publish('t', customer_id => 'gamma')"),
+            (bound, pool, "outbox_api.publish('t', customer_id => 'acme', dedup_key => 'k')"),
+            (manager, operating, "outbox.record_audit('during', 'b', NULL, NULL)"),
+            (manager, operating, "outbox.set_body_limit(2000)"),
+        ] {
+            try await database.script("CREATE SCHEMA own AUTHORIZATION \(role)")
+            try await pool.run {
+                try $0.script(
+                    """
+                    CREATE TABLE own.said (what text);
+                    CREATE FUNCTION own.act() RETURNS void LANGUAGE plpgsql AS $$
+                    BEGIN
+                        PERFORM \(body);
+                        INSERT INTO own.said VALUES ('done');
+                    EXCEPTION WHEN OTHERS THEN INSERT INTO own.said VALUES (SQLSTATE);
+                    END $$;
+                    CREATE FUNCTION own.f(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
+                    BEGIN
+                        IF session_user <> '\(role)' THEN PERFORM own.act(); END IF;
+                        RETURN $1;
+                    END $$;
+                    CREATE TABLE own.t (a int);
+                    CREATE INDEX ON own.t (own.f(a));
+                    INSERT INTO own.t VALUES (1)
+                    """)
+            }
+            try await database.script("ANALYZE own.t")
+            let isGamma = body.contains("gamma")
+            #expect(
+                try await database.column("SELECT DISTINCT what FROM own.said") == [isGamma ? "OB004" : "done"],
+                "\(body)")
+            try await database.script("DROP SCHEMA own CASCADE")
+        }
+        #expect(try await database.column("SELECT DISTINCT customer_id FROM outbox.event") == ["acme"])
+        #expect(try await database.column("SELECT DISTINCT producer FROM outbox.dedup") == [bound])
+        // Whose session it was, and who acted in it.
+        #expect(
+            try await database.column(
+                "SELECT DISTINCT action || ' ' || actor FROM outbox.audit WHERE action <> 'producer.grant' ORDER BY 1")
+                == [
+                    "before \(manager)", "db.set_body_limit outbox as \(manager)", "during outbox as \(manager)",
+                ])
+        // Nobody can say himself for whom he calls.
+        for pool in [pool, operating] {
+            #expect(
+                await sqlState(pool, "SELECT outbox_private.record_audit('x', 'a', 'b', NULL, NULL)") == "42501")
+        }
+        await pool.close()
+        await operating.close()
+    }
+
     /// Locks that PostgreSQL takes before it asks for a right, and what may be made of a table that can be named.
     @Test func `a bound role can name nothing of ours, and so neither queue for its locks nor depend on it`()
         async throws
@@ -370,6 +503,13 @@ import Testing
         let (name, producer) = try await login(database, "outbox_producer")
         #expect(await sqlState(pool, "SELECT outbox.grant_publish('\(name)', '{}')") == "OB002")
         #expect(await sqlState(producer, "SELECT outbox.publish('t')") == nil)
+        // Who can name the tables is bound to nobody.
+        for right in ["outbox_operator", "outbox_reader", "outbox_producer"] {
+            let (other, login) = try await login(database, right)
+            #expect(await sqlState(pool, "SELECT outbox.grant_publish('\(other)', '{acme}')") == "OB002", "\(right)")
+            await login.close()
+        }
+        #expect(await sqlState(pool, "SELECT outbox.grant_publish('\(name)', '{NULL}')") == "OB002")
         // A role of the same name is another role.
         let (bound, first) = try await login(database)
         try await database.script("SELECT outbox.grant_publish('\(bound)', '{acme}')")
@@ -381,6 +521,9 @@ import Testing
             try ConnectionTarget(database.connectionString.replacing("user=outbox", with: "user=\(bound)")), size: 1)
         #expect(await sqlState(again, "SELECT outbox_api.publish('t', customer_id => 'acme')") == "OB004")
         #expect(await sqlState(again, "SELECT outbox_api.publish('t', customer_id => 'other')") == nil)
+        // So is one with its number, where a restore has brought the rows.
+        try await database.script("UPDATE outbox.producer_customer SET role = 'somebody' WHERE customer_id = 'other'")
+        #expect(await sqlState(again, "SELECT outbox_api.publish('t', customer_id => 'other')") == "OB004")
         for pool in [pool, producer, again] { await pool.close() }
     }
 
@@ -450,7 +593,9 @@ import Testing
             // What a function does it says itself.
             for action in ["db.rebase", "db.set_body_limit", "producer.grant"] {
                 #expect(await sqlState(pool, "SELECT outbox.record_audit('\(action)', 'b', 'c', '{}')") == "OB002")
-                #expect(await sqlState(pool, "SELECT outbox.append_audit('\(action)', 'b', 'c', '{}')") == "42501")
+                #expect(
+                    await sqlState(pool, "SELECT outbox_private.append_audit('x', '\(action)', 'b', 'c', '{}')")
+                        == "42501")
             }
             #expect(
                 await sqlState(pool, "SELECT outbox.set_body_limit(1000)")

@@ -88,7 +88,7 @@ import Testing
                     UNION ALL
                     SELECT 4, p.oid::regprocedure::text, format('function %s returns %s%s %s', p.oid::regprocedure, pg_get_function_result(p.oid),
                            CASE WHEN p.prosecdef THEN ' security definer' ELSE '' END, md5(p.prosrc))
-                      FROM pg_proc p WHERE p.pronamespace IN ('outbox'::regnamespace, 'outbox_api'::regnamespace)
+                      FROM pg_proc p WHERE p.pronamespace IN ('outbox'::regnamespace, 'outbox_api'::regnamespace, 'outbox_private'::regnamespace)
                     UNION ALL
                     SELECT 5, c.relname, format('view %s', c.relname)
                       FROM pg_class c WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'v'
@@ -101,7 +101,7 @@ import Testing
                       FROM information_schema.role_table_grants WHERE table_schema = 'outbox' AND grantee LIKE 'outbox\\_%'
                     UNION ALL
                     SELECT 8, grantee || routine_name || specific_name, format('grant execute on %s%s to %s', CASE routine_schema WHEN 'outbox' THEN '' ELSE routine_schema || '.' END, routine_name, grantee)
-                      FROM information_schema.role_routine_grants WHERE routine_schema IN ('outbox', 'outbox_api') AND grantee LIKE 'outbox\\_%') x
+                      FROM information_schema.role_routine_grants WHERE routine_schema IN ('outbox', 'outbox_api', 'outbox_private') AND grantee LIKE 'outbox\\_%') x
                  ORDER BY part, place COLLATE "C", line COLLATE "C"
                 """
             ).compactMap { $0 }.joined(separator: "\n") + "\n"

@@ -5,6 +5,20 @@
 -- others set the path themselves. All migrations are one transaction.
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
+-- Functions that run with the owner's rights for a caller, who is their first argument. Nobody has a right to this schema, so nobody
+-- can name them and say somebody else: what is called stands in outbox and outbox_api, runs with the caller's rights, and hands over
+-- current_user. session_user would not do, since ANALYZE and REFRESH run functions of a table's owner in a superuser's session.
+DO $$
+DECLARE
+    taken name := (SELECT min(nspname) FROM pg_namespace WHERE nspname IN ('outbox_api', 'outbox_private'));
+BEGIN
+    IF taken IS NOT NULL THEN
+        RAISE EXCEPTION USING errcode = 'OB020', message = format('there is a schema %s already', taken),
+            hint = format('It is left over, or somebody has put it there. When nothing in it is needed: DROP SCHEMA %I CASCADE; then migrate again.', taken);
+    END IF;
+END $$;
+CREATE SCHEMA outbox_private;
+
 -- Not in SQL, here and in is_home: every claim and cut asks, and a function in SQL that reads something is planned at every call.
 CREATE FUNCTION outbox.cluster_identifier() RETURNS bigint
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -175,7 +189,7 @@ CREATE INDEX ON outbox.event (tx, id);
 CREATE INDEX ON outbox.event (transaction_id);
 CREATE TABLE outbox.event_default PARTITION OF outbox.event DEFAULT;
 
-CREATE FUNCTION outbox.set_body_limit(bytes bigint) RETURNS void
+CREATE FUNCTION outbox_private.set_body_limit(caller name, bytes bigint) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF bytes IS NULL OR bytes < 1 OR bytes > 104857600 THEN
@@ -185,8 +199,11 @@ BEGIN
     -- NOT VALID: only new values are checked, so that lowering the limit scans nothing.
     EXECUTE format('ALTER DOMAIN outbox.body ADD CONSTRAINT is_within_the_limit CHECK (VALUE IS NULL OR pg_column_size(VALUE) <= %1$s '
         'OR octet_length(VALUE::text) <= %2$s OR outbox.refuse_body(octet_length(VALUE::text), %2$s)) NOT VALID', bytes / 256, bytes);
-    PERFORM outbox.append_audit('db.set_body_limit', 'database', NULL, jsonb_build_object('bytes', bytes));
+    PERFORM outbox_private.append_audit(caller, 'db.set_body_limit', 'database', NULL, jsonb_build_object('bytes', bytes));
 END $$;
+
+CREATE FUNCTION outbox.set_body_limit(bytes bigint) RETURNS void
+LANGUAGE sql BEGIN ATOMIC SELECT outbox_private.set_body_limit(current_user, set_body_limit.bytes); END;
 
 -- How far the stream has been cut. One row a cut, newest last; never updated, so that a held snapshot cannot slow the
 -- read of the newest.
@@ -399,7 +416,7 @@ CREATE INDEX ON outbox.audit (object, at);
 
 -- Producers' own keys against publishing twice. One producer's keys are nothing to another.
 CREATE TABLE outbox.dedup (
-    producer    text NOT NULL,   -- the role that the session logged in as
+    producer    text NOT NULL,   -- the role that published
     customer_id outbox.customer_id NOT NULL,
     key         text NOT NULL CONSTRAINT dedup_key_has_1_to_256_bytes CHECK (octet_length(key) BETWEEN 1 AND 256),
     event_id    bigint NOT NULL,
@@ -408,9 +425,11 @@ CREATE TABLE outbox.dedup (
 );
 CREATE INDEX ON outbox.dedup (created_at);
 
--- Whose events a role may publish that is no member of outbox_producer (outbox.grant_publish).
+-- Whose events a role may publish that is no member of outbox_producer (outbox.grant_publish). A role is its name and its oid: the one
+-- another role may have some day, the other in another cluster, where a restore brings these rows.
 CREATE TABLE outbox.producer_customer (
-    role        regrole NOT NULL,   -- and not its name, which another role may have some day
+    role        name NOT NULL,
+    role_oid    oid NOT NULL,
     customer_id outbox.customer_id NOT NULL,
     PRIMARY KEY (role, customer_id)
 );

@@ -24,38 +24,26 @@ CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT
           AND current_setting('max_prepared_transactions') = '0')
     EXECUTE FUNCTION outbox.wake_worker();
 
--- Throws unless the session's role may publish for the customer: members of outbox_producer may for all, others for those that
--- outbox.grant_publish gave them. It is the session's role that counts, and not one that it plays: whoever may play a role may
--- stop doing so.
-CREATE FUNCTION outbox.check_producer(customer text) RETURNS void
+-- Throws unless the role may publish for the customer: members of outbox_producer may for all, others for those that
+-- outbox.grant_publish gave them.
+CREATE FUNCTION outbox_private.check_producer(caller name, customer text) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF pg_has_role(session_user, 'outbox_producer', 'MEMBER') OR pg_has_role(session_user, 'outbox_operator', 'MEMBER')
-    OR pg_has_role(session_user, current_user, 'MEMBER') THEN
+    IF pg_has_role(caller, 'outbox_producer', 'MEMBER') OR pg_has_role(caller, 'outbox_operator', 'MEMBER')
+    OR pg_has_role(caller, current_user, 'MEMBER') THEN
         RETURN;
     END IF;
-    IF NOT EXISTS (SELECT FROM outbox.producer_customer p JOIN pg_roles r ON r.oid = p.role
-                    WHERE p.customer_id = check_producer.customer AND pg_has_role(session_user, r.oid, 'MEMBER')) THEN
+    IF NOT EXISTS (SELECT FROM outbox.producer_customer p JOIN pg_roles r ON r.oid = p.role_oid AND r.rolname = p.role
+                    WHERE p.customer_id = check_producer.customer AND pg_has_role(caller, r.oid, 'MEMBER')) THEN
         RAISE EXCEPTION USING errcode = 'OB004',
-            message = format('not_permitted: the role %s may not publish for this customer', session_user),
+            message = format('not_permitted: the role %s may not publish for this customer', caller),
             hint = 'Have an operator run: SELECT outbox.grant_publish(role, ARRAY[customer]); or grant outbox_producer, for all customers.';
     END IF;
 END $$;
 
-CREATE FUNCTION outbox.publish(
-    type text,
-    after json DEFAULT NULL,
-    change_type text DEFAULT 'Create',
-    customer_id text DEFAULT 'default',
-    before json DEFAULT NULL,
-    identity text DEFAULT NULL,
-    transaction_id uuid DEFAULT NULL,
-    ordering_key text DEFAULT NULL,
-    dedup_key text DEFAULT NULL,
-    deliver_at timestamptz DEFAULT NULL,
-    headers jsonb DEFAULT '{}',
-    occurred_at timestamptz DEFAULT NULL
-) RETURNS bigint
+CREATE FUNCTION outbox_private.publish(
+    caller name, type text, after json, change_type text, customer_id text, before json, identity text, transaction_id uuid,
+    ordering_key text, dedup_key text, deliver_at timestamptz, headers jsonb, occurred_at timestamptz) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     new_id bigint;
@@ -69,7 +57,7 @@ BEGIN
         RAISE EXCEPTION USING errcode = 'OB002', message = 'invalid_value: types that begin with outbox. are the service''s own',
             hint = 'Choose another beginning, such as the name of your application.';
     END IF;
-    PERFORM outbox.check_producer(coalesce(publish.customer_id, 'default'));
+    PERFORM outbox_private.check_producer(caller, coalesce(publish.customer_id, 'default'));
     IF octet_length(publish.dedup_key) NOT BETWEEN 1 AND 256 THEN
         RAISE EXCEPTION USING errcode = 'OB002',
             message = format('invalid_value: the dedup_key has %s bytes, allowed are 1 to 256', octet_length(publish.dedup_key)),
@@ -91,10 +79,10 @@ BEGIN
     -- then finds its id.
     new_id := nextval('outbox.event_id_seq');
     INSERT INTO outbox.dedup (producer, customer_id, key, event_id)
-    VALUES (session_user, coalesce(publish.customer_id, 'default'), publish.dedup_key, new_id) ON CONFLICT DO NOTHING;
+    VALUES (caller, coalesce(publish.customer_id, 'default'), publish.dedup_key, new_id) ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
         SELECT d.event_id INTO STRICT new_id FROM outbox.dedup d
-         WHERE d.producer = session_user AND d.customer_id = coalesce(publish.customer_id, 'default') AND d.key = publish.dedup_key;
+         WHERE d.producer = caller AND d.customer_id = coalesce(publish.customer_id, 'default') AND d.key = publish.dedup_key;
         RETURN new_id;
     END IF;
     INSERT INTO outbox.event (id, type, after, change_type, customer_id, before, identity, transaction_id, ordering_key,
@@ -107,48 +95,42 @@ BEGIN
     RETURN new_id;
 END $$;
 
--- Sets the TransactionId and the identity of everything that the rest of this transaction publishes.
-CREATE FUNCTION outbox.begin_operation(transaction_id uuid DEFAULT NULL, identity text DEFAULT NULL) RETURNS uuid
-LANGUAGE sql BEGIN ATOMIC
-    SELECT set_config('outbox.identity', begin_operation.identity, true) WHERE begin_operation.identity IS NOT NULL;
-    SELECT set_config('outbox.transaction_id', coalesce(begin_operation.transaction_id, outbox.current_transaction_id())::text, true)::uuid;
-END;
-
--- What a role calls that may publish for some customers only (outbox.grant_publish). It may use this schema and not outbox: whoever
--- can name a table can queue for a lock on it, with CREATE RULE, CREATE VIEW or PREPARE, before PostgreSQL asks whether that is
--- permitted, and can make views and columns that keep a partition or a type from being changed. These functions are bound to those
--- of outbox, so that calling them takes no right to name anything there.
-CREATE SCHEMA IF NOT EXISTS outbox_api;
-DO $$ BEGIN
-    IF (SELECT count(DISTINCT nspowner) FROM pg_namespace WHERE nspname IN ('outbox', 'outbox_api')) > 1 THEN
-        RAISE EXCEPTION USING errcode = 'OB020', message = 'the schema outbox_api belongs to another role than the schema outbox',
-            hint = 'Whoever owns it could replace what is called there. Drop it, or give both to one role: ALTER SCHEMA … OWNER TO …';
-    END IF;
-END $$;
-
-CREATE FUNCTION outbox_api.publish(
+-- What producers call, in two schemas: outbox, whose tables may be named as well, and outbox_api for roles that may publish for some
+-- customers only (outbox.grant_publish). Those have no right to name anything in outbox: who can name a table can queue for a lock on
+-- it, with CREATE RULE, CREATE VIEW or PREPARE, before PostgreSQL asks whether that is permitted. The functions are bound to what they
+-- call, and so calling them takes no right to name that.
+CREATE SCHEMA outbox_api;
+DO $make$
+DECLARE
+    door text;
+BEGIN
+    FOREACH door IN ARRAY ARRAY['outbox', 'outbox_api'] LOOP
+        EXECUTE replace($sql$
+CREATE FUNCTION @door@.publish(
     type text,
     after json DEFAULT NULL,
-    change_type text DEFAULT NULL,
-    customer_id text DEFAULT NULL,
+    change_type text DEFAULT 'Create',
+    customer_id text DEFAULT 'default',
     before json DEFAULT NULL,
     identity text DEFAULT NULL,
     transaction_id uuid DEFAULT NULL,
     ordering_key text DEFAULT NULL,
     dedup_key text DEFAULT NULL,
     deliver_at timestamptz DEFAULT NULL,
-    headers jsonb DEFAULT NULL,
+    headers jsonb DEFAULT '{}',
     occurred_at timestamptz DEFAULT NULL
 ) RETURNS bigint
 LANGUAGE sql BEGIN ATOMIC
-    SELECT outbox.publish(publish.type, publish.after, publish.change_type, publish.customer_id, publish.before, publish.identity,
-                          publish.transaction_id, publish.ordering_key, publish.dedup_key, publish.deliver_at, publish.headers,
-                          publish.occurred_at);
+    SELECT outbox_private.publish(current_user, publish.type, publish.after, publish.change_type, publish.customer_id, publish.before,
+                                  publish.identity, publish.transaction_id, publish.ordering_key, publish.dedup_key,
+                                  publish.deliver_at, publish.headers, publish.occurred_at);
 END;
 
-CREATE FUNCTION outbox_api.begin_operation(transaction_id uuid DEFAULT NULL, identity text DEFAULT NULL) RETURNS uuid
+-- Sets the TransactionId and the identity of everything that the rest of this transaction publishes.
+CREATE FUNCTION @door@.begin_operation(transaction_id uuid DEFAULT NULL, identity text DEFAULT NULL) RETURNS uuid
 LANGUAGE sql BEGIN ATOMIC
-    SELECT outbox.begin_operation(begin_operation.transaction_id, begin_operation.identity);
+    SELECT set_config('outbox.identity', begin_operation.identity, true) WHERE begin_operation.identity IS NOT NULL;
+    SELECT set_config('outbox.transaction_id', coalesce(begin_operation.transaction_id, outbox.current_transaction_id())::text, true)::uuid;
 END;
 
 -- A row trigger for the producer's own tables:
@@ -157,16 +139,16 @@ END;
 -- Both arguments may be left out: the event's type (the table's name) and the column that names the customer. It runs with the
 -- rights of whoever changes the row, who may publish therefore: turning a row into JSON runs casts and output functions that the
 -- table's owner has made.
-CREATE FUNCTION outbox.emit() RETURNS trigger
+CREATE FUNCTION @door@.emit() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     old_row json;
     new_row json;
     customer text := 'default';
 BEGIN
-    IF TG_LEVEL <> 'ROW' OR TG_OP = 'TRUNCATE' THEN
-        RAISE EXCEPTION USING errcode = 'OB003', message = 'outbox.emit() works as a row trigger only',
-            hint = 'Create the trigger with FOR EACH ROW on INSERT, UPDATE or DELETE.';
+    IF TG_LEVEL <> 'ROW' OR TG_WHEN <> 'AFTER' THEN
+        RAISE EXCEPTION USING errcode = 'OB003', message = 'outbox.emit() works as a row trigger AFTER the change only',
+            hint = 'Create the trigger with AFTER INSERT OR UPDATE OR DELETE … FOR EACH ROW.';
     END IF;
     IF TG_OP <> 'INSERT' THEN old_row := row_to_json(OLD); END IF;
     IF TG_OP <> 'DELETE' THEN new_row := row_to_json(NEW); END IF;
@@ -183,9 +165,6 @@ BEGIN
         change_type => CASE TG_OP WHEN 'INSERT' THEN 'Create' WHEN 'UPDATE' THEN 'Update' ELSE 'Delete' END);
     RETURN NULL;
 END $$;
-
--- The same for roles that may not name the other: a trigger function cannot call one.
-DO $$ BEGIN
-    EXECUTE format('CREATE FUNCTION outbox_api.emit() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS %L',
-                   (SELECT prosrc FROM pg_proc WHERE oid = 'outbox.emit()'::regprocedure));
-END $$;
+$sql$, '@door@', door);
+    END LOOP;
+END $make$;

@@ -248,18 +248,23 @@ END $$;
 --
 -- In another cluster, rows that were published here are told from restored ones by who wrote them: a restore creates its triggers
 -- after it has loaded its rows, and producers come after that. In the same cluster transaction ids go on, and tell it themselves.
-CREATE FUNCTION outbox.rebase(
-    batch_size int, new_instance boolean DEFAULT false, disable_endpoints boolean DEFAULT false,
-    OUT requeued bigint, OUT changed bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_sort = on AS $$
+CREATE FUNCTION outbox_private.rebase(
+    caller name, batch_size int, new_instance boolean, disable_endpoints boolean, OUT requeued bigint, OUT changed bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_sort = on SET lock_timeout = '10s' AS $$
 DECLARE
     k          outbox.cut;
     batches    bigint[];
     restored   int;   -- the age of the restore, by what it makes after the data: rows that are not older were written since
     is_foreign boolean;
 BEGIN
-    LOCK TABLE outbox.cutting IN SHARE UPDATE EXCLUSIVE MODE;
-    LOCK TABLE outbox.event IN SHARE ROW EXCLUSIVE MODE;
+    BEGIN
+        LOCK TABLE outbox.cutting IN SHARE UPDATE EXCLUSIVE MODE;
+        LOCK TABLE outbox.event IN SHARE ROW EXCLUSIVE MODE;
+    EXCEPTION
+        WHEN lock_not_available THEN
+            RAISE EXCEPTION USING errcode = '55P03', message = 'somebody has used outbox.event for ten seconds, or cuts it',
+                hint = 'Stop producers and workers. See: SELECT pid FROM pg_locks WHERE relation IN (''outbox.event''::regclass, ''outbox.cutting''::regclass)';
+    END;
     -- Locks in the order that everybody keeps to.
     PERFORM FROM outbox.lane l ORDER BY l.endpoint_id FOR UPDATE;
     SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
@@ -310,6 +315,14 @@ BEGIN
         UPDATE outbox.endpoint SET disabled_at = clock_timestamp(), disabled_reason = 'disabled by db rebase: a copy', updated_at = clock_timestamp()
          WHERE disabled_at IS NULL AND deleted_at IS NULL;
     END IF;
-    PERFORM outbox.append_audit('db.rebase', 'database', NULL, jsonb_build_object(
+    PERFORM outbox_private.append_audit(caller, 'db.rebase', 'database', NULL, jsonb_build_object(
         'requeued', requeued, 'changed', changed, 'new_instance', new_instance, 'disable_endpoints', disable_endpoints));
 END $$;
+
+CREATE FUNCTION outbox.rebase(
+    batch_size int, new_instance boolean DEFAULT false, disable_endpoints boolean DEFAULT false,
+    OUT requeued bigint, OUT changed bigint)
+LANGUAGE sql BEGIN ATOMIC
+    SELECT r.requeued, r.changed
+      FROM outbox_private.rebase(current_user, rebase.batch_size, rebase.new_instance, rebase.disable_endpoints) r;
+END;

@@ -71,13 +71,15 @@ BEGIN
     RETURN found;
 END $$;
 
--- Drops one partition that is past its retention and of which nothing is needed any more; returns its name, or NULL when
--- there is none. One a call, so that no lock is held for long. One that somebody has locked, or that a view or a column of somebody
--- else's depends on, is left for the next time: it keeps no other.
+-- Empties partitions that are past their retention and of which nothing is needed any more, and drops one of them; returns its name,
+-- or NULL when there is none. One a call, so that no lock is held for long. Emptying takes a lock on the partition only: what was to
+-- go goes, also while a producer's transaction, which uses the parent, or something that somebody has made of it keeps it from being
+-- dropped. One that somebody has locked keeps no other.
 CREATE FUNCTION outbox.drop_expired_partition() RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '100ms' AS $$
 DECLARE
-    p record;
+    p        record;
+    may_drop boolean := true;
 BEGIN
     FOR p IN SELECT x.* FROM outbox.partitions x, outbox.setting s
               WHERE x.upper < clock_timestamp() - CASE x.parent WHEN 'event' THEN s.event_retention ELSE s.attempt_retention END
@@ -87,10 +89,18 @@ BEGIN
             EXECUTE format('LOCK TABLE outbox.%I IN ACCESS EXCLUSIVE MODE', p.name);
             -- Asked again under the lock: a cut that we waited for may just have made a batch of what is in here.
             CONTINUE WHEN outbox.is_needed(p.parent, p.oid, p.lower, p.upper);
-            EXECUTE format('DROP TABLE outbox.%I', p.name);
-            RETURN p.name;
+            IF pg_relation_size(p.oid) > 0 THEN EXECUTE format('TRUNCATE outbox.%I', p.name); END IF;
+            CONTINUE WHEN NOT may_drop;
+            BEGIN
+                EXECUTE format('DROP TABLE outbox.%I', p.name);
+                RETURN p.name;
+            EXCEPTION
+                -- Somebody uses the parent, and who comes after us waits, too: once is enough.
+                WHEN lock_not_available THEN may_drop := false;
+                WHEN dependent_objects_still_exist THEN NULL;
+            END;
         EXCEPTION
-            WHEN lock_not_available OR dependent_objects_still_exist THEN NULL;
+            WHEN lock_not_available THEN NULL;
         END;
     END LOOP;
     RETURN NULL;

@@ -48,28 +48,34 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
       FROM jsonb_array_elements(headers) WITH ORDINALITY y(x, place);
 END;
 
--- Writes one line of the audit log, in the caller's transaction. When and by whom is not the caller's to say. For the functions of
--- this schema; everybody else says what he did with outbox.record_audit.
-CREATE FUNCTION outbox.append_audit(action text, object text, reason text, detail jsonb) RETURNS void
+-- Writes one line of the audit log, in the caller's transaction. When and by whom is not the caller's to say: the session's role and,
+-- where it is another, the one that it acts as.
+CREATE FUNCTION outbox_private.append_audit(caller name, action text, object text, reason text, detail jsonb) RETURNS void
 LANGUAGE sql SECURITY DEFINER BEGIN ATOMIC
     INSERT INTO outbox.audit (at, actor, action, object, reason, detail)
-    VALUES (clock_timestamp(), session_user, append_audit.action, append_audit.object, append_audit.reason, coalesce(append_audit.detail, '{}'));
+    VALUES (clock_timestamp(), session_user || CASE WHEN caller = session_user THEN '' ELSE ' as ' || caller END,
+            append_audit.action, append_audit.object, append_audit.reason, coalesce(append_audit.detail, '{}'));
 END;
 
 -- What a function of the schema does it says itself: nobody else says that it was done.
-CREATE FUNCTION outbox.record_audit(action text, object text, reason text, detail jsonb) RETURNS void
+CREATE FUNCTION outbox_private.record_audit(caller name, action text, object text, reason text, detail jsonb) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF starts_with(record_audit.action, 'db.') OR starts_with(record_audit.action, 'producer.') THEN
         RAISE EXCEPTION USING errcode = 'OB002',
             message = format('invalid_value: the action %s is written by the function that does it', record_audit.action);
     END IF;
-    PERFORM outbox.append_audit(record_audit.action, record_audit.object, record_audit.reason, record_audit.detail);
+    PERFORM outbox_private.append_audit(caller, record_audit.action, record_audit.object, record_audit.reason, record_audit.detail);
 END $$;
+
+CREATE FUNCTION outbox.record_audit(action text, object text, reason text, detail jsonb) RETURNS void
+LANGUAGE sql BEGIN ATOMIC
+    SELECT outbox_private.record_audit(current_user, record_audit.action, record_audit.object, record_audit.reason, record_audit.detail);
+END;
 
 -- Lets a role publish, for these customers only, by outbox_api.publish: it gets no right to insert, which would be for all of them,
 -- and none to name anything of the schema outbox. An empty array takes the right away. What it published stays.
-CREATE FUNCTION outbox.grant_publish(role name, customers text[]) RETURNS void
+CREATE FUNCTION outbox_private.grant_publish(caller name, role name, customers text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     verb text := CASE WHEN cardinality(customers) > 0 THEN 'GRANT %s TO %I' ELSE 'REVOKE %s FROM %I' END;
@@ -83,27 +89,34 @@ BEGIN
         RAISE EXCEPTION USING errcode = 'OB002', message = format('invalid_value: there is no role %s', role),
             hint = 'Create it first: CREATE ROLE … LOGIN';
     END IF;
-    IF cardinality(customers) > 0 AND pg_has_role(role, 'outbox_producer', 'MEMBER') THEN
-        RAISE EXCEPTION USING errcode = 'OB002', message = format('invalid_value: %s may publish for all customers, as a member of outbox_producer', role),
+    IF cardinality(customers) > 0 AND has_schema_privilege(role, 'outbox', 'USAGE') THEN
+        RAISE EXCEPTION USING errcode = 'OB002',
+            message = format('invalid_value: %s may use the schema outbox, as a member of outbox_producer or another role, and is bound to nobody', role),
             hint = format('REVOKE outbox_producer FROM %I; and run this again.', role);
     END IF;
-    DELETE FROM outbox.producer_customer p USING pg_roles r WHERE r.oid = p.role AND r.rolname = grant_publish.role;
+    IF array_position(customers, NULL) IS NOT NULL THEN
+        RAISE EXCEPTION USING errcode = 'OB002', message = 'invalid_value: a customer is NULL';
+    END IF;
+    DELETE FROM outbox.producer_customer p WHERE p.role = grant_publish.role;
     -- What was not given here is not taken away here.
     IF NOT FOUND AND coalesce(cardinality(customers), 0) = 0 THEN
         RAISE EXCEPTION USING errcode = 'OB002', message = format('invalid_value: %s was given no customers', role),
             hint = 'See: SELECT * FROM outbox.producer_customer';
     END IF;
-    INSERT INTO outbox.producer_customer (role, customer_id)
-    SELECT DISTINCT r.oid::regrole, c FROM pg_roles r, unnest(customers) c WHERE r.rolname = grant_publish.role;
+    INSERT INTO outbox.producer_customer (role, role_oid, customer_id)
+    SELECT DISTINCT r.rolname, r.oid, c FROM pg_roles r, unnest(customers) c WHERE r.rolname = grant_publish.role;
     EXECUTE format(verb, 'USAGE ON SCHEMA outbox_api', role);
     EXECUTE format(verb, 'EXECUTE ON FUNCTION '
         'outbox_api.publish(text, json, text, text, json, text, uuid, text, text, timestamptz, jsonb, timestamptz), '
         'outbox_api.begin_operation(uuid, text), outbox_api.emit(), '
         -- What those are bound to.
-        'outbox.publish(text, json, text, text, json, text, uuid, text, text, timestamptz, jsonb, timestamptz), '
-        'outbox.begin_operation(uuid, text), outbox.current_transaction_id(), outbox.transaction_uuid(timestamptz, xid8)', role);
-    PERFORM outbox.append_audit('producer.grant', 'role/' || role, NULL, jsonb_build_object('customers', customers));
+        'outbox_private.publish(name, text, json, text, text, json, text, uuid, text, text, timestamptz, jsonb, timestamptz), '
+        'outbox.current_transaction_id(), outbox.transaction_uuid(timestamptz, xid8)', role);
+    PERFORM outbox_private.append_audit(caller, 'producer.grant', 'role/' || role, NULL, jsonb_build_object('customers', customers));
 END $$;
+
+CREATE FUNCTION outbox.grant_publish(role name, customers text[]) RETURNS void
+LANGUAGE sql BEGIN ATOMIC SELECT outbox_private.grant_publish(current_user, grant_publish.role, grant_publish.customers); END;
 
 -- Appends a trial to the attempt log, and nothing else: a success of any other trigger would resolve a delivery.
 CREATE FUNCTION outbox.record_trial(

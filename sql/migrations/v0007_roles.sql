@@ -21,10 +21,12 @@ BEGIN
 END $$;
 
 REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM PUBLIC;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox, outbox_api FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox, outbox_api, outbox_private FROM PUBLIC;
 GRANT USAGE ON SCHEMA outbox TO outbox_producer, outbox_worker, outbox_reader, outbox_operator;
 GRANT USAGE ON SCHEMA outbox_api TO outbox_producer, outbox_operator;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA outbox_api TO outbox_producer, outbox_operator;
+GRANT EXECUTE ON FUNCTION
+    outbox_private.publish(name, text, json, text, text, json, text, uuid, text, text, timestamptz, jsonb, timestamptz) TO outbox_producer, outbox_operator;
 
 -- Producers publish and insert, nothing else; they can set neither id nor tx nor created_at.
 GRANT INSERT (customer_id, type, change_type, transaction_id, identity, before, after, occurred_at, ordering_key,
@@ -77,9 +79,11 @@ GRANT SELECT ON outbox.cut, outbox.event, outbox.endpoint, outbox.secret, outbox
 GRANT INSERT, UPDATE ON outbox.endpoint, outbox.secret, outbox.lane, outbox.delivery TO outbox_operator;
 GRANT INSERT, UPDATE, DELETE ON outbox.dead_letter TO outbox_operator;
 GRANT DELETE ON outbox.delivery, outbox.secret, outbox.ghost TO outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.record_audit(text, text, text, jsonb) TO outbox_worker, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.record_audit(text, text, text, jsonb), outbox_private.record_audit(name, text, text, text, jsonb)
+    TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int, boolean, boolean), outbox.masked_url(text), outbox.masked_headers(jsonb),
-    outbox.grant_publish(name, text[]),
+    outbox.grant_publish(name, text[]), outbox_private.set_body_limit(name, bigint), outbox_private.rebase(name, int, boolean, boolean),
+    outbox_private.grant_publish(name, name, text[]),
     outbox.record_trial(uuid, bigint, timestamptz, text, uuid, timestamptz, int[], boolean, int, text, text, bytea, text)
     TO outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.current_timeline() TO outbox_worker;
