@@ -423,15 +423,15 @@ function outbox.set_body_limit(bigint) returns void d41d8cd98f00b204e9800998ecf8
 function outbox.snapshot(xid8,xid8[]) returns pg_snapshot d41d8cd98f00b204e9800998ecf8427e
 function outbox.stored_size(json,json) returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.transaction_uuid(timestamp with time zone,xid8) returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox.wake_worker() returns trigger df7529fd7163fa5c3def66c6ebf6b1eb
+function outbox.wake_worker() returns trigger 1918dbc95b3c3811d2dba6f9f6fa0011
 function outbox.webhook_id(bigint,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox_api.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox_api.emit() returns trigger b1b857b0b4ff7a9975bfef056a7b2ac4
 function outbox_api.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox_private.append_audit(name,text,text,text,jsonb) returns void security definer d41d8cd98f00b204e9800998ecf8427e
-function outbox_private.check_producer(name,text) returns void 80a74be834bcb8423abd77db4412c487
+function outbox_private.check_producer(name,text) returns void c4c520f79a938ab6018ac9ee0ef3e3c1
 function outbox_private.grant_publish(name,name,text[]) returns void security definer 336da5dbe839305daf923c20a2f412bb
-function outbox_private.publish(name,text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 2b9f7601f3465a38a4e46cbd4ca5e7dc
+function outbox_private.publish(name,text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer b161a985a4d54204d925cf58e06cc9f9
 function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer 7dcbc510999bbf54b9dd3e2ae6185789
 function outbox_private.record_audit(name,text,text,text,jsonb) returns void security definer d10b0646a39843f41d8d16d6b359253b
 function outbox_private.set_body_limit(name,bigint) returns void security definer ed5901888dcf12c73d077b1d4e81e008
@@ -444,7 +444,7 @@ view partitions
 view problems
 view transactions
 CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed()
-CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT WHEN (((pg_sequence_last_value('outbox.asleep_until'::regclass) > 1) AND ((pg_sequence_last_value('outbox.asleep_until'::regclass))::double precision > date_part('epoch'::text, clock_timestamp())) AND (current_setting('max_prepared_transactions'::text) = '0'::text))) EXECUTE FUNCTION outbox.wake_worker()
+CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT WHEN ((pg_sequence_last_value('outbox.asleep_until'::regclass) > 1)) EXECUTE FUNCTION outbox.wake_worker()
 CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_from, paused_until, drain_rate, opens ON outbox.lane FOR EACH ROW WHEN (((old.held_until IS DISTINCT FROM new.held_until) OR (old.paused_until IS DISTINCT FROM new.paused_until) OR (old.paused_from IS DISTINCT FROM new.paused_from) OR (old.drain_rate IS DISTINCT FROM new.drain_rate) OR (old.opens IS DISTINCT FROM new.opens))) EXECUTE FUNCTION outbox.endpoint_changed()
 CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.secret FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed()
 grant select on attempt to outbox_operator
