@@ -26,7 +26,9 @@ enum FailPoint: String {
             guard !wanted.isEmpty else { return }
             for wish in wanted where wish.point == point.rawValue {
                 if let wanted = wish.subject, wanted != subject() { continue }
-                if wish.count.decrement() == 0 { kill(getpid(), wish.signal) }
+                // To this thread: a stop that is sent to the process is taken by its main thread, when that gets a CPU, and until
+                // then this one goes on.
+                if wish.count.decrement() == 0 { raise(wish.signal) }
             }
         #endif
     }
