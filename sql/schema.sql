@@ -93,9 +93,9 @@ column dead_letters.event_id bigint
 column dead_letters.webhook_id text
 column dead_letters.endpoint_id uuid
 column dead_letters.endpoint text
-column dead_letters.customer_id outbox.customer_id
-column dead_letters.event_type outbox.event_type
-column dead_letters.change_type outbox.change_type
+column dead_letters.customer_id text
+column dead_letters.event_type text
+column dead_letters.change_type text
 column dead_letters.transaction_id uuid
 column dead_letters.reason text
 column dead_letters.attempts integer
@@ -115,9 +115,9 @@ column deliveries.event_id bigint
 column deliveries.webhook_id text
 column deliveries.endpoint_id uuid
 column deliveries.endpoint text
-column deliveries.customer_id outbox.customer_id
-column deliveries.event_type outbox.event_type
-column deliveries.change_type outbox.change_type
+column deliveries.customer_id text
+column deliveries.event_type text
+column deliveries.change_type text
 column deliveries.transaction_id uuid
 column deliveries.state text
 column deliveries.attempts integer
@@ -289,9 +289,9 @@ column transactions.transaction_id uuid
 column transactions.first_at timestamp with time zone
 column transactions.last_at timestamp with time zone
 column transactions.events bigint
-column transactions.customers outbox.customer_id[]
-column transactions.event_types outbox.event_type[]
-column transactions.identities outbox.identity[]
+column transactions.customers text[]
+column transactions.event_types text[]
+column transactions.identities text[]
 column worker.id text not null
 column worker.version text not null
 column worker.host text not null
@@ -390,9 +390,11 @@ function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf84
 function outbox.current_transaction_id() returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox.cut(integer,integer) returns integer 886130a6afed7ff6c0c42e8993854a93
 function outbox.database_identifier() returns bigint 5abb3e3d928ae2125fb5b3c544975fc8
-function outbox.drop_expired_partition() returns text security definer 1fab4b3764cfa1733e951d065296abbc
+function outbox.drop_expired_partition() returns text security definer fa3199916915dba3c5b45badebe94b72
 function outbox.emit() returns trigger b1b857b0b4ff7a9975bfef056a7b2ac4
+function outbox.empty_expired_partition() returns text security definer 994ad38c70d6a5fd77ed53d015d939dc
 function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
+function outbox.expired_partitions() returns TABLE(oid oid, name name, parent name, lower timestamp with time zone, upper timestamp with time zone) d41d8cd98f00b204e9800998ecf8427e
 function outbox.first_incomplete(outbox.cut) returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox.grant_publish(name,text[]) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_blocked(uuid,text) returns boolean security definer d41d8cd98f00b204e9800998ecf8427e
@@ -413,7 +415,7 @@ function outbox.partition_bounds(timestamp with time zone) returns record d41d8c
 function outbox.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox.rebase(integer,boolean,boolean) returns record d41d8cd98f00b204e9800998ecf8427e
 function outbox.record_audit(text,text,text,jsonb) returns void d41d8cd98f00b204e9800998ecf8427e
-function outbox.record_trial(uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer 04e8d09f54de8c18d21be9c129cb6259
+function outbox.record_trial(uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
 function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut 0f789da935f644ec78e31ca7ab5dbb3c
 function outbox.require_home(text) returns void 66d50045ef1d513a335ba1d4bee13f1f
@@ -429,12 +431,13 @@ function outbox_api.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e980
 function outbox_api.emit() returns trigger b1b857b0b4ff7a9975bfef056a7b2ac4
 function outbox_api.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox_private.append_audit(name,text,text,text,jsonb) returns void security definer d41d8cd98f00b204e9800998ecf8427e
-function outbox_private.check_producer(name,text) returns void c4c520f79a938ab6018ac9ee0ef3e3c1
-function outbox_private.grant_publish(name,name,text[]) returns void security definer 336da5dbe839305daf923c20a2f412bb
-function outbox_private.publish(name,text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer b161a985a4d54204d925cf58e06cc9f9
+function outbox_private.check_producer(name,text) returns void a5d545f73a8cdba678eb94773c6ddeff
+function outbox_private.grant_publish(name,name,text[]) returns void security definer 8fdb3e13ab05d9ca3a399e7c3dead404
+function outbox_private.publish(name,text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 8654c931827feb5c147c7f92b6fb9497
 function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer 7dcbc510999bbf54b9dd3e2ae6185789
 function outbox_private.record_audit(name,text,text,text,jsonb) returns void security definer d10b0646a39843f41d8d16d6b359253b
-function outbox_private.set_body_limit(name,bigint) returns void security definer ed5901888dcf12c73d077b1d4e81e008
+function outbox_private.record_trial(name,uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer 116b113d4137d6b6dd70c7be3874e588
+function outbox_private.set_body_limit(name,bigint) returns void security definer a93ee6d59ae25391c8b86a9c1afe742b
 view attempts
 view backlog
 view dead_letters
@@ -528,6 +531,7 @@ grant select on generation to outbox_worker
 grant delete on ghost to outbox_worker
 grant insert on ghost to outbox_worker
 grant select on ghost to outbox_worker
+grant select on keeping to outbox_worker
 grant select on lane to outbox_worker
 grant update on lane to outbox_worker
 grant select on migration to outbox_worker
@@ -575,6 +579,7 @@ grant execute on outbox_private.rebase to outbox_operator
 grant execute on rebase to outbox_operator
 grant execute on outbox_private.record_audit to outbox_operator
 grant execute on record_audit to outbox_operator
+grant execute on outbox_private.record_trial to outbox_operator
 grant execute on record_trial to outbox_operator
 grant execute on refuse_body to outbox_operator
 grant execute on require_home to outbox_operator
@@ -613,6 +618,7 @@ grant execute on current_transaction_id to outbox_worker
 grant execute on cut to outbox_worker
 grant execute on database_identifier to outbox_worker
 grant execute on drop_expired_partition to outbox_worker
+grant execute on empty_expired_partition to outbox_worker
 grant execute on first_incomplete to outbox_worker
 grant execute on is_blocked to outbox_worker
 grant execute on is_cut to outbox_worker

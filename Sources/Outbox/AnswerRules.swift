@@ -142,11 +142,13 @@ package struct Check: Sendable, Equatable, CustomStringConvertible {
 
     /// Reads `[deny] TYPE KEY VALUE`, as in `string status granted`, `exists data.id`, `text ok` or `deny boolean error true`.
     package init(_ text: String) throws(OperationRefusal) {
-        var words = text.split(separator: " ", maxSplits: 1, omittingEmptySubsequences: true).map(String.init)
-        isDenial = words.first == "deny"
-        if isDenial {
-            words = (words.count > 1 ? words[1] : "").split(separator: " ", maxSplits: 1).map(String.init)
+        // A mark that follows a space does not hide it.
+        func divided(_ text: String) -> [String] {
+            text.unicodeScalars.split(separator: " ", maxSplits: 1).map { String($0) }
         }
+        var words = divided(text)
+        isDenial = words.first == "deny"
+        if isDenial { words = divided(words.count > 1 ? words[1] : "") }
         let rest = words.count > 1 ? words[1] : ""
         guard let kind = words.first.flatMap(Kind.init) else {
             throw OperationRefusal(
@@ -154,7 +156,7 @@ package struct Check: Sendable, Equatable, CustomStringConvertible {
                 hint: "Expected TYPE KEY VALUE, TYPE one of \(Kind.allCases.map(\.rawValue).joined(separator: ", "))")
         }
         self.kind = kind
-        let parts = rest.split(separator: " ", maxSplits: 1, omittingEmptySubsequences: true).map(String.init)
+        let parts = divided(rest)
         switch kind {
         case .text, .contains: (key, value) = ("", rest)
         default: (key, value) = (parts.first ?? "", parts.count > 1 ? parts[1] : "")
@@ -182,11 +184,10 @@ package struct Check: Sendable, Equatable, CustomStringConvertible {
 
     /// What was found when the check does not hold; nil when it does.
     fileprivate func failure(in body: [UInt8], _ document: JSON?) -> String? {
-        let text = String(decoding: body, as: UTF8.self)
         let found = document?.value(at: JSON.path(key))
         let holds: Bool =
             switch (kind, found?.kind) {
-            case (.text, _): ExactText(String(trimmed(text))) == ExactText(value)
+            case (.text, _): trimmed(body).elementsEqual(value.utf8)
             case (.contains, _): body.firstRange(of: value.utf8) != nil
             case (.exists, let found): found != nil
             case (.string, .string(let string)?): ExactText(string) == ExactText(value)
@@ -198,17 +199,21 @@ package struct Check: Sendable, Equatable, CustomStringConvertible {
             }
         if holds != isDenial { return nil }
         switch kind {
-        case .text, .contains: return text.isEmpty ? "the answer is empty" : "the answer is \(shortened(text))"
+        case .text, .contains:
+            return body.isEmpty
+                ? "the answer is empty" : "the answer is \(shortened(String(decoding: body, as: UTF8.self)))"
         default:
             return found.map { "the answer has \(shortened(String(decoding: $0.source, as: UTF8.self)))" }
                 ?? "the answer has no such key"
         }
     }
 
-    private func trimmed(_ text: String) -> Substring {
-        var text = text.drop { $0.isWhitespace }
-        while text.last?.isWhitespace == true { text.removeLast() }
-        return text
+    /// Without ASCII's white space at both ends.
+    private func trimmed(_ body: [UInt8]) -> ArraySlice<UInt8> {
+        func isSpace(_ byte: UInt8) -> Bool { byte == 0x20 || 0x09...0x0D ~= byte }
+        var rest = body.drop(while: isSpace)
+        while rest.last.map(isSpace) == true { rest.removeLast() }
+        return rest
     }
 
     private func shortened(_ text: String) -> String { text.count <= 64 ? text : text.prefix(64) + "…" }

@@ -33,12 +33,16 @@ extension Connection {
     /// Every step may be done by several workers at once. Returns the names of dropped partitions.
     package mutating func keepHouse() throws -> [String] {
         try query("SELECT outbox.make_partitions()")
-        var dropped: [String] = []
-        while let name = try query("SELECT outbox.drop_expired_partition()").first({ row throws(PostgresError) in
-            try row[0] as String?
-        }),
-            let name
-        { dropped.append(name) }
+        // One a statement: however many have expired, no lock is held for long, and each fits its deadline.
+        func each(_ step: SQL) throws -> [String] {
+            var names: [String] = []
+            while case let name?? = try query(step).first({ row throws(PostgresError) in try row[0] as String? }) {
+                names.append(name)
+            }
+            return names
+        }
+        _ = try each("SELECT outbox.empty_expired_partition()")
+        let dropped = try each("SELECT outbox.drop_expired_partition()")
         try trimHistory()
         let deleted = try query(
             """

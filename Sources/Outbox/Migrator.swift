@@ -37,8 +37,9 @@ package enum Migrator {
         case newer(found: Int)
         case drifted([String])
         case busy
-        case foreignSchema(String)
-        case openSchema(String)
+        case foreignSchema(String, owner: String)
+        case openSchema(String, to: String)
+        case foreignObject(String, schema: String)
 
         package var description: String {
             switch self {
@@ -50,12 +51,15 @@ package enum Migrator {
             case .drifted(let names):
                 "applied migrations differ from this binary's: \(names.joined(separator: ", ")); "
                     + "use the binary that applied them, or restore the files"
-            case .foreignSchema(let owner):
-                "what is in the schema \"outbox\" is of the role \(owner), who could run anything with this user's rights; "
+            case .foreignSchema(let schema, let owner):
+                "what is in the schema \"\(schema)\" is of the role \(owner), who could run anything with this user's rights; "
                     + "connect as \(owner) to migrate, and as a member of outbox_operator or outbox_worker for the rest"
-            case .openSchema(let roles):
-                "\(roles) may create something in the schema \"outbox\", which would run with this user's rights; "
-                    + "run: REVOKE CREATE ON SCHEMA outbox FROM \(roles)"
+            case .openSchema(let schema, let roles):
+                "\(roles) may create something in the schema \"\(schema)\", which would run with this user's rights; "
+                    + "run: REVOKE CREATE ON SCHEMA \(schema) FROM \(roles); and see ALTER DEFAULT PRIVILEGES"
+            case .foreignObject(let object, let schema):
+                "\(object) is not of the role that owns the schema \"\(schema)\", and could run with this user's rights; "
+                    + "see whose it is, and drop it, or the schema when nothing in it is needed"
             case .busy:
                 "another migration is running, or somebody holds a lock on outbox.migration; try again when it is done"
             }
@@ -129,22 +133,34 @@ package enum Migrator {
     ///
     /// A superuser trusts itself and other superusers. Everybody else trusts the schema's owner, and only its owner migrates.
     private static func requireTrust(_ connection: inout Connection) throws {
-        let owners = try connection.query(
+        let schemas = try connection.query(
             """
             SELECT n.nspowner = u.oid OR o.rolsuper OR NOT u.rolsuper AND (m.oid IS NULL OR m.relkind = 'r' AND m.relowner = n.nspowner),
-                   o.rolname,
-                   (SELECT string_agg(coalesce(g.rolname, 'PUBLIC'), ', ') FROM aclexplode(n.nspacl) a LEFT JOIN pg_roles g ON g.oid = a.grantee
-                     WHERE a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner)
+                   o.rolname, n.nspname,
+                   (SELECT string_agg(coalesce(quote_ident(g.rolname), 'PUBLIC'), ', ')
+                      FROM aclexplode(n.nspacl) a LEFT JOIN pg_roles g ON g.oid = a.grantee
+                     WHERE a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner AND g.rolsuper IS NOT TRUE),
+                   (SELECT min(x.name) FROM (
+                        SELECT p.oid::regprocedure::text, p.proowner FROM pg_proc p WHERE p.pronamespace = n.oid
+                        UNION ALL SELECT c.oid::regclass::text, c.relowner FROM pg_class c WHERE c.relnamespace = n.oid
+                        UNION ALL SELECT t.oid::regtype::text, t.typowner FROM pg_type t WHERE t.typnamespace = n.oid
+                        UNION ALL SELECT o.oid::regoperator::text, o.oprowner FROM pg_operator o WHERE o.oprnamespace = n.oid) x(name, owner)
+                      WHERE x.owner <> n.nspowner)
               FROM pg_namespace n JOIN pg_roles o ON o.oid = n.nspowner JOIN pg_roles u ON u.rolname = current_user
               LEFT JOIN pg_class m ON m.relnamespace = n.oid AND m.relname = 'migration'
-             WHERE n.nspname = 'outbox'
+             WHERE n.nspname IN ('outbox', 'outbox_api', 'outbox_private') ORDER BY n.nspname
             """
         ).map { row throws(PostgresError) in
-            (isTrusted: try row[0] as Bool, name: try row[1] as String, others: try row[2] as String?)
+            (
+                isTrusted: try row[0] as Bool, owner: try row[1] as String, schema: try row[2] as String,
+                others: try row[3] as String?, planted: try row[4] as String?
+            )
         }
-        guard let owner = owners.first else { return }
-        if !owner.isTrusted { throw Refusal.foreignSchema(owner.name) }
-        if let others = owner.others { throw Refusal.openSchema(others) }
+        for found in schemas {
+            if !found.isTrusted { throw Refusal.foreignSchema(found.schema, owner: found.owner) }
+            if let others = found.others { throw Refusal.openSchema(found.schema, to: others) }
+            if let planted = found.planted { throw Refusal.foreignObject(planted, schema: found.schema) }
+        }
     }
 
     /// Has the migrations to itself until the transaction ends. Not an advisory lock, which anybody could take: this one takes a right

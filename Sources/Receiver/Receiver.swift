@@ -70,6 +70,7 @@ package final class Receiver: Sendable {
     package let port: UInt16
     private let listening: Int32
     private let answer: @Sendable (Request) -> Answer
+    private let holdsBack: Bool
 
     private struct State {
         var connections: Set<Int32> = []
@@ -82,13 +83,18 @@ package final class Receiver: Sendable {
     /// Listens on 127.0.0.1 and answers every request with what the closure returns; the closure runs on the
     /// connection's thread and may block.
     ///
-    /// - Parameter port: 0 for any free one.
-    package init(port: UInt16 = 0, answer: @escaping @Sendable (Request) -> Answer) throws(LoopbackListener.Refusal) {
+    /// - Parameters:
+    ///   - port: 0 for any free one.
+    ///   - holdsBack: a small piece waits until the one before it is acknowledged, as it does unless a program says otherwise.
+    package init(
+        port: UInt16 = 0, holdsBack: Bool = false, answer: @escaping @Sendable (Request) -> Answer
+    ) throws(LoopbackListener.Refusal) {
         let listener = try LoopbackListener(port: port)
         signal(SIGPIPE, SIG_IGN)
         listening = listener.descriptor
         self.port = listener.port
         self.answer = answer
+        self.holdsBack = holdsBack
         Thread.detach { self.accept() }
     }
 
@@ -134,8 +140,8 @@ package final class Receiver: Sendable {
     }
 
     private func serve(_ descriptor: Int32, _ number: Int) {
-        var on: Int32 = 1
-        setsockopt(descriptor, Int32(IPPROTO_TCP), TCP_NODELAY, &on, socklen_t(MemoryLayout<Int32>.size))
+        var isAtOnce: Int32 = holdsBack ? 0 : 1
+        setsockopt(descriptor, Int32(IPPROTO_TCP), TCP_NODELAY, &isAtOnce, socklen_t(MemoryLayout<Int32>.size))
         let connection = ReceiverConnection(descriptor)
         while let request = connection.readRequest(number) {
             let answer = answer(request)

@@ -77,7 +77,10 @@ package struct Engine: Sendable {
             let found = try await pool.run { connection in
                 try Migrator.check(&connection)
                 try connection.requireHome(instance: configuration.instance)
-                _ = try connection.keepHouse()
+                // Before the first event needs a partition. What is in the way of it is not in the way of deliveries.
+                do { _ = try connection.keepHouse() } catch let error as PostgresError {
+                    logger.warning("housekeeping was put off", metadata: ["error": "\(error)"])
+                }
                 return (try connection.instance(), connection.serverSockets)
             }
             await pool.close()

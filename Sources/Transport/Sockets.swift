@@ -45,6 +45,29 @@ final class Sockets {
         if descriptors[known] == descriptor { descriptors[known] = nil }
     }
 
+    /// An answer was read to its end, and the connection may be used again: what the receiver has sent is acknowledged at once. The
+    /// system would wait for the next request to do so, and a receiver's system holds a second small piece back until then (RFC 9293
+    /// 3.7.4): it would be released by the very request that it is taken for the answer of.
+    ///
+    /// - Parameter isEmpty: nothing can follow; otherwise the connection is not used again.
+    func rest(_ ends: Ends, isEmpty: Bool) {
+        guard let descriptor = descriptors[ends] else { return }
+        if !isEmpty { return forget(descriptor) }
+        var on: Int32 = 1
+        _ = unsafe setsockopt(descriptor, Int32(IPPROTO_TCP), TCP_QUICKACK, &on, socklen_t(MemoryLayout<Int32>.size))
+    }
+
+    /// Whether the system knows a way to an address. Asked with a datagram's socket, which sends nothing.
+    static func hasRoute(to address: UnsafeRawPointer, length: UInt32) -> Bool {
+        let family = unsafe Int32(address.assumingMemoryBound(to: sockaddr.self).pointee.sa_family)
+        let descriptor = unsafe socket(family, Int32(SOCK_DGRAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+        // Without a descriptor it is not the address that is missing.
+        guard descriptor >= 0 else { return errno != EAFNOSUPPORT }
+        defer { close(descriptor) }
+        return unsafe connect(descriptor, address.assumingMemoryBound(to: sockaddr.self), length) == 0
+            || ![EADDRNOTAVAIL, ENETUNREACH, EAFNOSUPPORT].contains(errno)
+    }
+
     /// True when a connection that is to be used again is quiet: nobody has ended it, and no bytes wait in it that an answer to the
     /// next request would be taken for. One that nobody knows is not.
     ///

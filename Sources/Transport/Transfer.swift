@@ -24,6 +24,10 @@ final class Transfer {
     private var isHeaderComplete = false
     private var currentStatus = 0
     private var sends = 0
+    /// The connection that it was sent on.
+    private var ends: Sockets.Ends?
+    /// The answer says that a body follows.
+    private var announcesBody = false
     /// Sockets that were opened for it: none when it uses a connection that was there.
     private var opened: [Int32] = []
     /// The connection that it was given had something to say already.
@@ -83,8 +87,7 @@ final class Transfer {
         unsafe curl_set_pointer(handle, CURLOPT_WRITEDATA, context)
         unsafe curl_set_data_callback(handle, CURLOPT_HEADERFUNCTION) { bytes, size, count, context in
             guard let transfer = unsafe Transfer.from(context) else { return 0 }
-            unsafe transfer.receiveHeader(UnsafeRawBufferPointer(start: bytes, count: size * count))
-            return size * count
+            return unsafe transfer.receiveHeader(UnsafeRawBufferPointer(start: bytes, count: size * count))
         }
         unsafe curl_set_pointer(handle, CURLOPT_HEADERDATA, context)
         unsafe curl_set_open_socket_callback(handle) { context, purpose, address in
@@ -160,6 +163,7 @@ final class Transfer {
 
     private func beginConnection() {
         sends = 0
+        ends = nil
         opened.removeAll(keepingCapacity: true)
         metStaleConnection = false
         wasBlocked = false
@@ -192,6 +196,10 @@ final class Transfer {
     /// Reads the result, hands it to whoever waits, and lets go of the request.
     func finish(_ result: CURLcode) {
         complete(result)
+        // Not 204 and 304: what they announce comes later, and would be the next answer.
+        if let ends, result == CURLE_OK {
+            sockets.rest(ends, isEmpty: currentStatus != 204 && currentStatus != 304 || !announcesBody)
+        }
         report()
     }
 
@@ -228,18 +236,27 @@ final class Transfer {
         return received > HTTPRequest.mostBody ? 0 : bytes.count
     }
 
-    private func receiveHeader(_ line: UnsafeRawBufferPointer) {
+    /// Returns how much of the line it took; less than all ends the transfer.
+    private func receiveHeader(_ line: UnsafeRawBufferPointer) -> Int {
+        // Trailers are no header fields (RFC 9110 6.5).
+        if isHeaderComplete { return line.count }
         if unsafe line.starts(with: "HTTP/".utf8) {
             // "HTTP/1.1 200": three digits after the first space.
             let digits = unsafe line.drop { $0 != UInt8(ascii: " ") }.dropFirst().prefix(3)
             currentStatus = unsafe digits.reduce(0) { $0 * 10 + Int($1 &- 48) }
-            isHeaderComplete = false
+            // What an interim answer has is not the final one's.
+            (announcesBody, exchange.retryAfter, exchange.requestID) = (false, nil, nil)
         } else if line.count <= 2 {
             // The end of a header block; those of 1xx answers are followed by another.
             isHeaderComplete = currentStatus >= 200
         } else if let colon = unsafe line.firstIndex(of: UInt8(ascii: ":")) {
-            unsafe keep(unsafe line[..<colon], value: unsafe line[(colon + 1)...])
+            guard unsafe keep(unsafe line[..<colon], value: unsafe line[(colon + 1)...]) else {
+                // The status counts all the same.
+                isHeaderComplete = currentStatus >= 200
+                return 0
+            }
         }
+        return line.count
     }
 
     private static let requestIDNames: Set<String> = [
@@ -247,11 +264,28 @@ final class Transfer {
         "x-ms-request-id", "x-correlation-id", "x-trace-id",
     ]
 
-    private func keep(_ name: Slice<UnsafeRawBufferPointer>, value: Slice<UnsafeRawBufferPointer>) {
+    /// Keeps what is wanted of a field; false when the answer must not be read on.
+    ///
+    /// Nobody asks for a compressed answer, and libcurl would decompress one that is compressed for the transfer (RFC 9112 7.2) on the
+    /// thread that serves everybody, without a limit to what it takes in for nothing that comes out.
+    private func keep(_ name: Slice<UnsafeRawBufferPointer>, value: Slice<UnsafeRawBufferPointer>) -> Bool {
         // Names that cannot be ours are skipped without making a string of them.
-        guard let first = unsafe name.first, "xXrRcC".utf8.contains(first), unsafe name.count <= 20 else { return }
+        guard let first = unsafe name.first, "xXrRcCtT".utf8.contains(first), unsafe name.count <= 20 else {
+            return true
+        }
         let name = unsafe String(decoding: name, as: UTF8.self).lowercased()
-        guard name == "retry-after" || Self.requestIDNames.contains(name) else { return }
+        switch name {
+        case "transfer-encoding":
+            announcesBody = true
+            let coding = unsafe String(decoding: value.prefix(200), as: UTF8.self).filter { !$0.isWhitespace }
+            return ["chunked", "identity"].contains(coding.lowercased())
+        case "content-length":
+            announcesBody = unsafe value.contains { UInt8(ascii: "1")...UInt8(ascii: "9") ~= $0 }
+            return true
+        case "retry-after": break
+        case _ where Self.requestIDNames.contains(name): break
+        default: return true
+        }
         let text = unsafe String(decoding: value.prefix(200), as: UTF8.self).filter { !$0.isNewline }
         let trimmed = String(text.drop { $0 == " " || $0 == "\t" })
         if name == "retry-after" {
@@ -259,6 +293,7 @@ final class Transfer {
         } else {
             exchange.requestID = exchange.requestID ?? trimmed
         }
+        return true
     }
 
     private func openSocket(_ address: UnsafeMutablePointer<curl_sockaddr>) -> curl_socket_t {
@@ -272,6 +307,14 @@ final class Transfer {
         }
         guard !wasBlocked, isAllowed == true else {
             wasBlocked = true
+            return -1
+        }
+        // Where IPv6 is switched off, the system calls such an address not available, as it does when we have no ports left. The next
+        // address of the host is tried.
+        guard
+            unsafe family != AF_INET6
+                || Sockets.hasRoute(to: UnsafeRawPointer(address) + offset, length: address.pointee.addrlen)
+        else {
             return -1
         }
         let descriptor = unsafe socket(
@@ -296,6 +339,7 @@ final class Transfer {
             sockets.note(opened, ends)
         }
         sends += 1
+        self.ends = ends
         return sends > 1 ? CURL_PREREQFUNC_ABORT : CURL_PREREQFUNC_OK
     }
 
@@ -325,12 +369,14 @@ final class Transfer {
             unsafe scheme.map { unsafe strcasecmp($0.assumingMemoryBound(to: CChar.self), "https") == 0 } ?? false
         var systemError = 0
         unsafe curl_get_long(handle, CURLINFO_OS_ERRNO, &systemError)
+        var proxyStatus = 0
+        unsafe curl_get_long(handle, CURLINFO_HTTP_CONNECTCODE, &proxyStatus)
         return TransferEvidence(
             result: result, text: text, sends: sends, wasBlocked: wasBlocked,
             lacksDescriptors: lacksDescriptors
                 || sends == 0 && result == CURLE_COULDNT_RESOLVE_HOST && !TransferEvidence.canOpenFiles(),
             isTLS: isTLS, verification: verification, systemError: Int32(truncatingIfNeeded: systemError),
-            hasProxy: proxy != nil, hasAuthorities: tls.authorities != nil)
+            hasProxy: proxy != nil, proxyStatus: proxyStatus, hasAuthorities: tls.authorities != nil)
     }
 
     private func measure() {

@@ -17,6 +17,8 @@ struct TransferEvidence {
     var systemError: Int32 = 0
     /// Requests go through a proxy of ours.
     var hasProxy = false
+    /// What it answered, 0 for nothing.
+    var proxyStatus = 0
     /// It was given authorities of its own.
     var hasAuthorities = false
 
@@ -49,6 +51,8 @@ struct TransferEvidence {
     /// large for it "out of memory", too.
     private var isOurShortage: Bool {
         guard sends == 0 else { return false }
+        // The proxy is ours. One that says that it cannot reach the receiver, or is still trying, is not what is missing.
+        if hasProxy, proxyStatus == 407 { return true }
         switch result {
         case CURLE_OUT_OF_MEMORY, CURLE_FAILED_INIT, CURLE_NOT_BUILT_IN, CURLE_UNKNOWN_OPTION, CURLE_UNRECOVERABLE_POLL,
             CURLE_SSL_ENGINE_NOTFOUND, CURLE_SSL_ENGINE_SETFAILED, CURLE_SSL_ENGINE_INITFAILED:
@@ -59,6 +63,8 @@ struct TransferEvidence {
         case CURLE_COULDNT_RESOLVE_PROXY: return true
         // A resolver's thread that could not be started is reported as a name that does not resolve.
         case CURLE_COULDNT_RESOLVE_HOST: return text.hasPrefix("getaddrinfo() thread failed to start")
+        case CURLE_RECV_ERROR, CURLE_SEND_ERROR, CURLE_GOT_NOTHING, CURLE_WEIRD_SERVER_REPLY:
+            return hasProxy && proxyStatus == 0
         case CURLE_COULDNT_CONNECT:
             return hasProxy || [EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EAGAIN].contains(systemError)
         default: return false
@@ -99,8 +105,11 @@ struct TransferEvidence {
         switch failure {
         case .tlsClientCertificate where text.hasPrefix("getpeername"):
             "the receiver ended the connection right after the TLS handshake: it wants a client certificate, or does not take this one"
+        case .localResources where hasProxy && proxyStatus == 407:
+            "the egress proxy wants other credentials than OUTBOX_EGRESS_PROXY has: \(text)"
         case .localResources where hasProxy && result == CURLE_COULDNT_CONNECT:
             "the egress proxy cannot be reached: \(text)"
+        case .localResources where hasProxy: "the egress proxy gave no answer: \(text)"
         case .blockedAddress:
             "the host's address is private, local or otherwise special; OUTBOX_ALLOW_NETWORKS lets networks through"
         case _ where sends > 1: "the receiver closed the connection without an answer"

@@ -60,7 +60,8 @@ struct Settings {
     let environment: [String: String]
 
     init(_ options: GlobalOptions) throws {
-        let environment = ProcessInfo.processInfo.environment
+        // Names of other letters that Swift finds equal to ours are not ours.
+        let environment = ProcessInfo.processInfo.environment.filter { name, _ in name.utf8.allSatisfy { $0 < 0x80 } }
         self.environment = environment
         let file = try Self.readFile(options.config)
         var values: [Value] = []

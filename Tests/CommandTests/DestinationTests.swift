@@ -9,6 +9,28 @@ import Testing
 @Suite struct DestinationTests {
     private static let isRoot = getuid() == 0
 
+    /// The system then says of its addresses what it says when there are no ports left, which would be our own shortage.
+    @Test(.enabled(if: isRoot, "network namespaces need root"))
+    func `where IPv6 is switched off, a receiver that is not there is charged all the same`() async throws {
+        let setting = try await Setting(["OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8,::/0"])
+        for (name, url) in [
+            ("six", "http://[2001:db8::1]:1/"), ("loop", "http://[::1]:1/"), ("both", "http://localhost:1/"),
+        ] {
+            let made = try await setting.run("endpoint", "create", name, "--url", url)
+            #expect(made.end == .exit(0), "\(made.errors)")
+            let child = try ChildProcess(
+                "/usr/bin/unshare",
+                [
+                    "--net", "sh", "-c",
+                    "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; ip link set lo up; exec \"$0\" endpoint test \"$1\"",
+                    ChildProcess.outboxctl, name,
+                ], environment: setting.environment)
+            #expect(await child.wait() == .exit(1))
+            #expect(child.errors.contains("failed: connect: "), "\(name): \(child.errors)")
+            child.remove()
+        }
+    }
+
     @Test(.enabled(if: isRoot, "network namespaces need root"))
     func `a name is judged by what it leads to, when it leads there`() async throws {
         let setting = try await Setting([:])

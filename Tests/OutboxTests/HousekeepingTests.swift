@@ -66,6 +66,67 @@ import Testing
         await producer.close()
     }
 
+    /// Old partitions with an event in each, of which nothing is needed any more.
+    private func makeExpired(_ database: TestDatabase, _ days: ClosedRange<Int>) async throws {
+        try await database.script(
+            """
+            UPDATE outbox.setting SET event_retention = '1 hour';
+            DO $$ BEGIN
+                FOR n IN \(days.lowerBound)..\(days.upperBound) LOOP
+                    EXECUTE format('CREATE TABLE outbox.event_%s PARTITION OF outbox.event FOR VALUES FROM (%L) TO (%L)', n,
+                                   '2020-01-01'::timestamptz + n * interval '1 day', '2020-01-01'::timestamptz + (n + 1) * interval '1 day');
+                END LOOP;
+            END $$;
+            INSERT INTO outbox.event (type, created_at)
+            SELECT 'old', '2020-01-01 12:00'::timestamptz + n * interval '1 day' FROM generate_series(\(days.lowerBound), \(days.upperBound)) n
+            """)
+        while try await database.pool.run({ try $0.cut(batchSize: 500, budget: 5000) }) != .events(0) {}
+        try await database.script("DELETE FROM outbox.batch")
+    }
+
+    @Test func `several keep house at once, and none is in another's way`() async throws {
+        let database = try await TestCluster.database()
+        try await makeExpired(database, 1...30)
+        let pools = try (0..<4).map { _ in try database.newPool() }
+        let dropped = try await withThrowingTaskGroup(of: [String].self) { group in
+            for pool in pools {
+                group.addTask {
+                    var dropped: [String] = []
+                    for _ in 0..<8 { dropped += try await pool.run { try $0.keepHouse() } }
+                    return dropped
+                }
+            }
+            return try await group.reduce(into: []) { $0 += $1 }
+        }
+        let rest = try await database.pool.run { try $0.keepHouse() }
+        #expect(Set(dropped + rest) == Set((1...30).map { "event_\($0)" }))
+        #expect(dropped.count + rest.count == 30)
+        for pool in pools { await pool.close() }
+    }
+
+    @Test func `however many are locked, the others go, and nobody waits for it`() async throws {
+        let database = try await TestCluster.database()
+        try await makeExpired(database, 1...60)
+        let holder = try database.newPool()
+        try await holder.run { connection in
+            try connection.script("SET idle_in_transaction_session_timeout = 0; BEGIN")
+            // The oldest ones: a wait for each of them, however short, would be the statement's deadline.
+            for n in 1...58 { try connection.script("LOCK TABLE outbox.event_\(n) IN ROW EXCLUSIVE MODE") }
+        }
+        // A wait for one lock would be an error here.
+        try await database.pool.run { try $0.script("SET lock_timeout = '1ms'; SET statement_timeout = '5s'") }
+        #expect(
+            try await database.pool.run {
+                try $0.query("SELECT outbox.empty_expired_partition()").first { row throws(PostgresError) in
+                    try row[0] as String?
+                }
+            } == "event_59")
+        #expect(try await database.pool.run { try $0.keepHouse() } == ["event_59", "event_60"])
+        try await holder.run { try $0.script("ROLLBACK") }
+        #expect(try await database.pool.run { try $0.keepHouse() }.count == 58)
+        await holder.close()
+    }
+
     @Test func `a partition that somebody holds, or has made something of, keeps no other`() async throws {
         let database = try await TestCluster.database()
         try await database.script("UPDATE outbox.setting SET event_retention = '1 hour'")

@@ -198,6 +198,94 @@ import Testing
         await pool.close()
     }
 
+    /// What was planted while others could create stays when they cannot any more, and is preferred where it fits better than ours.
+    @Test(arguments: [
+        "CREATE FUNCTION outbox.refuse_body(int, int) RETURNS boolean LANGUAGE sql AS 'SELECT true'",
+        "CREATE TABLE outbox.planted ()", "CREATE TYPE outbox.planted AS ENUM ('a')",
+        "CREATE OPERATOR outbox.=== (FUNCTION = pg_catalog.texteq, LEFTARG = text, RIGHTARG = text)",
+    ])
+    func `a schema with something of somebody else's in it is neither filled nor used`(planted: String) async throws {
+        let database = try await TestCluster.database(migrated: false)
+        let (name, stranger) = try await login(database)
+        func refusal(_ work: @escaping @Sendable (inout Connection) throws -> Void) async -> String? {
+            let refusal = await #expect(throws: Migrator.Refusal.self) { try await database.pool.run(work) }
+            return refusal?.description
+        }
+        try await database.script("CREATE SCHEMA outbox; GRANT ALL ON SCHEMA outbox TO \(name)")
+        try await stranger.run { try $0.script(planted) }
+        try await database.script("REVOKE ALL ON SCHEMA outbox FROM \(name)")
+        #expect(await refusal { _ = try Migrator.migrate(&$0) }?.contains("is not of the role that owns") == true)
+        try await database.script("DROP SCHEMA outbox CASCADE")
+        try await database.pool.run { _ = try Migrator.migrate(&$0) }
+        for schema in ["outbox", "outbox_api", "outbox_private"] {
+            try await database.script("GRANT ALL ON SCHEMA \(schema) TO \(name)")
+            #expect(
+                await refusal { try Migrator.check(&$0) }?.contains("CREATE ON SCHEMA \(schema) FROM \(name)") == true)
+            try await stranger.run { try $0.script(planted.replacing("outbox.", with: "\(schema).")) }
+            try await database.script("REVOKE ALL ON SCHEMA \(schema) FROM \(name)")
+            #expect(await refusal { try Migrator.check(&$0) }?.contains("is not of the role that owns") == true)
+            try await database.script("DROP OWNED BY \(name)")
+            try await database.pool.run { try Migrator.check(&$0) }
+        }
+        await stranger.close()
+    }
+
+    @Test func `who can name the private functions is named by doctor`() async throws {
+        let database = try await TestCluster.database()
+        let (name, pool) = try await login(database, "outbox_operator")
+        func problems() async throws -> [String?] {
+            try await database.column("SELECT detail FROM outbox.problems WHERE problem = 'private_schema_open'")
+        }
+        #expect(try await problems() == [])
+        // Not pg_read_all_data, which would be for every database of the server, and so for other tests.
+        try await database.script("GRANT USAGE ON SCHEMA outbox_private TO \(name)")
+        #expect(try await problems().map { $0?.contains(name) } == [true])
+        await pool.close()
+    }
+
+    @Test func `what a view shows is not of a type whose check it has passed`() async throws {
+        let database = try await TestCluster.database()
+        #expect(
+            try await database.column(
+                """
+                SELECT c.relname || '.' || a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+                  JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_type e ON e.oid = t.typelem
+                 WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'v' AND 'outbox'::regnamespace IN (t.typnamespace, e.typnamespace)
+                """) == [])
+        try await database.script(
+            "INSERT INTO outbox.event (type, customer_id) VALUES ('outbox.endpoint.disabled', 'x')")
+        let (_, pool) = try await login(database, "outbox_producer", "outbox_reader")
+        #expect(
+            await sqlState(
+                pool, "INSERT INTO outbox.event (type) SELECT t FROM outbox.transactions, unnest(event_types) t")
+                == "23514")
+        await pool.close()
+    }
+
+    @Test func `a role that does not inherit its membership is bound like any other`() async throws {
+        let database = try await TestCluster.database()
+        let (name, pool) = try await login(database)
+        try await database.script(
+            "ALTER ROLE \(name) NOINHERIT; GRANT outbox_producer TO \(name); SELECT outbox.grant_publish('\(name)', '{acme}')"
+        )
+        #expect(await sqlState(pool, "SELECT outbox_api.publish('t', customer_id => 'acme')") == nil)
+        #expect(await sqlState(pool, "SELECT outbox_api.publish('t', customer_id => 'gamma')") == "OB004")
+        // It may put the other role on, and is that one then.
+        #expect(
+            await sqlState(pool, "SET LOCAL ROLE outbox_producer; SELECT outbox.publish('t', customer_id => 'gamma')")
+                == nil)
+        // A role that was given another name is still the one whose right is taken away.
+        let (old, second) = try await login(database)
+        try await database.script(
+            """
+            SELECT outbox.grant_publish('\(old)', '{acme}'); ALTER ROLE \(old) RENAME TO \(old)_renamed;
+            SELECT outbox.grant_publish('\(old)_renamed', '{}')
+            """)
+        #expect(try await database.number("SELECT count(*) FROM outbox.producer_customer WHERE role = '\(old)'") == 0)
+        await pool.close()
+        await second.close()
+    }
+
     @Test func `a schema in which others may create is neither filled nor used`() async throws {
         let database = try await TestCluster.database(migrated: false)
         let (name, stranger) = try await login(database)
@@ -213,6 +301,8 @@ import Testing
         // What the service would put functions into is not there before it.
         for taken in ["outbox_api", "outbox_private"] {
             try await database.script("CREATE SCHEMA \(taken) AUTHORIZATION \(name)")
+            #expect(await refusal { _ = try Migrator.migrate(&$0) }?.contains("is of the role \(name)") == true)
+            try await database.script("ALTER SCHEMA \(taken) OWNER TO CURRENT_USER")
             await #expect { try await database.pool.run { _ = try Migrator.migrate(&$0) } } throws: {
                 ($0 as? PostgresError)?.sqlState == "OB020"
             }
@@ -403,6 +493,10 @@ import Testing
             (bound, pool, "outbox_api.publish('t', customer_id => 'acme', dedup_key => 'k')"),
             (manager, operating, "outbox.record_audit('during', 'b', NULL, NULL)"),
             (manager, operating, "outbox.set_body_limit(2000)"),
+            (
+                manager, operating,
+                "outbox.record_trial(gen_random_uuid(), 0, now(), 'test', gen_random_uuid(), now(), '{}', true, 200, '', '', '', '')"
+            ),
         ] {
             try await database.script("CREATE SCHEMA own AUTHORIZATION \(role)")
             try await pool.run {
@@ -434,6 +528,7 @@ import Testing
         }
         #expect(try await database.column("SELECT DISTINCT customer_id FROM outbox.event") == ["acme"])
         #expect(try await database.column("SELECT DISTINCT producer FROM outbox.dedup") == [bound])
+        #expect(try await database.column("SELECT DISTINCT worker FROM outbox.attempt") == [manager])
         // Whose session it was, and who acted in it.
         #expect(
             try await database.column(

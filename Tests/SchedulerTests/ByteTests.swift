@@ -73,6 +73,31 @@ import Transport
         }
     }
 
+    @Test func `a rule's text is the body's bytes, but for white space of ASCII around them`() throws {
+        func holds(_ rule: String, _ body: [UInt8]) throws -> Bool {
+            var rules = AnswerRules()
+            rules.checks = [try Check(rule)]
+            return rules.judge(body, isComplete: true) == .success
+        }
+        for body in ["ok", " ok", "ok\r\n", "\t ok \n"] { #expect(try holds("text ok", Array(body.utf8)), "\(body)") }
+        for body in ["ok \u{338}", " \u{301}ok", "\u{2028}ok\u{85}", "\u{A0}ok", "o k", "okk", ""] {
+            #expect(try !holds("text ok", Array(body.utf8)), "\(body)")
+        }
+        // What is no UTF-8 is not what it would be replaced with.
+        #expect(try !holds("text o\u{FFFD}k", [0x6F, 0xFF, 0x6B]))
+        #expect(try holds("text o\u{FFFD}k", Array("o\u{FFFD}k".utf8)))
+    }
+
+    @Test(arguments: ["text", "contains"]) func `a mark behind the space does not hide a rule's kind`(kind: String)
+        throws
+    {
+        #expect(try Check("\(kind) \u{301}x").value == "\u{301}x")
+        #expect(try Check("deny \(kind) \u{301}x").isDenial)
+        let check = try Check("string a \u{301}b c")
+        #expect(check.key == "a")
+        #expect(ExactText(check.value) == "\u{301}b c")
+    }
+
     @Test(arguments: [
         ("9007199254740993", "9007199254740993", true), ("9007199254740993", "9007199254740992", false),
         ("1", "1.0", true), ("1", "10e-1", true), ("0.1", "0.10000000000000001", false), ("100", "1E2", true),

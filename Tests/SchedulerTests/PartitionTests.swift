@@ -72,4 +72,20 @@ import Testing
         #expect(ledger.all.count == producers * each)
         ledger.receiver.stop()
     }
+
+    @Test func `a worker starts, and delivers, whatever is in the way of housekeeping`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        try await database.endpoint("e", url: ledger.url)
+        try await database.script(
+            """
+            CREATE OR REPLACE FUNCTION outbox.empty_expired_partition() RETURNS text LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS
+            $$ BEGIN RAISE EXCEPTION 'in the way'; END $$
+            """)
+        try await TestWorker.run(database) {
+            try await database.publish(3)
+            #expect(await eventually { ledger.all.count == 3 })
+        }
+        ledger.receiver.stop()
+    }
 }

@@ -11,12 +11,15 @@ package final class Ledger: Sendable {
     }
 
     /// Starts the receiver; the closure gets each request and how many came before it.
-    package init(answer: @escaping @Sendable (Receiver.Request, Int) -> Receiver.Answer = { _, _ in Receiver.Answer() })
+    package init(
+        holdsBack: Bool = false,
+        answer: @escaping @Sendable (Receiver.Request, Int) -> Receiver.Answer = { _, _ in Receiver.Answer() }
+    )
         throws
     {
         let log = Log()
         self.log = log
-        receiver = try Receiver { request in
+        receiver = try Receiver(holdsBack: holdsBack) { request in
             let before = log.requests.withLock { requests in
                 requests.append(request)
                 return requests.count - 1

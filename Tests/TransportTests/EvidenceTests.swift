@@ -9,11 +9,13 @@ import Testing
     private func failure(
         _ result: CURLcode, sends: Int = 1, text: String = "", wasBlocked: Bool = false, lacksDescriptors: Bool = false,
         isTLS: Bool = false, verification: Int = 0, systemError: Int32 = 0, hasProxy: Bool = false,
+        proxyStatus: Int = 0,
         hasAuthorities: Bool = false
     ) -> HTTPExchange.Failure {
         TransferEvidence(
             result: result, text: text, sends: sends, wasBlocked: wasBlocked, lacksDescriptors: lacksDescriptors,
             isTLS: isTLS, verification: verification, systemError: systemError, hasProxy: hasProxy,
+            proxyStatus: proxyStatus,
             hasAuthorities: hasAuthorities
         ).failure
     }
@@ -42,7 +44,23 @@ import Testing
             #expect(failure(code, sends: 0) == .localResources)
         }
         #expect(
-            failure(CURLE_RECV_ERROR, sends: 0, text: "CONNECT tunnel failed, response 403", hasProxy: true) == .proxy)
+            failure(
+                CURLE_RECV_ERROR, sends: 0, text: "CONNECT tunnel failed, response 403", hasProxy: true,
+                proxyStatus: 403)
+                == .proxy)
+        #expect(
+            failure(
+                CURLE_RECV_ERROR, sends: 0, text: "CONNECT tunnel failed, response 407", hasProxy: true,
+                proxyStatus: 407)
+                == .localResources)
+        // It took the connection, and said nothing.
+        for code in [CURLE_RECV_ERROR, CURLE_SEND_ERROR, CURLE_GOT_NOTHING] {
+            #expect(failure(code, sends: 0, hasProxy: true) == .localResources)
+            #expect(failure(code, sends: 0, hasProxy: true, proxyStatus: 200) == .connectionLost)
+            #expect(failure(code, sends: 0) == .connectionLost)
+        }
+        // It may still be trying to reach the receiver.
+        #expect(failure(CURLE_OPERATION_TIMEDOUT, sends: 0, hasProxy: true) == .timeout)
     }
 
     /// libcurl quotes the receiver's certificate: its words are the receiver's.

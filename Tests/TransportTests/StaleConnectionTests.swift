@@ -1,5 +1,4 @@
 import Receiver
-import Synchronization
 import TestSupport
 import Testing
 import Transport
@@ -37,6 +36,103 @@ import Transport
         #expect(ledger.all.map(\.connection) == [1, 2, 2])
         await transport.stop()
         ledger.receiver.stop()
+    }
+
+    /// The receiver's system holds what nobody asked for back until our system acknowledges the answer before it, and ours does so with
+    /// the next request, after some in quick succession.
+    @Test(arguments: [200, 410]) func `nor one that the next request itself would let go`(unasked: Int) async throws {
+        let isWritten = Flag(false)
+        let stale = bytes(unasked)
+        let ledger = try Ledger(holdsBack: true) { request, _ in
+            var answer = Receiver.Answer(request.target == "/two" ? 200 : 500)
+            if request.target == "/two" { answer.unasked = (.zero, stale, { isWritten.isSet = true }) }
+            return answer
+        }
+        let transport = Transport(policy: local)
+        for _ in 0..<8 { #expect(await transport.send(HTTPRequest(url: ledger.url + "/no")).status == 500) }
+        #expect(await transport.send(HTTPRequest(url: ledger.url + "/two")).status == 200)
+        #expect(await eventually { isWritten.isSet })
+        #expect(await transport.send(HTTPRequest(url: ledger.url + "/no")).status == 500)
+        #expect(ledger.all.map(\.connection) == Array(repeating: 1, count: 9) + [2])
+        await transport.stop()
+        ledger.receiver.stop()
+    }
+
+    /// It would come later, and be the answer to what is asked then.
+    @Test(arguments: [
+        ("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", 2),
+        ("HTTP/1.1 304 Not Modified\r\nContent-Length: 99\r\n\r\n", 2),
+        ("HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", 2), ("HTTP/1.1 204 No Content\r\n\r\n", 1),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 1),
+        ("HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", 1),
+    ])
+    func `a connection with a body that must not be is not used again`(header: String, connections: Int) async throws {
+        let receiver = try RawReceiver { _ in Array(header.utf8) }
+        let transport = Transport(policy: local)
+        for _ in 0..<2 { #expect(await transport.send(HTTPRequest(url: receiver.url)).status != nil) }
+        #expect(receiver.connections == connections)
+        await transport.stop()
+        receiver.stop()
+    }
+
+    @Test func `what an interim answer and a trailer say is not the answer's`() async throws {
+        let answer = """
+            HTTP/1.1 103 Early Hints\r
+            Retry-After: 77\r
+            X-Request-Id: early\r
+            \r
+            HTTP/1.1 503 Unavailable\r
+            Transfer-Encoding: chunked\r
+            \r
+            2\r
+            no\r
+            0\r
+            Retry-After: 88\r
+            X-Request-Id: trailer\r
+            \r
+
+            """
+        let receiver = try RawReceiver { _ in Array(answer.utf8) }
+        let transport = Transport(policy: local)
+        for _ in 0..<2 {
+            let exchange = await transport.send(HTTPRequest(url: receiver.url))
+            #expect(exchange.status == 503)
+            #expect(exchange.retryAfter == nil)
+            #expect(exchange.requestID == nil)
+            #expect(exchange.isBodyComplete)
+        }
+        #expect(receiver.connections == 1)
+        await transport.stop()
+        receiver.stop()
+    }
+
+    /// libcurl would decompress it unasked, without a limit to what it takes in for nothing that comes out.
+    @Test(arguments: [
+        ("gzip, chunked", 500), ("GZIP", 200), ("gzip, gzip, gzip, chunked", 500), ("chunked, deflate", 410),
+        ("x-gzip", 200),
+    ])
+    func `an answer that is compressed for the transfer counts, and its body is not read`(coding: String, status: Int)
+        async throws
+    {
+        // "hello", as gzip has it.
+        let hello: [UInt8] = [
+            0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 0, 3, 0xCB, 0x48, 0xCD, 0xC9, 0xC9, 7, 0, 0x86, 0xA6, 0x10, 0x36, 5, 0, 0, 0,
+        ]
+        let isChunked = coding.contains("chunked")
+        let body = isChunked ? Array("19\r\n".utf8) + hello + Array("\r\n0\r\n\r\n".utf8) : hello
+        let receiver = try RawReceiver { _ in
+            Array("HTTP/1.1 \(status) X\r\nTransfer-Encoding: \(coding)\r\n\r\n".utf8) + body
+        }
+        let transport = Transport(policy: local)
+        for _ in 0..<2 {
+            let exchange = await transport.send(HTTPRequest(url: receiver.url))
+            #expect(exchange.status == status, "\(exchange.message ?? "")")
+            #expect(exchange.body.isEmpty)
+            #expect(!exchange.isBodyComplete)
+        }
+        #expect(receiver.connections == 2)
+        await transport.stop()
+        receiver.stop()
     }
 
     @Test func `a connection that the receiver has ended is not used, and nothing is lost by it`() async throws {

@@ -164,7 +164,7 @@ END $$;
 -- Even compressed, 4 KiB never hold more than 1 MiB; only what is larger is measured.
 CREATE DOMAIN outbox.body AS json CONSTRAINT is_within_the_limit CHECK (
     VALUE IS NULL OR pg_column_size(VALUE) <= 4096 OR octet_length(VALUE::text) <= 1048576
-    OR outbox.refuse_body(octet_length(VALUE::text), 1048576));
+    OR outbox.refuse_body(octet_length(VALUE::text)::bigint, 1048576::bigint));
 
 -- An event is known by (id, created_at), everywhere and for good. The number alone comes again when the database goes back: after a
 -- failover that lost commits, in a restored backup, in a copy.
@@ -198,7 +198,7 @@ BEGIN
     ALTER DOMAIN outbox.body DROP CONSTRAINT is_within_the_limit;
     -- NOT VALID: only new values are checked, so that lowering the limit scans nothing.
     EXECUTE format('ALTER DOMAIN outbox.body ADD CONSTRAINT is_within_the_limit CHECK (VALUE IS NULL OR pg_column_size(VALUE) <= %1$s '
-        'OR octet_length(VALUE::text) <= %2$s OR outbox.refuse_body(octet_length(VALUE::text), %2$s)) NOT VALID', bytes / 256, bytes);
+        'OR octet_length(VALUE::text) <= %2$s OR outbox.refuse_body(octet_length(VALUE::text)::bigint, %2$s::bigint)) NOT VALID', bytes / 256, bytes);
     PERFORM outbox_private.append_audit(caller, 'db.set_body_limit', 'database', NULL, jsonb_build_object('bytes', bytes));
 END $$;
 

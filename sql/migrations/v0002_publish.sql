@@ -30,11 +30,11 @@ CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT
 CREATE FUNCTION outbox_private.check_producer(caller name, customer text) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF pg_has_role(caller, 'outbox_operator', 'MEMBER') OR pg_has_role(caller, current_user, 'MEMBER') THEN
+    IF pg_has_role(caller, 'outbox_operator', 'USAGE') OR pg_has_role(caller, current_user, 'USAGE') THEN
         RETURN;
     END IF;
     IF NOT EXISTS (SELECT FROM outbox.producer_customer p JOIN pg_roles r ON r.oid = p.role_oid AND r.rolname = p.role
-                    WHERE p.customer_id = check_producer.customer AND pg_has_role(caller, r.oid, 'MEMBER')) THEN
+                    WHERE p.customer_id = check_producer.customer AND pg_has_role(caller, r.oid, 'USAGE')) THEN
         RAISE EXCEPTION USING errcode = 'OB004',
             message = format('not_permitted: the role %s may not publish for this customer', caller),
             hint = 'Have an operator run: SELECT outbox.grant_publish(role, ARRAY[customer]); or grant outbox_producer, for all customers.';
@@ -58,7 +58,7 @@ BEGIN
             hint = 'Choose another beginning, such as the name of your application.';
     END IF;
     -- Of all that check_producer asks, the first; most need no more, and a call costs a twentieth of all this.
-    IF NOT pg_has_role(caller, 'outbox_producer', 'MEMBER') THEN
+    IF NOT pg_has_role(caller, 'outbox_producer', 'USAGE') THEN
         PERFORM outbox_private.check_producer(caller, coalesce(publish.customer_id, 'default'));
     END IF;
     IF octet_length(publish.dedup_key) NOT BETWEEN 1 AND 256 THEN

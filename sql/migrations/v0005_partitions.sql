@@ -71,36 +71,72 @@ BEGIN
     RETURN found;
 END $$;
 
--- Empties partitions that are past their retention and of which nothing is needed any more, and drops one of them; returns its name,
--- or NULL when there is none. One a call, so that no lock is held for long. Emptying takes a lock on the partition only: what was to
--- go goes, also while a producer's transaction, which uses the parent, or something that somebody has made of it keeps it from being
--- dropped. One that somebody has locked keeps no other.
-CREATE FUNCTION outbox.drop_expired_partition() RETURNS text
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '100ms' AS $$
+-- Has no rows: whoever has its lock keeps house, as with outbox.cutting.
+CREATE TABLE outbox.keeping ();
+
+-- Partitions past their retention of which nothing is needed any more, the oldest first.
+CREATE FUNCTION outbox.expired_partitions() RETURNS TABLE (oid oid, name name, parent name, lower timestamptz, upper timestamptz)
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT x.oid, x.name, x.parent, x.lower, x.upper FROM outbox.partitions x, outbox.setting s
+     WHERE x.upper < clock_timestamp() - CASE x.parent WHEN 'event' THEN s.event_retention ELSE s.attempt_retention END
+     ORDER BY x.upper;
+END;
+
+-- Empties one of them, and returns its name; NULL when there is none, or somebody else keeps house. This takes a lock on the partition
+-- only, and so neither stops a producer nor waits for one. A partition that somebody has locked is left for the next time.
+CREATE FUNCTION outbox.empty_expired_partition() RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
-    p        record;
-    may_drop boolean := true;
+    p record;
 BEGIN
-    FOR p IN SELECT x.* FROM outbox.partitions x, outbox.setting s
-              WHERE x.upper < clock_timestamp() - CASE x.parent WHEN 'event' THEN s.event_retention ELSE s.attempt_retention END
-              ORDER BY x.upper LOOP
-        CONTINUE WHEN outbox.is_needed(p.parent, p.oid, p.lower, p.upper);
+    BEGIN
+        LOCK TABLE outbox.keeping IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
+    EXCEPTION
+        WHEN lock_not_available THEN RETURN NULL;
+    END;
+    FOR p IN SELECT * FROM outbox.expired_partitions() LOOP
+        CONTINUE WHEN coalesce(pg_relation_size(p.oid), 0) = 0 OR outbox.is_needed(p.parent, p.oid, p.lower, p.upper);
         BEGIN
-            EXECUTE format('LOCK TABLE outbox.%I IN ACCESS EXCLUSIVE MODE', p.name);
-            -- Asked again under the lock: a cut that we waited for may just have made a batch of what is in here.
-            CONTINUE WHEN outbox.is_needed(p.parent, p.oid, p.lower, p.upper);
-            IF pg_relation_size(p.oid) > 0 THEN EXECUTE format('TRUNCATE outbox.%I', p.name); END IF;
-            CONTINUE WHEN NOT may_drop;
-            BEGIN
-                EXECUTE format('DROP TABLE outbox.%I', p.name);
-                RETURN p.name;
-            EXCEPTION
-                -- Somebody uses the parent, and who comes after us waits, too: once is enough.
-                WHEN lock_not_available THEN may_drop := false;
-                WHEN dependent_objects_still_exist THEN NULL;
-            END;
+            EXECUTE format('LOCK TABLE outbox.%I IN ACCESS EXCLUSIVE MODE NOWAIT', p.name);
         EXCEPTION
-            WHEN lock_not_available THEN NULL;
+            WHEN lock_not_available THEN CONTINUE;
+        END;
+        -- Asked again under the lock: a cut may just have made a batch of what is in here.
+        IF NOT outbox.is_needed(p.parent, p.oid, p.lower, p.upper) THEN
+            EXECUTE format('TRUNCATE outbox.%I', p.name);
+            RETURN p.name;
+        END IF;
+    END LOOP;
+    RETURN NULL;
+END $$;
+
+-- Drops one of them that is empty, and returns its name; NULL when there is none, or it is not to be had now. That takes a lock on the
+-- parent, which every open transaction of a producer has in use, and who comes after us waits, too: so it is tried once, and not for
+-- long. What a view or a column of somebody else's depends on is left for the next time, and keeps no other.
+CREATE FUNCTION outbox.drop_expired_partition() RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '50ms' AS $$
+DECLARE
+    p record;
+BEGIN
+    BEGIN
+        LOCK TABLE outbox.keeping IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
+    EXCEPTION
+        WHEN lock_not_available THEN RETURN NULL;
+    END;
+    FOR p IN SELECT * FROM outbox.expired_partitions() LOOP
+        CONTINUE WHEN coalesce(pg_relation_size(p.oid), 1) > 0 OR outbox.is_needed(p.parent, p.oid, p.lower, p.upper);
+        BEGIN
+            EXECUTE format('LOCK TABLE outbox.%I IN ACCESS EXCLUSIVE MODE NOWAIT', p.name);
+        EXCEPTION
+            WHEN lock_not_available THEN CONTINUE;
+        END;
+        CONTINUE WHEN outbox.is_needed(p.parent, p.oid, p.lower, p.upper) OR pg_relation_size(p.oid) > 0;
+        BEGIN
+            EXECUTE format('DROP TABLE outbox.%I', p.name);
+            RETURN p.name;
+        EXCEPTION
+            WHEN lock_not_available THEN RETURN NULL;
+            WHEN dependent_objects_still_exist THEN NULL;
         END;
     END LOOP;
     RETURN NULL;

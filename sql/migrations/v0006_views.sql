@@ -97,7 +97,9 @@ BEGIN
     IF array_position(customers, NULL) IS NOT NULL THEN
         RAISE EXCEPTION USING errcode = 'OB002', message = 'invalid_value: a customer is NULL';
     END IF;
-    DELETE FROM outbox.producer_customer p WHERE p.role = grant_publish.role;
+    -- Also under a name that it had.
+    DELETE FROM outbox.producer_customer p USING pg_roles r
+     WHERE r.rolname = grant_publish.role AND (p.role = r.rolname OR p.role_oid = r.oid);
     -- What was not given here is not taken away here.
     IF NOT FOUND AND coalesce(cardinality(customers), 0) = 0 THEN
         RAISE EXCEPTION USING errcode = 'OB002', message = format('invalid_value: %s was given no customers', role),
@@ -119,8 +121,8 @@ CREATE FUNCTION outbox.grant_publish(role name, customers text[]) RETURNS void
 LANGUAGE sql BEGIN ATOMIC SELECT outbox_private.grant_publish(current_user, grant_publish.role, grant_publish.customers); END;
 
 -- Appends a trial to the attempt log, and nothing else: a success of any other trigger would resolve a delivery.
-CREATE FUNCTION outbox.record_trial(
-    endpoint_id uuid, event_id bigint, event_at timestamptz, trigger text, lease_id uuid, started_at timestamptz, timing int[],
+CREATE FUNCTION outbox_private.record_trial(
+    caller name, endpoint_id uuid, event_id bigint, event_at timestamptz, trigger text, lease_id uuid, started_at timestamptz, timing int[],
     success boolean, status int, error_class text, error text, response bytea, request_id text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -130,11 +132,22 @@ BEGIN
     INSERT INTO outbox.attempt (event_id, event_at, endpoint_id, number, trigger, lease_id, worker, started_at, dns_us, connect_us,
                                 tls_us, first_byte_us, total_us, outcome, status, error_class, error, response, request_id)
     VALUES (record_trial.event_id, record_trial.event_at, record_trial.endpoint_id, 1, record_trial.trigger, record_trial.lease_id,
-            session_user, record_trial.started_at, timing[1], timing[2], timing[3], timing[4], coalesce(timing[5], 0),
+            caller, record_trial.started_at, timing[1], timing[2], timing[3], timing[4], coalesce(timing[5], 0),
             CASE WHEN success THEN 'success' ELSE 'failure' END, record_trial.status, record_trial.error_class,
             record_trial.error, record_trial.response, record_trial.request_id);
 END $$;
 
+CREATE FUNCTION outbox.record_trial(
+    endpoint_id uuid, event_id bigint, event_at timestamptz, trigger text, lease_id uuid, started_at timestamptz, timing int[],
+    success boolean, status int, error_class text, error text, response bytea, request_id text) RETURNS void
+LANGUAGE sql BEGIN ATOMIC
+    SELECT outbox_private.record_trial(
+        current_user, record_trial.endpoint_id, record_trial.event_id, record_trial.event_at, record_trial.trigger, record_trial.lease_id,
+        record_trial.started_at, record_trial.timing, record_trial.success, record_trial.status, record_trial.error_class,
+        record_trial.error, record_trial.response, record_trial.request_id);
+END;
+
+-- Columns of views are text and not of a domain: what is of a domain already is not checked again when somebody inserts it.
 CREATE VIEW outbox.deliveries AS
 WITH pair AS (
     SELECT d.event_id, d.endpoint_id, d.event_at,
@@ -163,7 +176,7 @@ WITH pair AS (
                         WHERE o.event_id = a.event_id AND o.event_at = a.event_at AND o.endpoint_id IS NOT DISTINCT FROM a.endpoint_id
                           AND o.outcome = 'success' AND o.trigger NOT IN ('test', 'evaluate') AND (o.started_at, o.number, o.lease_id) < (a.started_at, a.number, a.lease_id)))
 SELECT p.event_id || ':' || p.endpoint_id AS id, p.event_id, outbox.webhook_id(p.event_id, p.event_at) AS webhook_id, p.endpoint_id,
-       n.name AS endpoint, e.customer_id, e.type AS event_type, e.change_type, e.transaction_id, p.state, p.attempts,
+       n.name AS endpoint, e.customer_id::text, e.type::text AS event_type, e.change_type::text, e.transaction_id, p.state, p.attempts,
        p.trigger, p.due_at, p.last_at, p.last_status, p.last_error_class, p.last_error, p.reason, p.event_at AS created_at
   FROM pair p
   LEFT JOIN outbox.event e ON e.id = p.event_id AND e.created_at = p.event_at
@@ -178,7 +191,7 @@ SELECT a.event_id, outbox.webhook_id(a.event_id, a.event_at) AS webhook_id, a.en
 
 CREATE VIEW outbox.dead_letters AS
 SELECT d.event_id || ':' || d.endpoint_id AS id, d.event_id, outbox.webhook_id(d.event_id, d.event_at) AS webhook_id, d.endpoint_id,
-       n.name AS endpoint, e.customer_id, e.type AS event_type, e.change_type, e.transaction_id, d.reason, d.attempts,
+       n.name AS endpoint, e.customer_id::text, e.type::text AS event_type, e.change_type::text, e.transaction_id, d.reason, d.attempts,
        d.status, d.error_class, d.error, d.fingerprint, d.dead_at, d.event_at AS created_at
   FROM outbox.dead_letter d
   LEFT JOIN outbox.event e ON e.id = d.event_id AND e.created_at = d.event_at
@@ -224,8 +237,8 @@ SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
 
 CREATE VIEW outbox.transactions AS
 SELECT e.transaction_id, min(e.created_at) AS first_at, max(e.created_at) AS last_at, count(*) AS events,
-       array_agg(DISTINCT e.customer_id) AS customers, array_agg(DISTINCT e.type) AS event_types,
-       array_agg(DISTINCT e.identity) FILTER (WHERE e.identity IS NOT NULL) AS identities
+       array_agg(DISTINCT e.customer_id::text) AS customers, array_agg(DISTINCT e.type::text) AS event_types,
+       array_agg(DISTINCT e.identity::text) FILTER (WHERE e.identity IS NOT NULL) AS identities
   FROM outbox.event e GROUP BY e.transaction_id;
 
 -- What is wrong, and what to do about it. Empty is healthy.
@@ -270,6 +283,12 @@ SELECT 'ghosts', format('%s events were sent that this database does not have, n
        'A failover or a restore lost them after they had been sent: receivers know of what never happened here. '
        'Their webhook-ids: SELECT outbox.webhook_id(event_id, event_at) FROM outbox.ghost; when that is dealt with: DELETE FROM outbox.ghost'
   FROM outbox.ghost HAVING count(*) > 0
+UNION ALL
+SELECT 'private_schema_open', format('the role %s may name the functions of outbox_private, and say there that another role publishes or acts', r.rolname),
+       'Take from it what lets it: USAGE on the schema, or membership in pg_read_all_data or pg_write_all_data'
+  FROM pg_roles r, pg_namespace n
+ WHERE n.nspname = 'outbox_private' AND NOT r.rolsuper AND NOT pg_has_role(r.oid, n.nspowner, 'USAGE') AND has_schema_privilege(r.oid, n.oid, 'USAGE')
+   AND (has_schema_privilege(r.oid, 'outbox', 'USAGE') OR has_schema_privilege(r.oid, 'outbox_api', 'USAGE')) AND NOT starts_with(r.rolname, 'pg_')
 UNION ALL
 SELECT 'no_worker', 'events or deliveries wait and no worker has reported for 30 seconds', 'Start a worker: outboxctl run'
  WHERE NOT EXISTS (SELECT FROM outbox.worker WHERE heartbeat_at > clock_timestamp() - interval '30 s')

@@ -20,6 +20,7 @@ BEGIN
     END LOOP;
 END $$;
 
+REVOKE ALL ON SCHEMA outbox_private FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox, outbox_api, outbox_private FROM PUBLIC;
 GRANT USAGE ON SCHEMA outbox TO outbox_producer, outbox_worker, outbox_reader, outbox_operator;
@@ -65,7 +66,7 @@ GRANT EXECUTE ON FUNCTION
     outbox.make_batches(pg_snapshot, pg_snapshot, xid8[], boolean, bigint, int, int, bigint, boolean), outbox.snapshot(xid8, xid8[]) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.is_cut(outbox.cut, xid8, bigint) TO outbox_worker, outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.cut(int, int), outbox.require_leases(bigint, bigint), outbox.stored_size(json, json),
-    outbox.make_partitions(), outbox.drop_expired_partition(),
+    outbox.make_partitions(), outbox.empty_expired_partition(), outbox.drop_expired_partition(),
     outbox.webhook_id(bigint, timestamptz), outbox.is_needed(name, oid, timestamptz, timestamptz), outbox.partition_bounds(timestamptz) TO outbox_worker;
 
 GRANT SELECT ON outbox.deliveries, outbox.attempts, outbox.dead_letters, outbox.backlog, outbox.endpoint_health,
@@ -84,6 +85,7 @@ GRANT EXECUTE ON FUNCTION outbox.record_audit(text, text, text, jsonb), outbox_p
 GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int, boolean, boolean), outbox.masked_url(text), outbox.masked_headers(jsonb),
     outbox.grant_publish(name, text[]), outbox_private.set_body_limit(name, bigint), outbox_private.rebase(name, int, boolean, boolean),
     outbox_private.grant_publish(name, name, text[]),
+    outbox_private.record_trial(name, uuid, bigint, timestamptz, text, uuid, timestamptz, int[], boolean, int, text, text, bytea, text),
     outbox.record_trial(uuid, bigint, timestamptz, text, uuid, timestamptz, int[], boolean, int, text, text, bytea, text)
     TO outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.current_timeline() TO outbox_worker;
