@@ -66,7 +66,14 @@ import Testing
         try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 1000 }
         let blocker = try database.newPool(
             session: SessionSetUp(settings: [("idle_in_transaction_session_timeout", "0")]))
-        try await TestWorker.run(database, configure: { $0.mostUnrecorded = 1000 }) {
+        // No lease ends while nothing is recorded, however busy the machine is.
+        try await TestWorker.run(
+            database,
+            configure: {
+                $0.mostUnrecorded = 1000
+                $0.lease = .seconds(120)
+            }
+        ) {
             try await blocker.run { try $0.script("BEGIN; LOCK TABLE outbox.attempt IN SHARE MODE") }
             try await database.script("INSERT INTO outbox.event (type) SELECT 'test' FROM generate_series(1, 10000)")
             // What was claimed before the bound was reached still goes out: at most two batches and what was pending.
