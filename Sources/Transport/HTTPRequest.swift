@@ -111,7 +111,7 @@ package struct HTTPExchange: Sendable {
     package internal(set) var failure: Failure?
     /// What went wrong, in libcurl's words; safe to store: no header, body or query is in it.
     package internal(set) var message: String?
-    /// The beginning of the body (`HTTPRequest.keptBody`), as sent (never decompressed).
+    /// The beginning of the body (`HTTPRequest.keptBody`), as sent (never decompressed; nothing of one that is compressed for its transfer).
     package internal(set) var body: [UInt8] = []
     /// True when that is all of it, and it ended as it should.
     package internal(set) var isBodyComplete = false
