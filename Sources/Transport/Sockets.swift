@@ -60,7 +60,7 @@ final class Sockets {
     /// Whether the system knows a way to an address. Asked with a datagram's socket, which sends nothing.
     static func hasRoute(to address: UnsafeRawPointer, length: UInt32) -> Bool {
         let family = unsafe Int32(address.assumingMemoryBound(to: sockaddr.self).pointee.sa_family)
-        let descriptor = unsafe socket(family, Int32(SOCK_DGRAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+        let descriptor = socket(family, Int32(SOCK_DGRAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
         // Without a descriptor it is not the address that is missing.
         guard descriptor >= 0 else { return errno != EAFNOSUPPORT }
         defer { close(descriptor) }
