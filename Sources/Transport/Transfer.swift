@@ -259,7 +259,7 @@ final class Transfer {
         return line.count
     }
 
-    private static let requestIDNames: Set<String> = [
+    private static let requestIDNames = [
         "x-request-id", "request-id", "x-cws-transactionid", "citrix-transactionid", "x-amzn-requestid",
         "x-ms-request-id", "x-correlation-id", "x-trace-id",
     ]
@@ -269,31 +269,30 @@ final class Transfer {
     /// Nobody asks for a compressed answer, and libcurl would decompress one that is compressed for the transfer (RFC 9112 7.2) on the
     /// thread that serves everybody, without a limit to what it takes in for nothing that comes out.
     private func keep(_ name: Slice<UnsafeRawBufferPointer>, value: Slice<UnsafeRawBufferPointer>) -> Bool {
-        // Names that cannot be ours are skipped without making a string of them.
-        guard let first = unsafe name.first, "xXrRcCtT".utf8.contains(first), unsafe name.count <= 20 else {
-            return true
+        // Compared where they lie: strings of every name of every answer would be a hundredth of a delivery.
+        func isNamed(_ text: String) -> Bool {
+            unsafe name.count == text.utf8.count
+                && name.elementsEqual(text.utf8) { (0x41...0x5A).contains($0) ? $0 | 0x20 == $1 : $0 == $1 }
         }
-        let name = unsafe String(decoding: name, as: UTF8.self).lowercased()
-        switch name {
-        case "transfer-encoding":
+        guard let first = unsafe name.first, "xXrRcCtT".utf8.contains(first) else { return true }
+        if isNamed("content-length") {
+            announcesBody = unsafe value.contains { UInt8(ascii: "1")...UInt8(ascii: "9") ~= $0 }
+        } else if isNamed("transfer-encoding") {
             announcesBody = true
             let coding = unsafe String(decoding: value.prefix(200), as: UTF8.self).filter { !$0.isWhitespace }
             return ["chunked", "identity"].contains(coding.lowercased())
-        case "content-length":
-            announcesBody = unsafe value.contains { UInt8(ascii: "1")...UInt8(ascii: "9") ~= $0 }
-            return true
-        case "retry-after": break
-        case _ where Self.requestIDNames.contains(name): break
-        default: return true
-        }
-        let text = unsafe String(decoding: value.prefix(200), as: UTF8.self).filter { !$0.isNewline }
-        let trimmed = String(text.drop { $0 == " " || $0 == "\t" })
-        if name == "retry-after" {
-            exchange.retryAfter = exchange.retryAfter ?? trimmed
-        } else {
-            exchange.requestID = exchange.requestID ?? trimmed
+        } else if isNamed("retry-after") {
+            exchange.retryAfter = unsafe exchange.retryAfter ?? line(value)
+        } else if Self.requestIDNames.contains(where: isNamed) {
+            exchange.requestID = unsafe exchange.requestID ?? line(value)
         }
         return true
+    }
+
+    /// The beginning of a field's value, without white space around it.
+    private func line(_ value: Slice<UnsafeRawBufferPointer>) -> String {
+        let text = unsafe String(decoding: value.prefix(200), as: UTF8.self).filter { !$0.isNewline }
+        return String(text.drop { $0 == " " || $0 == "\t" })
     }
 
     private func openSocket(_ address: UnsafeMutablePointer<curl_sockaddr>) -> curl_socket_t {
