@@ -21,13 +21,10 @@ final class Transfer {
     /// What the handle is set to; changed only where the next request differs.
     private var tls = HTTPRequest.TLS()
     private var allowsHTTP2 = false
-    private var isHeaderComplete = false
-    private var currentStatus = 0
+    private var header = AnswerHeader()
     private var sends = 0
     /// The connection that it was sent on.
     private var ends: Sockets.Ends?
-    /// The answer says that a body follows.
-    private var announcesBody = false
     /// Sockets that were opened for it: none when it uses a connection that was there.
     private var opened: [Int32] = []
     /// The connection that it was given had something to say already.
@@ -87,7 +84,9 @@ final class Transfer {
         unsafe curl_set_pointer(handle, CURLOPT_WRITEDATA, context)
         unsafe curl_set_data_callback(handle, CURLOPT_HEADERFUNCTION) { bytes, size, count, context in
             guard let transfer = unsafe Transfer.from(context) else { return 0 }
-            return unsafe transfer.receiveHeader(UnsafeRawBufferPointer(start: bytes, count: size * count))
+            // Less than all ends the transfer.
+            return unsafe transfer.header.read(UnsafeRawBufferPointer(start: bytes, count: size * count))
+                ? size * count : 0
         }
         unsafe curl_set_pointer(handle, CURLOPT_HEADERDATA, context)
         unsafe curl_set_open_socket_callback(handle) { context, purpose, address in
@@ -132,8 +131,7 @@ final class Transfer {
         deadline = now + request.timeout
         received = 0
         keptBody = request.keptBody
-        isHeaderComplete = false
-        currentStatus = 0
+        header = AnswerHeader()
         unsafe curl_set_long(handle, CURLOPT_FRESH_CONNECT, 0)
         beginConnection()
 
@@ -196,10 +194,7 @@ final class Transfer {
     /// Reads the result, hands it to whoever waits, and lets go of the request.
     func finish(_ result: CURLcode) {
         complete(result)
-        // Not 204 and 304: what they announce comes later, and would be the next answer.
-        if let ends, result == CURLE_OK {
-            sockets.rest(ends, isEmpty: currentStatus != 204 && currentStatus != 304 || !announcesBody)
-        }
+        if let ends, result == CURLE_OK { sockets.rest(ends, isEmpty: !header.hasForbiddenBody) }
         report()
     }
 
@@ -207,8 +202,8 @@ final class Transfer {
     func abandon() {
         exchange.mayHaveBeenSent = sends > 0
         measure()
-        if isHeaderComplete, (100...599).contains(currentStatus) {
-            exchange.status = currentStatus
+        if let status = header.answered {
+            exchange.status = status
         } else {
             exchange.failure = .cancelled
             exchange.message = "stopped by this service before an answer came"
@@ -218,6 +213,7 @@ final class Transfer {
 
     /// Hands over what came of the request and lets go of it: an idle handle keeps neither body nor answer.
     private func report() {
+        (exchange.retryAfter, exchange.requestID) = (header.retryAfter, header.requestID)
         let exchange = exchange
         let completion = completion
         self.completion = nil
@@ -234,65 +230,6 @@ final class Transfer {
         if room > 0 { unsafe exchange.body.append(contentsOf: bytes.prefix(room)) }
         // Taking less than was offered makes libcurl close the connection.
         return received > HTTPRequest.mostBody ? 0 : bytes.count
-    }
-
-    /// Returns how much of the line it took; less than all ends the transfer.
-    private func receiveHeader(_ line: UnsafeRawBufferPointer) -> Int {
-        // Trailers are no header fields (RFC 9110 6.5).
-        if isHeaderComplete { return line.count }
-        if unsafe line.starts(with: "HTTP/".utf8) {
-            // "HTTP/1.1 200": three digits after the first space.
-            let digits = unsafe line.drop { $0 != UInt8(ascii: " ") }.dropFirst().prefix(3)
-            currentStatus = unsafe digits.reduce(0) { $0 * 10 + Int($1 &- 48) }
-            // What an interim answer has is not the final one's.
-            (announcesBody, exchange.retryAfter, exchange.requestID) = (false, nil, nil)
-        } else if line.count <= 2 {
-            // The end of a header block; those of 1xx answers are followed by another.
-            isHeaderComplete = currentStatus >= 200
-        } else if let colon = unsafe line.firstIndex(of: UInt8(ascii: ":")) {
-            guard unsafe keep(unsafe line[..<colon], value: unsafe line[(colon + 1)...]) else {
-                // The status counts all the same.
-                isHeaderComplete = currentStatus >= 200
-                return 0
-            }
-        }
-        return line.count
-    }
-
-    private static let requestIDNames = [
-        "x-request-id", "request-id", "x-cws-transactionid", "citrix-transactionid", "x-amzn-requestid",
-        "x-ms-request-id", "x-correlation-id", "x-trace-id",
-    ]
-
-    /// Keeps what is wanted of a field; false when the answer must not be read on.
-    ///
-    /// Nobody asks for a compressed answer, and libcurl would decompress one that is compressed for the transfer (RFC 9112 7.2) on the
-    /// thread that serves everybody, without a limit to what it takes in for nothing that comes out.
-    private func keep(_ name: Slice<UnsafeRawBufferPointer>, value: Slice<UnsafeRawBufferPointer>) -> Bool {
-        // Compared where they lie: strings of every name of every answer would be a hundredth of a delivery.
-        func isNamed(_ text: String) -> Bool {
-            unsafe name.count == text.utf8.count
-                && name.elementsEqual(text.utf8) { (0x41...0x5A).contains($0) ? $0 | 0x20 == $1 : $0 == $1 }
-        }
-        guard let first = unsafe name.first, "xXrRcCtT".utf8.contains(first) else { return true }
-        if isNamed("content-length") {
-            announcesBody = unsafe value.contains { UInt8(ascii: "1")...UInt8(ascii: "9") ~= $0 }
-        } else if isNamed("transfer-encoding") {
-            announcesBody = true
-            let coding = unsafe String(decoding: value.prefix(200), as: UTF8.self).filter { !$0.isWhitespace }
-            return ["chunked", "identity"].contains(coding.lowercased())
-        } else if isNamed("retry-after") {
-            exchange.retryAfter = unsafe exchange.retryAfter ?? line(value)
-        } else if Self.requestIDNames.contains(where: isNamed) {
-            exchange.requestID = unsafe exchange.requestID ?? line(value)
-        }
-        return true
-    }
-
-    /// The beginning of a field's value, without white space around it.
-    private func line(_ value: Slice<UnsafeRawBufferPointer>) -> String {
-        let text = unsafe String(decoding: value.prefix(200), as: UTF8.self).filter { !$0.isNewline }
-        return String(text.drop { $0 == " " || $0 == "\t" })
     }
 
     private func openSocket(_ address: UnsafeMutablePointer<curl_sockaddr>) -> curl_socket_t {
@@ -348,8 +285,8 @@ final class Transfer {
         measure()
         exchange.mayHaveBeenSent = sends > 0
         // The status line decides: a receiver that said 2xx has taken the event, however its body ended.
-        if isHeaderComplete, (100...599).contains(currentStatus) {
-            exchange.status = currentStatus
+        if let status = header.answered {
+            exchange.status = status
             exchange.isBodyComplete = result == CURLE_OK && received <= keptBody
             return
         }
