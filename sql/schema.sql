@@ -388,11 +388,11 @@ function outbox.cluster_identifier() returns bigint 1478b8f8722d7789ed37739735c4
 function outbox.current_identity() returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_transaction_id() returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox.cut(integer,integer) returns integer 886130a6afed7ff6c0c42e8993854a93
+function outbox.cut(integer,integer) returns integer bafc7c6fdc7b093ca697ef37fd8f5969
 function outbox.database_identifier() returns bigint 5abb3e3d928ae2125fb5b3c544975fc8
-function outbox.drop_expired_partition() returns text security definer fa3199916915dba3c5b45badebe94b72
+function outbox.drop_expired_partition() returns text security definer fddb7b1d8f145ecc8cc206f02fa0e4a7
 function outbox.emit() returns trigger b1b857b0b4ff7a9975bfef056a7b2ac4
-function outbox.empty_expired_partition() returns text security definer 994ad38c70d6a5fd77ed53d015d939dc
+function outbox.empty_expired_partition() returns text security definer 4ed14d91803f5678abc038d7b5e1004c
 function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
 function outbox.expired_partitions() returns TABLE(oid oid, name name, parent name, lower timestamp with time zone, upper timestamp with time zone) d41d8cd98f00b204e9800998ecf8427e
 function outbox.first_incomplete(outbox.cut) returns bigint d41d8cd98f00b204e9800998ecf8427e
@@ -403,12 +403,14 @@ function outbox.is_home(text) returns boolean 7ddc0f72f432524bc6274707f5d9aa4c
 function outbox.is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean ecccadc8bf80d0adb161635e5afdf985
 function outbox.is_restored(outbox.cut) returns boolean d497053e10d899c3316326dd0e11b826
 function outbox.is_service() returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.keeps_house() returns boolean f6f669e07509f376f2ed5597fa1a1466
 function outbox.keeps_order() returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.key_of(text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.let_go(uuid[],text[],bigint,boolean) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.line_of(text,text) returns text d41d8cd98f00b204e9800998ecf8427e
+function outbox.lock_unneeded(name,oid,timestamp with time zone,timestamp with time zone) returns boolean 99d66e30deddd40c5a6c2f9b8021e5f7
 function outbox.make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record bef37480d8bfc4ce875bb274139ec246
-function outbox.make_partitions() returns integer security definer 7d8d7c179ae46586fd382495ce7f9408
+function outbox.make_partitions() returns integer security definer 9ce55456267d88107c3328ede2d224a0
 function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.partition_bounds(timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
@@ -420,12 +422,12 @@ function outbox.refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0
 function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut 0f789da935f644ec78e31ca7ab5dbb3c
 function outbox.require_home(text) returns void 66d50045ef1d513a335ba1d4bee13f1f
 function outbox.require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
-function outbox.route_ordered(bigint[],bigint,boolean) returns void 2c6a2036415b73b33e0ba8311fd03491
+function outbox.route_ordered(bigint[],bigint,boolean) returns void e9cc895bb31a4cfc7a173aaa84cf8578
 function outbox.set_body_limit(bigint) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.snapshot(xid8,xid8[]) returns pg_snapshot d41d8cd98f00b204e9800998ecf8427e
 function outbox.stored_size(json,json) returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.transaction_uuid(timestamp with time zone,xid8) returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox.wake_worker() returns trigger 1918dbc95b3c3811d2dba6f9f6fa0011
+function outbox.wake_worker() returns trigger 9c7c6fbc0c8b738f327d0ea7fa95f5ae
 function outbox.webhook_id(bigint,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox_api.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox_api.emit() returns trigger b1b857b0b4ff7a9975bfef056a7b2ac4
@@ -433,8 +435,8 @@ function outbox_api.publish(text,json,text,text,json,text,uuid,text,text,timesta
 function outbox_private.append_audit(name,text,text,text,jsonb) returns void security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox_private.check_producer(name,text) returns void a5d545f73a8cdba678eb94773c6ddeff
 function outbox_private.grant_publish(name,name,text[]) returns void security definer 8fdb3e13ab05d9ca3a399e7c3dead404
-function outbox_private.publish(name,text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 8654c931827feb5c147c7f92b6fb9497
-function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer 7dcbc510999bbf54b9dd3e2ae6185789
+function outbox_private.publish(name,text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 387678dfc8fd603893c79fd63a7c22d6
+function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer b9f453c046380a3e3e2f7e7515988820
 function outbox_private.record_audit(name,text,text,text,jsonb) returns void security definer d10b0646a39843f41d8d16d6b359253b
 function outbox_private.record_trial(name,uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer 116b113d4137d6b6dd70c7be3874e588
 function outbox_private.set_body_limit(name,bigint) returns void security definer a93ee6d59ae25391c8b86a9c1afe742b

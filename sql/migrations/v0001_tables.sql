@@ -1,13 +1,17 @@
--- The tables. What is written once is never updated; what is updated is small (docs/architecture.md says why).
+-- The tables. What is written once is never updated; what is updated is small (docs/architecture.md
+-- says why).
 
--- Names mean PostgreSQL's own things here, whatever search_path the migrating role has: bodies, defaults, checks and views
--- are bound for good when they are made. Of the functions, those in SQL have such a body (BEGIN ATOMIC or RETURN), and the
--- others set the path themselves. All migrations are one transaction.
+-- Names mean PostgreSQL's own things here, whatever search_path the migrating role has: bodies,
+-- defaults, checks and views are bound for good when they are made. Of the functions, those in SQL
+-- have such a body (BEGIN ATOMIC or RETURN), and the others set the path themselves. All migrations
+-- are one transaction.
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
--- Functions that run with the owner's rights for a caller, who is their first argument. Nobody has a right to this schema, so nobody
--- can name them and say somebody else: what is called stands in outbox and outbox_api, runs with the caller's rights, and hands over
--- current_user. session_user would not do, since ANALYZE and REFRESH run functions of a table's owner in a superuser's session.
+-- Functions that run with the owner's rights for a caller, who is their first argument. Nobody has
+-- a right to this schema, so nobody can name them and say somebody else: what is called stands in
+-- outbox and outbox_api, runs with the caller's rights, and hands over current_user. session_user
+-- would not do, since ANALYZE and REFRESH run functions of a table's owner in a superuser's
+-- session.
 DO $$
 DECLARE
     taken name := (SELECT min(nspname) FROM pg_namespace WHERE nspname IN ('outbox_api', 'outbox_private'));
@@ -19,7 +23,8 @@ BEGIN
 END $$;
 CREATE SCHEMA outbox_private;
 
--- Not in SQL, here and in is_home: every claim and cut asks, and a function in SQL that reads something is planned at every call.
+-- Not in SQL, here and in is_home: every claim and cut asks, and a function in SQL that reads
+-- something is planned at every call.
 CREATE FUNCTION outbox.cluster_identifier() RETURNS bigint
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -32,7 +37,8 @@ BEGIN
     RETURN (SELECT oid::bigint FROM pg_database WHERE datname = current_database());
 END $$;
 
--- The timeline that is being written. After a promotion pg_control_checkpoint() still tells the old one for a while.
+-- The timeline that is being written. After a promotion pg_control_checkpoint() still tells the old
+-- one for a while.
 CREATE FUNCTION outbox.current_timeline() RETURNS int
 LANGUAGE sql STABLE BEGIN ATOMIC SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int; END;
 
@@ -41,9 +47,10 @@ CREATE TABLE outbox.setting (
     singleton           boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     -- Part of every webhook-id, so that two source databases never collide at one receiver.
     instance            text NOT NULL DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 8),
-    -- Where it is at home. Anywhere else it is a copy, which sends nothing until it is told to (outbox.rebase): the original
-    -- does that already, and in another cluster the stream's transaction ids mean other transactions. The name is no part
-    -- of it: a database may be renamed.
+    -- Where it is at home. Anywhere else it is a copy, which sends nothing until it is told to
+    -- (outbox.rebase): the original does that already, and in another cluster the stream's
+    -- transaction ids mean other transactions. The name is no part of it: a database may be
+    -- renamed.
     cluster             bigint NOT NULL DEFAULT outbox.cluster_identifier(),
     database            bigint NOT NULL DEFAULT outbox.database_identifier(),
     partition_unit      text NOT NULL DEFAULT 'day' CHECK (partition_unit IN ('hour', 'day')),
@@ -82,8 +89,8 @@ BEGIN
     END IF;
 END $$;
 
--- Where the installation has been: which cluster, database and timeline, and since when a worker has seen it. A new timeline is a
--- failover or a recovery to a point in time.
+-- Where the installation has been: which cluster, database and timeline, and since when a worker
+-- has seen it. A new timeline is a failover or a recovery to a point in time.
 CREATE TABLE outbox.timeline (
     cluster  bigint NOT NULL DEFAULT outbox.cluster_identifier(),
     database bigint NOT NULL DEFAULT outbox.database_identifier(),
@@ -93,8 +100,8 @@ CREATE TABLE outbox.timeline (
 );
 INSERT INTO outbox.timeline DEFAULT VALUES;
 
--- Events that were sent and are not in this database: a failover or a restore has lost them. Their attempts are true records of
--- requests, and count for no event of the same number.
+-- Events that were sent and are not in this database: a failover or a restore has lost them. Their
+-- attempts are true records of requests, and count for no event of the same number.
 CREATE TABLE outbox.ghost (
     event_id bigint NOT NULL,
     event_at timestamptz NOT NULL,
@@ -103,19 +110,21 @@ CREATE TABLE outbox.ghost (
     PRIMARY KEY (event_id, event_at)
 );
 
--- One row for every change to an endpoint or to its pause, newest last: workers that see another than they know read the
--- endpoints again. Rows and no counter, because every claim asks, and would pass by all its dead versions. The number goes back
--- with the database; the mark never comes again.
+-- One row for every change to an endpoint or to its pause, newest last: workers that see another
+-- than they know read the endpoints again. Rows and no counter, because every claim asks, and would
+-- pass by all its dead versions. The number goes back with the database; the mark never comes
+-- again.
 CREATE TABLE outbox.generation (
     id   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     mark uuid NOT NULL DEFAULT gen_random_uuid()
 );
 INSERT INTO outbox.generation DEFAULT VALUES;
 
--- One UUID (version 7, RFC 9562) for everything that a database transaction publishes. It is computed from what the
--- transaction already is, so that it needs no state and survives savepoints: milliseconds of its start, then a hash.
--- This and the two functions after it are single expressions that the planner puts into the producer's statement: a call
--- of any other SQL function would cost a third of the insert.
+-- One UUID (version 7, RFC 9562) for everything that a database transaction publishes. It is
+-- computed from what the transaction already is, so that it needs no state and survives savepoints:
+-- milliseconds of its start, then a hash. This and the two functions after it are single
+-- expressions that the planner puts into the producer's statement: a call of any other SQL function
+-- would cost a third of the insert.
 CREATE FUNCTION outbox.transaction_uuid(started timestamptz, tx xid8) RETURNS uuid
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN overlay(overlay(md5(tx::text || ' ' || extract(epoch FROM started)::text)
@@ -131,16 +140,18 @@ CREATE FUNCTION outbox.current_identity() RETURNS text
 LANGUAGE sql STABLE
 RETURN coalesce(nullif(current_setting('outbox.identity', true), ''), session_user::text);
 
--- True for the roles that may speak for the service itself: its workers, and whoever owns it and restores it.
+-- True for the roles that may speak for the service itself: its workers, and whoever owns it and
+-- restores it.
 CREATE FUNCTION outbox.is_service() RETURNS boolean
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = 'outbox_worker' AND pg_has_role(current_user, r.oid, 'MEMBER'))
         OR EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = 'outbox' AND pg_has_role(current_user, n.nspowner, 'MEMBER'));
 END;
 
--- What an event's values must be. Domains and not table constraints: the server keeps a domain's check ready for the
--- whole session, while it reads and plans a table's constraints anew for every statement (a third of an insert's cost).
--- Types that begin with `outbox.` are what the service says about itself, and receivers believe them.
+-- What an event's values must be. Domains and not table constraints: the server keeps a domain's
+-- check ready for the whole session, while it reads and plans a table's constraints anew for every
+-- statement (a third of an insert's cost). Types that begin with `outbox.` are what the service
+-- says about itself, and receivers believe them.
 CREATE DOMAIN outbox.event_type   AS text CONSTRAINT has_1_to_256_characters CHECK (length(VALUE) BETWEEN 1 AND 256)
                                          CONSTRAINT does_not_begin_with_outbox CHECK (NOT starts_with(VALUE, 'outbox.') OR outbox.is_service());
 CREATE DOMAIN outbox.change_type  AS text CONSTRAINT has_1_to_256_characters CHECK (length(VALUE) BETWEEN 1 AND 256);
@@ -152,7 +163,8 @@ CREATE DOMAIN outbox.identity     AS text CONSTRAINT has_at_most_256_bytes CHECK
 CREATE DOMAIN outbox.headers      AS jsonb CONSTRAINT is_an_object CHECK (jsonb_typeof(VALUE) = 'object')
                                          CONSTRAINT has_at_most_64_kib CHECK (pg_column_size(VALUE) <= 256 OR octet_length(VALUE::text) <= 65536);
 
--- Called only when a body is too large, so that the check costs a comparison and the message still says what to do.
+-- Called only when a body is too large, so that the check costs a comparison and the message still
+-- says what to do.
 CREATE FUNCTION outbox.refuse_body(size bigint, most bigint) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -166,8 +178,8 @@ CREATE DOMAIN outbox.body AS json CONSTRAINT is_within_the_limit CHECK (
     VALUE IS NULL OR pg_column_size(VALUE) <= 4096 OR octet_length(VALUE::text) <= 1048576
     OR outbox.refuse_body(octet_length(VALUE::text)::bigint, 1048576::bigint));
 
--- An event is known by (id, created_at), everywhere and for good. The number alone comes again when the database goes back: after a
--- failover that lost commits, in a restored backup, in a copy.
+-- An event is known by (id, created_at), everywhere and for good. The number alone comes again when
+-- the database goes back: after a failover that lost commits, in a restored backup, in a copy.
 CREATE TABLE outbox.event (
     id             bigint GENERATED ALWAYS AS IDENTITY,
     tx             xid8 NOT NULL DEFAULT pg_current_xact_id(),  -- the top-level transaction, also inside savepoints
@@ -205,18 +217,20 @@ END $$;
 CREATE FUNCTION outbox.set_body_limit(bytes bigint) RETURNS void
 LANGUAGE sql BEGIN ATOMIC SELECT outbox_private.set_body_limit(current_user, set_body_limit.bytes); END;
 
--- How far the stream has been cut. One row a cut, newest last; never updated, so that a held snapshot cannot slow the
--- read of the newest.
+-- How far the stream has been cut. One row a cut, newest last; never updated, so that a held
+-- snapshot cannot slow the read of the newest.
 CREATE TABLE outbox.cut (
     id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     done       pg_snapshot NOT NULL,          -- everything visible here is in a batch; large transactions are not, until they are
     large      xid8[] NOT NULL DEFAULT '{}',  -- those, in turn ...
     at_id      bigint NOT NULL DEFAULT 0,     -- ... and how far the first one is cut
-    -- Looks through the stream have numbers: of the one that found each large transaction, and of the one under way.
+    -- Looks through the stream have numbers: of the one that found each large transaction, and of
+    -- the one under way.
     large_pass bigint[] NOT NULL DEFAULT '{}',
     pass       bigint,
-    -- What keeps order and was put in line by looks that were not complete, from this one on: let go by a walk along the
-    -- keys, which has got so far, up to this look. The next walk begins at another.
+    -- What keeps order and was put in line by looks that were not complete, from this one on: let
+    -- go by a walk along the keys, which has got so far, up to this look. The next walk begins at
+    -- another.
     held       bigint,
     held_until bigint,
     held_endpoint uuid,
@@ -230,8 +244,9 @@ CREATE TABLE outbox.cut (
 );
 INSERT INTO outbox.cut (done) VALUES (pg_current_snapshot());
 
--- Has no rows: whoever cuts locks it. Unlike an advisory lock this takes a right to hold, and to wait for it the right to name it,
--- which no role has that is bound to customers; and unlike a row's lock it writes nothing.
+-- Has no rows: whoever cuts locks it. Unlike an advisory lock this takes a right to hold, and to
+-- wait for it the right to name it, which no role has that is bound to customers; and unlike a
+-- row's lock it writes nothing.
 CREATE TABLE outbox.cutting ();
 
 CREATE TABLE outbox.batch (
@@ -281,7 +296,8 @@ CREATE TABLE outbox.endpoint (
     -- For all workers together; with either, its deliveries always go through its lane.
     max_concurrency int CHECK (max_concurrency BETWEEN 1 AND 10000),
     rates           text[] NOT NULL DEFAULT '{}',   -- '60/30s', '1/s burst 3': all of them hold
-    -- One delivery of an ordering key at a time, in the order of the stream; a dead letter blocks its key or is skipped.
+    -- One delivery of an ordering key at a time, in the order of the stream; a dead letter blocks
+    -- its key or is skipped.
     ordered         boolean NOT NULL DEFAULT false,
     on_dead         text NOT NULL DEFAULT 'block' CHECK (on_dead IN ('block', 'skip')),
     disabled_at     timestamptz,
@@ -294,8 +310,8 @@ CREATE TABLE outbox.endpoint (
 CREATE INDEX ON outbox.endpoint (id) WHERE ordered;
 CREATE UNIQUE INDEX endpoint_name_is_unique ON outbox.endpoint (customer_id, name) WHERE deleted_at IS NULL;
 
--- Secrets, sealed outside the database (AES-256-GCM): for signing, several while one is being rotated, and one object with
--- all other credentials.
+-- Secrets, sealed outside the database (AES-256-GCM): for signing, several while one is being
+-- rotated, and one object with all other credentials.
 CREATE TABLE outbox.secret (
     id          uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     endpoint_id uuid NOT NULL REFERENCES outbox.endpoint,
@@ -342,8 +358,9 @@ CREATE TABLE outbox.delivery (
     pass             bigint NOT NULL DEFAULT 0,  -- the place in its key's line: (pass, event_id)
     PRIMARY KEY (event_id, endpoint_id, event_at)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
--- Not of all rows: a lookup by the key must have no other index to choose. While somebody's snapshot keeps the dead rows of an
--- otherwise empty table, the planner thinks that all of them cost the same.
+-- Not of all rows: a lookup by the key must have no other index to choose. While somebody's
+-- snapshot keeps the dead rows of an otherwise empty table, the planner thinks that all of them
+-- cost the same.
 CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id) WHERE due_at < 'infinity';
 -- What a recovered endpoint gets at once, among what is scheduled for later.
 CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id) WHERE last_at IS NOT NULL AND due_at < 'infinity';
@@ -425,8 +442,9 @@ CREATE TABLE outbox.dedup (
 );
 CREATE INDEX ON outbox.dedup (created_at);
 
--- Whose events a role may publish that is no member of outbox_producer (outbox.grant_publish). A role is its name and its oid: the one
--- another role may have some day, the other in another cluster, where a restore brings these rows.
+-- Whose events a role may publish that is no member of outbox_producer (outbox.grant_publish). A
+-- role is its name and its oid: the one another role may have some day, the other in another
+-- cluster, where a restore brings these rows.
 CREATE TABLE outbox.producer_customer (
     role        name NOT NULL,
     role_oid    oid NOT NULL,

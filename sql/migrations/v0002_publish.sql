@@ -2,31 +2,35 @@
 
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
--- Until when a worker sleeps, in seconds since the epoch; 1 while all are awake. A sequence, because setting one is seen at once and
--- writes neither a row version nor, unlogged, anything to the log; a worker that dies in its sleep needs no sweeper, its time ends;
--- and it takes a privilege, so that no stranger can make every commit notify. (A NOTIFY in every transaction would serialise all
--- commits of the database.)
+-- Until when a worker sleeps, in seconds since the epoch; 1 while all are awake. A sequence,
+-- because setting one is seen at once and writes neither a row version nor, unlogged, anything to
+-- the log; a worker that dies in its sleep needs no sweeper, its time ends; and it takes a
+-- privilege, so that no stranger can make every commit notify. (A NOTIFY in every transaction would
+-- serialise all commits of the database.)
 CREATE UNLOGGED SEQUENCE outbox.asleep_until;
 
--- The notification is a hint: a worker looks every poll interval without one. Where transactions may be prepared, PostgreSQL refuses
--- those that have notified: there nobody does, and workers poll.
+-- The notification is a hint: a worker looks every poll interval without one. Where transactions
+-- may be prepared, PostgreSQL refuses those that have notified: there nobody does, and workers
+-- poll.
 CREATE FUNCTION outbox.wake_worker() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    -- A queue that is full, which a stranger can bring about, would fail the producer's transaction.
+    -- A queue that is full, which a stranger can bring about, would fail the producer's
+    -- transaction.
     IF pg_sequence_last_value('outbox.asleep_until') > date_part('epoch', clock_timestamp())
     AND current_setting('max_prepared_transactions') = '0' AND pg_notification_queue_usage() < 0.5 THEN
         PERFORM pg_notify('outbox', '');
     END IF;
     RETURN NULL;
 END $$;
--- One comparison, since PostgreSQL reads the text of the condition anew for every statement: each further one is a tenth of an insert.
+-- One comparison, since PostgreSQL reads the text of the condition anew for every statement: each
+-- further one is a tenth of an insert.
 CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT
     WHEN (pg_sequence_last_value('outbox.asleep_until') > 1)
     EXECUTE FUNCTION outbox.wake_worker();
 
--- Throws unless the role, no member of outbox_producer, may publish for the customer: outbox.grant_publish gave it some, and operators
--- may for all.
+-- Throws unless the role, no member of outbox_producer, may publish for the customer:
+-- outbox.grant_publish gave it some, and operators may for all.
 CREATE FUNCTION outbox_private.check_producer(caller name, customer text) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -57,7 +61,8 @@ BEGIN
         RAISE EXCEPTION USING errcode = 'OB002', message = 'invalid_value: types that begin with outbox. are the service''s own',
             hint = 'Choose another beginning, such as the name of your application.';
     END IF;
-    -- Of all that check_producer asks, the first; most need no more, and a call costs a twentieth of all this.
+    -- Of all that check_producer asks, the first; most need no more, and a call costs a twentieth
+    -- of all this.
     IF NOT pg_has_role(caller, 'outbox_producer', 'USAGE') THEN
         PERFORM outbox_private.check_producer(caller, coalesce(publish.customer_id, 'default'));
     END IF;
@@ -78,8 +83,8 @@ BEGIN
         RETURN new_id;
     END IF;
 
-    -- The key is taken before the event is written: a second producer waits here until the first has committed, and
-    -- then finds its id.
+    -- The key is taken before the event is written: a second producer waits here until the first
+    -- has committed, and then finds its id.
     new_id := nextval('outbox.event_id_seq');
     INSERT INTO outbox.dedup (producer, customer_id, key, event_id)
     VALUES (caller, coalesce(publish.customer_id, 'default'), publish.dedup_key, new_id) ON CONFLICT DO NOTHING;
@@ -98,10 +103,11 @@ BEGIN
     RETURN new_id;
 END $$;
 
--- What producers call, in two schemas: outbox, whose tables may be named as well, and outbox_api for roles that may publish for some
--- customers only (outbox.grant_publish). Those have no right to name anything in outbox: who can name a table can queue for a lock on
--- it, with CREATE RULE, CREATE VIEW or PREPARE, before PostgreSQL asks whether that is permitted. The functions are bound to what they
--- call, and so calling them takes no right to name that.
+-- What producers call, in two schemas: outbox, whose tables may be named as well, and outbox_api
+-- for roles that may publish for some customers only (outbox.grant_publish). Those have no right to
+-- name anything in outbox: who can name a table can queue for a lock on it, with CREATE RULE,
+-- CREATE VIEW or PREPARE, before PostgreSQL asks whether that is permitted. The functions are bound
+-- to what they call, and so calling them takes no right to name that.
 CREATE SCHEMA outbox_api;
 DO $make$
 DECLARE
@@ -129,7 +135,8 @@ LANGUAGE sql BEGIN ATOMIC
                                   publish.deliver_at, publish.headers, publish.occurred_at);
 END;
 
--- Sets the TransactionId and the identity of everything that the rest of this transaction publishes.
+-- Sets the TransactionId and the identity of everything that the rest of this transaction
+-- publishes.
 CREATE FUNCTION @door@.begin_operation(transaction_id uuid DEFAULT NULL, identity text DEFAULT NULL) RETURNS uuid
 LANGUAGE sql BEGIN ATOMIC
     SELECT set_config('outbox.identity', begin_operation.identity, true) WHERE begin_operation.identity IS NOT NULL;
@@ -139,9 +146,9 @@ END;
 -- A row trigger for the producer's own tables:
 --     CREATE TRIGGER emit AFTER INSERT OR UPDATE OR DELETE ON orders
 --     FOR EACH ROW EXECUTE FUNCTION outbox.emit('order', 'tenant_id');
--- Both arguments may be left out: the event's type (the table's name) and the column that names the customer. It runs with the
--- rights of whoever changes the row, who may publish therefore: turning a row into JSON runs casts and output functions that the
--- table's owner has made.
+-- Both arguments may be left out: the event's type (the table's name) and the column that names the
+-- customer. It runs with the rights of whoever changes the row, who may publish therefore: turning
+-- a row into JSON runs casts and output functions that the table's owner has made.
 CREATE FUNCTION @door@.emit() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE

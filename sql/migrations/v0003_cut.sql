@@ -2,13 +2,14 @@
 
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
--- What the bodies of an event take where they are stored: known without reading them. (Not IMMUTABLE, which pg_column_size
--- is not either: the planner would not put it into the statement, and a call costs more than the rest of a cut.)
+-- What the bodies of an event take where they are stored: known without reading them. (Not
+-- IMMUTABLE, which pg_column_size is not either: the planner would not put it into the statement,
+-- and a call costs more than the rest of a cut.)
 CREATE FUNCTION outbox.stored_size(before json, after json) RETURNS int
 LANGUAGE sql STABLE PARALLEL SAFE RETURN coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0);
 
--- True when the stream was cut elsewhere: the database is a copy, or one whose transaction ids have begun anew. (An upgraded
--- cluster looks the same; rebasing it changes nothing.)
+-- True when the stream was cut elsewhere: the database is a copy, or one whose transaction ids have
+-- begun anew. (An upgraded cluster looks the same; rebasing it changes nothing.)
 CREATE FUNCTION outbox.is_restored(k outbox.cut) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -29,26 +30,28 @@ END;
 -- Where a batch stands in the queue of those that nobody has.
 CREATE TYPE outbox.batch_place AS (turn bigint, id bigint);
 
--- Makes batches of up to `batch_size` of the events that became visible from `done` to `target`, or, `within` one
--- transaction, of those after `at_id`; at most `most`. A batch of large events has fewer: a worker reads it whole, so it
--- ends at 1 MiB as stored.
+-- Makes batches of up to `batch_size` of the events that became visible from `done` to `target`,
+-- or, `within` one transaction, of those after `at_id`; at most `most`. A batch of large events has
+-- fewer: a worker reads it whole, so it ends at 1 MiB as stored.
 --
--- When there is more, the transactions that have more than half of `most` are `large`: they are left out, and so is
--- everything from `until` on.
+-- When there is more, the transactions that have more than half of `most` are `large`: they are
+-- left out, and so is everything from `until` on.
 --
--- The rows of a transaction are asked for as a range of (tx, id), which is what one index has in order. With `tx = x` and
--- ordered by id the planner may walk all ids instead.
+-- The rows of a transaction are asked for as a range of (tx, id), which is what one index has in
+-- order. With `tx = x` and ordered by id the planner may walk all ids instead.
 --
--- Batches have turns, and are claimed by turn: a customer that makes up a good part of this cut gets batches of its own,
--- each a turn after the one before; everybody else's are due in turn `now_turn`. So ten events never wait behind a million
--- of somebody else's, and several customers with a million each take turns (start-time fair queueing, Goyal et al. 1996,
--- with batches in place of packets).
+-- Batches have turns, and are claimed by turn: a customer that makes up a good part of this cut
+-- gets batches of its own, each a turn after the one before; everybody else's are due in turn
+-- `now_turn`. So ten events never wait behind a million of somebody else's, and several customers
+-- with a million each take turns (start-time fair queueing, Goyal et al. 1996, with batches in
+-- place of packets).
 CREATE FUNCTION outbox.make_batches(
     done pg_snapshot, target pg_snapshot, late xid8[], within boolean, at_id bigint, batch_size int, most int,
     now_turn bigint, shares boolean,
     OUT n int, OUT large xid8[], OUT until xid8, OUT last_id bigint, OUT batches bigint[], OUT last_turn bigint)
 LANGUAGE plpgsql
--- With a sort the planner reads and orders everything that is left of a giant transaction at every step.
+-- With a sort the planner reads and orders everything that is left of a giant transaction at every
+-- step.
 SET enable_sort = off SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     newer xid8 := pg_snapshot_xmax(done);
@@ -107,19 +110,22 @@ BEGIN
       FROM ends t LEFT JOIN LATERAL (SELECT c.id FROM candidate c ORDER BY c.tx DESC, c.id DESC LIMIT 1) l ON true;
 END $$;
 
--- Turns newly committed events into batches, up to about twice `budget` of them; returns how many, -1 when another worker is
--- cutting, or -2 when enough batches wait to be claimed. "Newly committed" is the difference of two snapshots: a transaction
--- that commits late is cut late and never skipped, and one that stays open holds up only its own rows. The scan starts at
--- xmax of the last snapshot and visits the transactions that were open then one by one, so that its cost follows the new
--- events and never the age of the oldest transaction.
+-- Turns newly committed events into batches, up to about twice `budget` of them; returns how many,
+-- -1 when another worker is cutting, or -2 when enough batches wait to be claimed. "Newly
+-- committed" is the difference of two snapshots: a transaction that commits late is cut late and
+-- never skipped, and one that stays open holds up only its own rows. The scan starts at xmax of the
+-- last snapshot and visits the transactions that were open then one by one, so that its cost
+-- follows the new events and never the age of the oldest transaction.
 --
--- A large transaction does not hold up what is committed after it: it counts as open still, and is cut beside the others, a
--- budget at a time, while fewer than a hundred batches wait. However much is waiting, cutting never runs far ahead of
--- delivering then, and the table of batches stays small; only order needs it all (v0004_order.sql).
+-- A large transaction does not hold up what is committed after it: it counts as open still, and is
+-- cut beside the others, a budget at a time, while fewer than a hundred batches wait. However much
+-- is waiting, cutting never runs far ahead of delivering then, and the table of batches stays
+-- small; only order needs it all (v0004_order.sql).
 --
--- Its commit need not reach the disk before it returns: the claim that follows waits for the log up to its own commit,
--- and with it for this one and for every event that is about to be sent. (What keeps order and is found by who holds its lane
--- already may be sent before; a crash of the server then has it cut, and sent, once more.)
+-- Its commit need not reach the disk before it returns: the claim that follows waits for the log up
+-- to its own commit, and with it for this one and for every event that is about to be sent. (What
+-- keeps order and is found by who holds its lane already may be sent before; a crash of the server
+-- then has it cut, and sent, once more.)
 CREATE FUNCTION outbox.cut(batch_size int, budget int) RETURNS int
 LANGUAGE plpgsql SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -153,8 +159,9 @@ BEGIN
     waits := ARRAY(SELECT ROW(b.turn, b.id)::outbox.batch_place FROM outbox.batch b
                     WHERE b.claims = 0 AND (b.turn, b.id) >= (k.first_turn, k.first_id) ORDER BY b.turn, b.id LIMIT 100);
     waiting := cardinality(waits);
-    -- The turn that is being claimed: it never goes back, and an empty queue begins a new one. With many batches in it, what
-    -- comes now is in the next one: the few events of many, too, take turns with the many of a few.
+    -- The turn that is being claimed: it never goes back, and an empty queue begins a new one. With
+    -- many batches in it, what comes now is in the next one: the few events of many, too, take
+    -- turns with the many of a few.
     k.turn := CASE WHEN waiting = 0 THEN k.last_turn + 1 ELSE greatest(k.turn, waits[1].turn) END;
     IF waits[17].turn <= k.turn THEN k.turn := k.turn + 1; END IF;
     k.last_turn := greatest(k.last_turn, k.turn);
@@ -207,7 +214,8 @@ BEGIN
         END IF;
     END IF;
 
-    -- What was put in line by looks that were not complete, before or in this cut, is let go when they are.
+    -- What was put in line by looks that were not complete, before or in this cut, is let go when
+    -- they are.
     IF (incomplete OR k.pass IS NOT NULL OR k.large <> '{}') AND outbox.keeps_order() THEN
         k.held := coalesce(k.held, first_held);
         k.held_next := CASE WHEN k.held_until IS NOT NULL THEN coalesce(k.held_next, k.held_until) END;
@@ -217,7 +225,8 @@ BEGIN
         changed := true;
     END IF;
 
-    -- Nothing new and little else happened: keep the old row, so that an idle database is not written to.
+    -- Nothing new and little else happened: keep the old row, so that an idle database is not
+    -- written to.
     IF changed THEN
         INSERT INTO outbox.cut (done, large, large_pass, at_id, pass, held, held_until, held_next, held_endpoint, held_key, turn, last_turn,
                                 first_turn, first_id)
@@ -238,16 +247,18 @@ BEGIN
     IF deleted <> expected THEN RAISE EXCEPTION USING errcode = 'OB011', message = 'lease_lost: another worker holds it'; END IF;
 END $$;
 
--- Makes a copy a home: what was not cut yet and what was published here since becomes batches, everything else counts as cut, and
--- in another cluster the stream goes over to that one's transaction ids. Nothing is lost and nothing repeated. Producers are locked
--- out meanwhile. Returns how many events became batches and how many rows were changed.
+-- Makes a copy a home: what was not cut yet and what was published here since becomes batches,
+-- everything else counts as cut, and in another cluster the stream goes over to that one's
+-- transaction ids. Nothing is lost and nothing repeated. Producers are locked out meanwhile.
+-- Returns how many events became batches and how many rows were changed.
 --
--- `new_instance` gives the installation a name of its own, so that none of its webhook-ids is the original's;
--- `disable_endpoints` lets nothing of it out until somebody enables an endpoint. With either it may be run anywhere: a snapshot of
--- a disk cannot be told from the original.
+-- `new_instance` gives the installation a name of its own, so that none of its webhook-ids is the
+-- original's; `disable_endpoints` lets nothing of it out until somebody enables an endpoint. With
+-- either it may be run anywhere: a snapshot of a disk cannot be told from the original.
 --
--- In another cluster, rows that were published here are told from restored ones by who wrote them: a restore creates its triggers
--- after it has loaded its rows, and producers come after that. In the same cluster transaction ids go on, and tell it themselves.
+-- In another cluster, rows that were published here are told from restored ones by who wrote them:
+-- a restore creates its triggers after it has loaded its rows, and producers come after that. In
+-- the same cluster transaction ids go on, and tell it themselves.
 CREATE FUNCTION outbox_private.rebase(
     caller name, batch_size int, new_instance boolean, disable_endpoints boolean, OUT requeued bigint, OUT changed bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_sort = on SET lock_timeout = '10s' AS $$
@@ -274,7 +285,8 @@ BEGIN
     requeued := 0;
     changed := 0;
     IF outbox.is_restored(k) THEN
-        -- The oldest of several: what was altered since is younger, and with it what was published before would be lost.
+        -- The oldest of several: what was altered since is younger, and with it what was published
+        -- before would be lost.
         SELECT max(age(made.xmin)) INTO STRICT restored
           FROM (SELECT t.xmin FROM pg_trigger t WHERE t.tgrelid IN ('outbox.event'::regclass, 'outbox.endpoint'::regclass) AND NOT t.tgisinternal
                 UNION ALL
@@ -294,8 +306,8 @@ BEGIN
         SELECT array_agg(id) INTO batches FROM made;
         PERFORM outbox.route_ordered(batches, k.id, true);
         SELECT count(*) INTO requeued FROM pg_temp.uncut;
-        -- What lies in the future here would be cut again when this cluster gets there. '3' is the first transaction id that
-        -- any cluster gives out.
+        -- What lies in the future here would be cut again when this cluster gets there. '3' is the
+        -- first transaction id that any cluster gives out.
         UPDATE outbox.event SET tx = '3' WHERE tx >= pg_snapshot_xmin(pg_current_snapshot());
         GET DIAGNOSTICS changed = ROW_COUNT;
         INSERT INTO outbox.cut (done, held, turn, last_turn, first_turn, first_id)

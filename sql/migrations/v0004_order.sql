@@ -1,7 +1,7 @@
--- Order. The events of an ordering key stand in line in the lane of an endpoint that keeps order, at the place
--- (pass, event_id), where a pass is one look through the stream. Only one of a key may be due, and it is the first; the
--- others have no due time until somebody takes the first one out and lets the next one go. Everything here is done with the
--- lane locked.
+-- Order. The events of an ordering key stand in line in the lane of an endpoint that keeps order,
+-- at the place (pass, event_id), where a pass is one look through the stream. Only one of a key may
+-- be due, and it is the first; the others have no due time until somebody takes the first one out
+-- and lets the next one go. Everything here is done with the lane locked.
 
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
@@ -12,7 +12,8 @@ CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery (endpoint_id, or
 CREATE FUNCTION outbox.keeps_order() RETURNS boolean
 LANGUAGE sql STABLE BEGIN ATOMIC SELECT EXISTS (SELECT FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL); END;
 
--- The line in which an event stands: a key is one customer's own, and what another does with the same text is another line.
+-- The line in which an event stands: a key is one customer's own, and what another does with the
+-- same text is another line.
 CREATE FUNCTION outbox.line_of(customer_id text, ordering_key text) RETURNS text
 LANGUAGE sql IMMUTABLE RETURN length(customer_id) || ':' || customer_id || ':' || nullif(ordering_key, '');
 
@@ -28,12 +29,14 @@ LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
                       AND x.reason <> 'cancelled' AND n.on_dead = 'block');
 END;
 
--- Puts the events of new batches into the lanes of the endpoints that keep order, behind what stands there, and names
--- these endpoints in the batches, so that nobody else sends them. It is done here, in the one place that sees the events
--- in order: two workers that dispatch two batches would put them in line as it happens.
+-- Puts the events of new batches into the lanes of the endpoints that keep order, behind what
+-- stands there, and names these endpoints in the batches, so that nobody else sends them. It is
+-- done here, in the one place that sees the events in order: two workers that dispatch two batches
+-- would put them in line as it happens.
 --
--- `is_whole` says that the pass ends with these batches. Otherwise nothing of it is due before its end (`release_order`): it
--- goes by transaction, and of two transactions the later one may have published first.
+-- `is_whole` says that the pass ends with these batches. Otherwise nothing of it is due before its
+-- end (`release_order`): it goes by transaction, and of two transactions the later one may have
+-- published first.
 CREATE FUNCTION outbox.route_ordered(batches bigint[], pass bigint, is_whole boolean) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -41,8 +44,9 @@ DECLARE
 BEGIN
     IF keepers = '{}' OR batches = '{}' THEN RETURN; END IF;
     PERFORM FROM outbox.lane l WHERE l.endpoint_id = ANY (keepers) ORDER BY l.endpoint_id FOR UPDATE;
-    -- Whoever changes whether an endpoint keeps order locks its lane: now it stays as it is. A disabled one gets none of
-    -- these events, also when it is enabled before somebody dispatches the batch.
+    -- Whoever changes whether an endpoint keeps order locks its lane: now it stays as it is. A
+    -- disabled one gets none of these events, also when it is enabled before somebody dispatches
+    -- the batch.
     keepers := ARRAY(SELECT n.id FROM outbox.endpoint n WHERE n.id = ANY (keepers) AND n.ordered AND n.deleted_at IS NULL);
     UPDATE outbox.batch b SET ordered = keepers WHERE b.id = ANY (batches);
     WITH line AS (
@@ -76,9 +80,10 @@ END $$;
 CREATE FUNCTION outbox.first_incomplete(k outbox.cut) RETURNS bigint
 LANGUAGE sql IMMUTABLE RETURN least(k.pass, k.large_pass[1]);
 
--- Of each of these keys whose line stands still, lets the first delivery go, unless a dead letter blocks it or it is of a
--- pass that is not before `until`. `after_loss`: a request of the key may still be under way that nobody waits for, so it
--- goes only when that one has timed out. The caller has locked the lanes.
+-- Of each of these keys whose line stands still, lets the first delivery go, unless a dead letter
+-- blocks it or it is of a pass that is not before `until`. `after_loss`: a request of the key may
+-- still be under way that nobody waits for, so it goes only when that one has timed out. The caller
+-- has locked the lanes.
 CREATE FUNCTION outbox.let_go(endpoints uuid[], keys text[], until bigint, after_loss boolean) RETURNS void
 LANGUAGE sql BEGIN ATOMIC
     WITH head AS (
@@ -90,7 +95,8 @@ LANGUAGE sql BEGIN ATOMIC
          CROSS JOIN LATERAL (
                SELECT * FROM outbox.delivery d WHERE d.endpoint_id = k.endpoint_id AND d.ordering_key = k.ordering_key
                 ORDER BY d.pass, d.event_id LIMIT 1) h
-            -- As a scalar: whatever the statistics say of how many are due, it stays a look into an index.
+            -- As a scalar: whatever the statistics say of how many are due, it stays a look into an
+            -- index.
          WHERE (SELECT true FROM outbox.delivery d WHERE d.endpoint_id = k.endpoint_id AND d.ordering_key = k.ordering_key
                                                      AND d.due_at < 'infinity' LIMIT 1) IS NULL
            AND NOT outbox.is_blocked(k.endpoint_id, k.ordering_key) AND NOT coalesce(h.pass >= until, false)),
@@ -109,8 +115,8 @@ LANGUAGE sql BEGIN ATOMIC
     SELECT outbox.let_go(endpoints, keys, (SELECT outbox.first_incomplete(c) FROM outbox.cut c ORDER BY c.id DESC LIMIT 1), after_loss);
 END;
 
--- A walk along all keys that lets go what was held, up to the first look that is not complete: so many keys a step. Returns
--- where it stands.
+-- A walk along all keys that lets go what was held, up to the first look that is not complete: so
+-- many keys a step. Returns where it stands.
 CREATE FUNCTION outbox.release_order(k outbox.cut, pass bigint, step int) RETURNS outbox.cut
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE

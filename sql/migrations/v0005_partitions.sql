@@ -1,5 +1,6 @@
--- Partitions are made ahead; rows that nobody prepared for land in the DEFAULT partition, where nothing is lost and
--- outbox.problems reports them. These functions run with the owner's rights: workers own no table.
+-- Partitions are made ahead; rows that nobody prepared for land in the DEFAULT partition, where
+-- nothing is lost and outbox.problems reports them. These functions run with the owner's rights:
+-- workers own no table.
 
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
@@ -10,9 +11,9 @@ LANGUAGE sql STABLE SET timezone = 'UTC' BEGIN ATOMIC
       FROM outbox.setting s;
 END;
 
--- Makes the partitions of now and of the next three units of both logs; returns how many it made. A partition is made
--- beside its parent and then attached, which does not stop producers; a lock that is not had at once is left for the
--- next time.
+-- Makes the partitions of now and of the next three units of both logs; returns how many it made. A
+-- partition is made beside its parent and then attached, which does not stop producers; a lock that
+-- is not had at once is left for the next time.
 CREATE FUNCTION outbox.make_partitions() RETURNS int
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '100ms' AS $$
 DECLARE
@@ -32,9 +33,10 @@ BEGIN
                                parent, child, b.lower, b.upper);
                 made := made + 1;
             EXCEPTION
-                -- A change of the unit overlaps what exists; rows of that time already sit in the DEFAULT partition;
-                -- another worker is making it; a reader holds the DEFAULT partition. All of them keep working as they
-                -- are, and outbox.problems tells when the DEFAULT partition is used.
+                -- A change of the unit overlaps what exists; rows of that time already sit in the
+                -- DEFAULT partition; another worker is making it; a reader holds the DEFAULT
+                -- partition. All of them keep working as they are, and outbox.problems tells when
+                -- the DEFAULT partition is used.
                 WHEN invalid_object_definition OR check_violation OR duplicate_table OR lock_not_available OR unique_violation THEN NULL;
             END;
         END LOOP;
@@ -51,8 +53,8 @@ SELECT parent.relname AS parent, child.oid AS oid, child.relname AS name,
   JOIN pg_class parent ON parent.oid = i.inhparent
  WHERE parent.oid IN ('outbox.event'::regclass, 'outbox.attempt'::regclass);
 
--- True when something still needs the events of a partition: batches, deliveries and dead letters of that time, or, in
--- the partition itself, events that are not in a batch yet.
+-- True when something still needs the events of a partition: batches, deliveries and dead letters
+-- of that time, or, in the partition itself, events that are not in a batch yet.
 CREATE FUNCTION outbox.is_needed(parent name, partition oid, lower timestamptz, upper timestamptz) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -74,35 +76,50 @@ END $$;
 -- Has no rows: whoever has its lock keeps house, as with outbox.cutting.
 CREATE TABLE outbox.keeping ();
 
--- Partitions past their retention of which nothing is needed any more, the oldest first.
-CREATE FUNCTION outbox.expired_partitions() RETURNS TABLE (oid oid, name name, parent name, lower timestamptz, upper timestamptz)
+-- Partitions past their retention, the oldest first.
+CREATE FUNCTION outbox.expired_partitions()
+RETURNS TABLE (oid oid, name name, parent name, lower timestamptz, upper timestamptz)
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT x.oid, x.name, x.parent, x.lower, x.upper FROM outbox.partitions x, outbox.setting s
-     WHERE x.upper < clock_timestamp() - CASE x.parent WHEN 'event' THEN s.event_retention ELSE s.attempt_retention END
+     WHERE x.upper < clock_timestamp()
+                     - CASE x.parent WHEN 'event' THEN s.event_retention ELSE s.attempt_retention END
      ORDER BY x.upper;
 END;
 
--- Empties one of them, and returns its name; NULL when there is none, or somebody else keeps house. This takes a lock on the partition
--- only, and so neither stops a producer nor waits for one. A partition that somebody has locked is left for the next time.
+-- True when this transaction keeps house now: one at a time does.
+CREATE FUNCTION outbox.keeps_house() RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    LOCK TABLE outbox.keeping IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
+    RETURN true;
+EXCEPTION
+    WHEN lock_not_available THEN RETURN false;
+END $$;
+
+-- Locks a partition of which nothing is needed; false for one that is needed, or that somebody has
+-- locked: it is left for the next time.
+CREATE FUNCTION outbox.lock_unneeded(parent name, partition oid, lower timestamptz, upper timestamptz) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF outbox.is_needed(parent, partition, lower, upper) THEN RETURN false; END IF;
+    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', partition::regclass);
+    -- Asked again under the lock: a cut may just have made a batch of what is in here.
+    RETURN NOT outbox.is_needed(parent, partition, lower, upper);
+EXCEPTION
+    WHEN lock_not_available THEN RETURN false;
+END $$;
+
+-- Empties one expired partition, and returns its name; NULL when there is none, or somebody else
+-- keeps house. This takes a lock on the partition only, and so neither stops a producer nor waits
+-- for one.
 CREATE FUNCTION outbox.empty_expired_partition() RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
     p record;
 BEGIN
-    BEGIN
-        LOCK TABLE outbox.keeping IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
-    EXCEPTION
-        WHEN lock_not_available THEN RETURN NULL;
-    END;
+    IF NOT outbox.keeps_house() THEN RETURN NULL; END IF;
     FOR p IN SELECT * FROM outbox.expired_partitions() LOOP
-        CONTINUE WHEN coalesce(pg_relation_size(p.oid), 0) = 0 OR outbox.is_needed(p.parent, p.oid, p.lower, p.upper);
-        BEGIN
-            EXECUTE format('LOCK TABLE outbox.%I IN ACCESS EXCLUSIVE MODE NOWAIT', p.name);
-        EXCEPTION
-            WHEN lock_not_available THEN CONTINUE;
-        END;
-        -- Asked again under the lock: a cut may just have made a batch of what is in here.
-        IF NOT outbox.is_needed(p.parent, p.oid, p.lower, p.upper) THEN
+        IF pg_relation_size(p.oid) > 0 AND outbox.lock_unneeded(p.parent, p.oid, p.lower, p.upper) THEN
             EXECUTE format('TRUNCATE outbox.%I', p.name);
             RETURN p.name;
         END IF;
@@ -110,27 +127,19 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Drops one of them that is empty, and returns its name; NULL when there is none, or it is not to be had now. That takes a lock on the
--- parent, which every open transaction of a producer has in use, and who comes after us waits, too: so it is tried once, and not for
--- long. What a view or a column of somebody else's depends on is left for the next time, and keeps no other.
+-- Drops one expired partition that is empty, and returns its name; NULL when there is none, or it
+-- is not to be had now. That takes a lock on the parent, which every open transaction of a producer
+-- has in use, and who comes after us waits, too: so it is tried once, and not for long. What a view
+-- or a column of somebody else's depends on is left for the next time, and keeps no other.
 CREATE FUNCTION outbox.drop_expired_partition() RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '50ms' AS $$
 DECLARE
     p record;
 BEGIN
-    BEGIN
-        LOCK TABLE outbox.keeping IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
-    EXCEPTION
-        WHEN lock_not_available THEN RETURN NULL;
-    END;
+    IF NOT outbox.keeps_house() THEN RETURN NULL; END IF;
     FOR p IN SELECT * FROM outbox.expired_partitions() LOOP
-        CONTINUE WHEN coalesce(pg_relation_size(p.oid), 1) > 0 OR outbox.is_needed(p.parent, p.oid, p.lower, p.upper);
-        BEGIN
-            EXECUTE format('LOCK TABLE outbox.%I IN ACCESS EXCLUSIVE MODE NOWAIT', p.name);
-        EXCEPTION
-            WHEN lock_not_available THEN CONTINUE;
-        END;
-        CONTINUE WHEN outbox.is_needed(p.parent, p.oid, p.lower, p.upper) OR pg_relation_size(p.oid) > 0;
+        CONTINUE WHEN pg_relation_size(p.oid) > 0 OR NOT outbox.lock_unneeded(p.parent, p.oid, p.lower, p.upper)
+                      OR pg_relation_size(p.oid) > 0;
         BEGIN
             EXECUTE format('DROP TABLE outbox.%I', p.name);
             RETURN p.name;

@@ -2,8 +2,9 @@
 
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
--- Every change to an endpoint, to its secrets or to its pause is a new generation of the installation's endpoints, in its
--- transaction. One transaction at a time, so that they are committed in the order of their numbers.
+-- Every change to an endpoint, to its secrets or to its pause is a new generation of the
+-- installation's endpoints, in its transaction. One transaction at a time, so that they are
+-- committed in the order of their numbers.
 CREATE FUNCTION outbox.endpoint_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -21,9 +22,10 @@ CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_from, paused_
           OR OLD.drain_rate IS DISTINCT FROM NEW.drain_rate OR OLD.opens IS DISTINCT FROM NEW.opens)
     EXECUTE FUNCTION outbox.endpoint_changed();
 
--- What receivers know an event by, the same in every request for it: the installation, the microsecond in which the event was
--- inserted (base 32, eleven digits 0-9a-v), and its number. It follows from the event's row alone, so that two events have two of
--- them, whatever was lost, restored or copied: one would take the same number in the same microsecond.
+-- What receivers know an event by, the same in every request for it: the installation, the
+-- microsecond in which the event was inserted (base 32, eleven digits 0-9a-v), and its number. It
+-- follows from the event's row alone, so that two events have two of them, whatever was lost,
+-- restored or copied: one would take the same number in the same microsecond.
 CREATE FUNCTION outbox.webhook_id(event_id bigint, created_at timestamptz) RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
     SELECT concat('evt_', s.instance, '_',
@@ -48,8 +50,8 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
       FROM jsonb_array_elements(headers) WITH ORDINALITY y(x, place);
 END;
 
--- Writes one line of the audit log, in the caller's transaction. When and by whom is not the caller's to say: the session's role and,
--- where it is another, the one that it acts as.
+-- Writes one line of the audit log, in the caller's transaction. When and by whom is not the
+-- caller's to say: the session's role and, where it is another, the one that it acts as.
 CREATE FUNCTION outbox_private.append_audit(caller name, action text, object text, reason text, detail jsonb) RETURNS void
 LANGUAGE sql SECURITY DEFINER BEGIN ATOMIC
     INSERT INTO outbox.audit (at, actor, action, object, reason, detail)
@@ -73,8 +75,9 @@ LANGUAGE sql BEGIN ATOMIC
     SELECT outbox_private.record_audit(current_user, record_audit.action, record_audit.object, record_audit.reason, record_audit.detail);
 END;
 
--- Lets a role publish, for these customers only, by outbox_api.publish: it gets no right to insert, which would be for all of them,
--- and none to name anything of the schema outbox. An empty array takes the right away. What it published stays.
+-- Lets a role publish, for these customers only, by outbox_api.publish: it gets no right to insert,
+-- which would be for all of them, and none to name anything of the schema outbox. An empty array
+-- takes the right away. What it published stays.
 CREATE FUNCTION outbox_private.grant_publish(caller name, role name, customers text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -120,7 +123,8 @@ END $$;
 CREATE FUNCTION outbox.grant_publish(role name, customers text[]) RETURNS void
 LANGUAGE sql BEGIN ATOMIC SELECT outbox_private.grant_publish(current_user, grant_publish.role, grant_publish.customers); END;
 
--- Appends a trial to the attempt log, and nothing else: a success of any other trigger would resolve a delivery.
+-- Appends a trial to the attempt log, and nothing else: a success of any other trigger would
+-- resolve a delivery.
 CREATE FUNCTION outbox_private.record_trial(
     caller name, endpoint_id uuid, event_id bigint, event_at timestamptz, trigger text, lease_id uuid, started_at timestamptz, timing int[],
     success boolean, status int, error_class text, error text, response bytea, request_id text) RETURNS void
@@ -147,7 +151,8 @@ LANGUAGE sql BEGIN ATOMIC
         record_trial.error, record_trial.response, record_trial.request_id);
 END;
 
--- Columns of views are text and not of a domain: what is of a domain already is not checked again when somebody inserts it.
+-- Columns of views are text and not of a domain: what is of a domain already is not checked again
+-- when somebody inserts it.
 CREATE VIEW outbox.deliveries AS
 WITH pair AS (
     SELECT d.event_id, d.endpoint_id, d.event_at,
@@ -163,8 +168,8 @@ WITH pair AS (
            d.attempts, NULL, NULL, d.dead_at, d.status, d.error_class, d.error, d.reason
       FROM outbox.dead_letter d
     UNION ALL
-    -- The first recorded success of a pair that has nothing outstanding. One of an event that is not here is a true record of a
-    -- request, and no delivery.
+    -- The first recorded success of a pair that has nothing outstanding. One of an event that is
+    -- not here is a true record of a request, and no delivery.
     SELECT a.event_id, a.endpoint_id, a.event_at, 'delivered', a.number, a.trigger, NULL, a.started_at, a.status, NULL, NULL, NULL
       FROM outbox.attempt a
      WHERE a.outcome = 'success' AND a.trigger NOT IN ('test', 'evaluate')
@@ -172,7 +177,8 @@ WITH pair AS (
        AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = a.event_id AND d.event_at = a.event_at AND d.endpoint_id = a.endpoint_id)
        AND NOT EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_id = a.event_id AND d.event_at = a.event_at AND d.endpoint_id = a.endpoint_id)
        AND NOT EXISTS (SELECT FROM outbox.attempt o
-                        -- Not `=`: the index by endpoint and time would be walked from its beginning for every row.
+                        -- Not `=`: the index by endpoint and time would be walked from its
+                        -- beginning for every row.
                         WHERE o.event_id = a.event_id AND o.event_at = a.event_at AND o.endpoint_id IS NOT DISTINCT FROM a.endpoint_id
                           AND o.outcome = 'success' AND o.trigger NOT IN ('test', 'evaluate') AND (o.started_at, o.number, o.lease_id) < (a.started_at, a.number, a.lease_id)))
 SELECT p.event_id || ':' || p.endpoint_id AS id, p.event_id, outbox.webhook_id(p.event_id, p.event_at) AS webhook_id, p.endpoint_id,
@@ -198,8 +204,8 @@ SELECT d.event_id || ':' || d.endpoint_id AS id, d.event_id, outbox.webhook_id(d
   LEFT JOIN outbox.endpoint n ON n.id = d.endpoint_id
  WHERE d.reason <> 'cancelled';
 
--- What waits, and where: committed but not yet cut, cut but not yet dispatched, waiting in an endpoint's lane. The count
--- of what is not yet cut stops at 10,000.
+-- What waits, and where: committed but not yet cut, cut but not yet dispatched, waiting in an
+-- endpoint's lane. The count of what is not yet cut stops at 10,000.
 CREATE VIEW outbox.backlog AS
 SELECT 'stream' AS stage, NULL::uuid AS endpoint_id, NULL::text AS endpoint, count(*) AS waiting, min(created_at) AS oldest_at
   FROM (SELECT e.created_at

@@ -1,4 +1,5 @@
--- Roles belong to the cluster: another database of it may have made them already, or may be making them right now.
+-- Roles belong to the cluster: another database of it may have made them already, or may be making
+-- them right now.
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
 DO $$
