@@ -72,6 +72,7 @@ column cut.held_until bigint
 column cut.held_endpoint uuid
 column cut.held_key text
 column cut.held_next bigint
+column cut.behind outbox.lane_place[] not null default '{}'::outbox.lane_place[]
 column cut.turn bigint not null default 0
 column cut.last_turn bigint not null default 0
 column cut.first_turn bigint not null default 0
@@ -292,6 +293,12 @@ column transactions.events bigint
 column transactions.customers text[]
 column transactions.event_types text[]
 column transactions.identities text[]
+column unrouted.event_id bigint not null
+column unrouted.endpoint_id uuid not null
+column unrouted.event_at timestamp with time zone not null
+column unrouted.ordering_key text
+column unrouted.pass bigint not null
+column unrouted.noted_at timestamp with time zone not null default clock_timestamp()
 column worker.id text not null
 column worker.version text not null
 column worker.host text not null
@@ -341,6 +348,7 @@ constraint setting setting_singleton_check CHECK (singleton)
 constraint timeline timeline_pkey PRIMARY KEY (cluster, database, timeline)
 constraint token token_hash_key UNIQUE (hash)
 constraint token token_pkey PRIMARY KEY (id)
+constraint unrouted unrouted_pkey PRIMARY KEY (event_id, endpoint_id, event_at)
 constraint worker worker_pkey PRIMARY KEY (id)
 CREATE INDEX attempt_endpoint_id_started_at_idx ON ONLY outbox.attempt USING btree (endpoint_id, started_at)
 CREATE INDEX attempt_event_id_idx ON ONLY outbox.attempt USING btree (event_id)
@@ -362,7 +370,8 @@ CREATE INDEX delivery_endpoint_id_due_at_event_id_idx1 ON outbox.delivery USING 
 CREATE INDEX delivery_endpoint_id_ordering_key_pass_event_id_idx ON outbox.delivery USING btree (endpoint_id, ordering_key, pass, event_id) WHERE (ordering_key IS NOT NULL)
 CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery USING btree (endpoint_id, ordering_key) WHERE ((ordering_key IS NOT NULL) AND (due_at < 'infinity'::timestamp with time zone))
 CREATE UNIQUE INDEX delivery_pkey ON outbox.delivery USING btree (event_id, endpoint_id, event_at)
-CREATE INDEX endpoint_id_idx ON outbox.endpoint USING btree (id) WHERE ordered
+CREATE INDEX endpoint_event_type_customer_id_idx ON outbox.endpoint USING btree (event_type, customer_id) WHERE (ordered AND (deleted_at IS NULL))
+CREATE INDEX endpoint_id_idx ON outbox.endpoint USING btree (id) WHERE (ordered AND (deleted_at IS NULL))
 CREATE UNIQUE INDEX endpoint_name_is_unique ON outbox.endpoint USING btree (customer_id, name) WHERE (deleted_at IS NULL)
 CREATE UNIQUE INDEX endpoint_pkey ON outbox.endpoint USING btree (id)
 CREATE INDEX event_id_idx ON ONLY outbox.event USING btree (id)
@@ -381,28 +390,34 @@ CREATE INDEX stat_minute_idx ON outbox.stat USING btree (minute)
 CREATE UNIQUE INDEX timeline_pkey ON outbox.timeline USING btree (cluster, database, timeline)
 CREATE UNIQUE INDEX token_hash_key ON outbox.token USING btree (hash)
 CREATE UNIQUE INDEX token_pkey ON outbox.token USING btree (id)
+CREATE INDEX unrouted_endpoint_id_ordering_key_pass_event_id_idx ON outbox.unrouted USING btree (endpoint_id, ordering_key, pass, event_id)
+CREATE INDEX unrouted_endpoint_id_pass_event_id_idx ON outbox.unrouted USING btree (endpoint_id, pass, event_id)
+CREATE UNIQUE INDEX unrouted_pkey ON outbox.unrouted USING btree (event_id, endpoint_id, event_at)
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
 function outbox.advance(uuid[],text[],boolean) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
+function outbox.catch_up(outbox.cut,integer) returns record ae6f0b4a4727d072d6ce2f4f6ab3ad8e
 function outbox.cluster_identifier() returns bigint 1478b8f8722d7789ed37739735c4d8a5
 function outbox.current_identity() returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_transaction_id() returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox.cut(integer,integer) returns integer bafc7c6fdc7b093ca697ef37fd8f5969
+function outbox.cut(integer,integer) returns integer df758be6457253f666a23a6eedea0504
 function outbox.database_identifier() returns bigint 5abb3e3d928ae2125fb5b3c544975fc8
 function outbox.drop_expired_partition() returns text security definer fddb7b1d8f145ecc8cc206f02fa0e4a7
 function outbox.emit() returns trigger b1b857b0b4ff7a9975bfef056a7b2ac4
 function outbox.empty_expired_partition() returns text security definer 4ed14d91803f5678abc038d7b5e1004c
 function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
+function outbox.events_of(bigint[]) returns SETOF outbox.event d41d8cd98f00b204e9800998ecf8427e
 function outbox.expired_partitions() returns TABLE(oid oid, name name, parent name, lower timestamp with time zone, upper timestamp with time zone) d41d8cd98f00b204e9800998ecf8427e
 function outbox.first_incomplete(outbox.cut) returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox.grant_publish(name,text[]) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_blocked(uuid,text) returns boolean security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_cut(outbox.cut,xid8,bigint) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_home(text) returns boolean 7ddc0f72f432524bc6274707f5d9aa4c
-function outbox.is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean ecccadc8bf80d0adb161635e5afdf985
+function outbox.is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean c7d3693c429da3a92cbffae7319aebfd
 function outbox.is_restored(outbox.cut) returns boolean d497053e10d899c3316326dd0e11b826
 function outbox.is_service() returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.keepers_of(text,text,text) returns TABLE(id uuid, is_disabled boolean) d41d8cd98f00b204e9800998ecf8427e
 function outbox.keeps_house() returns boolean f6f669e07509f376f2ed5597fa1a1466
 function outbox.keeps_order() returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.key_of(text) returns text d41d8cd98f00b204e9800998ecf8427e
@@ -413,16 +428,17 @@ function outbox.make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integ
 function outbox.make_partitions() returns integer security definer 9ce55456267d88107c3328ede2d224a0
 function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
+function outbox.next_lines(outbox.lane_place,integer) returns SETOF outbox.lane_place d41d8cd98f00b204e9800998ecf8427e
 function outbox.partition_bounds(timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
 function outbox.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox.rebase(integer,boolean,boolean) returns record d41d8cd98f00b204e9800998ecf8427e
 function outbox.record_audit(text,text,text,jsonb) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.record_trial(uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
-function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut 0f789da935f644ec78e31ca7ab5dbb3c
+function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut 94700d2f4abc4d497e4c8cf086901b56
 function outbox.require_home(text) returns void 66d50045ef1d513a335ba1d4bee13f1f
 function outbox.require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
-function outbox.route_ordered(bigint[],bigint,boolean) returns void e9cc895bb31a4cfc7a173aaa84cf8578
+function outbox.route_ordered(bigint[],bigint,boolean,outbox.lane_place[]) returns outbox.lane_place[] 8a24ce366e2daaf34cc0ed50272b61c5
 function outbox.set_body_limit(bigint) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.snapshot(xid8,xid8[]) returns pg_snapshot d41d8cd98f00b204e9800998ecf8427e
 function outbox.stored_size(json,json) returns integer d41d8cd98f00b204e9800998ecf8427e
@@ -436,7 +452,7 @@ function outbox_private.append_audit(name,text,text,text,jsonb) returns void sec
 function outbox_private.check_producer(name,text) returns void a5d545f73a8cdba678eb94773c6ddeff
 function outbox_private.grant_publish(name,name,text[]) returns void security definer 8fdb3e13ab05d9ca3a399e7c3dead404
 function outbox_private.publish(name,text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 387678dfc8fd603893c79fd63a7c22d6
-function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer b9f453c046380a3e3e2f7e7515988820
+function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer b1f20d600ff8f672d82b525611c5cb43
 function outbox_private.record_audit(name,text,text,text,jsonb) returns void security definer d10b0646a39843f41d8d16d6b359253b
 function outbox_private.record_trial(name,uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer 116b113d4137d6b6dd70c7be3874e588
 function outbox_private.set_body_limit(name,bigint) returns void security definer a93ee6d59ae25391c8b86a9c1afe742b
@@ -488,6 +504,8 @@ grant update on secret to outbox_operator
 grant select on setting to outbox_operator
 grant select on timeline to outbox_operator
 grant select on transactions to outbox_operator
+grant delete on unrouted to outbox_operator
+grant select on unrouted to outbox_operator
 grant select on worker to outbox_operator
 grant select on attempts to outbox_reader
 grant select on backlog to outbox_reader
@@ -549,6 +567,9 @@ grant select on stat to outbox_worker
 grant insert on timeline to outbox_worker
 grant select on timeline to outbox_worker
 grant select on transactions to outbox_worker
+grant delete on unrouted to outbox_worker
+grant insert on unrouted to outbox_worker
+grant select on unrouted to outbox_worker
 grant delete on worker to outbox_worker
 grant insert on worker to outbox_worker
 grant select on worker to outbox_worker
@@ -613,6 +634,7 @@ grant execute on is_restored to outbox_reader
 grant execute on key_of to outbox_reader
 grant execute on webhook_id to outbox_reader
 grant execute on advance to outbox_worker
+grant execute on catch_up to outbox_worker
 grant execute on cluster_identifier to outbox_worker
 grant execute on current_identity to outbox_worker
 grant execute on current_timeline to outbox_worker
@@ -621,6 +643,7 @@ grant execute on cut to outbox_worker
 grant execute on database_identifier to outbox_worker
 grant execute on drop_expired_partition to outbox_worker
 grant execute on empty_expired_partition to outbox_worker
+grant execute on events_of to outbox_worker
 grant execute on first_incomplete to outbox_worker
 grant execute on is_blocked to outbox_worker
 grant execute on is_cut to outbox_worker
@@ -628,11 +651,13 @@ grant execute on is_home to outbox_worker
 grant execute on is_needed to outbox_worker
 grant execute on is_restored to outbox_worker
 grant execute on is_service to outbox_worker
+grant execute on keepers_of to outbox_worker
 grant execute on keeps_order to outbox_worker
 grant execute on let_go to outbox_worker
 grant execute on line_of to outbox_worker
 grant execute on make_batches to outbox_worker
 grant execute on make_partitions to outbox_worker
+grant execute on next_lines to outbox_worker
 grant execute on partition_bounds to outbox_worker
 grant execute on outbox_private.record_audit to outbox_worker
 grant execute on record_audit to outbox_worker

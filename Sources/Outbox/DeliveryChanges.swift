@@ -26,11 +26,14 @@ extension Connection {
             let mayBeInFlight = try connection.mayBeInFlight(pair)
             let parked = try connection.query(
                 """
-                WITH gone AS (DELETE FROM outbox.delivery WHERE \(lookUp("delivery", pair)) RETURNING *)
+                WITH gone AS (DELETE FROM outbox.delivery WHERE \(lookUp("delivery", pair)) RETURNING *),
+                unrouted AS (DELETE FROM outbox.unrouted WHERE \(lookUp("unrouted", pair)) RETURNING *)
                 INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint,
                                                 ordering_key, pass)
                 SELECT event_id, endpoint_id, event_at, 'cancelled', attempts, last_status, last_error_class, last_error, 'cancelled',
                        ordering_key, pass FROM gone
+                UNION ALL
+                SELECT event_id, endpoint_id, event_at, 'cancelled', 0, NULL, NULL, NULL, 'cancelled', ordering_key, pass FROM unrouted
                 RETURNING endpoint_id, ordering_key
                 """)
             guard parked.count == 1 else { throw try connection.notWaiting(pair) }
@@ -119,8 +122,8 @@ extension Connection {
         let state = try delivery(pair).first("state") ?? "unknown"
         if state == "waiting" || state == "paused" {
             return OperationRefusal(
-                .conflict, "the delivery waits behind others of its ordering key",
-                hint: "See which: outboxctl delivery explain \(pair.event.id) \(pair.endpoint)")
+                .conflict, "the delivery waits behind others of its ordering key, or for its lane",
+                hint: "See what for: outboxctl delivery explain \(pair.event.id) \(pair.endpoint)")
         }
         let hint = state == "dead" ? "Put it back with: outboxctl dead replay \(pair.event.id) \(pair.endpoint)" : nil
         return OperationRefusal(.conflict, "the delivery is \(state), not waiting", hint: hint)

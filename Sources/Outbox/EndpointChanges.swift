@@ -255,7 +255,12 @@ extension Connection {
 
     /// How many deliveries wait for the endpoint.
     package mutating func waitingCount(_ id: EndpointID) throws -> Int {
-        try query("SELECT count(*) FROM outbox.delivery WHERE endpoint_id = \(id)").first { row throws(PostgresError) in
+        try query(
+            """
+            SELECT (SELECT count(*) FROM outbox.delivery WHERE endpoint_id = \(id))
+                 + (SELECT count(*) FROM outbox.unrouted WHERE endpoint_id = \(id))
+            """
+        ).first { row throws(PostgresError) in
             try row[0]
         } ?? 0
     }
@@ -289,11 +294,19 @@ extension Connection {
                            UNION (SELECT event_id, endpoint_id, event_at FROM outbox.delivery
                                    WHERE endpoint_id = \(id) AND ordering_key IS NOT NULL LIMIT 2000))
                     RETURNING *),
+                unrouted AS (
+                    DELETE FROM outbox.unrouted
+                     WHERE (event_id, endpoint_id, event_at) IN (
+                           SELECT event_id, endpoint_id, event_at FROM outbox.unrouted WHERE endpoint_id = \(id) LIMIT 2000)
+                    RETURNING *),
+                cancelled AS (
+                    SELECT event_id, endpoint_id, event_at, attempts, last_status, last_error_class FROM gone
+                    UNION ALL SELECT event_id, endpoint_id, event_at, 0, NULL, NULL FROM unrouted),
                 parked AS (
                     INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint)
                     SELECT event_id, endpoint_id, event_at, 'cancelled', attempts, last_status, last_error_class, 'the endpoint was deleted',
-                           'cancelled' FROM gone ON CONFLICT DO NOTHING)
-                SELECT count(*) FROM gone
+                           'cancelled' FROM cancelled ON CONFLICT DO NOTHING)
+                SELECT count(*) FROM cancelled
                 """
             ).first { row throws(PostgresError) in try row[0] } ?? 0
         }

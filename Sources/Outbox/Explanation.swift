@@ -65,6 +65,8 @@ extension Connection {
             SELECT reason, detail, fix FROM explanation ORDER BY place
             """)
         if !explanation.rows.isEmpty { return explanation }
+        let unrouted = try explainUnrouted(pair)
+        if !unrouted.rows.isEmpty { return unrouted }
         let ended = try explainEnd(pair)
         return try ended.rows.isEmpty ? explainAbsence(pair) : ended
     }
@@ -79,6 +81,18 @@ extension Connection {
               FROM outbox.delivery d JOIN outbox.lane l USING (endpoint_id) JOIN outbox.endpoint n ON n.id = d.endpoint_id
              WHERE \(lookUp("d", pair)))
         """
+    }
+
+    /// A delivery that has not come into its lane, because somebody had that locked.
+    private mutating func explainUnrouted(_ pair: Pair) throws -> Listing {
+        try listing(
+            """
+            SELECT 'lane_locked' AS reason,
+                   format('somebody had the endpoint''s lane locked when the event was cut, at %s; the next cut that finds it free puts the event in line',
+                          \(time("u.noted_at"))) AS detail,
+                   CASE WHEN u.noted_at < clock_timestamp() - interval '30 s' THEN 'outboxctl doctor' END AS fix
+              FROM outbox.unrouted u WHERE \(lookUp("u", pair))
+            """)
     }
 
     /// A delivery that does not wait any more.

@@ -49,7 +49,8 @@ extension Connection {
             SELECT n.id FROM outbox.endpoint n
              WHERE n.deleted_at IS NOT NULL 
                AND (EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = n.id AND d.due_at < 'infinity')
-                    OR EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = n.id AND d.ordering_key IS NOT NULL))
+                    OR EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = n.id AND d.ordering_key IS NOT NULL)
+                    OR EXISTS (SELECT FROM outbox.unrouted u WHERE u.endpoint_id = n.id))
             """
         ).map { row throws(PostgresError) in try row[0] as EndpointID }
         for endpoint in deleted { while try cancelDeleted(endpoint) > 0 {} }

@@ -2,6 +2,7 @@ import Logging
 import Outbox
 import Postgres
 import ServiceLifecycle
+import Synchronization
 
 /// Turns newly committed events into batches, and sleeps when there are none.
 ///
@@ -18,6 +19,7 @@ final class Cutter: Service {
     private let wakeup = Wakeup()
     /// Signalled when there are new batches.
     private let claiming: Wakeup
+    private let budget: Mutex<CutBudget>
 
     init(
         pool: ConnectionPool, listener: ConnectionPool?, configuration: EngineConfiguration, logger: Logger,
@@ -28,18 +30,20 @@ final class Cutter: Service {
         self.configuration = configuration
         self.logger = logger
         self.claiming = claiming
+        budget = Mutex(CutBudget(most: configuration.cutBudget))
     }
 
     func run() async {
         var pause = Self.shortest
         var isAhead = false
         await wakeup.run(complaint: "cannot look for new events; trying again", to: logger) {
-            switch try await cut(pool) {
+            let most = budget.withLock { $0.events }
+            switch try await pool.run({ try self.cut(&$0) }) {
             case .events(let count) where count > 0:
                 claiming.signal()
                 isAhead = false
                 pause = Self.shortest * 2
-                return count >= configuration.cutBudget ? nil : Self.gathering(after: count)
+                return count >= most ? nil : Self.gathering(after: count)
             case .enough:
                 // Some thousand events ahead: time enough for these, not for what others commit meanwhile.
                 if !isAhead { claiming.signal() }
@@ -69,22 +73,33 @@ final class Cutter: Service {
     /// Pauses from here on are worth the two statements of falling asleep.
     private static let sleepy = Duration.milliseconds(16)
 
-    private func cut(_ pool: ConnectionPool) async throws -> Cut {
-        try await pool.run { [configuration] in
-            try $0.cut(batchSize: configuration.batchSize, budget: configuration.cutBudget)
+    /// One cut, of as many events as fit its deadline. One that does not is said: nobody gets new events meanwhile.
+    private func cut(_ connection: inout Connection) throws -> Cut {
+        let most = budget.withLock { $0.events }
+        let begin = ContinuousClock.now
+        do {
+            let cut = try connection.cut(batchSize: configuration.batchSize, budget: most)
+            if case .events(let count) = cut { budget.withLock { $0.cut(count, took: .now - begin) } }
+            return cut
+        } catch let error as PostgresError where error.kind == .deadline {
+            budget.withLock { $0.ranOutOfTime() }
+            logger.warning(
+                "a cut took longer than its deadline and is tried again with fewer events",
+                metadata: ["events": "\(most)", "next": "\(budget.withLock { $0.events })"])
+            throw error
         }
     }
 
     /// Sleeps until a producer notifies or a look finds something, and looks at growing intervals meanwhile. False when nobody would
     /// notify, or at a stop: then poll.
     private func sleep(_ listener: ConnectionPool, from shortest: Duration) async throws -> Bool {
-        try await listener.run { [configuration, wakeup, claiming] connection in
+        try await listener.run { [self] connection in
             if connection.isPooled { return false }
             var pause = shortest
             while !wakeup.isStopped {
                 guard try connection.sleep(for: pause) else { return false }
                 // What was inserted before that and is committed by now is seen by one more look.
-                switch try connection.cut(batchSize: configuration.batchSize, budget: configuration.cutBudget) {
+                switch try cut(&connection) {
                 case .events(0), .busy: break
                 case .events, .enough:
                     claiming.signal()

@@ -53,12 +53,16 @@ private struct Run {
     private var keepers: [Keeper] = []
     /// Endpoints that will keep order.
     private var others: [EndpointID] = []
+    /// Holds the lanes of some endpoints locked.
+    private let locker: ConnectionPool
+    private var locked: Set<EndpointID> = []
 
     init(seed: UInt64) async throws {
         database = try await TestCluster.database()
         random = Generator(seed: seed)
         batchSize = [1, 2, 4].randomElement(using: &random) ?? 1
         budget = [1, 2, 3, 5, 6, 10].randomElement(using: &random) ?? 1
+        locker = try database.newPool()
         for _ in 0..<8 { producers.append(Producer(pool: try database.newPool())) }
         for number in 0..<Int.random(in: 0...2, using: &random) {
             let id = try await database.endpoint("e\(number)", url: "http://127.0.0.1:1/").id
@@ -74,6 +78,7 @@ private struct Run {
         case ..<16 where !others.isEmpty: try await beginOrder()
         case ..<23: for keeper in keepers.indices { try await deliver(to: keeper, 0.5) }
         case ..<25: try await buryOrRaise()
+        case ..<30: try await lockOrUnlock()
         default: try await produce(Int.random(in: producers.indices, using: &random))
         }
     }
@@ -81,6 +86,7 @@ private struct Run {
     /// Ends every transaction, cuts and delivers until there is nothing left, or for so long that there should not be.
     mutating func finish() async throws {
         for producer in producers.indices where producers[producer].isOpen { try await end(producer, commits: true) }
+        if !locked.isEmpty { try await lockOrUnlock() }
         var cut = Cut.busy
         for _ in 0..<5000 where cut != .events(0) {
             cut = try await database.pool.run { [batchSize, budget] in
@@ -89,6 +95,7 @@ private struct Run {
             if cut == .enough { try await claim() }
         }
         #expect(cut == .events(0), "cutting does not end")
+        #expect(try await database.number("SELECT count(*) FROM outbox.unrouted") == 0)
         for keeper in keepers.indices {
             for event in try await dead(keeper) { try await raise(event, of: keeper) }
             while try await deliver(to: keeper, 1) {}
@@ -131,7 +138,22 @@ private struct Run {
         return wrong
     }
 
-    func close() async { for producer in producers { await producer.pool.close() } }
+    func close() async { for pool in producers.map(\.pool) + [locker] { await pool.close() } }
+
+    /// Somebody locks some lanes, for as long as it takes; meanwhile nothing in them changes, and everything else goes on.
+    private mutating func lockOrUnlock() async throws {
+        if !locked.isEmpty {
+            try await locker.run { try $0.script("COMMIT") }
+            return locked = []
+        }
+        let lanes = (keepers.map(\.id) + others).filter { _ in Bool.random(using: &random) }
+        if lanes.isEmpty { return }
+        try await locker.run { connection in
+            try connection.script("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0")
+            try connection.query("SELECT FROM outbox.lane WHERE endpoint_id = ANY (\(lanes)) FOR UPDATE")
+        }
+        locked = Set(lanes)
+    }
 
     /// Opens a transaction, writes in it, or ends it. Some have their id long before they write, some write nothing.
     private mutating func produce(_ number: Int) async throws {
@@ -183,6 +205,7 @@ private struct Run {
     }
 
     private mutating func beginOrder() async throws {
+        guard !locked.contains(others[0]) else { return }
         let id = others.removeFirst()
         var change = EndpointChange()
         change.isOrdered = true
@@ -193,6 +216,7 @@ private struct Run {
 
     /// Delivers some of what is due; false when nothing is.
     @discardableResult private mutating func deliver(to keeper: Int, _ share: Double) async throws -> Bool {
+        if locked.contains(keepers[keeper].id) { return false }
         let due = try await due(keeper)
         for event in due where Double.random(in: 0..<1, using: &random) < share {
             try await take(
@@ -238,7 +262,9 @@ private struct Run {
 
     /// Something dies, or a dead letter is replayed or dropped.
     private mutating func buryOrRaise() async throws {
-        guard let keeper = keepers.indices.randomElement(using: &random) else { return }
+        guard let keeper = keepers.indices.randomElement(using: &random), !locked.contains(keepers[keeper].id) else {
+            return
+        }
         if let event = try await dead(keeper).randomElement(using: &random) {
             return try await raise(event, of: keeper)
         }

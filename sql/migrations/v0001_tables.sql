@@ -217,6 +217,9 @@ END $$;
 CREATE FUNCTION outbox.set_body_limit(bytes bigint) RETURNS void
 LANGUAGE sql BEGIN ATOMIC SELECT outbox_private.set_body_limit(current_user, set_body_limit.bytes); END;
 
+-- A lane, and one of the lines in it.
+CREATE TYPE outbox.lane_place AS (endpoint_id uuid, ordering_key text);
+
 -- How far the stream has been cut. One row a cut, newest last; never updated, so that a held
 -- snapshot cannot slow the read of the newest.
 CREATE TABLE outbox.cut (
@@ -236,6 +239,9 @@ CREATE TABLE outbox.cut (
     held_endpoint uuid,
     held_key   text,
     held_next  bigint,
+    -- Lanes that somebody had locked when something was to be put in line there, or to be let go
+    -- after the line that is named.
+    behind     outbox.lane_place[] NOT NULL DEFAULT '{}',
     turn       bigint NOT NULL DEFAULT 0,     -- the turn that is being claimed ...
     last_turn  bigint NOT NULL DEFAULT 0,     -- ... and the last one that was given
     -- The first batch that waited: of the dead rows, those before it are passed by.
@@ -307,7 +313,7 @@ CREATE TABLE outbox.endpoint (
     created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     updated_at      timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-CREATE INDEX ON outbox.endpoint (id) WHERE ordered;
+CREATE INDEX ON outbox.endpoint (id) WHERE ordered AND deleted_at IS NULL;
 CREATE UNIQUE INDEX endpoint_name_is_unique ON outbox.endpoint (customer_id, name) WHERE deleted_at IS NULL;
 
 -- Secrets, sealed outside the database (AES-256-GCM): for signing, several while one is being

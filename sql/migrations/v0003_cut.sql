@@ -139,8 +139,17 @@ DECLARE
     total    int := 0;
     changed  boolean := false;
     incomplete boolean;       -- an earlier look is
+    behind     outbox.lane_place[];
+    is_behind  boolean := false;   -- some lanes are, and could be caught up with
     first_held bigint;        -- the first look that was not at its end before this cut, or this one
 BEGIN
+    -- In an older snapshot the last cut is not seen, and what is in its batches is cut again.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION USING errcode = 'OB014',
+            message = format('wrong_isolation: the stream is cut in a transaction that is read committed, and this one is %s',
+                             current_setting('transaction_isolation')),
+            hint = 'BEGIN ISOLATION LEVEL READ COMMITTED; then call outbox.cut() again.';
+    END IF;
     BEGIN
         LOCK TABLE outbox.cutting IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
     EXCEPTION
@@ -167,6 +176,11 @@ BEGIN
     k.last_turn := greatest(k.last_turn, k.turn);
     IF waiting > 0 THEN k.first_turn := waits[1].turn; k.first_id := waits[1].id; END IF;
     incomplete := k.pass IS NOT NULL OR k.large <> '{}';
+    IF k.behind <> '{}' THEN
+        SELECT c.behind, c.is_unfinished INTO behind, is_behind FROM outbox.catch_up(k, 10000) c;
+        changed := behind <> k.behind;
+        k.behind := behind;
+    END IF;
 
     -- What is new.
     seen := pg_current_snapshot();
@@ -184,13 +198,13 @@ BEGIN
         k.large_pass := k.large_pass || array_fill(pass, ARRAY[cardinality(step.large)]);
         -- Not at its end yet: the rest belongs to the same look.
         k.pass := CASE WHEN step.until IS NOT NULL THEN pass END;
-        PERFORM outbox.route_ordered(step.batches, pass, k.pass IS NULL AND k.large = '{}');
+        k.behind := outbox.route_ordered(step.batches, pass, k.pass IS NULL AND k.large = '{}', k.behind);
         -- It never goes back: of the late ones, those from `until` on stay late.
         k.done := outbox.snapshot(
             greatest(coalesce(step.until, pg_snapshot_xmax(seen)), pg_snapshot_xmax(k.done)),
             ARRAY(SELECT pg_snapshot_xip(seen)) || k.large || ARRAY(SELECT x FROM unnest(late) x WHERE x >= step.until));
     ELSE
-        changed := k.pass IS NOT NULL
+        changed := changed OR k.pass IS NOT NULL
                    OR pg_snapshot_xmax(seen)::text::bigint - pg_snapshot_xmax(k.done)::text::bigint > 1000;
         k.pass := NULL;
         k.done := outbox.snapshot(pg_snapshot_xmax(seen), ARRAY(SELECT pg_snapshot_xip(seen)) || k.large);
@@ -202,7 +216,7 @@ BEGIN
         total := total + step.n;
         changed := true;
         k.last_turn := greatest(k.last_turn, step.last_turn);
-        PERFORM outbox.route_ordered(step.batches, k.large_pass[1], false);
+        k.behind := outbox.route_ordered(step.batches, k.large_pass[1], false, k.behind);
         k.at_id := step.last_id;
         IF step.n < budget THEN
             -- Whatever else was hidden stays so.
@@ -228,14 +242,14 @@ BEGIN
     -- Nothing new and little else happened: keep the old row, so that an idle database is not
     -- written to.
     IF changed THEN
-        INSERT INTO outbox.cut (done, large, large_pass, at_id, pass, held, held_until, held_next, held_endpoint, held_key, turn, last_turn,
+        INSERT INTO outbox.cut (done, large, large_pass, at_id, pass, held, held_until, held_next, held_endpoint, held_key, behind, turn, last_turn,
                                 first_turn, first_id)
-        VALUES (k.done, k.large, k.large_pass, k.at_id, k.pass, k.held, k.held_until, k.held_next, k.held_endpoint, k.held_key,
+        VALUES (k.done, k.large, k.large_pass, k.at_id, k.pass, k.held, k.held_until, k.held_next, k.held_endpoint, k.held_key, k.behind,
                 k.turn, k.last_turn, k.first_turn, k.first_id);
     END IF;
     -- While there is more to do at once, it is not nothing.
     RETURN CASE WHEN total > 0 THEN total
-                WHEN k.held_until IS NOT NULL OR k.pass IS NOT NULL OR k.large <> '{}' AND waiting < 100 THEN 1
+                WHEN is_behind OR k.held_until IS NOT NULL OR k.pass IS NOT NULL OR k.large <> '{}' AND waiting < 100 THEN 1
                 WHEN k.large <> '{}' THEN -2
                 ELSE 0 END;
 END $$;
@@ -304,14 +318,14 @@ BEGIN
              GROUP BY part, mebibyte ORDER BY part, mebibyte
             RETURNING id)
         SELECT array_agg(id) INTO batches FROM made;
-        PERFORM outbox.route_ordered(batches, k.id, true);
+        k.behind := outbox.route_ordered(batches, k.id, true, k.behind);
         SELECT count(*) INTO requeued FROM pg_temp.uncut;
         -- What lies in the future here would be cut again when this cluster gets there. '3' is the
         -- first transaction id that any cluster gives out.
         UPDATE outbox.event SET tx = '3' WHERE tx >= pg_snapshot_xmin(pg_current_snapshot());
         GET DIAGNOSTICS changed = ROW_COUNT;
-        INSERT INTO outbox.cut (done, held, turn, last_turn, first_turn, first_id)
-        VALUES (pg_current_snapshot(), coalesce(k.held, outbox.first_incomplete(k)), k.turn, k.last_turn, k.first_turn, k.first_id);
+        INSERT INTO outbox.cut (done, held, behind, turn, last_turn, first_turn, first_id)
+        VALUES (pg_current_snapshot(), coalesce(k.held, outbox.first_incomplete(k)), k.behind, k.turn, k.last_turn, k.first_turn, k.first_id);
         UPDATE outbox.setting SET cluster = outbox.cluster_identifier(), database = outbox.database_identifier();
         -- Their holders are the original's.
         UPDATE outbox.batch SET lease_id = NULL, lease_until = '-infinity' WHERE claims > 0;

@@ -29,37 +29,94 @@ LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
                       AND x.reason <> 'cancelled' AND n.on_dead = 'block');
 END;
 
+-- The endpoints that keep order and match an event, through an index: four looks, however many
+-- there are. A disabled one matches, too.
+CREATE INDEX ON outbox.endpoint (event_type, customer_id) WHERE ordered AND deleted_at IS NULL;
+
+CREATE FUNCTION outbox.keepers_of(customer_id text, type text, change_type text) RETURNS TABLE (id uuid, is_disabled boolean)
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT n.id, n.disabled_at IS NOT NULL
+      FROM (VALUES ('*'), (nullif(keepers_of.customer_id, '*'))) c(customer_id)
+     CROSS JOIN (VALUES (nullif(keepers_of.type, '*')), (CASE WHEN keepers_of.type NOT LIKE 'outbox.%' THEN '*' END)) t(event_type)
+     -- Looked up by both: as a join it may be read whole instead.
+     CROSS JOIN LATERAL (
+           SELECT n.id, n.disabled_at, n.change_type FROM outbox.endpoint n
+            WHERE n.ordered AND n.deleted_at IS NULL AND n.event_type = t.event_type AND n.customer_id = c.customer_id OFFSET 0) n
+     WHERE n.change_type IN ('*', keepers_of.change_type) OFFSET 0;
+END;
+
+CREATE FUNCTION outbox.events_of(batches bigint[]) RETURNS SETOF outbox.event
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT e.* FROM outbox.batch b
+     CROSS JOIN LATERAL unnest(b.ids) AS range
+     CROSS JOIN LATERAL (
+           SELECT * FROM outbox.event e WHERE e.id >= lower(range) AND e.id < upper(range)
+              AND e.created_at >= b.first_at AND e.created_at <= b.last_at) e
+     WHERE b.id = ANY (events_of.batches);
+END;
+
+-- Deliveries of events that are cut, for lanes that somebody had locked at that moment: nobody
+-- waits for one lane. The next cut that finds the lane free puts them in line, before anything
+-- later of it (`catch_up`).
+CREATE TABLE outbox.unrouted (
+    event_id     bigint NOT NULL,
+    endpoint_id  uuid NOT NULL,
+    event_at     timestamptz NOT NULL,
+    ordering_key text,              -- its line, as in outbox.delivery
+    pass         bigint NOT NULL,
+    noted_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (event_id, endpoint_id, event_at)
+);
+CREATE INDEX ON outbox.unrouted (endpoint_id, pass, event_id);
+CREATE INDEX ON outbox.unrouted (endpoint_id, ordering_key, pass, event_id);
+
 -- Puts the events of new batches into the lanes of the endpoints that keep order, behind what
 -- stands there, and names these endpoints in the batches, so that nobody else sends them. It is
 -- done here, in the one place that sees the events in order: two workers that dispatch two batches
--- would put them in line as it happens.
+-- would put them in line as it happens. Only lanes that get something are locked, and what is for
+-- one that somebody else has locked, or that is behind already, goes to outbox.unrouted.
 --
 -- `is_whole` says that the pass ends with these batches. Otherwise nothing of it is due before its
 -- end (`release_order`): it goes by transaction, and of two transactions the later one may have
 -- published first.
-CREATE FUNCTION outbox.route_ordered(batches bigint[], pass bigint, is_whole boolean) RETURNS void
+--
+-- Returns the lanes that are behind now, those that were before included.
+CREATE FUNCTION outbox.route_ordered(batches bigint[], pass bigint, is_whole boolean, behind outbox.lane_place[]) RETURNS outbox.lane_place[]
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    keepers uuid[] := ARRAY(SELECT n.id FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL);
+    keepers uuid[];
+    locked  uuid[];
+    busy    uuid[];
+    late    uuid[];
 BEGIN
-    IF keepers = '{}' OR batches = '{}' THEN RETURN; END IF;
-    PERFORM FROM outbox.lane l WHERE l.endpoint_id = ANY (keepers) ORDER BY l.endpoint_id FOR UPDATE;
-    -- Whoever changes whether an endpoint keeps order locks its lane: now it stays as it is. A
-    -- disabled one gets none of these events, also when it is enabled before somebody dispatches
-    -- the batch.
+    IF batches = '{}' OR NOT outbox.keeps_order() THEN RETURN behind; END IF;
+    keepers := ARRAY(
+        SELECT DISTINCT n.id
+          FROM (SELECT DISTINCT e.customer_id::text, e.type::text, e.change_type::text FROM outbox.events_of(batches) e) kind
+         CROSS JOIN LATERAL outbox.keepers_of(kind.customer_id, kind.type, kind.change_type) n);
+    IF keepers = '{}' THEN RETURN behind; END IF;
+    locked := ARRAY(SELECT l.endpoint_id FROM outbox.lane l WHERE l.endpoint_id = ANY (keepers) ORDER BY l.endpoint_id FOR UPDATE SKIP LOCKED);
+    -- Whoever changes whether an endpoint keeps order locks its lane: of those that we have it stays
+    -- as it is now.
     keepers := ARRAY(SELECT n.id FROM outbox.endpoint n WHERE n.id = ANY (keepers) AND n.ordered AND n.deleted_at IS NULL);
+    busy := ARRAY(SELECT k FROM unnest(keepers) k
+                   WHERE k NOT IN (SELECT unnest(locked)) OR k IN (SELECT b.endpoint_id FROM unnest(behind) b));
     UPDATE outbox.batch b SET ordered = keepers WHERE b.id = ANY (batches);
-    WITH line AS (
+    -- A disabled one gets none of these events, also when it is enabled before somebody dispatches
+    -- the batch.
+    WITH line AS MATERIALIZED (
         SELECT e.id AS event_id, n.id AS endpoint_id, e.created_at, e.deliver_at, outbox.line_of(e.customer_id, e.ordering_key) AS ordering_key,
-               row_number() OVER (PARTITION BY n.id, outbox.line_of(e.customer_id, e.ordering_key) ORDER BY e.id) AS place
-          FROM outbox.batch b
-         CROSS JOIN LATERAL unnest(b.ids) AS range
-         CROSS JOIN LATERAL (
-               SELECT * FROM outbox.event e WHERE e.id >= lower(range) AND e.id < upper(range)
-                  AND e.created_at >= b.first_at AND e.created_at <= b.last_at) e
-         CROSS JOIN outbox.endpoint n
-         WHERE b.id = ANY (batches) AND n.id = ANY (keepers) AND n.disabled_at IS NULL AND n.customer_id IN ('*', e.customer_id)
-           AND (n.event_type = e.type OR n.event_type = '*' AND e.type NOT LIKE 'outbox.%') AND n.change_type IN ('*', e.change_type)),
+               row_number() OVER (PARTITION BY n.id, outbox.line_of(e.customer_id, e.ordering_key) ORDER BY e.id) AS place,
+               n.id IN (SELECT unnest(busy)) AS is_missed
+          FROM outbox.events_of(batches) e
+         CROSS JOIN LATERAL outbox.keepers_of(e.customer_id, e.type, e.change_type) n
+         -- Not as a join, either: one look into a hash table.
+         WHERE NOT n.is_disabled AND (n.id IN (SELECT unnest(keepers))) IS TRUE),
+    missed AS (
+        INSERT INTO outbox.unrouted (event_id, endpoint_id, event_at, ordering_key, pass)
+        SELECT l.event_id, l.endpoint_id, l.created_at, l.ordering_key, CASE WHEN l.ordering_key IS NULL THEN 0 ELSE route_ordered.pass END
+          FROM line l WHERE l.is_missed
+        ON CONFLICT DO NOTHING RETURNING endpoint_id),
     routed AS (
         INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, ordering_key, pass)
         SELECT l.event_id, l.endpoint_id, l.created_at,
@@ -69,11 +126,15 @@ BEGIN
                                           WHERE d.endpoint_id = l.endpoint_id AND d.ordering_key = l.ordering_key)
                     THEN greatest(clock_timestamp(), l.deliver_at) ELSE 'infinity' END,
                'first', l.ordering_key, CASE WHEN l.ordering_key IS NULL THEN 0 ELSE route_ordered.pass END
-          FROM line l
-        ON CONFLICT DO NOTHING RETURNING endpoint_id, due_at)
-    UPDATE outbox.lane l SET due_at = r.due_at
-      FROM (SELECT endpoint_id, min(due_at) AS due_at FROM routed GROUP BY endpoint_id) r
-     WHERE l.endpoint_id = ANY (ARRAY[r.endpoint_id]) AND l.due_at > r.due_at;
+          FROM line l WHERE NOT l.is_missed
+        ON CONFLICT DO NOTHING RETURNING endpoint_id, due_at),
+    lowered AS (
+        UPDATE outbox.lane l SET due_at = r.due_at
+          FROM (SELECT endpoint_id, min(due_at) AS due_at FROM routed GROUP BY endpoint_id) r
+         WHERE l.endpoint_id = ANY (ARRAY[r.endpoint_id]) AND l.due_at > r.due_at)
+    SELECT ARRAY(SELECT DISTINCT m.endpoint_id FROM missed m) INTO late;
+    RETURN behind || ARRAY(SELECT ROW(l, NULL)::outbox.lane_place FROM unnest(late) l
+                            WHERE l NOT IN (SELECT b.endpoint_id FROM unnest(behind) b));
 END $$;
 
 -- The first pass that is not at its end; NULL when all are.
@@ -99,7 +160,10 @@ LANGUAGE sql BEGIN ATOMIC
             -- index.
          WHERE (SELECT true FROM outbox.delivery d WHERE d.endpoint_id = k.endpoint_id AND d.ordering_key = k.ordering_key
                                                      AND d.due_at < 'infinity' LIMIT 1) IS NULL
-           AND NOT outbox.is_blocked(k.endpoint_id, k.ordering_key) AND NOT coalesce(h.pass >= until, false)),
+           AND NOT outbox.is_blocked(k.endpoint_id, k.ordering_key) AND NOT coalesce(h.pass >= until, false)
+           -- What stands before it may not be in line yet.
+           AND NOT EXISTS (SELECT FROM outbox.unrouted u WHERE u.endpoint_id = k.endpoint_id AND u.ordering_key = k.ordering_key
+                                                           AND (u.pass, u.event_id) < (h.pass, h.event_id))),
     moved AS (
         UPDATE outbox.delivery d SET due_at = h.due_at FROM head h
          WHERE d.event_id = ANY (ARRAY[h.event_id]) AND d.endpoint_id = ANY (ARRAY[h.endpoint_id]) AND d.event_at = ANY (ARRAY[h.event_at])
@@ -115,6 +179,21 @@ LANGUAGE sql BEGIN ATOMIC
     SELECT outbox.let_go(endpoints, keys, (SELECT outbox.first_incomplete(c) FROM outbox.cut c ORDER BY c.id DESC LIMIT 1), after_loss);
 END;
 
+-- The lines of all lanes in order, after a place.
+CREATE FUNCTION outbox.next_lines(after outbox.lane_place, step int) RETURNS SETOF outbox.lane_place
+LANGUAGE sql STABLE BEGIN ATOMIC
+    WITH RECURSIVE line AS (
+        (SELECT d.endpoint_id, d.ordering_key FROM outbox.delivery d
+          WHERE d.ordering_key IS NOT NULL AND (d.endpoint_id, d.ordering_key) > ((next_lines.after).endpoint_id, (next_lines.after).ordering_key)
+          ORDER BY d.endpoint_id, d.ordering_key LIMIT 1)
+        UNION ALL
+        SELECT n.* FROM line l CROSS JOIN LATERAL (
+            SELECT d.endpoint_id, d.ordering_key FROM outbox.delivery d
+             WHERE d.ordering_key IS NOT NULL AND (d.endpoint_id, d.ordering_key) > (l.endpoint_id, l.ordering_key)
+             ORDER BY d.endpoint_id, d.ordering_key LIMIT 1) n)
+    SELECT l.endpoint_id, l.ordering_key FROM line l LIMIT next_lines.step;
+END;
+
 -- A walk along all keys that lets go what was held, up to the first look that is not complete: so
 -- many keys a step. Returns where it stands.
 CREATE FUNCTION outbox.release_order(k outbox.cut, pass bigint, step int) RETURNS outbox.cut
@@ -122,6 +201,8 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     endpoints uuid[];
     keys      text[];
+    locked    uuid[];
+    missed    uuid[];
 BEGIN
     IF k.held_until IS NULL THEN
         k.held_until := coalesce(outbox.first_incomplete(k), pass + 1);
@@ -133,18 +214,17 @@ BEGIN
         k.held_key := '';
         k.held_next := outbox.first_incomplete(k);
     END IF;
-    WITH RECURSIVE line AS (
-        (SELECT d.endpoint_id, d.ordering_key FROM outbox.delivery d
-          WHERE d.ordering_key IS NOT NULL AND (d.endpoint_id, d.ordering_key) > (k.held_endpoint, k.held_key)
-          ORDER BY d.endpoint_id, d.ordering_key LIMIT 1)
-        UNION ALL
-        SELECT n.* FROM line l CROSS JOIN LATERAL (
-            SELECT d.endpoint_id, d.ordering_key FROM outbox.delivery d
-             WHERE d.ordering_key IS NOT NULL AND (d.endpoint_id, d.ordering_key) > (l.endpoint_id, l.ordering_key)
-             ORDER BY d.endpoint_id, d.ordering_key LIMIT 1) n)
-    SELECT array_agg(u.endpoint_id), array_agg(u.ordering_key) INTO endpoints, keys FROM (SELECT * FROM line LIMIT step) u;
-    PERFORM FROM outbox.lane l WHERE l.endpoint_id = ANY (endpoints) ORDER BY l.endpoint_id FOR UPDATE;
-    PERFORM outbox.let_go(endpoints, keys, k.held_until, false);
+    SELECT array_agg(n.endpoint_id), array_agg(n.ordering_key) INTO endpoints, keys
+      FROM outbox.next_lines(ROW(k.held_endpoint, k.held_key)::outbox.lane_place, step) n;
+    locked := ARRAY(SELECT l.endpoint_id FROM outbox.lane l WHERE l.endpoint_id = ANY (endpoints) ORDER BY l.endpoint_id FOR UPDATE SKIP LOCKED);
+    PERFORM outbox.let_go(array_agg(u.endpoint_id), array_agg(u.ordering_key), k.held_until, false)
+       FROM unnest(endpoints, keys) u(endpoint_id, ordering_key) WHERE u.endpoint_id IN (SELECT unnest(locked));
+    -- Nobody waits for one lane: whoever catches up with it begins at its first key.
+    missed := ARRAY(SELECT DISTINCT e FROM unnest(endpoints) e WHERE e NOT IN (SELECT unnest(locked)));
+    IF missed <> '{}' THEN
+        k.behind := ARRAY(SELECT b FROM unnest(k.behind) b WHERE b.endpoint_id <> ALL (missed))
+                    || ARRAY(SELECT ROW(m, '')::outbox.lane_place FROM unnest(missed) m);
+    END IF;
     IF coalesce(cardinality(keys), 0) = step THEN
         k.held_endpoint := endpoints[step];
         k.held_key := keys[step];
@@ -154,4 +234,58 @@ BEGIN
         k.held_next := NULL;
     END IF;
     RETURN k;
+END $$;
+
+-- Catches up with lanes that are behind and free now: puts in line what waits for that, in its
+-- order, and lets go what a walk had to leave. So many deliveries and lines a step, the same for
+-- each lane.
+CREATE FUNCTION outbox.catch_up(k outbox.cut, step int, OUT behind outbox.lane_place[], OUT is_unfinished boolean)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    until  bigint := outbox.first_incomplete(k);
+    locked uuid[] := ARRAY(SELECT l.endpoint_id FROM outbox.lane l
+                            WHERE l.endpoint_id = ANY (ARRAY(SELECT b.endpoint_id FROM unnest(k.behind) b))
+                            ORDER BY l.endpoint_id FOR UPDATE SKIP LOCKED);
+    here   outbox.lane_place[] := ARRAY(SELECT b FROM unnest(k.behind) b WHERE b.endpoint_id IN (SELECT unnest(locked)) LIMIT step);
+    share  int := step / greatest(1, cardinality(here));
+    lanes  uuid[];
+    keys   text[];
+    place  outbox.lane_place;
+BEGIN
+    is_unfinished := false;
+    behind := ARRAY(SELECT b FROM unnest(k.behind) b WHERE b.endpoint_id NOT IN (SELECT h.endpoint_id FROM unnest(here) h));
+    IF here = '{}' THEN RETURN; END IF;
+    WITH next AS MATERIALIZED (
+        SELECT u.*, n.ordered AND u.ordering_key IS NOT NULL AS is_in_line, greatest(clock_timestamp(), e.deliver_at) AS first_due_at
+          FROM unnest(here) b
+         CROSS JOIN LATERAL (SELECT * FROM outbox.unrouted u WHERE u.endpoint_id = b.endpoint_id ORDER BY u.pass, u.event_id LIMIT share) u
+          JOIN outbox.endpoint n ON n.id = u.endpoint_id
+          LEFT JOIN outbox.event e ON e.id = u.event_id AND e.created_at = u.event_at),
+    gone AS (
+        DELETE FROM outbox.unrouted u USING next x
+         WHERE u.event_id = ANY (ARRAY[x.event_id]) AND u.endpoint_id = ANY (ARRAY[x.endpoint_id]) AND u.event_at = ANY (ARRAY[x.event_at])),
+    -- Where order has ended meanwhile nothing stands in line.
+    routed AS (
+        INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, ordering_key, pass)
+        SELECT x.event_id, x.endpoint_id, x.event_at, CASE WHEN x.is_in_line THEN 'infinity' ELSE x.first_due_at END, 'first',
+               CASE WHEN x.is_in_line THEN x.ordering_key END, CASE WHEN x.is_in_line THEN x.pass ELSE 0 END
+          FROM next x
+        ON CONFLICT DO NOTHING RETURNING endpoint_id, due_at, ordering_key),
+    lowered AS (
+        UPDATE outbox.lane l SET due_at = r.due_at
+          FROM (SELECT endpoint_id, min(due_at) AS due_at FROM routed GROUP BY endpoint_id) r
+         WHERE l.endpoint_id = ANY (ARRAY[r.endpoint_id]) AND l.due_at > r.due_at)
+    SELECT array_agg(r.endpoint_id), array_agg(r.ordering_key) INTO lanes, keys FROM routed r WHERE r.ordering_key IS NOT NULL;
+    PERFORM outbox.let_go(lanes, keys, until, false);
+    FOREACH place IN ARRAY here LOOP
+        IF place.ordering_key IS NOT NULL THEN
+            keys := ARRAY(SELECT n.ordering_key FROM outbox.next_lines(place, share) n WHERE n.endpoint_id = place.endpoint_id);
+            PERFORM outbox.let_go(array_fill(place.endpoint_id, ARRAY[cardinality(keys)]), keys, until, false);
+            place.ordering_key := keys[share];
+        END IF;
+        IF place.ordering_key IS NOT NULL OR EXISTS (SELECT FROM outbox.unrouted u WHERE u.endpoint_id = place.endpoint_id) THEN
+            behind := behind || place;
+            is_unfinished := true;
+        END IF;
+    END LOOP;
 END $$;

@@ -64,6 +64,7 @@ BEGIN
     IF EXISTS (SELECT FROM outbox.batch b WHERE b.first_at < is_needed.upper) THEN RETURN true; END IF;
     IF is_needed.parent <> 'event' THEN RETURN false; END IF;
     IF EXISTS (SELECT FROM outbox.delivery d WHERE d.event_at >= is_needed.lower AND d.event_at < is_needed.upper)
+    OR EXISTS (SELECT FROM outbox.unrouted u WHERE u.event_at >= is_needed.lower AND u.event_at < is_needed.upper)
     OR EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_at >= is_needed.lower AND d.event_at < is_needed.upper) THEN
         RETURN true;
     END IF;

@@ -164,6 +164,8 @@ WITH pair AS (
       JOIN outbox.lane l USING (endpoint_id)
       JOIN outbox.endpoint n ON n.id = d.endpoint_id
     UNION ALL
+    SELECT u.event_id, u.endpoint_id, u.event_at, 'waiting', 0, 'first', NULL, NULL, NULL, NULL, NULL, NULL FROM outbox.unrouted u
+    UNION ALL
     SELECT d.event_id, d.endpoint_id, d.event_at, CASE d.reason WHEN 'cancelled' THEN 'cancelled' ELSE 'dead' END,
            d.attempts, NULL, NULL, d.dead_at, d.status, d.error_class, d.error, d.reason
       FROM outbox.dead_letter d
@@ -217,7 +219,7 @@ UNION ALL
 SELECT 'batch', NULL, NULL, coalesce(sum(size), 0), min(first_at) FROM outbox.batch
 UNION ALL
 SELECT 'lane', n.id, n.name, count(*), min(d.event_at)
-  FROM outbox.delivery d JOIN outbox.endpoint n ON n.id = d.endpoint_id GROUP BY n.id, n.name;
+  FROM (SELECT endpoint_id, event_at FROM outbox.delivery UNION ALL SELECT endpoint_id, event_at FROM outbox.unrouted) d JOIN outbox.endpoint n ON n.id = d.endpoint_id GROUP BY n.id, n.name;
 
 CREATE VIEW outbox.endpoint_health AS
 SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
@@ -269,6 +271,18 @@ SELECT 'delivery_in_limbo', format('ordering key of %s:%s stands still', d.event
                     WHERE o.endpoint_id = d.endpoint_id AND o.ordering_key = d.ordering_key
                       AND (o.due_at < 'infinity' OR (o.pass, o.event_id) < (d.pass, d.event_id)))
    AND NOT coalesce(d.pass >= (SELECT least(c.held, outbox.first_incomplete(c)) FROM outbox.cut c ORDER BY c.id DESC LIMIT 1), false)
+   AND d.endpoint_id NOT IN (SELECT b.endpoint_id FROM (SELECT * FROM outbox.cut c ORDER BY c.id DESC LIMIT 1) c, unnest(c.behind) b)
+UNION ALL
+SELECT 'delivery_in_limbo', format('event %s is not in line at endpoint %s, and no cut knows of it', u.event_id, u.endpoint_id),
+       'Tell the developers: this must not happen.'
+  FROM outbox.unrouted u
+ WHERE u.endpoint_id NOT IN (SELECT b.endpoint_id FROM (SELECT * FROM outbox.cut c ORDER BY c.id DESC LIMIT 1) c, unnest(c.behind) b)
+UNION ALL
+SELECT 'lane_locked', format('somebody has locked the lane of endpoint %s, or locks it again and again: deliveries wait for that since %s', n.name,
+                             to_char(min(u.noted_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')),
+       'End the transaction that holds it; the oldest: SELECT pid, usename, xact_start, state FROM pg_stat_activity ORDER BY xact_start LIMIT 5'
+  FROM outbox.unrouted u JOIN outbox.endpoint n ON n.id = u.endpoint_id
+ GROUP BY n.id, n.name HAVING min(u.noted_at) < clock_timestamp() - interval '30 s'
 UNION ALL
 SELECT 'lease_not_taken_over', format('batch %s has been without a worker since %s', id, lease_until), 'Start a worker: outboxctl run'
   FROM outbox.batch WHERE claims > 0 AND lease_until < clock_timestamp() - interval '5 min'

@@ -48,13 +48,13 @@ GRANT SELECT, UPDATE ON SEQUENCE outbox.asleep_until TO outbox_worker;
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_worker;
 GRANT SELECT ON SEQUENCE outbox.batch_id_seq TO outbox_worker;
 REVOKE SELECT ON outbox.token FROM outbox_worker;
-GRANT INSERT ON outbox.cut, outbox.batch, outbox.attempt, outbox.delivery, outbox.dead_letter, outbox.worker,
+GRANT INSERT ON outbox.cut, outbox.batch, outbox.attempt, outbox.delivery, outbox.unrouted, outbox.dead_letter, outbox.worker,
     outbox.stat, outbox.timeline, outbox.ghost TO outbox_worker;
 -- The right to lock it, which is the right to cut.
 GRANT UPDATE ON outbox.cutting TO outbox_worker;
 GRANT UPDATE ON outbox.batch, outbox.lane, outbox.delivery, outbox.dead_letter, outbox.worker TO outbox_worker;
 GRANT UPDATE (disabled_at, disabled_reason, generation, updated_at) ON outbox.endpoint TO outbox_worker;
-GRANT DELETE ON outbox.cut, outbox.generation, outbox.batch, outbox.delivery, outbox.dead_letter, outbox.worker, outbox.dedup, outbox.secret,
+GRANT DELETE ON outbox.cut, outbox.generation, outbox.batch, outbox.delivery, outbox.unrouted, outbox.dead_letter, outbox.worker, outbox.dedup, outbox.secret,
     outbox.ghost TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text), outbox.let_go(uuid[], text[], bigint, boolean),
     outbox.advance(uuid[], text[], boolean) TO outbox_worker, outbox_operator;
@@ -62,7 +62,9 @@ GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text) TO outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.line_of(text, text) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.key_of(text) TO outbox_operator, outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.first_incomplete(outbox.cut) TO outbox_worker, outbox_operator, outbox_reader;
-GRANT EXECUTE ON FUNCTION outbox.keeps_order(), outbox.route_ordered(bigint[], bigint, boolean), outbox.release_order(outbox.cut, bigint, int) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.keeps_order(), outbox.keepers_of(text, text, text), outbox.events_of(bigint[]),
+    outbox.route_ordered(bigint[], bigint, boolean, outbox.lane_place[]), outbox.next_lines(outbox.lane_place, int),
+    outbox.release_order(outbox.cut, bigint, int), outbox.catch_up(outbox.cut, int) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION
     outbox.make_batches(pg_snapshot, pg_snapshot, xid8[], boolean, bigint, int, int, bigint, boolean), outbox.snapshot(xid8, xid8[]) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.is_cut(outbox.cut, xid8, bigint) TO outbox_worker, outbox_reader, outbox_operator;
@@ -75,12 +77,12 @@ GRANT SELECT ON outbox.deliveries, outbox.attempts, outbox.dead_letters, outbox.
 GRANT EXECUTE ON FUNCTION outbox.webhook_id(bigint, timestamptz) TO outbox_reader, outbox_operator;
 GRANT SELECT ON outbox.setting TO outbox_reader;   -- read by outbox.is_home(), which outbox.problems calls
 
-GRANT SELECT ON outbox.cut, outbox.event, outbox.endpoint, outbox.secret, outbox.lane, outbox.delivery, outbox.dead_letter, outbox.attempt,
+GRANT SELECT ON outbox.cut, outbox.event, outbox.endpoint, outbox.secret, outbox.lane, outbox.delivery, outbox.unrouted, outbox.dead_letter, outbox.attempt,
     outbox.worker, outbox.audit, outbox.setting, outbox.migration, outbox.batch, outbox.timeline, outbox.ghost, outbox.producer_customer
     TO outbox_operator;
 GRANT INSERT, UPDATE ON outbox.endpoint, outbox.secret, outbox.lane, outbox.delivery TO outbox_operator;
 GRANT INSERT, UPDATE, DELETE ON outbox.dead_letter TO outbox_operator;
-GRANT DELETE ON outbox.delivery, outbox.secret, outbox.ghost TO outbox_operator;
+GRANT DELETE ON outbox.delivery, outbox.unrouted, outbox.secret, outbox.ghost TO outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.record_audit(text, text, text, jsonb), outbox_private.record_audit(name, text, text, text, jsonb)
     TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int, boolean, boolean), outbox.masked_url(text), outbox.masked_headers(jsonb),
