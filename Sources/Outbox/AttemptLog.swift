@@ -54,7 +54,8 @@ extension Connection {
     /// That is an attempt row, or the waiting row of a pair that nobody else can have moved. A group with neither moves
     /// rows in lanes, adds pairs of shared batches or deletes batches: writing it again changes nothing.
     package mutating func wasRecorded(_ group: RecordGroup) throws -> Bool {
-        if let outcome = group.outcomes.first(where: { $0.attempt != nil }), let attempt = outcome.attempt {
+        let written = group.outcomes.filter { !group.leaves($0) }
+        if let outcome = written.first(where: { $0.attempt != nil }), let attempt = outcome.attempt {
             return try query(
                 """
                 SELECT FROM outbox.attempt a WHERE \(lookUp("a", outcome.pair))
@@ -62,7 +63,7 @@ extension Connection {
                 """
             ).count > 0
         }
-        let own = group.outcomes.first { $0.holder.batch != nil && !$0.mayBeShared }
+        let own = written.first { $0.holder.batch != nil && !$0.mayBeShared }
         // Whatever removes the row again leaves another: a success, a dead letter.
         return try own.map { try resolvedPairs(of: [$0.pair.event]).contains($0.pair) } ?? false
     }

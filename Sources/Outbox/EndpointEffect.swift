@@ -24,6 +24,21 @@ extension EndpointEffect {
 }
 
 extension Connection {
+    /// The same, unless somebody else is changing endpoints and does not end (`outbox.endpoint_changed`); then it returns what is to
+    /// be written later, and what else the transaction does is done.
+    mutating func applyUnlessLocked(
+        _ effects: [EndpointID: EndpointEffect]
+    ) throws -> [EndpointID: EndpointEffect] {
+        if effects.isEmpty { return [:] }
+        try query("SAVEPOINT effects")
+        try query("SET LOCAL lock_timeout = '100ms'")
+        do { try apply(effects) } catch let error as PostgresError where error.sqlState == "55P03" {
+            try query("ROLLBACK TO SAVEPOINT effects")
+            return effects
+        }
+        return [:]
+    }
+
     /// Writes what answers mean for their endpoints; the lanes are locked.
     mutating func apply(_ effects: [EndpointID: EndpointEffect]) throws {
         for (endpoint, effect) in effects.sorted(by: { $0.key.description < $1.key.description }) {

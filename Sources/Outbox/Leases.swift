@@ -4,6 +4,8 @@ package import Postgres
 package struct HeldLeases: Sendable {
     package var batches: [LeaseID: BatchID] = [:]
     package var lanes: [EndpointID: LeaseID] = [:]
+    /// Lanes that are still ours and could not be prolonged now, because somebody else has them locked.
+    package var locked: Set<EndpointID> = []
 
     package init() {}
 }
@@ -26,15 +28,27 @@ extension Connection {
         }
         let lanes = held.lanes.sorted { $0.key.description < $1.key.description }
         if !lanes.isEmpty {
+            // Nobody waits for one lane: without a renewal its lease ends, and no other.
             let ids = try query(
                 """
-                UPDATE outbox.lane l SET lease_until = clock_timestamp() + \(duration)
-                  FROM unnest(\(lanes.map(\.key)), \(lanes.map(\.value))) AS held(endpoint_id, lease_id)
-                 WHERE l.endpoint_id = ANY (ARRAY[held.endpoint_id]) AND l.lease_id = held.lease_id
-                RETURNING l.endpoint_id
+                WITH free AS MATERIALIZED (
+                    SELECT l.endpoint_id FROM outbox.lane l WHERE l.endpoint_id = ANY (\(lanes.map(\.key))) ORDER BY l.endpoint_id FOR UPDATE SKIP LOCKED),
+                renewed AS (
+                    UPDATE outbox.lane l SET lease_until = clock_timestamp() + \(duration)
+                      FROM unnest(\(lanes.map(\.key)), \(lanes.map(\.value))) AS held(endpoint_id, lease_id)
+                     WHERE l.endpoint_id = ANY (ARRAY[held.endpoint_id]) AND l.lease_id = held.lease_id
+                       AND (l.endpoint_id IN (SELECT f.endpoint_id FROM free f)) IS TRUE
+                    RETURNING l.endpoint_id)
+                SELECT endpoint_id, false FROM renewed
+                UNION ALL
+                SELECT l.endpoint_id, true FROM unnest(\(lanes.map(\.key)), \(lanes.map(\.value))) AS held(endpoint_id, lease_id)
+                  JOIN outbox.lane l ON l.endpoint_id = ANY (ARRAY[held.endpoint_id]) AND l.lease_id = held.lease_id
+                 WHERE (l.endpoint_id IN (SELECT f.endpoint_id FROM free f)) IS NOT TRUE
                 """
-            ).map { row throws(PostgresError) in try row[0] as EndpointID }
-            for id in ids { renewed.lanes[id] = held.lanes[id] }
+            ).map { row throws(PostgresError) in (try row[0] as EndpointID, try row[1] as Bool) }
+            for (id, isLocked) in ids {
+                if isLocked { renewed.locked.insert(id) } else { renewed.lanes[id] = held.lanes[id] }
+            }
         }
         return renewed
     }

@@ -9,8 +9,32 @@ package struct RecordGroup: Sendable {
     package var effects: [EndpointID: EndpointEffect] = [:]
     /// The events of every batch that has outcomes here, to put right what was written under a lost lease.
     package var events: [LeaseID: [EventKey]] = [:]
+    /// Endpoints whose lanes somebody else has locked: what would change those is left for later, since nobody waits for one lane.
+    package fileprivate(set) var locked: Set<EndpointID> = []
 
     package init() {}
+
+    /// True for an outcome that was not written, because its endpoint's lane was locked.
+    package func leaves(_ outcome: Outcome) -> Bool {
+        !locked.isEmpty && locked.contains(outcome.pair.endpoint) && outcome.changesLane
+    }
+
+    /// What can be written now.
+    fileprivate var now: RecordGroup {
+        if locked.isEmpty { return self }
+        var group = self
+        group.outcomes.removeAll(where: leaves)
+        group.effects = effects.filter { !locked.contains($0.key) }
+        group.finishedBatches.subtract(outcomes.filter(leaves).compactMap(\.holder.batch))
+        return group
+    }
+}
+
+extension Outcome {
+    /// True when it adds to its endpoint's lane, or takes something out of it.
+    fileprivate var changesLane: Bool {
+        if case .delivered = resolution { mayBeShared || isOrdered } else { true }
+    }
 }
 
 /// What a group commit found: holders whose lease was gone, so that none of their state was written.
@@ -18,6 +42,8 @@ package struct RecordReceipt: Sendable {
     package var lost: Set<Holder> = []
     /// Events that were sent and are not in this database: so many were found here for the first time.
     package var ghosts = 0
+    /// What answers mean for their endpoints, where somebody else is changing endpoints at this moment: to be written later.
+    package var effects: [EndpointID: EndpointEffect] = [:]
 
     package init() {}
 }
@@ -27,12 +53,16 @@ extension Connection {
     ///
     /// Attempts are always appended. Rows of `delivery` and `dead_letter` are added or moved only under a lease that is
     /// locked first. A success deletes them whoever holds the lease. Locks are taken in one order everywhere (batches
-    /// by id, then lanes by id), so that two recorders cannot deadlock.
-    package mutating func record(_ group: RecordGroup, worker: String) throws -> RecordReceipt {
-        if try recordPlainly(group, worker: worker) { return RecordReceipt() }
+    /// by id, then lanes by id), so that two recorders cannot deadlock. What is for a lane that somebody else has locked is left:
+    /// afterwards, also after an error, the group says of what (`RecordGroup.leaves`).
+    package mutating func record(_ whole: inout RecordGroup, worker: String) throws -> RecordReceipt {
+        whole.locked = []
+        if try recordPlainly(whole, worker: worker) { return RecordReceipt() }
         return try transaction { connection in
             var receipt = RecordReceipt()
-            let (lost, dueLanes) = try connection.lockHolders(of: group)
+            let (lost, dueLanes, locked) = try connection.lockHolders(of: whole)
+            whole.locked = locked
+            let group = whole.now
             receipt.lost = lost
             let deleted = try connection.deletedEndpoints(of: group)
             let owned = group.outcomes.filter { !lost.contains($0.holder) }.map { outcome in
@@ -60,17 +90,21 @@ extension Connection {
             strangers += group.outcomes.filter { receipt.lost.contains($0.holder) }.map(\.pair.event)
             for holder in receipt.lost { strangers += group.events[holder.lease] ?? [] }
             receipt.ghosts = try connection.noteGhosts(among: strangers, worker: worker)
-            try connection.apply(group.effects)
+            receipt.effects = try connection.applyUnlessLocked(group.effects)
             return receipt
         }
     }
 
     // MARK: Fencing
 
-    /// Locks every batch and lane whose state may change, and returns the holders whose lease is gone, and the lanes that are due.
-    private mutating func lockHolders(of group: RecordGroup) throws -> (lost: Set<Holder>, due: Set<EndpointID>) {
+    /// Locks every batch and lane whose state may change, and returns the holders whose lease is gone, the lanes that are due, and
+    /// those that somebody else has locked.
+    private mutating func lockHolders(
+        of group: RecordGroup
+    ) throws -> (lost: Set<Holder>, due: Set<EndpointID>, locked: Set<EndpointID>) {
         var lost: Set<Holder> = []
         var due: Set<EndpointID> = []
+        var locked: Set<EndpointID> = []
         // All of them: also of what is only appended it is asked whether it is written where it was claimed. And those that are
         // deleted at the end: lanes come after batches.
         let batches = Set(group.outcomes.compactMap(\.holder.batch)).union(group.finishedBatches)
@@ -86,25 +120,27 @@ extension Connection {
             }
             lost.formUnion(batches.subtracting(held.compactMap(\.self)).map { .batch($0) })
         }
-        let moving = group.outcomes.filter { outcome in
-            if case .delivered = outcome.resolution { outcome.mayBeShared || outcome.isOrdered } else { true }
-        }
+        let moving = group.outcomes.filter(\.changesLane)
         // Lanes: those that we hold, and those that get new rows.
         let endpoints = Set(moving.map(\.pair.endpoint)).union(group.effects.keys)
         if !endpoints.isEmpty {
             let held = try query(
                 """
                 SELECT endpoint_id, lease_id, due_at <= clock_timestamp() FROM outbox.lane
-                 WHERE endpoint_id = ANY (\(Array(endpoints))) ORDER BY endpoint_id FOR UPDATE
+                 WHERE endpoint_id = ANY (\(Array(endpoints))) ORDER BY endpoint_id FOR UPDATE SKIP LOCKED
                 """
-            ).map { row throws(PostgresError) -> Holder? in
+            ).map { row throws(PostgresError) -> (endpoint: EndpointID, lease: LeaseID?) in
                 let id: EndpointID = try row[0]
                 if try row[2] { due.insert(id) }
-                return (try row[1] as LeaseID?).map { .lane(id, $0) }
+                return (id, try row[1])
             }
-            lost.formUnion(Set(moving.map(\.holder)).filter { $0.batch == nil && !held.contains($0) })
+            locked = endpoints.subtracting(held.map(\.endpoint))
+            let holders = held.compactMap { lane in lane.lease.map { Holder.lane(lane.endpoint, $0) } }
+            lost.formUnion(
+                moving.filter { !locked.contains($0.pair.endpoint) }.map(\.holder)
+                    .filter { $0.batch == nil && !holders.contains($0) })
         }
-        return (lost, due)
+        return (lost, due, locked)
     }
 
     /// Read after the lanes are locked: whoever deletes an endpoint locks its lane first.

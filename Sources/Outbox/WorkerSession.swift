@@ -10,6 +10,8 @@ package enum WorkerSession {
     package static let planning = SessionSetUp(settings: [
         ("enable_seqscan", "off"), ("enable_bitmapscan", "off"), ("enable_sort", "off"), ("enable_hashjoin", "off"),
         ("enable_mergejoin", "off"), ("plan_cache_mode", "force_generic_plan"),
+        // Who holds a lock for longer holds up one endpoint or one table, and not every connection of the worker.
+        ("lock_timeout", "2s"),
     ])
 
     /// The same, on connections that lead to this installation, where it is at home. A name in a connection string may mean another

@@ -18,14 +18,36 @@ final class Recorder: Service {
     private struct Inbox {
         var reports: [Report] = []
         var finished: [Lease] = []
-        /// Reported and not yet written, those of the group under way included.
+        /// What was left because somebody else has the endpoint's lane locked, and when to try again.
+        var left: [Report] = []
+        /// What answers mean for endpoints that somebody else is changing.
+        var effects: [EndpointID: EndpointEffect] = [:]
+        var leftUntil = ContinuousClock.now
+        /// Since when there has always been something left.
+        var leftSince: ContinuousClock.Instant?
+        /// Reported and not yet written, those of the group under way and those that were left included.
         var unrecorded = 0
         /// When a database that takes nothing is waited for no longer.
         var giveUpAt: ContinuousClock.Instant?
+
+        var isAnythingLeft: Bool { !left.isEmpty || !effects.isEmpty }
+
+        /// Keeps what could not be written now. Our own locks last for milliseconds; an effect waits for its lock itself, and so is
+        /// tried less often.
+        mutating func leave(_ reports: [Report], _ effects: [EndpointID: EndpointEffect]) {
+            left += reports
+            self.effects.merge(effects) { $0.merged(with: $1) }
+            if !reports.isEmpty || !effects.isEmpty {
+                leftUntil = .now + (effects.isEmpty ? .milliseconds(50) : .seconds(1))
+            }
+            leftSince = isAnythingLeft ? leftSince ?? .now : nil
+        }
     }
 
     /// How many outcomes one transaction writes at most, and how many may wait before claiming stops.
     private static let largestGroup = 1000
+    /// After so long it is said that something is left.
+    private static let long = Duration.seconds(10)
     private let mostUnrecorded: Int
 
     private let pool: ConnectionPool
@@ -80,12 +102,19 @@ final class Recorder: Service {
     func run() async {
         await withGracefulShutdownHandler {
             while true {
-                let (reports, finished) = take()
-                if reports.isEmpty && finished.isEmpty {
-                    if wakeup.isStopped || Task.isCancelled { return }
-                    await wakeup.wait(upTo: .seconds(60))
+                let (reports, finished, effects) = take()
+                if reports.isEmpty && finished.isEmpty && effects.isEmpty {
+                    let (leftUntil, giveUpAt) = inbox.withLock { ($0.isAnythingLeft ? $0.leftUntil : nil, $0.giveUpAt) }
+                    guard wakeup.isStopped || Task.isCancelled else {
+                        await wakeup.wait(upTo: leftUntil.map { max(.milliseconds(1), $0 - .now) } ?? .seconds(60))
+                        continue
+                    }
+                    guard leftUntil != nil else { return }
+                    if let giveUpAt, giveUpAt <= .now { return giveUp([]) }
+                    // A sleep of a cancelled task returns at once.
+                    await Task.detached { try? await Task.sleep(for: .milliseconds(10)) }.value
                 } else {
-                    await record(reports, finished: finished)
+                    await record(reports, finished: finished, effects: effects)
                     await gather()
                 }
             }
@@ -102,17 +131,26 @@ final class Recorder: Service {
         if isWorthWaiting { try? await Task.sleep(for: .milliseconds(4)) }
     }
 
-    private func take() -> (reports: [Report], finished: [Lease]) {
+    private func take() -> (reports: [Report], finished: [Lease], effects: [EndpointID: EndpointEffect]) {
         inbox.withLock { inbox in
+            let isTime = inbox.leftUntil <= .now
+            if isTime, !inbox.left.isEmpty {
+                inbox.reports = inbox.left + inbox.reports
+                inbox.left = []
+            }
             let reports = Array(inbox.reports.prefix(Self.largestGroup))
             inbox.reports.removeFirst(reports.count)
-            defer { inbox.finished = [] }
-            return (reports, inbox.finished)
+            defer {
+                inbox.finished = []
+                if isTime { inbox.effects = [:] }
+            }
+            return (reports, inbox.finished, isTime ? inbox.effects : [:])
         }
     }
 
-    private func record(_ reports: [Report], finished: [Lease]) async {
+    private func record(_ reports: [Report], finished: [Lease], effects: [EndpointID: EndpointEffect]) async {
         var group = RecordGroup()
+        group.effects = effects
         var leases: [ObjectIdentifier: (lease: Lease, count: Int, events: [EventKey])] = [:]
         for lease in finished { leases[ObjectIdentifier(lease)] = (lease, 0, []) }
         for report in reports {
@@ -133,9 +171,14 @@ final class Recorder: Service {
             group.events[lease.holder.lease] = lease.events
         }
         FailPoint.reach(.recordBefore)
-        guard let receipt = await write(group) else { return giveUp(reports) }
+        guard let (receipt, written) = await write(group) else { return giveUp(reports) }
         FailPoint.reach(.recordAfter)
 
+        let left = reports.filter { written.leaves($0.outcome) }
+        for report in left {
+            leases[ObjectIdentifier(report.lease)]?.count -= 1
+            leases[ObjectIdentifier(report.lease)]?.events.removeAll { $0 == report.outcome.pair.event }
+        }
         for (lease, count, events) in leases.values {
             if receipt.lost.contains(lease.holder) {
                 lease.lose()
@@ -145,35 +188,59 @@ final class Recorder: Service {
             if lease.holder.batch != nil, lease.unresolved == count { keeper.forget(lease) }
             lease.resolve(count, events: events)
         }
-        if !group.effects.isEmpty { directory.expire() }
+        // Of what was left before, too.
+        let leftEffects = effects.filter { written.locked.contains($0.key) }.merging(receipt.effects) {
+            $0.merged(with: $1)
+        }
+        if !group.effects.isEmpty, leftEffects.isEmpty, left.isEmpty { directory.expire() }
         if receipt.ghosts > 0 {
             logger.error(
                 "events were sent that the database does not have any more: a failover or a restore has lost them; see: outboxctl doctor",
                 metadata: ["events": "\(receipt.ghosts)"])
         }
         let hadRoom = inbox.withLock { inbox in
-            defer { inbox.unrecorded -= reports.count }
+            defer { inbox.unrecorded -= reports.count - left.count }
+            inbox.leave(left, leftEffects)
             return inbox.unrecorded < mostUnrecorded
         }
+        complain(about: written.locked)
         if !hadRoom { claiming.signal() }
         // Who holds a lane knows what becomes of its own deliveries.
         lanes.deliveriesWait(
             in: Set(
                 group.outcomes.compactMap { outcome in
-                    guard case .wait = outcome.resolution, case .batch = outcome.holder else { return nil }
+                    guard case .wait = outcome.resolution, case .batch = outcome.holder, !written.leaves(outcome) else {
+                        return nil
+                    }
                     return outcome.pair.endpoint
                 }))
     }
 
-    /// Writes the group however long it takes; nil only when the process must end without it.
-    private func write(_ group: RecordGroup) async -> RecordReceipt? {
+    /// Says now and then that somebody has lanes locked, who is not named in the database.
+    private func complain(about locked: Set<EndpointID>) {
+        let isLong = inbox.withLock { inbox in
+            guard let since = inbox.leftSince, .now - since > Self.long else { return false }
+            inbox.leftSince = .now
+            return true
+        }
+        if isLong {
+            logger.warning(
+                "outcomes wait for lanes or endpoints that somebody else has locked; see: outboxctl doctor",
+                metadata: ["endpoints": "\(locked.map(\.description).sorted().prefix(5).joined(separator: ", "))"])
+        }
+    }
+
+    /// Writes the group however long it takes, and returns it as it was written, which says what was left; nil only when the process
+    /// must end without it.
+    private func write(_ group: RecordGroup) async -> (RecordReceipt, RecordGroup)? {
         var group = group
         var pause = Duration.milliseconds(20)
         var complaints = 0
         while true {
-            do {
-                return try await pool.run { [group, worker] in try $0.record(group, worker: worker) }
-            } catch {
+            let (result, written) = await write(once: group)
+            switch result {
+            case .success(let receipt): return (receipt, written)
+            case .failure(let error):
                 let error = error as? PostgresError
                 if complaints.isMultiple(of: 60) {
                     logger.warning(
@@ -181,7 +248,7 @@ final class Recorder: Service {
                         metadata: ["error": "\(error.map(\.description) ?? "unknown")"])
                 }
                 complaints += 1
-                if error?.isOutcomeUnknown == true, await readBack(group) { return RecordReceipt() }
+                if error?.isOutcomeUnknown == true, await readBack(written) { return (RecordReceipt(), written) }
                 // Text that the database refuses must not keep the outcome itself from being written.
                 if let error, !error.isTransient { group = group.withoutTexts() }
                 if let end = inbox.withLock({ $0.giveUpAt }), end <= .now { return nil }
@@ -190,6 +257,16 @@ final class Recorder: Service {
             try? await Task.sleep(for: pause * Double.random(in: 0.5...1))
             pause = min(pause * 2, .seconds(2))
         }
+    }
+
+    private func write(once group: RecordGroup) async -> (Result<RecordReceipt, any Error>, RecordGroup) {
+        do {
+            return try await pool.run { [group, worker] connection in
+                var group = group
+                let result = Result { try connection.record(&group, worker: worker) }
+                return (result, group)
+            }
+        } catch { return (.failure(error), group) }
     }
 
     private func readBack(_ group: RecordGroup) async -> Bool {
@@ -211,8 +288,10 @@ final class Recorder: Service {
             defer {
                 inbox.unrecorded = 0
                 inbox.reports = []
+                inbox.left = []
+                inbox.effects = [:]
             }
-            return inbox.reports
+            return inbox.reports + inbox.left
         }
         for report in reports + rest { report.lease.resolve(1) }
     }

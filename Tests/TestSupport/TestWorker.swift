@@ -140,3 +140,11 @@ extension TestDatabase {
         try await number("SELECT coalesce(sum(waiting), 0)::bigint FROM outbox.backlog") == 0
     }
 }
+
+extension Connection {
+    /// Records a group that is not looked at afterwards.
+    package mutating func record(_ group: RecordGroup, worker: String) throws -> RecordReceipt {
+        var group = group
+        return try record(&group, worker: worker)
+    }
+}
