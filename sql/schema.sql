@@ -213,16 +213,16 @@ column ghost.event_at timestamp with time zone not null
 column ghost.noted_at timestamp with time zone not null default clock_timestamp()
 column ghost.worker text not null
 column lane.endpoint_id uuid not null
-column lane.due_at timestamp with time zone not null default 'infinity'::timestamp with time zone
-column lane.held_until timestamp with time zone not null default '-infinity'::timestamp with time zone
-column lane.paused_from timestamp with time zone not null default '-infinity'::timestamp with time zone
-column lane.paused_until timestamp with time zone not null default '-infinity'::timestamp with time zone
+column lane.due_at outbox.time_or_none not null default 'infinity'::timestamp with time zone
+column lane.held_until outbox.time_or_none not null default '-infinity'::timestamp with time zone
+column lane.paused_from outbox.time_or_none not null default '-infinity'::timestamp with time zone
+column lane.paused_until outbox.time_or_none not null default '-infinity'::timestamp with time zone
 column lane.pause_reason text
 column lane.paused_by text
 column lane.drain_rate text
 column lane.opens integer not null default 0
-column lane.opened_at timestamp with time zone
-column lane.recovered_at timestamp with time zone
+column lane.opened_at outbox.time_or_none
+column lane.recovered_at outbox.time_or_none
 column lane.claims integer not null default 0
 column lane.lease_id uuid
 column lane.worker text
@@ -258,7 +258,7 @@ column secret.kind text not null
 column secret.key_id text not null
 column secret.sealed bytea not null
 column secret.created_at timestamp with time zone not null default clock_timestamp()
-column secret.expires_at timestamp with time zone not null default 'infinity'::timestamp with time zone
+column secret.expires_at outbox.time_or_none not null default 'infinity'::timestamp with time zone
 column setting.singleton boolean not null default true
 column setting.instance text not null default "left"(replace((gen_random_uuid())::text, '-'::text, ''::text), 8)
 column setting.cluster bigint not null default outbox.cluster_identifier()
@@ -326,12 +326,16 @@ constraint endpoint endpoint_most_bytes_check CHECK ((most_bytes > 0))
 constraint endpoint endpoint_name_check CHECK (((length(name) >= 1) AND (length(name) <= 128)))
 constraint endpoint endpoint_on_dead_check CHECK ((on_dead = ANY (ARRAY['block'::text, 'skip'::text])))
 constraint endpoint endpoint_pkey PRIMARY KEY (id)
+constraint endpoint endpoint_rates_check CHECK ((array_position(rates, NULL::text) IS NULL))
 constraint endpoint endpoint_rules_check CHECK ((jsonb_typeof(rules) = 'object'::text))
 constraint endpoint endpoint_template_kind_check CHECK ((template_kind = ANY (ARRAY['json'::text, 'xml'::text, 'text'::text])))
 constraint endpoint endpoint_timeout_check CHECK (((timeout >= '00:00:00.1'::interval) AND (timeout <= '00:05:00'::interval)))
+constraint endpoint has_at_most_100_waits_of_0_to_30_days CHECK (outbox.is_schedule(retry_schedule))
 constraint generation generation_pkey PRIMARY KEY (id)
 constraint ghost ghost_pkey PRIMARY KEY (event_id, event_at)
+constraint lane lane_claims_check CHECK (((claims >= 0) AND (claims <= 1000001)))
 constraint lane lane_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES outbox.endpoint(id)
+constraint lane lane_opens_check CHECK (((opens >= 0) AND (opens <= 1000001)))
 constraint lane lane_pkey PRIMARY KEY (endpoint_id)
 constraint migration migration_pkey PRIMARY KEY (version)
 constraint producer_customer producer_customer_pkey PRIMARY KEY (role, customer_id)
@@ -340,8 +344,9 @@ constraint replay replay_state_check CHECK ((state = ANY (ARRAY['running'::text,
 constraint secret secret_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES outbox.endpoint(id)
 constraint secret secret_kind_check CHECK ((kind = ANY (ARRAY['v1'::text, 'v1a'::text, 'credentials'::text])))
 constraint secret secret_pkey PRIMARY KEY (id)
-constraint setting setting_attempt_retention_check CHECK ((attempt_retention >= '01:00:00'::interval))
-constraint setting setting_event_retention_check CHECK ((event_retention >= '01:00:00'::interval))
+constraint setting setting_attempt_retention_check CHECK (((attempt_retention >= '01:00:00'::interval) AND (attempt_retention <= '1000 years'::interval)))
+constraint setting setting_event_retention_check CHECK (((event_retention >= '01:00:00'::interval) AND (event_retention <= '1000 years'::interval)))
+constraint setting setting_instance_check CHECK ((instance ~ '^[0-9a-z]{1,32}$'::text))
 constraint setting setting_partition_unit_check CHECK ((partition_unit = ANY (ARRAY['hour'::text, 'day'::text])))
 constraint setting setting_pkey PRIMARY KEY (singleton)
 constraint setting setting_singleton_check CHECK (singleton)
@@ -401,10 +406,10 @@ function outbox.cluster_identifier() returns bigint 1478b8f8722d7789ed37739735c4
 function outbox.current_identity() returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_transaction_id() returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox.cut(integer,integer) returns integer df758be6457253f666a23a6eedea0504
+function outbox.cut(integer,integer) returns integer 07a9fbf2dc1d772f844879888e05db3f
 function outbox.database_identifier() returns bigint 5abb3e3d928ae2125fb5b3c544975fc8
 function outbox.drop_expired_partition() returns text security definer fddb7b1d8f145ecc8cc206f02fa0e4a7
-function outbox.emit() returns trigger b1b857b0b4ff7a9975bfef056a7b2ac4
+function outbox.emit() returns trigger 558240afa24da3c625ca1e3f27751744
 function outbox.empty_expired_partition() returns text security definer 4ed14d91803f5678abc038d7b5e1004c
 function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
 function outbox.events_of(bigint[]) returns SETOF outbox.event d41d8cd98f00b204e9800998ecf8427e
@@ -416,6 +421,7 @@ function outbox.is_cut(outbox.cut,xid8,bigint) returns boolean d41d8cd98f00b204e
 function outbox.is_home(text) returns boolean 7ddc0f72f432524bc6274707f5d9aa4c
 function outbox.is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean c7d3693c429da3a92cbffae7319aebfd
 function outbox.is_restored(outbox.cut) returns boolean d497053e10d899c3316326dd0e11b826
+function outbox.is_schedule(interval[]) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_service() returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.keepers_of(text,text,text) returns TABLE(id uuid, is_disabled boolean) d41d8cd98f00b204e9800998ecf8427e
 function outbox.keeps_house() returns boolean f6f669e07509f376f2ed5597fa1a1466
@@ -438,6 +444,7 @@ function outbox.refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0
 function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut 94700d2f4abc4d497e4c8cf086901b56
 function outbox.require_home(text) returns void 66d50045ef1d513a335ba1d4bee13f1f
 function outbox.require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
+function outbox.require_read_committed() returns void 8237d3499001653ad834575c5a5d3d47
 function outbox.route_ordered(bigint[],bigint,boolean,outbox.lane_place[]) returns outbox.lane_place[] 8a24ce366e2daaf34cc0ed50272b61c5
 function outbox.set_body_limit(bigint) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.snapshot(xid8,xid8[]) returns pg_snapshot d41d8cd98f00b204e9800998ecf8427e
@@ -446,13 +453,13 @@ function outbox.transaction_uuid(timestamp with time zone,xid8) returns uuid d41
 function outbox.wake_worker() returns trigger 9c7c6fbc0c8b738f327d0ea7fa95f5ae
 function outbox.webhook_id(bigint,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox_api.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox_api.emit() returns trigger b1b857b0b4ff7a9975bfef056a7b2ac4
+function outbox_api.emit() returns trigger 558240afa24da3c625ca1e3f27751744
 function outbox_api.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox_private.append_audit(name,text,text,text,jsonb) returns void security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox_private.check_producer(name,text) returns void a5d545f73a8cdba678eb94773c6ddeff
 function outbox_private.grant_publish(name,name,text[]) returns void security definer 8fdb3e13ab05d9ca3a399e7c3dead404
 function outbox_private.publish(name,text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 387678dfc8fd603893c79fd63a7c22d6
-function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer b1f20d600ff8f672d82b525611c5cb43
+function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer af6ff7e6f81e56504897fbd283be2a98
 function outbox_private.record_audit(name,text,text,text,jsonb) returns void security definer d10b0646a39843f41d8d16d6b359253b
 function outbox_private.record_trial(name,uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer 116b113d4137d6b6dd70c7be3874e588
 function outbox_private.set_body_limit(name,bigint) returns void security definer a93ee6d59ae25391c8b86a9c1afe742b
@@ -466,7 +473,7 @@ view problems
 view transactions
 CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed()
 CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT WHEN ((pg_sequence_last_value('outbox.asleep_until'::regclass) > 1)) EXECUTE FUNCTION outbox.wake_worker()
-CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_from, paused_until, drain_rate, opens ON outbox.lane FOR EACH ROW WHEN (((old.held_until IS DISTINCT FROM new.held_until) OR (old.paused_until IS DISTINCT FROM new.paused_until) OR (old.paused_from IS DISTINCT FROM new.paused_from) OR (old.drain_rate IS DISTINCT FROM new.drain_rate) OR (old.opens IS DISTINCT FROM new.opens))) EXECUTE FUNCTION outbox.endpoint_changed()
+CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_from, paused_until, drain_rate, opens ON outbox.lane FOR EACH ROW WHEN ((((old.held_until)::timestamp with time zone IS DISTINCT FROM (new.held_until)::timestamp with time zone) OR ((old.paused_until)::timestamp with time zone IS DISTINCT FROM (new.paused_until)::timestamp with time zone) OR ((old.paused_from)::timestamp with time zone IS DISTINCT FROM (new.paused_from)::timestamp with time zone) OR (old.drain_rate IS DISTINCT FROM new.drain_rate) OR (old.opens IS DISTINCT FROM new.opens))) EXECUTE FUNCTION outbox.endpoint_changed()
 CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.secret FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed()
 grant select on attempt to outbox_operator
 grant select on attempts to outbox_operator
@@ -590,6 +597,7 @@ grant execute on is_blocked to outbox_operator
 grant execute on is_cut to outbox_operator
 grant execute on is_home to outbox_operator
 grant execute on is_restored to outbox_operator
+grant execute on is_schedule to outbox_operator
 grant execute on is_service to outbox_operator
 grant execute on key_of to outbox_operator
 grant execute on let_go to outbox_operator
@@ -650,6 +658,7 @@ grant execute on is_cut to outbox_worker
 grant execute on is_home to outbox_worker
 grant execute on is_needed to outbox_worker
 grant execute on is_restored to outbox_worker
+grant execute on is_schedule to outbox_worker
 grant execute on is_service to outbox_worker
 grant execute on keepers_of to outbox_worker
 grant execute on keeps_order to outbox_worker
@@ -665,6 +674,7 @@ grant execute on refuse_body to outbox_worker
 grant execute on release_order to outbox_worker
 grant execute on require_home to outbox_worker
 grant execute on require_leases to outbox_worker
+grant execute on require_read_committed to outbox_worker
 grant execute on route_ordered to outbox_worker
 grant execute on snapshot to outbox_worker
 grant execute on stored_size to outbox_worker

@@ -27,6 +27,8 @@ package struct Authentication: Sendable, Codable, Equatable {
     package var tokenURL: String?
     package var clientID: String?
     package var scope: String?
+    /// How the client of `oauth2` authenticates; nil for Basic.
+    package var clientProof: OAuthClient.Proof?
 
     package init() {}
 
@@ -34,6 +36,7 @@ package struct Authentication: Sendable, Codable, Equatable {
         case kind, user, header, scope
         case tokenURL = "token_url"
         case clientID = "client_id"
+        case clientProof = "client_auth"
     }
 
     /// Throws an `OperationRefusal` that names what is missing or wrong.
@@ -50,6 +53,9 @@ package struct Authentication: Sendable, Codable, Equatable {
             try require(user, "a user")
             if user?.utf8.contains(UInt8(ascii: ":")) == true {
                 throw OperationRefusal(.invalid, "a user's name has no colon (RFC 7617)")
+            }
+            if [user, secret].contains(where: { $0?.utf8.contains { $0 < 0x20 || $0 == 0x7F } == true }) {
+                throw OperationRefusal(.invalid, "user or password contains a control character (RFC 7617)")
             }
         case .header: try require(header, "the header's name")
         case .oauth2:
@@ -68,7 +74,7 @@ package struct Authentication: Sendable, Codable, Equatable {
         return OAuthClient(
             tokenURL: ExactText(tokenURL ?? ""), clientID: ExactText(clientID ?? ""),
             clientSecret: ExactText(secret ?? ""),
-            scope: scope.map { ExactText($0) })
+            scope: scope.map { ExactText($0) }, proof: clientProof ?? .basic)
     }
 
     /// Where credentials are sent with it: the origin of the endpoint's URL (RFC 6454 4) and that of the token URL; and who vouches
@@ -138,25 +144,41 @@ package struct Credentials: Sendable, Codable {
 
 /// Where and as whom an access token is fetched. Endpoints with the same client share their token.
 package struct OAuthClient: Sendable, Hashable {
+    /// How it shows who it is (RFC 6749 2.3.1).
+    package enum Proof: String, Sendable, Codable, CaseIterable {
+        /// `client_secret_basic`: in a header, as every server takes it.
+        case basic
+        /// `client_secret_post`: in the body, for servers that take nothing else.
+        case post
+    }
+
     package let tokenURL: ExactText
     package let clientID: ExactText
     package let clientSecret: ExactText
     package let scope: ExactText?
+    package let proof: Proof
 
-    package init(tokenURL: ExactText, clientID: ExactText, clientSecret: ExactText, scope: ExactText?) {
-        (self.tokenURL, self.clientID, self.clientSecret, self.scope) = (tokenURL, clientID, clientSecret, scope)
+    package init(
+        tokenURL: ExactText, clientID: ExactText, clientSecret: ExactText, scope: ExactText?, proof: Proof = .basic
+    ) {
+        (self.tokenURL, self.clientID, self.clientSecret) = (tokenURL, clientID, clientSecret)
+        (self.scope, self.proof) = (scope, proof)
     }
 
-    /// The request for a token (RFC 6749 4.4.2): the client authenticates with Basic, as 2.3.1 wants every server to
-    /// take it.
+    /// The request for a token (RFC 6749 4.4.2).
     package func request(timeout: Duration) throws(HTTPHeader.Refusal) -> HTTPRequest {
         let pair = "\(Self.encoded(clientID)):\(Self.encoded(clientSecret))"
-        let headers = HTTPHeaders([
+        var headers = HTTPHeaders([
             .userAgent, try HTTPHeader(own: "Content-Type", value: "application/x-www-form-urlencoded"),
             try HTTPHeader(own: "Accept", value: "application/json"),
-            try HTTPHeader(own: "Authorization", value: "Basic " + Data(pair.utf8).base64EncodedString()),
         ])
         var body = "grant_type=client_credentials"
+        switch proof {
+        case .basic:
+            headers.append(
+                try HTTPHeader(own: "Authorization", value: "Basic " + Data(pair.utf8).base64EncodedString()))
+        case .post: body += "&client_id=\(Self.encoded(clientID))&client_secret=\(Self.encoded(clientSecret))"
+        }
         if let scope { body += "&scope=\(Self.encoded(scope))" }
         var request = HTTPRequest(url: tokenURL.text, headers: headers, body: Array(body.utf8), timeout: timeout)
         request.keptBody = 64 * 1024

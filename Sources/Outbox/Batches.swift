@@ -89,7 +89,7 @@ extension Connection {
             """
             WITH claimed AS (
                 UPDATE outbox.batch
-                   SET lease_id = \(lease), worker = \(worker), claims = claims + 1,
+                   SET lease_id = \(lease), worker = \(worker), claims = least(claims, 1000000) + 1,
                        lease_until = clock_timestamp() + \(duration)
                  WHERE outbox.is_home(\(instance)) AND id = coalesce(
                            (SELECT b.id FROM outbox.batch b

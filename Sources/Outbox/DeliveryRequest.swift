@@ -146,7 +146,7 @@ private struct RequestBuilder {
             }
         }
         headers.append(endpoint.constantHeaders)
-        if let token { headers.append(try HTTPHeader(own: "Authorization", value: "Bearer \(token)")) }
+        if let token { headers.append(try HTTPHeader(bearer: token)) }
         return headers
     }
 

@@ -220,10 +220,24 @@ private struct OwnHeaders {
 
     init() {}
 
+    /// Headers that are one value by definition (RFC 9110 5.3): of two lines each receiver believes another one.
+    private static let singletons: Set<String> = ["authorization", "content-type"]
+
+    private struct Twice: Error, CustomStringConvertible {
+        let name: String
+        let other: String
+        var description: String { "the header \(name) is set twice: as a header, and \(other); remove one" }
+    }
+
     init(_ settings: Endpoint.Settings) throws {
         var names: Set<String> = []
         for header in settings.headers {
-            names.insert(header.name.lowercased())
+            if !names.insert(header.name.lowercased()).inserted, Self.singletons.contains(header.name.lowercased()) {
+                throw Twice(name: header.name, other: "as another")
+            }
+            if settings.format == .cloudeventsBinary, header.name.lowercased().hasPrefix("ce-") {
+                throw Twice(name: header.name, other: "by the format cloudevents-binary")
+            }
             switch try OwnHeader(header) {
             case .constant(let header): constant.append(header)
             case .template(let template): templates.append((header.name, template))
@@ -233,7 +247,13 @@ private struct OwnHeaders {
             constant.append(try HTTPHeader(own: "Content-Type", value: settings.contentType))
         }
         if let header = try settings.authentication.constantHeader(secret: settings.credentials.authentication ?? "") {
+            if names.contains(header.name.lowercased()) || header.name.lowercased() == "content-type" {
+                throw Twice(name: header.name, other: "by the authentication")
+            }
             constant.append(header)
+        }
+        if settings.authentication.kind == .oauth2, names.contains("authorization") {
+            throw Twice(name: "Authorization", other: "by the authentication")
         }
     }
 }

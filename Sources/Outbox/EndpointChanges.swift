@@ -193,6 +193,14 @@ extension Connection {
             throw OperationRefusal(.invalid, "the pause ends before it begins", hint: "--from must be before --until")
         }
         try transaction { connection in
+            let now: Timestamp =
+                try connection.query("SELECT clock_timestamp()").first { row throws(PostgresError) in try row[0] }
+                ?? .distantPast
+            if let until, until <= now {
+                throw OperationRefusal(
+                    .invalid, "the pause would be over already: it ends at \(until), and it is \(now) in the database",
+                    hint: "Give --until a time that is to come, such as +30m, or leave it out")
+            }
             try connection.query(
                 """
                 UPDATE outbox.lane

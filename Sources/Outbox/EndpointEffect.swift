@@ -88,7 +88,7 @@ extension Connection {
                 """
                 UPDATE outbox.lane
                    SET held_until = greatest(held_until, clock_timestamp() + greatest(
-                                    \(rest), interval '5 s' * least(2 ^ least(opens, 10), 60))), opens = opens + 1,
+                                    \(rest), interval '5 s' * least(2 ^ least(opens, 10), 60))), opens = least(opens, 1000000) + 1,
                        opened_at = coalesce(opened_at, clock_timestamp()), recovered_at = NULL,
                        due_at = least(due_at, clock_timestamp())
                  WHERE endpoint_id = \(endpoint) AND (opens = 0 OR held_until <= clock_timestamp())

@@ -58,49 +58,9 @@ extension Connection {
             """
         ).map { row throws(PostgresError) in
             let id: EndpointID = try row[0]
-            let opened = secrets[id] ?? OpenedSecrets()
-            var settings = Endpoint.Settings(id: id, name: try row[1], url: try row[4])
-            settings.customerID = ExactText(try row[2])
-            settings.method = HTTPRequest.Method(rawValue: try row[3]) ?? .post
-            settings.urlHasParameters = try row[5]
-            settings.format = Endpoint.Format(rawValue: try row[7]) ?? .standard
-            settings.secrets = opened.signing
-            settings.defect = opened.defect
-            settings.tls = HTTPRequest.TLS(
-                authorities: try row[12] as String?, certificate: try row[13] as String?)
-            settings.allowsHTTP2 = try row[14]
-            settings.mostBytes = try row[15] as Int?
-            settings.eventType = ExactText(try row[16])
-            settings.changeType = ExactText(try row[17])
-            settings.timeout = .milliseconds(try row[18] as Int64)
-            settings.connectTimeout = .milliseconds(try row[19] as Int64)
-            settings.retrySchedule = (try row[20] as [Int64]).map { .milliseconds($0) }
-            settings.maxInFlight = try row[21]
-            settings.isDisabled = try row[22]
-            settings.pausedUntil = try row[23]
-            settings.heldUntil = try row[24]
-            settings.maxConcurrency = try row[25] as Int?
-            let rates = try row[26] as [String]
-            settings.opens = try row[27]
-            settings.pausedFrom = try row[28]
-            let drainRate = try row[29] as String?
-            settings.isOrdered = try row[30]
-            let (headers, template, kind) = (try row[6] as JSONText, try row[8] as String?, try row[9] as String?)
-            let (rules, authentication) = (try row[10] as JSONText, try row[11] as JSONText)
+            var settings = Endpoint.Settings(id: id, name: try row[1], url: "")
             // What cannot be read closes this endpoint and no other.
-            do {
-                settings.rates = try rates.map { try RateLimit($0) }
-                settings.drainRate = try drainRate.map { try RateLimit($0) }
-                if let template { settings.template = try Template(template, kind: Template.Kind(stored: kind)) }
-                settings.rules = try JSONDecoder().decode(AnswerRules.self, from: Data(rules.bytes))
-                settings.authentication = try JSONDecoder().decode(
-                    Authentication.self, from: Data(authentication.bytes))
-                let origins = settings.authentication.origins(
-                    url: settings.url, authorities: settings.tls.authorities?.text)
-                settings.credentials = try opened.credentials.given(for: origins)
-                settings.tls.key = settings.credentials.clientKey.map { ExactText($0) }
-                settings.headers = try StoredHeader.settings(headers, secrets: settings.credentials.headers)
-            } catch let refusal as Keyring.Refusal {
+            do { try settings.read(row, opened: secrets[id] ?? OpenedSecrets()) } catch let refusal as Keyring.Refusal {
                 settings.defect = settings.defect ?? refusal.description
             } catch {
                 settings.defect = settings.defect ?? "its settings cannot be read: \(error)"
@@ -140,6 +100,46 @@ extension Connection {
             }
         }
         return secrets
+    }
+}
+
+extension Endpoint.Settings {
+    /// Reads a row of `readEndpoints`, but for its first two columns.
+    fileprivate mutating func read(_ row: Row, opened: OpenedSecrets) throws {
+        secrets = opened.signing
+        defect = opened.defect
+        customerID = ExactText(try row[2])
+        method = HTTPRequest.Method(rawValue: try row[3]) ?? .post
+        url = try row[4]
+        urlHasParameters = try row[5]
+        format = Endpoint.Format(rawValue: try row[7]) ?? .standard
+        tls = HTTPRequest.TLS(authorities: try row[12] as String?, certificate: try row[13] as String?)
+        allowsHTTP2 = try row[14]
+        mostBytes = try row[15] as Int?
+        eventType = ExactText(try row[16])
+        changeType = ExactText(try row[17])
+        timeout = .milliseconds(try row[18] as Int64)
+        connectTimeout = .milliseconds(try row[19] as Int64)
+        retrySchedule = (try row[20] as [Int64]).map { .milliseconds($0) }
+        maxInFlight = try row[21]
+        isDisabled = try row[22]
+        pausedUntil = try row[23]
+        heldUntil = try row[24]
+        maxConcurrency = try row[25] as Int?
+        opens = try row[27]
+        pausedFrom = try row[28]
+        isOrdered = try row[30]
+        rates = try (try row[26] as [String]).map { try RateLimit($0) }
+        drainRate = try (try row[29] as String?).map { try RateLimit($0) }
+        if let text = try row[8] as String? {
+            template = try Template(text, kind: Template.Kind(stored: try row[9] as String?))
+        }
+        rules = try JSONDecoder().decode(AnswerRules.self, from: Data((try row[10] as JSONText).bytes))
+        authentication = try JSONDecoder().decode(Authentication.self, from: Data((try row[11] as JSONText).bytes))
+        credentials = try opened.credentials.given(
+            for: authentication.origins(url: url, authorities: tls.authorities?.text))
+        tls.key = credentials.clientKey.map { ExactText($0) }
+        headers = try StoredHeader.settings(try row[6] as JSONText, secrets: credentials.headers)
     }
 }
 

@@ -24,6 +24,8 @@ package final class Event: Sendable {
     package let deliverAt: Timestamp?
     /// What the producer said beside the data, a JSON object; nil when nothing.
     package let context: [UInt8]?
+    /// What keeps its place among others with the same key, where an endpoint keeps order.
+    package let orderingKey: String?
     /// W3C trace context of the operation that caused it.
     package let traceparent: String?
 
@@ -49,7 +51,7 @@ package final class Event: Sendable {
     /// The columns that `init(row:from:)` reads, of a table or alias named `e`.
     static let columns = """
         e.id, e.created_at, e.customer_id, e.type, e.change_type, e.transaction_id, e.identity, e.before, e.after, \
-        coalesce(e.occurred_at, e.created_at), e.deliver_at, nullif(e.headers, '{}')::text
+        coalesce(e.occurred_at, e.created_at), e.deliver_at, nullif(e.headers, '{}')::text, e.ordering_key
         """
 
     /// Reads the columns from the given place on.
@@ -67,13 +69,14 @@ package final class Event: Sendable {
         occurredAt = try row[first + 9]
         deliverAt = try row[first + 10]
         context = (try row[first + 11] as String?).map { Array($0.utf8) }
+        orderingKey = try row[first + 12]
         traceparent = context.flatMap(Self.traceparent)
     }
 
     package init(
         id: EventID, createdAt: Timestamp, customerID: String, type: String, changeType: String,
         transactionID: UniqueID, identity: String?, before: [UInt8]?, after: [UInt8]?, occurredAt: Timestamp,
-        deliverAt: Timestamp? = nil, context: [UInt8]? = nil
+        deliverAt: Timestamp? = nil, context: [UInt8]? = nil, orderingKey: String? = nil
     ) {
         self.id = id
         self.createdAt = createdAt
@@ -88,6 +91,7 @@ package final class Event: Sendable {
         self.occurredAt = occurredAt
         self.deliverAt = deliverAt
         self.context = context
+        self.orderingKey = orderingKey
         traceparent = context.flatMap(Self.traceparent)
     }
 
@@ -95,7 +99,26 @@ package final class Event: Sendable {
 
     private static func traceparent(in context: [UInt8]) -> String? {
         // Most contexts have none, and then nothing is parsed.
-        guard context.firstRange(of: "traceparent".utf8) != nil else { return nil }
-        return (try? JSON(context))?.value(at: ["traceparent"])?.text
+        guard context.firstRange(of: "traceparent".utf8) != nil,
+            case .string(let value)? = (try? JSON(context))?.value(at: ["traceparent"])?.kind, isTraceparent(value)
+        else { return nil }
+        return value
+    }
+
+    /// What is malformed is ignored, as everybody has to who passes it on (W3C Trace Context 3.2, 4.3): version, trace id, parent id,
+    /// flags, in lower-case hexadecimal digits; later versions may say more behind them.
+    private static func isTraceparent(_ text: String) -> Bool {
+        let bytes = Array(text.utf8)
+        guard bytes.count == 55 || (56...256).contains(bytes.count) && bytes[55] == UInt8(ascii: "-") else {
+            return false
+        }
+        let parts = bytes.prefix(55).split(separator: UInt8(ascii: "-"), omittingEmptySubsequences: false)
+        func isHexadecimal(_ byte: UInt8) -> Bool { (0x30...0x39).contains(byte) || (0x61...0x66).contains(byte) }
+        guard parts.map(\.count) == [2, 32, 16, 2], parts.allSatisfy({ $0.allSatisfy(isHexadecimal) }),
+            bytes.allSatisfy({ $0 > 0x20 && $0 < 0x7F })
+        else { return false }
+        let isVersion0 = parts[0].elementsEqual("00".utf8)
+        return !parts[0].elementsEqual("ff".utf8) && (!isVersion0 || bytes.count == 55)
+            && parts[1...2].allSatisfy { $0.contains { $0 != UInt8(ascii: "0") } }
     }
 }

@@ -21,6 +21,7 @@ final class EventValues: ParameterValues {
         case "customer_id": return .text(event.customerID.text)
         case "transaction_id": return .text(event.transactionID.description)
         case "identity": return event.identity.map { .text($0) } ?? .nothing
+        case "ordering_key": return event.orderingKey.map { .text($0) } ?? .nothing
         case "occurred_at": return .text(event.occurredAt.rfc3339(fractionDigits: 3))
         case "created_at": return .text(event.createdAt.rfc3339(fractionDigits: 3))
         case "date": return .text(event.occurredAt.shortYear)

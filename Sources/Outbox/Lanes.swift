@@ -103,7 +103,7 @@ extension Connection {
                  ORDER BY l.due_at LIMIT 16 FOR UPDATE OF l SKIP LOCKED),
             claimed AS (
                 UPDATE outbox.lane l
-                   SET lease_id = \(lease), worker = \(worker), claims = l.claims + 1,
+                   SET lease_id = \(lease), worker = \(worker), claims = least(l.claims, 1000000) + 1,
                        lease_until = clock_timestamp() + \(duration)
                   FROM due WHERE l.endpoint_id = due.endpoint_id
                 RETURNING l.endpoint_id, l.claims, l.opens, l.recovered_at, l.due_at, l.held_until)

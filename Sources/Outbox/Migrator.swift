@@ -33,6 +33,7 @@ package enum Migrator {
     /// Why the schema cannot be used or migrated.
     package enum Refusal: Error, Sendable, CustomStringConvertible {
         case missing
+        case unfit(String)
         case older(found: Int)
         case newer(found: Int)
         case drifted([String])
@@ -44,6 +45,7 @@ package enum Migrator {
         package var description: String {
             switch self {
             case .missing: "the database has no outbox schema; run: outboxctl db migrate"
+            case .unfit(let why): why
             case .older(let found):
                 "the schema is at version \(found), this binary needs \(Migrator.expectedVersion); run: outboxctl db migrate"
             case .newer(let found):
@@ -66,8 +68,30 @@ package enum Migrator {
         }
     }
 
+    /// Throws a `Refusal` for a database that no schema of ours can be in: its server is too old, or its encoding is not UTF-8.
+    package static func requireFit(_ connection: inout Connection) throws {
+        let found = try connection.query(
+            """
+            SELECT current_setting('server_version_num')::int, current_setting('server_version'), current_setting('server_encoding'),
+                   current_database()::text
+            """
+        ).first { row throws(PostgresError) in
+            (number: try row[0] as Int, version: try row[1] as String, encoding: try row[2] as String, name: try row[3] as String)
+        }
+        guard let found else { return }
+        if found.number < 150_000 {
+            throw Refusal.unfit("the server is PostgreSQL \(found.version); 15 or later is needed")
+        }
+        if found.encoding != "UTF8" {
+            throw Refusal.unfit(
+                "the database \(found.name) has the encoding \(found.encoding), and UTF8 is needed; "
+                    + "make another with: createdb -E UTF8 -T template0 NAME")
+        }
+    }
+
     /// Reads how the database stands.
     package static func status(_ connection: inout Connection) throws -> Status {
+        try requireFit(&connection)
         let exists = try connection.query("SELECT to_regclass('outbox.migration') IS NOT NULL").first {
             row throws(PostgresError) in
             try row[0] as Bool
@@ -105,6 +129,7 @@ package enum Migrator {
     package static func migrate(
         _ connection: inout Connection, lockTimeout: Duration = .seconds(30)
     ) throws -> [Migration] {
+        try requireFit(&connection)
         do {
             return try connection.transaction { connection in
                 try connection.query("SELECT set_config('lock_timeout', \("\(lockTimeout.milliseconds)ms"), true)")

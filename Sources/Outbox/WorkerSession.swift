@@ -17,10 +17,15 @@ package enum WorkerSession {
     /// The same, on connections that lead to this installation, where it is at home. A name in a connection string may mean another
     /// database tomorrow.
     ///
-    /// - Parameter channel: where notifications are waited for; nil for a connection that works.
-    package static func setUp(instance: String, channel: String? = nil) -> SessionSetUp {
+    /// - Parameters:
+    ///   - patience: how long commits are waited for.
+    ///   - channel: where notifications are waited for; nil for a connection that works.
+    package static func setUp(
+        instance: String, patience: Patience? = nil, channel: String? = nil
+    ) -> SessionSetUp {
         var session = planning
         session.channel = channel
+        session.patience = patience
         session.check = { connection throws(PostgresError) in try connection.requireHome(instance: instance) }
         return session
     }

@@ -261,7 +261,9 @@ public struct Connection: ~Copyable {
                 guard let isReady = try? poll(for: unsent == 1 ? POLLIN | POLLOUT : POLLIN, until: deadline) else {
                     throw unsafe lost(clearing: unsafe last)
                 }
-                if !isReady {
+                if !isReady, !mayCancel, session.patience?.lasts == true {
+                    deadline = .now + .seconds(1)
+                } else if !isReady {
                     // Past the deadline: ask the server to stop, then give it a moment to say how it ended.
                     if isCancelled || !mayCancel || !requestCancel() { throw unsafe lost(clearing: unsafe last) }
                     isCancelled = true

@@ -15,13 +15,18 @@ public final class ConnectionPool: Sendable {
 
     /// Starts the threads; connects nothing yet.
     ///
-    /// - Parameter session: how every new connection is set up.
-    public init(_ target: ConnectionTarget, size: Int, session: SessionSetUp = SessionSetUp()) {
+    /// - Parameters:
+    ///   - session: how every new connection is set up.
+    ///   - isReserved: connections are made at once, and again as soon as one has broken, so that what others take of the process's
+    ///     descriptors is not missing here.
+    public init(
+        _ target: ConnectionTarget, size: Int, session: SessionSetUp = SessionSetUp(), isReserved: Bool = false
+    ) {
         precondition(size > 0, "a pool needs a connection")
         threads = Mutex(
             (0..<size).map { [queue] _ in
                 Thread("pg " + (target.name.split(separator: "/").last ?? "")) {
-                    queue.work(target: target, session: session)
+                    queue.work(target: target, session: session, isReserved: isReserved)
                 }
             })
     }
@@ -104,8 +109,17 @@ private final class WorkQueue: Sendable {
     }
 
     /// Runs jobs until the queue is closed and empty.
-    func work(target: ConnectionTarget, session: SessionSetUp) {
-        while let job = next() {
+    func work(target: ConnectionTarget, session: SessionSetUp, isReserved: Bool) {
+        while !isDone {
+            if isReserved {
+                do throws(PostgresError) {
+                    serve(try Connection.open(target, session: session), first: nil)
+                    continue
+                } catch {
+                    // Whoever has work for it hears why.
+                }
+            }
+            guard let job = next() else { return }
             let connection: Connection
             do throws(PostgresError) { connection = try Connection.open(target, session: session) } catch {
                 job.fail(error)
@@ -115,15 +129,18 @@ private final class WorkQueue: Sendable {
         }
     }
 
-    private func serve(_ connection: consuming Connection, first: Job) {
+    private func serve(_ connection: consuming Connection, first: Job?) {
         var connection = connection
-        var job: Job? = first
+        var job = first ?? next()
         while let current = job {
             current.run(&connection)
             if connection.isBroken { return }
             job = next()
         }
     }
+
+    /// True when it is closed and nothing is left to do.
+    private var isDone: Bool { state.withLock { $0.isClosed && $0.jobs.isEmpty } }
 
     private func next() -> Job? {
         while true {

@@ -94,7 +94,9 @@ extension Timestamp: PostgresDecodable {
     public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
         guard let value = unsafe bytes?.bigEndian(Int64.self) else { return nil }
         let isFinite = value != .min && value != .max
-        self.init(microseconds: isFinite ? value + Self.postgresEpoch : value)
+        // PostgreSQL's years go a little further than ours.
+        let (sum, overflows) = value.addingReportingOverflow(Self.postgresEpoch)
+        self.init(microseconds: !isFinite ? value : overflows ? .max - 1 : sum)
     }
 }
 

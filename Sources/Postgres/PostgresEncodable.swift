@@ -68,7 +68,8 @@ extension Timestamp: PostgresEncodable {
     public static var postgresArrayType: UInt32 { 1185 }
     public func encode(into bytes: inout [UInt8]) {
         let isFinite = self != .distantPast && self != .distantFuture
-        bytes.append(bigEndian: isFinite ? microseconds - Self.postgresEpoch : microseconds)
+        let (difference, overflows) = microseconds.subtractingReportingOverflow(Self.postgresEpoch)
+        bytes.append(bigEndian: !isFinite ? microseconds : overflows ? .min + 1 : difference)
     }
 
     /// PostgreSQL counts from 2000-01-01; the infinities are the two ends of the range, as they are here.

@@ -76,6 +76,17 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
         }
     }
 
+    /// True when there is no database that answers, and one may be there later: a server that is starting, a name that nobody knows
+    /// yet, a database that is still to be made. Not when it refuses who is asking.
+    public var mayPass: Bool {
+        switch kind {
+        case .unreachable: !message.contains("authentication failed") && !message.contains("no password supplied")
+        case .connectionLost: true
+        case .server: (sqlState ?? "").hasPrefix("57P") || (sqlState ?? "").hasPrefix("53")
+        case .configuration, .deadline, .value: false
+        }
+    }
+
     /// Shutdown and recovery (57P0x), serialization and deadlock (40xxx), lock timeouts, read-only primaries in failover.
     private static let transientStates: Set<String> = [
         "57P01", "57P02", "57P03", "57P05", "57014", "40001", "40P01", "55P03", "25006", "25P03", "08006", "08003",

@@ -1,3 +1,20 @@
+import Synchronization
+
+/// Whether commits are still waited for.
+///
+/// A commit that waits for a standby is done already and cannot be taken back; whoever gives its connection up leaves a session behind
+/// that waits on, and would write the same again beside it. So it is waited for until the process ends.
+public final class Patience: Sendable {
+    private let isOver = Atomic(false)
+
+    public init() {}
+
+    /// From now on the deadlines of statements count.
+    public func end() { isOver.store(true, ordering: .relaxed) }
+
+    var lasts: Bool { !isOver.load(ordering: .relaxed) }
+}
+
 /// What a connection is set to before it is used.
 ///
 /// A direct connection is set once. Behind a pooler in transaction mode the next transaction may run on another server connection,
@@ -10,6 +27,9 @@ public struct SessionSetUp: Sendable {
     /// Asked of every new connection; one for which it throws is not used.
     public var check: @Sendable (inout Connection) throws(PostgresError) -> Void = { _ throws(PostgresError) in }
 
+    /// For how long a commit is waited for; nil for the deadline of a statement.
+    public var patience: Patience?
+
     /// A session with these settings.
     public init(settings: [(name: String, value: String)] = [], channel: String? = nil) {
         self.settings = settings
@@ -21,7 +41,7 @@ public struct SessionSetUp: Sendable {
     private static let common = [
         ("search_path", "pg_catalog, pg_temp"), ("datestyle", "ISO"), ("timezone", "UTC"), ("jit", "off"),
         ("client_min_messages", "warning"), ("idle_in_transaction_session_timeout", "10s"), ("bytea_output", "hex"),
-        ("standard_conforming_strings", "on"),
+        ("standard_conforming_strings", "on"), ("default_transaction_read_only", "off"),
     ]
 
     private var all: [(name: String, value: String)] { Self.common + settings }

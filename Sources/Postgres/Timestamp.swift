@@ -21,7 +21,15 @@ public struct Timestamp: Hashable, Comparable, Sendable, CustomStringConvertible
     /// The timestamp so much later; the infinities stay where they are.
     public static func + (time: Timestamp, duration: Duration) -> Timestamp {
         if time == .distantFuture || time == .distantPast { return time }
-        return Timestamp(microseconds: time.microseconds &+ duration.microseconds)
+        let (sum, overflows) = time.microseconds.addingReportingOverflow(duration.microseconds)
+        // The last one that is no infinity.
+        return Timestamp(microseconds: overflows ? (duration < .zero ? .min + 1 : .max - 1) : sum)
+    }
+
+    /// How much later it is than another; the longest duration there is when no other says it.
+    public static func - (time: Timestamp, earlier: Timestamp) -> Duration {
+        let (difference, overflows) = time.microseconds.subtractingReportingOverflow(earlier.microseconds)
+        return .microseconds(overflows ? (time < earlier ? .min : .max) : difference)
     }
 
     /// Whole seconds since the Unix epoch, rounded down.
@@ -52,11 +60,66 @@ public struct Timestamp: Hashable, Comparable, Sendable, CustomStringConvertible
     }
 }
 
+extension Timestamp {
+    /// Reads RFC 3339, as in `2026-11-21T06:03:43.123Z` or with an offset such as `+02:00`, of the years 1 to 9999; nil for what is
+    /// none, a day that its month does not have included. Digits of a second beyond the sixth are cut off.
+    public init?(rfc3339 text: String) {
+        var rest = Array(text.utf8)[...]
+        func number(_ digits: Int, _ range: ClosedRange<Int64>) -> Int64? {
+            let part = rest.prefix(digits)
+            guard part.count == digits, part.allSatisfy({ (0x30...0x39).contains($0) }) else { return nil }
+            rest = rest.dropFirst(digits)
+            let value = part.reduce(Int64(0)) { $0 * 10 + Int64($1 - 0x30) }
+            return range.contains(value) ? value : nil
+        }
+        func take(_ characters: String) -> UInt8? {
+            guard let first = rest.first, characters.utf8.contains(first) else { return nil }
+            rest = rest.dropFirst()
+            return first
+        }
+        guard let year = number(4, 1...9999), take("-") != nil, let month = number(2, 1...12), take("-") != nil,
+            let day = number(2, 1...Self.days(of: month, year)), take("Tt ") != nil, let hour = number(2, 0...23),
+            take(":") != nil, let minute = number(2, 0...59), take(":") != nil, let second = number(2, 0...59)
+        else { return nil }
+        var micro: Int64 = 0
+        if take(".") != nil {
+            let digits = rest.prefix { (0x30...0x39).contains($0) }
+            guard !digits.isEmpty else { return nil }
+            rest = rest.dropFirst(digits.count)
+            micro = (digits.prefix(6) + Array(repeating: 0x30, count: max(0, 6 - digits.count)))
+                .reduce(0) { $0 * 10 + Int64($1 - 0x30) }
+        }
+        var offset: Int64 = 0
+        if take("Zz") == nil {
+            guard let sign = take("+-"), let hours = number(2, 0...23) else { return nil }
+            _ = take(":")
+            guard let minutes = number(2, 0...59) else { return nil }
+            offset = (hours * 60 + minutes) * (sign == UInt8(ascii: "-") ? -1 : 1)
+        }
+        guard rest.isEmpty else { return nil }
+        let local = Timestamp(year: year, month: month, day: day, hour: hour, minute: minute, second: second)
+        self.init(microseconds: local.microseconds + micro - offset * 60_000_000)
+    }
+
+    /// How many days a month has.
+    package static func days(of month: Int64, _ year: Int64) -> Int64 {
+        let isLeap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0)
+        return switch month {
+        case 2: isLeap ? 29 : 28
+        case 4, 6, 9, 11: 30
+        default: 31
+        }
+    }
+}
+
 extension Duration {
-    /// The duration in whole microseconds, cut off towards zero.
+    /// The duration in whole microseconds, cut off towards zero; one of more than 292,000 years, as an interval in a table may be,
+    /// as the longest that there is.
     public var microseconds: Int64 {
         let (seconds, attoseconds) = components
-        return seconds * 1_000_000 + attoseconds / 1_000_000_000_000
+        let (product, overflows) = seconds.multipliedReportingOverflow(by: 1_000_000)
+        let (sum, overflowsToo) = product.addingReportingOverflow(attoseconds / 1_000_000_000_000)
+        return overflows || overflowsToo ? (seconds < 0 ? .min : .max) : sum
     }
 
     /// The duration in whole milliseconds, cut off towards zero.

@@ -132,20 +132,29 @@ final class AccessTokens: Sendable {
         guard let status = exchange.status else {
             return failure("\((exchange.failure ?? .protocolError).rawValue), \(exchange.message ?? "no answer")")
         }
-        let json = try? JSON(exchange.body)
-        guard status == 200 else {
-            // An error code is one of a few words; anything else may be anything.
-            let code = json?.value(at: ["error"])?.text ?? ""
-            let isCode = !code.isEmpty && code.utf8.allSatisfy { $0 == UInt8(ascii: "_") || (0x61...0x7A).contains($0) }
+        let mark: [UInt8] = [0xEF, 0xBB, 0xBF]
+        let json = try? JSON(exchange.body.starts(with: mark) ? Array(exchange.body.dropFirst(3)) : exchange.body)
+        // An error code is one of a few words; anything else may be anything. Some servers say it with a 200.
+        let code = json?.value(at: ["error"])?.text ?? ""
+        let isCode = !code.isEmpty && code.utf8.allSatisfy { $0 == UInt8(ascii: "_") || (0x61...0x7A).contains($0) }
+        guard (200...299).contains(status), !isCode else {
             return failure("HTTP \(status)" + (isCode ? ", \(code.prefix(40))" : ""))
         }
         guard exchange.isBodyComplete, let json else { return failure("the answer is not JSON") }
-        guard case .string(let type)? = json.value(at: ["token_type"])?.kind, type.lowercased() == "bearer" else {
-            return failure("the token's type is not bearer")
+        if let type = json.value(at: ["token_type"]) {
+            guard case .string(let type) = type.kind, type.lowercased() == "bearer" else {
+                return failure("the token's type is not bearer")
+            }
         }
-        guard case .string(let value)? = json.value(at: ["access_token"])?.kind, (1...4000).contains(value.utf8.count),
-            value.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F })
-        else { return failure("the token is missing, or is none that a header can hold") }
+        guard case .string(let value)? = json.value(at: ["access_token"])?.kind, !value.isEmpty else {
+            return failure("the answer has no access_token")
+        }
+        guard value.utf8.count <= HTTPHeader.longestToken else {
+            return failure("the token has \(value.utf8.count) bytes, and at most \(HTTPHeader.longestToken) can be sent")
+        }
+        guard value.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) else {
+            return failure("the token has a character that no header can hold")
+        }
         let seconds = json.value(at: ["expires_in"]).flatMap { Double($0.text) } ?? 3600
         return .success((value, .seconds(seconds > 0 ? min(seconds, 86_400) : 3600)))
     }

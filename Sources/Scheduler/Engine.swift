@@ -23,18 +23,19 @@ package struct Engine: Sendable {
         let target = configuration.database
         let (instance, sockets) = try await Self.lookAround(configuration, logger)
         // Every connection sees first of all that it leads to the installation that was looked at here.
-        let session = WorkerSession.setUp(instance: instance)
+        let patience = Patience()
+        let session = WorkerSession.setUp(instance: instance, patience: patience)
         let pool = ConnectionPool(
-            target.named("outbox/\(configuration.worker)"), size: configuration.connections, session: session)
+            target.named("outbox/\(configuration.worker)"), size: configuration.connections, session: session, isReserved: true)
         let recording = ConnectionPool(
-            target.named("outbox/\(configuration.worker)/record"), size: 1, session: session)
+            target.named("outbox/\(configuration.worker)/record"), size: 1, session: session, isReserved: true)
         let renewing = ConnectionPool(
-            target.named("outbox/\(configuration.worker)/renew"), size: 1, session: session)
+            target.named("outbox/\(configuration.worker)/renew"), size: 1, session: session, isReserved: true)
         let listener =
             configuration.listens
             ? ConnectionPool(
                 target.named("outbox/\(configuration.worker)/listen"), size: 1,
-                session: WorkerSession.setUp(instance: instance, channel: "outbox"))
+                session: WorkerSession.setUp(instance: instance, patience: patience, channel: "outbox"))
             : nil
         let pools = Connections(pools: [pool, recording, renewing] + (listener.map { [$0] } ?? []))
 
@@ -47,7 +48,7 @@ package struct Engine: Sendable {
         let keeper = LeaseKeeper(pool: renewing, duration: configuration.lease, logger: logger)
         let (claiming, laneWakeups) = (Wakeup(), LaneWakeups(keeper))
         let recorder = Recorder(
-            pool: recording, keeper: keeper, waking: claiming, laneWakeups, directory: directory,
+            pool: recording, patience: patience, keeper: keeper, waking: claiming, laneWakeups, directory: directory,
             configuration: configuration, logger: logger)
         let transport = Transport(
             policy: configuration.policy.refusing(sockets), proxy: configuration.proxy,

@@ -51,6 +51,7 @@ final class Recorder: Service {
     private let mostUnrecorded: Int
 
     private let pool: ConnectionPool
+    private let patience: Patience
     private let keeper: LeaseKeeper
     private let worker: String
     private let logger: Logger
@@ -62,11 +63,12 @@ final class Recorder: Service {
     private let directory: EndpointDirectory
 
     init(
-        pool: ConnectionPool, keeper: LeaseKeeper, waking claiming: Wakeup, _ lanes: LaneWakeups,
+        pool: ConnectionPool, patience: Patience, keeper: LeaseKeeper, waking claiming: Wakeup, _ lanes: LaneWakeups,
         directory: EndpointDirectory, configuration: EngineConfiguration, logger: Logger
     ) {
         mostUnrecorded = configuration.mostUnrecorded
         self.pool = pool
+        self.patience = patience
         self.keeper = keeper
         self.claiming = claiming
         self.lanes = lanes
@@ -91,6 +93,10 @@ final class Recorder: Service {
     /// From now on everybody only waits for the last outcomes: a database that takes nothing is given up after that time.
     func beginEnd(within limit: Duration) {
         inbox.withLock { $0.giveUpAt = .now + limit }
+        Task.detached { [patience] in
+            try? await Task.sleep(for: limit)
+            patience.end()
+        }
     }
 
     /// Takes a batch of which nothing is left to do.

@@ -50,7 +50,7 @@ package enum RetryAfter {
         let parts = clock.split(separator: ":", omittingEmptySubsequences: false).map(String.init)
         guard let year, let day, let month = months.firstIndex(of: month), (1...31).contains(day), parts.count == 3,
             let hour = digits(parts[0], 2), let minute = digits(parts[1], 2), let second = digits(parts[2], 2),
-            hour < 24, minute < 60, second <= 60
+            day <= Timestamp.days(of: Int64(month + 1), year), hour < 24, minute < 60, second <= 60
         else { return nil }
         return Timestamp(year: year, month: Int64(month + 1), day: day, hour: hour, minute: minute, second: second)
     }

@@ -57,6 +57,8 @@ func storable(_ text: String) -> String {
 
 /// When and whether a failed delivery is tried again.
 enum RetryPolicy {
+    /// The longest wait of a schedule, whatever its row says.
+    private static let longestWait = Duration.seconds(30 * 86_400)
     /// The longest rest that an answer without `Retry-After` gives the whole endpoint.
     private static let longestRest = Duration.seconds(60)
 
@@ -127,13 +129,14 @@ enum RetryPolicy {
             verdict.effect = .disable(reason: "gone: the receiver answered 410")
             verdict.resolution = .wait(.zero, .retry)
         case 429, 503:
-            // The whole endpoint rests: as long as the receiver asks, or until this delivery is tried again.
+            // The whole endpoint rests as long as the receiver asks; after a 429 that asks for nothing, until this delivery is tried
+            // again. A 503 that asks for nothing is a failure like any other: one instance of many may say it.
             let wish = exchange.retryAfter.flatMap { RetryAfter.parse($0, now: now) } ?? .zero
             verdict.resolution = retry(endpoint, number, atLeast: wish, jitter)
             verdict.isPutOff = wish > .zero || status == 429
             if wish > .zero {
                 verdict.effect = .hold(wish)
-            } else if case .wait(let delay, _) = verdict.resolution {
+            } else if status == 429, case .wait(let delay, _) = verdict.resolution {
                 verdict.effect = .hold(min(delay, longestRest))
             }
         default: break
@@ -170,6 +173,6 @@ enum RetryPolicy {
     /// The wait after the n-th failure; nil when the schedule is used up.
     static func delay(_ schedule: [Duration], after number: Int, jitter: Double) -> Duration? {
         guard number >= 1, number <= schedule.count else { return nil }
-        return schedule[number - 1] * (0.8 + 0.4 * jitter)
+        return max(.zero, min(schedule[number - 1], longestWait)) * (0.8 + 0.4 * jitter)
     }
 }

@@ -27,7 +27,7 @@ package struct ExactNumber: Equatable, Sendable {
         if digits.isEmpty {
             exponent = .number(0)
         } else if let power = written.isEmpty ? 0 : Int(String(decoding: written, as: UTF8.self)),
-            abs(power) < 1 << 40
+            power.magnitude < 1 << 40
         {
             exponent = .number(power - fraction.count + length - digits.count)
         } else {

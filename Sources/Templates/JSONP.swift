@@ -1,6 +1,6 @@
 extension JSON {
     /// The value inside a JSONP answer, `callback({...});`: parsed, never evaluated. A comment `/**/` may precede it and a
-    /// semicolon follow it; plain JSON is refused.
+    /// semicolon follow it, and Express's question whether there is such a function; plain JSON is refused.
     package init(callback bytes: some Collection<UInt8>) throws(Refusal) {
         let all = Array(bytes)
         func isSpace(_ byte: UInt8) -> Bool { byte == 0x20 || (0x09...0x0D).contains(byte) }
@@ -13,12 +13,32 @@ extension JSON {
         skipSpace()
         if all[place...].starts(with: "/**/".utf8) { place += 4 }
         skipSpace()
-        let start = place
-        while place < all.count, isLetterOrDigit(all[place]) || "_$.".utf8.contains(all[place]) { place += 1 }
-        guard place > start, !isDigit(all[start]) else {
-            throw refusal(start, "expected the name of a callback function")
+        func take(_ text: String) -> Bool {
+            guard all[place...].starts(with: text.utf8) else { return false }
+            place += text.utf8.count
+            skipSpace()
+            return true
         }
-        skipSpace()
+        func name() throws(Refusal) -> ArraySlice<UInt8> {
+            let start = place
+            while place < all.count, isLetterOrDigit(all[place]) || "_$.".utf8.contains(all[place]) { place += 1 }
+            guard place > start, !isDigit(all[start]) else {
+                throw refusal(start, "expected the name of a callback function")
+            }
+            defer { skipSpace() }
+            return all[start..<place]
+        }
+        // As Express has it: typeof callback === 'function' && callback({...});
+        if take("typeof ") {
+            let asked = try name()
+            guard take("==="), take("'function'"), take("&&") else {
+                throw refusal(place, "expected === 'function' && after the name")
+            }
+            let called = place
+            guard try name() == asked else { throw refusal(called, "expected the same name again") }
+        } else {
+            _ = try name()
+        }
         guard place < all.count, all[place] == UInt8(ascii: "(") else {
             throw refusal(place, "expected ( after the name")
         }

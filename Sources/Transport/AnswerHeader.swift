@@ -3,6 +3,8 @@ struct AnswerHeader {
     private(set) var status = 0
     /// True after the header of the final answer; those of 1xx answers are followed by another.
     private(set) var isComplete = false
+    /// The next line is a status line.
+    private var isBeginning = true
     /// It says that a body follows.
     private(set) var announcesBody = false
     private(set) var retryAfter: String?
@@ -18,14 +20,17 @@ struct AnswerHeader {
     mutating func read(_ line: UnsafeRawBufferPointer) -> Bool {
         // Trailers are no header fields (RFC 9110 6.5).
         if isComplete { return true }
-        if unsafe line.starts(with: "HTTP/".utf8) {
+        // A field may have a name that begins like a status line.
+        if isBeginning, unsafe line.starts(with: "http/".utf8, by: { $0 | 0x20 == $1 | 0x20 }) {
             // What an interim answer has is not the final one's.
             self = AnswerHeader()
+            isBeginning = false
             // "HTTP/1.1 200": three digits after the first space.
             let digits = unsafe line.drop { $0 != UInt8(ascii: " ") }.dropFirst().prefix(3)
             status = unsafe digits.reduce(0) { $0 * 10 + Int($1 &- 48) }
         } else if line.count <= 2 {
             isComplete = status >= 200
+            isBeginning = !isComplete
         } else if let colon = unsafe line.firstIndex(of: UInt8(ascii: ":")) {
             guard unsafe keep(unsafe line[..<colon], value: unsafe line[(colon + 1)...]) else {
                 // The status counts all the same.
@@ -67,9 +72,11 @@ struct AnswerHeader {
         return true
     }
 
-    /// The beginning of a field's value, without the white space before it and the end of its line.
+    /// The beginning of a field's value, without the white space around it and the end of its line (RFC 9110 5.5).
     private func text(_ value: Slice<UnsafeRawBufferPointer>) -> String {
-        let text = unsafe String(decoding: value.prefix(200), as: UTF8.self).filter { !$0.isNewline }
-        return String(text.drop { $0 == " " || $0 == "\t" })
+        func isSpace(_ byte: UInt8) -> Bool { byte == 0x20 || (0x09...0x0D).contains(byte) }
+        var text = unsafe value.prefix(200).drop(while: isSpace)
+        while let last = unsafe text.last, isSpace(last) { unsafe text.removeLast() }
+        return unsafe String(decoding: text, as: UTF8.self)
     }
 }

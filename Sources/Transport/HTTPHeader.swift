@@ -14,6 +14,8 @@ package struct HTTPHeader: Sendable, Hashable {
     /// The longest name and value in bytes; receivers and proxies commonly refuse more.
     package static let longestName = 256
     package static let longestValue = 4096
+    /// Tokens may be longer: whoever gives them out takes them.
+    package static let longestToken = 16 * 1024
 
     /// Checks a header that an endpoint's owner asked for.
     package init(name: String, value: String) throws(Refusal) {
@@ -36,6 +38,12 @@ package struct HTTPHeader: Sendable, Hashable {
         self.value = value
     }
 
+    /// The header of an access token.
+    package init(bearer token: String) throws(Refusal) {
+        try Self.check(Array(token.utf8)[...], of: "Authorization", most: Self.longestToken)
+        self.init(checked: "Authorization", value: "Bearer \(token)")
+    }
+
     /// A header that was checked before it was put into a block.
     fileprivate init(checked name: String, value: String) {
         self.name = name
@@ -50,9 +58,11 @@ package struct HTTPHeader: Sendable, Hashable {
     ]
     private static let refusedPrefixes = ["proxy-", "webhook-", "outbox-"]
 
-    fileprivate static func check(_ value: ArraySlice<UInt8>, of name: @autoclosure () -> String) throws(Refusal) {
-        guard value.count <= longestValue else {
-            throw Refusal(description: "header \(name()) is longer than \(longestValue) bytes")
+    fileprivate static func check(
+        _ value: ArraySlice<UInt8>, of name: @autoclosure () -> String, most: Int = longestValue
+    ) throws(Refusal) {
+        guard value.count <= most else {
+            throw Refusal(description: "header \(name()) is longer than \(most) bytes")
         }
         for byte in value where byte < 0x20 && byte != 0x09 || byte == 0x7F {
             throw Refusal(description: "header \(name()) contains a control character")

@@ -58,6 +58,14 @@ final class Sockets {
     }
 
     /// Whether the system knows a way to an address. Asked with a datagram's socket, which sends nothing.
+    /// True for one of the last descriptors that this process may have: they are the database's, the log's and the runtime's, which
+    /// ends the process when it cannot open a file.
+    static func isReserved(_ descriptor: Int32) -> Bool {
+        var limit = rlimit()
+        guard unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return false }
+        return UInt(descriptor) + 32 >= limit.rlim_cur
+    }
+
     static func hasRoute(to address: UnsafeRawPointer, length: UInt32) -> Bool {
         let family = unsafe Int32(address.assumingMemoryBound(to: sockaddr.self).pointee.sa_family)
         let descriptor = socket(family, Int32(SOCK_DGRAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)

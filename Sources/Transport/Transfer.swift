@@ -66,6 +66,11 @@ final class Transfer {
         unsafe curl_set_long(handle, CURLOPT_SSL_VERIFYHOST, 2)
         // The environment must not reroute or authenticate a delivery by accident.
         unsafe curl_set_string(handle, CURLOPT_PROXY, proxy?.url ?? "")
+        if let proxy, let user = proxy.user {
+            unsafe curl_set_string(handle, CURLOPT_PROXYUSERNAME, user)
+            unsafe curl_set_string(handle, CURLOPT_PROXYPASSWORD, proxy.password ?? "")
+            unsafe curl_set_long(handle, CURLOPT_PROXYAUTH, 1)  // CURLAUTH_BASIC, a macro Swift cannot see
+        }
         unsafe curl_set_string(handle, CURLOPT_NOPROXY, "")
         unsafe curl_set_long(handle, CURLOPT_HTTPPROXYTUNNEL, proxy == nil ? 0 : 1)
         // What the proxy says is not the receiver's answer.
@@ -255,8 +260,12 @@ final class Transfer {
         }
         let descriptor = unsafe socket(
             family, address.pointee.socktype | Int32(SOCK_CLOEXEC.rawValue), address.pointee.protocol)
-        if descriptor >= 0 {
+        if descriptor >= 0, !Sockets.isReserved(descriptor) {
             opened.append(descriptor)
+        } else if descriptor >= 0 {
+            close(descriptor)
+            lacksDescriptors = true
+            return -1
         } else {
             lacksDescriptors = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM
         }
@@ -290,7 +299,10 @@ final class Transfer {
             exchange.isBodyComplete = result == CURLE_OK && received <= keptBody
             return
         }
-        let text = unsafe errorText[0] == 0 ? String(cString: curl_easy_strerror(result)) : String(cString: errorText)
+        let text =
+            result == CURLE_OK
+            ? "the answer's first line is no status line of HTTP/1.1 with a status of 100 to 599"
+            : unsafe errorText[0] == 0 ? String(cString: curl_easy_strerror(result)) : String(cString: errorText)
         let evidence = evidence(result, text)
         exchange.failure = evidence.failure
         exchange.message = evidence.message

@@ -49,8 +49,17 @@ package final class Transport: Sendable {
         guard let multi = unsafe curl_multi_init() else { preconditionFailure("curl_multi_init: out of memory") }
         unsafe self.multi = multi
         unsafe curl_multi_set_long(multi, CURLMOPT_MAXCONNECTS, capacity)
+        // An idle connection is closed when there would be more: descriptors are for requests. Tokens are asked for beside them.
+        unsafe curl_multi_set_long(multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, capacity + Self.spare)
         thread.withLock { $0 = Thread("transport") { self.loop(policy, proxy, capacity: capacity) } }
     }
+
+    /// Connections for requests that belong to no delivery.
+    private static let spare = 16
+
+    /// How many requests may be in flight with so many descriptors: each may open two sockets at a time, one for each family of
+    /// addresses, and others need some too. Who has none left cannot record what was sent.
+    package static func capacity(descriptors: Int) -> Int { max(8, (descriptors - 96) / 2) }
 
     static func initializeLibrary() { _ = globalInitialization }
 

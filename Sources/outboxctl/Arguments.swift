@@ -32,13 +32,8 @@ struct TimeArgument: ExpressibleByArgument {
             timestamp = now + ahead.duration
             return
         }
-        for style in [Date.ISO8601FormatStyle(includingFractionalSeconds: true), Date.ISO8601FormatStyle()] {
-            if let date = try? style.parse(argument) {
-                timestamp = Timestamp(microseconds: Int64((date.timeIntervalSince1970 * 1_000_000).rounded()))
-                return
-            }
-        }
-        return nil
+        guard let time = Timestamp(rfc3339: argument) else { return nil }
+        timestamp = time
     }
 
     static let forms = "2026-10-04T02:00:00Z, now, -1h or +30m"

@@ -193,7 +193,7 @@ struct EndpointCommand: AsyncParsableCommand {
 }
 
 /// Says something that is no error, on standard error.
-func note(_ text: String) { FileHandle.standardError.write(Data("outboxctl: note: \(text)\n".utf8)) }
+func note(_ text: String) { StandardError.say("outboxctl: note: \(text)") }
 
 /// Looks the endpoint up, changes it, and prints how it is now.
 private func changeEndpoint(

@@ -17,6 +17,7 @@ extension Template.Kind: ExpressibleByArgument {
 extension AnswerRules.Form: ExpressibleByArgument {}
 extension Authentication.Kind: ExpressibleByArgument {}
 extension EndpointChange.OnDead: ExpressibleByArgument {}
+extension OAuthClient.Proof: ExpressibleByArgument {}
 
 /// The settings of an endpoint that create, update and test share.
 struct EndpointOptions: ParsableArguments {
@@ -51,6 +52,8 @@ struct EndpointOptions: ParsableArguments {
     @Option(name: .long, help: "Where oauth2 gets its tokens.") var tokenUrl: String?
     @Option(name: .long, help: "The client id of oauth2.") var clientId: String?
     @Option(name: .long, help: "The scope of oauth2.") var scope: String?
+    @Option(name: .long, help: "How oauth2 shows who asks for a token: basic, or post (in the request's body).")
+    var clientAuth: OAuthClient.Proof?
     @Option(name: .long, help: "PEM file with the certificates to trust in place of the system's; \"none\" to undo.")
     var caFile: String?
     @Option(name: .long, help: "PEM file with the client certificate; \"none\" to undo.") var clientCertFile: String?
@@ -155,13 +158,19 @@ struct EndpointOptions: ParsableArguments {
                         .invalid, "the secret header \(header.name.prefix(64)) has its value on the command line",
                         hint: "Every user of this machine could see it: give '\(header.name.prefix(64)): @file'")
                 }
-                return Endpoint.HeaderSetting(name: header.name, value: try line(header.value), isSecret: true)
+                let value = try line(header.value)
+                if value.isEmpty {
+                    throw OperationRefusal(
+                        .invalid, "the file of the secret header \(header.name.prefix(64)) is empty",
+                        hint: "Put the header's value into it")
+                }
+                return Endpoint.HeaderSetting(name: header.name, value: value, isSecret: true)
             })
     }
 
     private func setAuthentication(_ change: inout EndpointChange) throws {
         guard let auth else {
-            if [authFile, authUser, authHeader, tokenUrl, clientId, scope].contains(where: { $0 != nil }) {
+            if [authFile, authUser, authHeader, tokenUrl, clientId, scope, clientAuth?.rawValue].contains(where: { $0 != nil }) {
                 throw OperationRefusal(
                     .invalid, "what the credentials are for is not said",
                     hint: "Add --auth verbatim, basic, bearer, header or oauth2")
@@ -175,6 +184,7 @@ struct EndpointOptions: ParsableArguments {
         authentication.tokenURL = tokenUrl
         authentication.clientID = clientId
         authentication.scope = scope
+        authentication.clientProof = clientAuth
         change.authenticationSecret = try authFile.map { try line($0 == "-" ? "-" : "@" + $0) }
         // Given but empty is the same as not given: then no header is sent at all.
         if auth == .verbatim, change.authenticationSecret?.isEmpty ?? true {
@@ -208,8 +218,30 @@ struct EndpointOptions: ParsableArguments {
         }
     }
 
-    /// One line of a file, without its end.
+    /// The one line of a file that holds a credential, without its end. What looks right in an editor and is not, as a byte order mark,
+    /// is refused here and not by the receiver.
     private func line(_ argument: String) throws -> String {
-        String(decoding: try textArgument(argument), as: UTF8.self).trimmingCharacters(in: .newlines)
+        var bytes = try textArgument(argument)[...]
+        func refusal(_ what: String, _ hint: String) -> OperationRefusal {
+            let name = argument == "-" ? "standard input" : "the file \(argument.dropFirst())"
+            return OperationRefusal(.invalid, "\(name) \(what)", hint: hint)
+        }
+        guard bytes.count <= HTTPHeader.longestValue else {
+            throw refusal(
+                "has \(bytes.count) bytes, and a credential has at most \(HTTPHeader.longestValue)", "Give the right file")
+        }
+        if bytes.last == 0x0A { bytes.removeLast() }
+        if bytes.last == 0x0D { bytes.removeLast() }
+        if bytes.starts(with: [0xEF, 0xBB, 0xBF]) {
+            throw refusal("begins with a byte order mark, which would be sent", "Save it without one")
+        }
+        guard let text = String(validating: bytes, as: UTF8.self) else {
+            throw refusal("is not UTF-8", "Convert it: iconv -f latin1 -t utf-8")
+        }
+        if bytes.contains(where: { $0 < 0x20 || $0 == 0x7F }) {
+            throw refusal(
+                "contains a control character", "It must be one line of text: the value, and nothing before or behind it")
+        }
+        return text
     }
 }

@@ -78,7 +78,11 @@ struct Failure {
         case .unreachable where text.contains("does not exist"):
             self.init(
                 .unreachable, "database_unavailable", text, "Create the database or role, or correct DATABASE_URL")
-        case .unreachable, .connectionLost, .deadline:
+        case .deadline:
+            self.init(
+                .unreachable, "deadline", text,
+                "The server answers, and is busy or somebody holds a lock: see outboxctl doctor, or narrow what is asked for")
+        case .unreachable, .connectionLost:
             self.init(.unreachable, "database_unavailable", text, "Is the server running, and is DATABASE_URL right?")
         case .value: self.init(.usage, "invalid_value", text)
         case .server:
@@ -114,7 +118,7 @@ struct Failure {
         } else {
             text = "outboxctl: \(printable(message))" + (hint.map { ". \(printable($0))" } ?? "")
         }
-        FileHandle.standardError.write(Data((text + "\n").utf8))
+        StandardError.say(text)
         Foundation.exit(exit.rawValue)
     }
 }

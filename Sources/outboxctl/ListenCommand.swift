@@ -39,7 +39,7 @@ struct Listen: AsyncParsableCommand {
             fflush(nil)
             return Receiver.Answer(status, delay: latency?.duration ?? .zero)
         }
-        FileHandle.standardError.write(Data("outboxctl: listening on \(receiver.url)/\n".utf8))
+        StandardError.say("outboxctl: listening on \(receiver.url)/")
         for await _ in await UnixSignalsSequence(trapping: .sigint, .sigterm) { break }
         receiver.stop()
     }

@@ -17,6 +17,8 @@ struct OutboxCtl: AsyncParsableCommand {
         ])
 
     static func main() async {
+        // What is opened first would get the number of one that is missing, and what is meant for people would be written there.
+        for descriptor in Int32(0)...2 where fcntl(descriptor, F_GETFD) < 0 { _ = open("/dev/null", O_RDWR) }
         // A receiver or a reader that goes away must not end the process without a word.
         signal(SIGPIPE, SIG_IGN)
         // Memory holds keys and bodies: it goes into no file when this process dies.
@@ -29,7 +31,7 @@ struct OutboxCtl: AsyncParsableCommand {
         } catch {
             if let failure = Failure(error) { failure.report(asJSON: Output.isJSON(arguments)) }
             if let suggestion = suggestion(for: arguments) {
-                FileHandle.standardError.write(Data((suggestion + "\n").utf8))
+                StandardError.say(suggestion)
             }
             exit(withError: error)
         }

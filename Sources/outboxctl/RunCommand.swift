@@ -6,6 +6,8 @@ import Outbox
 import Postgres
 import Scheduler
 import ServiceLifecycle
+import Synchronization
+import Transport
 import UnixSignals
 
 /// `outboxctl run`: the daemon.
@@ -31,10 +33,11 @@ struct Run: AsyncParsableCommand {
     func run() async throws {
         let settings = try Settings(options)
         let logger = try LineLogHandler.logger(settings)
+        let signals = await StopSignals(logger)
         let (policy, proxy) = (try settings.policy(), try settings.proxy())
         let host = ProcessInfo.processInfo.hostName
         let pid = ProcessInfo.processInfo.processIdentifier
-        raiseDescriptorLimit()
+        let descriptors = raiseDescriptorLimit()
 
         let sessions: [Session]
         if let several = settings["databases"], settings["database_url"] == nil {
@@ -54,7 +57,6 @@ struct Run: AsyncParsableCommand {
                 if let cluster = session.cluster { services.append(ClusterKeeper(cluster: cluster, logger: logger)) }
             }
             for (index, session) in sessions.enumerated() {
-                if migrate { try await applyMigrations(session) }
                 let worker = "\(host)/\(pid)" + (sessions.count > 1 ? "/\(index + 1)" : "")
                 var configuration = EngineConfiguration(
                     database: session.target, worker: worker, host: host, pid: Int(pid), policy: policy)
@@ -68,11 +70,25 @@ struct Run: AsyncParsableCommand {
                 else {
                     throw SettingRefusal(description: "OUTBOX_MAX_IN_FLIGHT must be a number from 1 to 100000")
                 }
-                configuration.mostInFlight = inFlight
+                configuration.mostInFlight = min(
+                    inFlight, Transport.capacity(descriptors: descriptors / sessions.count))
+                if configuration.mostInFlight < inFlight {
+                    logger.warning(
+                        "fewer requests are in flight than OUTBOX_MAX_IN_FLIGHT says: this process may not have more open files (ulimit -n)",
+                        metadata: ["max_in_flight": "\(configuration.mostInFlight)", "open_files": "\(descriptors)"])
+                }
                 guard configuration.lease >= .seconds(1) else {
                     throw SettingRefusal(description: "the lease must be at least 1s")
                 }
-                services += try await Engine(configuration, keyring: keyring, logger: logger).services
+                let engine = try await Self.whenDatabaseIsThere(signals, logger) { [migrate] in
+                    if migrate { try await applyMigrations(session) }
+                    return try await Engine(configuration, keyring: keyring, logger: logger)
+                }
+                guard let engine else {
+                    for session in sessions { try session.cluster?.leave() }
+                    return
+                }
+                services += engine.services
                 workers.append(worker)
             }
         } catch {
@@ -89,7 +105,7 @@ struct Run: AsyncParsableCommand {
                     .init(
                         service: $0, successTerminationBehavior: .ignore,
                         failureTerminationBehavior: .gracefullyShutdownGroup)
-                } + [.init(service: Signals(ready: line), successTerminationBehavior: .gracefullyShutdownGroup)],
+                } + [.init(service: Ready(line: line, signals: signals), successTerminationBehavior: .gracefullyShutdownGroup)],
                 logger: quiet(logger)))
         let result: Result<Void, any Error>
         do {
@@ -99,6 +115,24 @@ struct Run: AsyncParsableCommand {
         for session in sessions { try session.cluster?.leave() }
         try result.get()
         logger.info("stopped", metadata: ["sql_statements": "\(Connection.statementsSent)"])
+    }
+
+    /// Does what needs the database as soon as that is there: who starts both may start this first. Nil when the process was asked to
+    /// end meanwhile.
+    private static func whenDatabaseIsThere<Value>(
+        _ signals: StopSignals, _ logger: Logger, _ body: () async throws -> Value
+    ) async throws -> Value? {
+        var tries = 0
+        while true {
+            do { return try await body() } catch let error as PostgresError where error.mayPass {
+                if tries.isMultiple(of: 20) {
+                    logger.warning("the database is not there yet; waiting for it", metadata: ["error": "\(error)"])
+                }
+                tries += 1
+            }
+            for _ in 0..<5 where !signals.isRaised { try await Task.sleep(for: .milliseconds(100)) }
+            if signals.isRaised { return nil }
+        }
     }
 
     private func applyMigrations(_ session: Session) async throws {
@@ -141,24 +175,52 @@ private struct ClusterKeeper: Service {
     }
 }
 
-/// Says that the process is ready once it can be stopped: the last service to start, which ends at the first signal and
-/// so stops the others. Whoever reads the line may send a signal at once, and it is not lost.
-private struct Signals: Service {
-    let ready: String
+/// Says that the process is ready: the last service to start, which ends at the first signal and so stops the others.
+private struct Ready: Service {
+    let line: String
+    let signals: StopSignals
 
     func run() async {
-        let signals = await UnixSignalsSequence(trapping: .sigterm, .sigint)
-        let (first, arrival) = AsyncStream<Void>.makeStream()
-        // The second signal ends the process at once, however long the stop takes: so this task belongs to the process.
+        print(line)
+        fflush(nil)
+        await signals.first()
+    }
+}
+
+/// The signals that end the process: the first one gracefully, another one at once. Two within a second are one: who stops a group of
+/// processes may reach each twice. A hang-up, as of the terminal, ends nothing.
+private final class StopSignals: Sendable {
+    private let arrival: AsyncStream<Void>
+    private let began = Mutex<ContinuousClock.Instant?>(nil)
+
+    /// Signals are taken from here on.
+    init(_ logger: Logger) async {
+        let signals = await UnixSignalsSequence(trapping: .sigterm, .sigint, .sighup)
+        let (arrival, report) = AsyncStream<Void>.makeStream()
+        self.arrival = arrival
+        // The second signal ends the process, however long the stop takes: so this task belongs to the process.
         Task {
-            var count = 0
             for await signal in signals {
-                count += 1
-                if count == 1 { arrival.yield() } else { _exit(signal == .sigint ? 130 : 143) }
+                if signal == .sighup {
+                    logger.notice("a hang-up was ignored; settings are read at the start")
+                    continue
+                }
+                let age = began.withLock { began -> Duration? in
+                    defer { began = began ?? .now }
+                    return began.map { .now - $0 }
+                }
+                if let age {
+                    if age > .seconds(1) { _exit(signal == .sigint ? 130 : 143) }
+                } else {
+                    report.yield()
+                }
             }
         }
-        print(ready)
-        fflush(nil)
-        for await _ in first.cancelOnGracefulShutdown() { break }
     }
+
+    /// True once the process has been asked to end.
+    var isRaised: Bool { began.withLock { $0 != nil } }
+
+    /// Waits for the first one, or for the process to end for another reason.
+    func first() async { for await _ in arrival.cancelOnGracefulShutdown() { break } }
 }

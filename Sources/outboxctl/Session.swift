@@ -74,10 +74,13 @@ struct Session: Sendable {
 }
 
 /// Every request in flight is a descriptor, and the usual soft limit of 1024 is a default, not a wish.
-func raiseDescriptorLimit() {
+/// Returns how many there may be now.
+@discardableResult func raiseDescriptorLimit() -> Int {
     var limit = rlimit()
-    guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
+    guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return 1024 }
+    let before = limit.rlim_cur
     limit.rlim_cur = min(limit.rlim_max, 65_536)
-    // Refused: then fewer requests run at a time, and running out is handled where it happens.
-    _ = setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+    // Refused: then fewer requests run at a time.
+    let isRaised = setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0
+    return Int(isRaised ? limit.rlim_cur : before)
 }

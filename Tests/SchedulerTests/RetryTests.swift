@@ -62,8 +62,9 @@ import Transport
                 if case .disable = verdict.effect {} else { Issue.record("410 disables") }
             default:
                 #expect(!verdict.isSuccess && outcome(verdict) == "wait 10000", "\(status)")
-                // Without a wish the whole endpoint rests until this delivery is tried again.
-                if status == 429 || status == 503 {
+                // Without a wish the whole endpoint rests until this delivery is tried again; after a 503 it does not: one instance
+                // of many may say it.
+                if status == 429 {
                     if case .hold(let rest) = verdict.effect {
                         #expect(rest == .seconds(10))
                     } else {
@@ -101,9 +102,12 @@ import Transport
             #expect(outcome(longer) == "wait 60000")
             if case .hold(let rest) = longer.effect { #expect(rest == .seconds(60)) } else { Issue.record("no rest") }
             #expect(outcome(judge(HTTPExchange(status: status, retryAfter: "1"))) == "wait 10000")
-            let nonsense = judge(HTTPExchange(status: status, retryAfter: "nonsense"))
-            if case .hold(let rest) = nonsense.effect { #expect(rest == .seconds(10)) } else { Issue.record("no rest") }
         }
+        let nonsense = judge(HTTPExchange(status: 429, retryAfter: "nonsense"))
+        if case .hold(let rest) = nonsense.effect { #expect(rest == .seconds(10)) } else { Issue.record("no rest") }
+        // That counts as a failure of the endpoint, as every other 5xx.
+        let unasked = judge(HTTPExchange(status: 503, retryAfter: "nonsense"))
+        #expect(unasked.effect == nil && unasked.isEndpointFailure)
         #expect(judge(HTTPExchange(status: 500, retryAfter: "60")).effect == nil)
     }
 

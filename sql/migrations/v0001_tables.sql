@@ -7,6 +7,20 @@
 -- are one transaction.
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
+-- In SQL_ASCII a byte that is no UTF-8 would stop the stream for everybody, and other encodings do
+-- not have the characters that receivers answer with.
+DO $$
+BEGIN
+    IF current_setting('server_version_num')::int < 150000 THEN
+        RAISE EXCEPTION USING errcode = 'OB015', message = format('PostgreSQL %s is too old: 15 or later is needed', current_setting('server_version'));
+    END IF;
+    IF current_setting('server_encoding') <> 'UTF8' THEN
+        RAISE EXCEPTION USING errcode = 'OB015',
+            message = format('the database %s has the encoding %s, and UTF8 is needed', current_database(), current_setting('server_encoding')),
+            hint = 'Make another: createdb -E UTF8 -T template0 …';
+    END IF;
+END $$;
+
 -- Functions that run with the owner's rights for a caller, who is their first argument. Nobody has
 -- a right to this schema, so nobody can name them and say somebody else: what is called stands in
 -- outbox and outbox_api, runs with the caller's rights, and hands over current_user. session_user
@@ -46,7 +60,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC SELECT ('x' || left(pg_walfile_name(pg_current_
 CREATE TABLE outbox.setting (
     singleton           boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     -- Part of every webhook-id, so that two source databases never collide at one receiver.
-    instance            text NOT NULL DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 8),
+    instance            text NOT NULL DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 8) CHECK (instance ~ '^[0-9a-z]{1,32}$'),
     -- Where it is at home. Anywhere else it is a copy, which sends nothing until it is told to
     -- (outbox.rebase): the original does that already, and in another cluster the stream's
     -- transaction ids mean other transactions. The name is no part of it: a database may be
@@ -54,8 +68,8 @@ CREATE TABLE outbox.setting (
     cluster             bigint NOT NULL DEFAULT outbox.cluster_identifier(),
     database            bigint NOT NULL DEFAULT outbox.database_identifier(),
     partition_unit      text NOT NULL DEFAULT 'day' CHECK (partition_unit IN ('hour', 'day')),
-    event_retention     interval NOT NULL DEFAULT '30 days' CHECK (event_retention >= '1 hour'),
-    attempt_retention   interval NOT NULL DEFAULT '30 days' CHECK (attempt_retention >= '1 hour')
+    event_retention     interval NOT NULL DEFAULT '30 days' CHECK (event_retention BETWEEN '1 hour' AND '1000 years'),
+    attempt_retention   interval NOT NULL DEFAULT '30 days' CHECK (attempt_retention BETWEEN '1 hour' AND '1000 years')
 );
 INSERT INTO outbox.setting DEFAULT VALUES;
 
@@ -273,6 +287,15 @@ CREATE INDEX ON outbox.batch (turn, id) WHERE claims = 0;
 CREATE INDEX ON outbox.batch (id) WHERE claims > 0;
 CREATE INDEX ON outbox.batch (customer_id, turn) WHERE claims = 0 AND customer_id IS NOT NULL;
 
+-- What a row may hold that an operator writes by hand: a value that no worker can use would close
+-- the endpoint, or harm more than that.
+CREATE FUNCTION outbox.is_schedule(waits interval[]) RETURNS boolean
+LANGUAGE sql IMMUTABLE RETURN cardinality(waits) <= 100
+    AND coalesce((SELECT bool_and(coalesce(wait BETWEEN '0' AND '30 days', false)) FROM unnest(waits) wait), true);
+-- A time in the life of an endpoint; or never, or always.
+CREATE DOMAIN outbox.time_or_none AS timestamptz
+    CONSTRAINT is_of_the_years_1_to_9999 CHECK (VALUE BETWEEN '0001-01-01' AND '9999-12-31' OR VALUE IN ('infinity', '-infinity'));
+
 CREATE TABLE outbox.endpoint (
     id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     name            text NOT NULL CHECK (length(name) BETWEEN 1 AND 128),
@@ -297,11 +320,12 @@ CREATE TABLE outbox.endpoint (
     timeout         interval NOT NULL DEFAULT '15 s' CHECK (timeout BETWEEN '100 ms' AND '5 min'),
     connect_timeout interval NOT NULL DEFAULT '5 s' CHECK (connect_timeout BETWEEN '100 ms' AND '1 min'),
     -- The waits after the first, second ... failure. About three days, then the dead letters.
-    retry_schedule  interval[] NOT NULL DEFAULT '{5 s,30 s,2 min,10 min,30 min,1 h,3 h,6 h,12 h,24 h,24 h}',
+    retry_schedule  interval[] NOT NULL DEFAULT '{5 s,30 s,2 min,10 min,30 min,1 h,3 h,6 h,12 h,24 h,24 h}'
+                    CONSTRAINT has_at_most_100_waits_of_0_to_30_days CHECK (outbox.is_schedule(retry_schedule)),
     max_in_flight   int NOT NULL DEFAULT 128 CHECK (max_in_flight BETWEEN 1 AND 10000),  -- per worker process
     -- For all workers together; with either, its deliveries always go through its lane.
     max_concurrency int CHECK (max_concurrency BETWEEN 1 AND 10000),
-    rates           text[] NOT NULL DEFAULT '{}',   -- '60/30s', '1/s burst 3': all of them hold
+    rates           text[] NOT NULL DEFAULT '{}' CHECK (array_position(rates, NULL) IS NULL),   -- '60/30s', '1/s burst 3': all of them hold
     -- One delivery of an ordering key at a time, in the order of the stream; a dead letter blocks
     -- its key or is skipped.
     ordered         boolean NOT NULL DEFAULT false,
@@ -325,23 +349,23 @@ CREATE TABLE outbox.secret (
     key_id      text NOT NULL,
     sealed      bytea NOT NULL,
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
-    expires_at  timestamptz NOT NULL DEFAULT 'infinity'
+    expires_at  outbox.time_or_none NOT NULL DEFAULT 'infinity'
 );
 CREATE INDEX ON outbox.secret (endpoint_id);
 
 CREATE TABLE outbox.lane (
     endpoint_id  uuid PRIMARY KEY REFERENCES outbox.endpoint,
-    due_at       timestamptz NOT NULL DEFAULT 'infinity',    -- not later than the earliest delivery that waits in it
-    held_until   timestamptz NOT NULL DEFAULT '-infinity',   -- the receiver asked for a rest (Retry-After)
-    paused_from  timestamptz NOT NULL DEFAULT '-infinity',   -- an operator asked for one: from then ...
-    paused_until timestamptz NOT NULL DEFAULT '-infinity',   -- ... until then
+    due_at       outbox.time_or_none NOT NULL DEFAULT 'infinity',    -- not later than the earliest delivery that waits in it
+    held_until   outbox.time_or_none NOT NULL DEFAULT '-infinity',   -- the receiver asked for a rest (Retry-After)
+    paused_from  outbox.time_or_none NOT NULL DEFAULT '-infinity',   -- an operator asked for one: from then ...
+    paused_until outbox.time_or_none NOT NULL DEFAULT '-infinity',   -- ... until then
     pause_reason text,
     paused_by    text,
     drain_rate   text,                                       -- how fast what waited goes out after the pause
-    opens        int NOT NULL DEFAULT 0,                     -- how often in a row its breaker has opened; 0 is closed
-    opened_at    timestamptz,                                -- since when it is failing
-    recovered_at timestamptz,                                -- it answers again: what was tried before is due
-    claims       int NOT NULL DEFAULT 0,
+    opens        int NOT NULL DEFAULT 0 CHECK (opens BETWEEN 0 AND 1000001),                     -- how often in a row its breaker has opened; 0 is closed
+    opened_at    outbox.time_or_none,                                -- since when it is failing
+    recovered_at outbox.time_or_none,                                -- it answers again: what was tried before is due
+    claims       int NOT NULL DEFAULT 0 CHECK (claims BETWEEN 0 AND 1000001),
     lease_id     uuid,
     worker       text,
     lease_until  timestamptz NOT NULL DEFAULT '-infinity'

@@ -139,7 +139,7 @@ END;
 -- publishes.
 CREATE FUNCTION @door@.begin_operation(transaction_id uuid DEFAULT NULL, identity text DEFAULT NULL) RETURNS uuid
 LANGUAGE sql BEGIN ATOMIC
-    SELECT set_config('outbox.identity', begin_operation.identity, true) WHERE begin_operation.identity IS NOT NULL;
+    SELECT set_config('outbox.identity', begin_operation.identity::outbox.identity::text, true) WHERE begin_operation.identity IS NOT NULL;
     SELECT set_config('outbox.transaction_id', coalesce(begin_operation.transaction_id, outbox.current_transaction_id())::text, true)::uuid;
 END;
 
@@ -171,7 +171,8 @@ BEGIN
         END IF;
     END IF;
     PERFORM outbox_api.publish(
-        type => coalesce(TG_ARGV[0], TG_TABLE_NAME), customer_id => customer, before => old_row, after => new_row,
+        -- Of a partition, the table that it is one of.
+        type => coalesce(TG_ARGV[0], (SELECT relname FROM pg_class WHERE oid = coalesce(pg_partition_root(TG_RELID), TG_RELID))), customer_id => customer, before => old_row, after => new_row,
         change_type => CASE TG_OP WHEN 'INSERT' THEN 'Create' WHEN 'UPDATE' THEN 'Update' ELSE 'Delete' END);
     RETURN NULL;
 END $$;

@@ -110,6 +110,18 @@ BEGIN
       FROM ends t LEFT JOIN LATERAL (SELECT c.id FROM candidate c ORDER BY c.tx DESC, c.id DESC LIMIT 1) l ON true;
 END $$;
 
+-- In an older snapshot the last cut is not seen, and what is in its batches would be cut again.
+CREATE FUNCTION outbox.require_read_committed() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION USING errcode = 'OB014',
+            message = format('wrong_isolation: this takes a transaction that is read committed, and this one is %s',
+                             current_setting('transaction_isolation')),
+            hint = 'BEGIN ISOLATION LEVEL READ COMMITTED; then call it again.';
+    END IF;
+END $$;
+
 -- Turns newly committed events into batches, up to about twice `budget` of them; returns how many,
 -- -1 when another worker is cutting, or -2 when enough batches wait to be claimed. "Newly
 -- committed" is the difference of two snapshots: a transaction that commits late is cut late and
@@ -143,13 +155,7 @@ DECLARE
     is_behind  boolean := false;   -- some lanes are, and could be caught up with
     first_held bigint;        -- the first look that was not at its end before this cut, or this one
 BEGIN
-    -- In an older snapshot the last cut is not seen, and what is in its batches is cut again.
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION USING errcode = 'OB014',
-            message = format('wrong_isolation: the stream is cut in a transaction that is read committed, and this one is %s',
-                             current_setting('transaction_isolation')),
-            hint = 'BEGIN ISOLATION LEVEL READ COMMITTED; then call outbox.cut() again.';
-    END IF;
+    PERFORM outbox.require_read_committed();
     BEGIN
         LOCK TABLE outbox.cutting IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
     EXCEPTION
@@ -282,6 +288,7 @@ DECLARE
     restored   int;   -- the age of the restore, by what it makes after the data: rows that are not older were written since
     is_foreign boolean;
 BEGIN
+    PERFORM outbox.require_read_committed();
     BEGIN
         LOCK TABLE outbox.cutting IN SHARE UPDATE EXCLUSIVE MODE;
         LOCK TABLE outbox.event IN SHARE ROW EXCLUSIVE MODE;

@@ -158,7 +158,7 @@ WITH pair AS (
     SELECT d.event_id, d.endpoint_id, d.event_at,
            CASE WHEN l.paused_from <= statement_timestamp() AND l.paused_until > statement_timestamp() OR n.disabled_at IS NOT NULL
                 THEN 'paused' ELSE 'waiting' END AS state,
-           d.attempts, d.trigger, nullif(greatest(d.due_at, l.held_until), 'infinity') AS due_at, d.last_at, d.last_status, d.last_error_class, d.last_error,
+           d.attempts, d.trigger, nullif(greatest(d.due_at, l.held_until::timestamptz), 'infinity') AS due_at, d.last_at, d.last_status, d.last_error_class, d.last_error,
            NULL::text AS reason
       FROM outbox.delivery d
       JOIN outbox.lane l USING (endpoint_id)
@@ -226,8 +226,9 @@ SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
        CASE WHEN n.disabled_at IS NOT NULL THEN 'disabled' WHEN l.paused_from <= statement_timestamp() AND l.paused_until > statement_timestamp() THEN 'paused'
             ELSE 'active' END AS state,
        coalesce(n.disabled_reason, CASE WHEN l.paused_until > statement_timestamp() THEN l.pause_reason END) AS state_reason,
-       l.opened_at AS failing_since,
-       nullif(l.paused_from, '-infinity') AS paused_from, nullif(l.paused_until, '-infinity') AS paused_until, nullif(greatest(l.held_until, '-infinity'), '-infinity') AS held_until,
+       l.opened_at::timestamptz AS failing_since,
+       nullif(l.paused_from::timestamptz, '-infinity') AS paused_from, nullif(l.paused_until::timestamptz, '-infinity') AS paused_until,
+       nullif(l.held_until::timestamptz, '-infinity') AS held_until,
        coalesce(w.waiting, 0) AS waiting, w.oldest_at, x.dead_letters, r.attempts_5m, r.successes_5m, r.last_success_at, r.last_failure_at
   FROM outbox.endpoint n
   JOIN outbox.lane l ON l.endpoint_id = n.id

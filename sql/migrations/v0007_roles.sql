@@ -68,7 +68,7 @@ GRANT EXECUTE ON FUNCTION outbox.keeps_order(), outbox.keepers_of(text, text, te
 GRANT EXECUTE ON FUNCTION
     outbox.make_batches(pg_snapshot, pg_snapshot, xid8[], boolean, bigint, int, int, bigint, boolean), outbox.snapshot(xid8, xid8[]) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.is_cut(outbox.cut, xid8, bigint) TO outbox_worker, outbox_reader, outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.cut(int, int), outbox.require_leases(bigint, bigint), outbox.stored_size(json, json),
+GRANT EXECUTE ON FUNCTION outbox.cut(int, int), outbox.require_read_committed(), outbox.require_leases(bigint, bigint), outbox.stored_size(json, json),
     outbox.make_partitions(), outbox.empty_expired_partition(), outbox.drop_expired_partition(),
     outbox.webhook_id(bigint, timestamptz), outbox.is_needed(name, oid, timestamptz, timestamptz), outbox.partition_bounds(timestamptz) TO outbox_worker;
 
@@ -92,6 +92,8 @@ GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int, bool
     outbox.record_trial(uuid, bigint, timestamptz, text, uuid, timestamptz, int[], boolean, int, text, text, bytea, text)
     TO outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.current_timeline() TO outbox_worker;
+-- Asked by a check of outbox.endpoint, for whoever changes it.
+GRANT EXECUTE ON FUNCTION outbox.is_schedule(interval[]) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.require_home(text) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.is_restored(outbox.cut), outbox.is_home(text), outbox.cluster_identifier(), outbox.database_identifier() TO outbox_worker, outbox_reader, outbox_operator;
 
