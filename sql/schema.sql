@@ -364,6 +364,7 @@ CREATE INDEX batch_id_idx ON outbox.batch USING btree (id) WHERE (claims > 0)
 CREATE UNIQUE INDEX batch_pkey ON outbox.batch USING btree (id)
 CREATE INDEX batch_turn_id_idx ON outbox.batch USING btree (turn, id) WHERE (claims = 0)
 CREATE UNIQUE INDEX cut_pkey ON outbox.cut USING btree (id)
+CREATE INDEX dead_letter_dead_at_idx ON outbox.dead_letter USING btree (dead_at) WHERE (reason = 'cancelled'::text)
 CREATE INDEX dead_letter_endpoint_id_dead_at_idx ON outbox.dead_letter USING btree (endpoint_id, dead_at)
 CREATE INDEX dead_letter_endpoint_id_ordering_key_idx ON outbox.dead_letter USING btree (endpoint_id, ordering_key) WHERE ((ordering_key IS NOT NULL) AND (reason <> 'cancelled'::text))
 CREATE INDEX dead_letter_fingerprint_idx ON outbox.dead_letter USING btree (fingerprint)
@@ -408,9 +409,10 @@ function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf84
 function outbox.current_transaction_id() returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox.cut(integer,integer) returns integer 07a9fbf2dc1d772f844879888e05db3f
 function outbox.database_identifier() returns bigint 5abb3e3d928ae2125fb5b3c544975fc8
-function outbox.drop_expired_partition() returns text security definer fddb7b1d8f145ecc8cc206f02fa0e4a7
+function outbox.delete_expired_rows(name,integer) returns integer security definer 809fd20a3e061c87d5a74bfb575965a0
+function outbox.drop_expired_partition() returns text security definer e1258e9836472cbfca22733dce6de778
 function outbox.emit() returns trigger 558240afa24da3c625ca1e3f27751744
-function outbox.empty_expired_partition() returns text security definer 4ed14d91803f5678abc038d7b5e1004c
+function outbox.empty_expired_partition() returns text security definer 7eca6c9184b7d7cf63bcc028326f83db
 function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
 function outbox.events_of(bigint[]) returns SETOF outbox.event d41d8cd98f00b204e9800998ecf8427e
 function outbox.expired_partitions() returns TABLE(oid oid, name name, parent name, lower timestamp with time zone, upper timestamp with time zone) d41d8cd98f00b204e9800998ecf8427e
@@ -419,23 +421,27 @@ function outbox.grant_publish(name,text[]) returns void d41d8cd98f00b204e9800998
 function outbox.is_blocked(uuid,text) returns boolean security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_cut(outbox.cut,xid8,bigint) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_home(text) returns boolean 7ddc0f72f432524bc6274707f5d9aa4c
-function outbox.is_needed(name,oid,timestamp with time zone,timestamp with time zone) returns boolean c7d3693c429da3a92cbffae7319aebfd
 function outbox.is_restored(outbox.cut) returns boolean d497053e10d899c3316326dd0e11b826
 function outbox.is_schedule(interval[]) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_service() returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.is_under_way(name,oid,timestamp with time zone) returns boolean e356069a292469cc3f7d8da4b43dfe36
 function outbox.keepers_of(text,text,text) returns TABLE(id uuid, is_disabled boolean) d41d8cd98f00b204e9800998ecf8427e
 function outbox.keeps_house() returns boolean f6f669e07509f376f2ed5597fa1a1466
 function outbox.keeps_order() returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.key_of(text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.let_go(uuid[],text[],bigint,boolean) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.line_of(text,text) returns text d41d8cd98f00b204e9800998ecf8427e
-function outbox.lock_unneeded(name,oid,timestamp with time zone,timestamp with time zone) returns boolean 99d66e30deddd40c5a6c2f9b8021e5f7
+function outbox.lock_unneeded(name,oid,timestamp with time zone) returns boolean 69b0d9194cedffcc6025d4aa8976afc1
 function outbox.make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record bef37480d8bfc4ce875bb274139ec246
-function outbox.make_partitions() returns integer security definer 9ce55456267d88107c3328ede2d224a0
+function outbox.make_partition(name,name,timestamp with time zone,timestamp with time zone) returns boolean 0cd90fe1dcf546de4d62eb8a06f8d0ad
+function outbox.make_partitions() returns integer security definer b7abbd03fe36e786dea38a9879ee6876
 function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
+function outbox.move_default_rows(name) returns text security definer 211d755380a1e1293346ad5560e7f220
+function outbox.needed_partitions() returns oid[] d41d8cd98f00b204e9800998ecf8427e
 function outbox.next_lines(outbox.lane_place,integer) returns SETOF outbox.lane_place d41d8cd98f00b204e9800998ecf8427e
 function outbox.partition_bounds(timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
+function outbox.partition_to_make(name,timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
 function outbox.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox.rebase(integer,boolean,boolean) returns record d41d8cd98f00b204e9800998ecf8427e
 function outbox.record_audit(text,text,text,jsonb) returns void d41d8cd98f00b204e9800998ecf8427e
@@ -452,6 +458,7 @@ function outbox.stored_size(json,json) returns integer d41d8cd98f00b204e9800998e
 function outbox.transaction_uuid(timestamp with time zone,xid8) returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox.wake_worker() returns trigger 9c7c6fbc0c8b738f327d0ea7fa95f5ae
 function outbox.webhook_id(bigint,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
+function outbox.what_keeps(name,oid,timestamp with time zone,timestamp with time zone) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox_api.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox_api.emit() returns trigger 558240afa24da3c625ca1e3f27751744
 function outbox_api.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint d41d8cd98f00b204e9800998ecf8427e
@@ -590,6 +597,7 @@ grant execute on current_transaction_id to outbox_operator
 grant execute on database_identifier to outbox_operator
 grant execute on emit to outbox_operator
 grant execute on outbox_api.emit to outbox_operator
+grant execute on expired_partitions to outbox_operator
 grant execute on first_incomplete to outbox_operator
 grant execute on outbox_private.grant_publish to outbox_operator
 grant execute on grant_publish to outbox_operator
@@ -619,6 +627,7 @@ grant execute on set_body_limit to outbox_operator
 grant execute on transaction_uuid to outbox_operator
 grant execute on wake_worker to outbox_operator
 grant execute on webhook_id to outbox_operator
+grant execute on what_keeps to outbox_operator
 grant execute on begin_operation to outbox_producer
 grant execute on outbox_api.begin_operation to outbox_producer
 grant execute on current_identity to outbox_producer
@@ -634,6 +643,7 @@ grant execute on transaction_uuid to outbox_producer
 grant execute on wake_worker to outbox_producer
 grant execute on cluster_identifier to outbox_reader
 grant execute on database_identifier to outbox_reader
+grant execute on expired_partitions to outbox_reader
 grant execute on first_incomplete to outbox_reader
 grant execute on is_blocked to outbox_reader
 grant execute on is_cut to outbox_reader
@@ -641,6 +651,7 @@ grant execute on is_home to outbox_reader
 grant execute on is_restored to outbox_reader
 grant execute on key_of to outbox_reader
 grant execute on webhook_id to outbox_reader
+grant execute on what_keeps to outbox_reader
 grant execute on advance to outbox_worker
 grant execute on catch_up to outbox_worker
 grant execute on cluster_identifier to outbox_worker
@@ -649,14 +660,15 @@ grant execute on current_timeline to outbox_worker
 grant execute on current_transaction_id to outbox_worker
 grant execute on cut to outbox_worker
 grant execute on database_identifier to outbox_worker
+grant execute on delete_expired_rows to outbox_worker
 grant execute on drop_expired_partition to outbox_worker
 grant execute on empty_expired_partition to outbox_worker
 grant execute on events_of to outbox_worker
+grant execute on expired_partitions to outbox_worker
 grant execute on first_incomplete to outbox_worker
 grant execute on is_blocked to outbox_worker
 grant execute on is_cut to outbox_worker
 grant execute on is_home to outbox_worker
-grant execute on is_needed to outbox_worker
 grant execute on is_restored to outbox_worker
 grant execute on is_schedule to outbox_worker
 grant execute on is_service to outbox_worker
@@ -666,6 +678,7 @@ grant execute on let_go to outbox_worker
 grant execute on line_of to outbox_worker
 grant execute on make_batches to outbox_worker
 grant execute on make_partitions to outbox_worker
+grant execute on move_default_rows to outbox_worker
 grant execute on next_lines to outbox_worker
 grant execute on partition_bounds to outbox_worker
 grant execute on outbox_private.record_audit to outbox_worker
@@ -680,3 +693,4 @@ grant execute on snapshot to outbox_worker
 grant execute on stored_size to outbox_worker
 grant execute on transaction_uuid to outbox_worker
 grant execute on webhook_id to outbox_worker
+grant execute on what_keeps to outbox_worker

@@ -29,40 +29,87 @@ extension Connection {
         try query("DELETE FROM outbox.worker WHERE id = \(worker)")
     }
 
-    /// Makes partitions ahead, drops expired ones of which nothing is outstanding, and removes small rows past their use.
-    /// Every step may be done by several workers at once. Returns the names of dropped partitions.
-    package mutating func keepHouse() throws -> [String] {
-        try query("SELECT outbox.make_partitions()")
-        // One a statement: however many have expired, no lock is held for long, and each fits its deadline.
-        func each(_ step: SQL) throws -> [String] {
-            var names: [String] = []
-            while case let name?? = try query(step).first({ row throws(PostgresError) in try row[0] as String? }) {
-                names.append(name)
+    /// Makes partitions ahead, drops expired ones of which nothing is outstanding, and removes rows past their use: step by step, each
+    /// of which keeps what it did and fits its deadline, for as long as that may take. One step that fails stops no other. Every step
+    /// may be done by several workers at once.
+    package mutating func keepHouse(within limit: Duration = .seconds(20)) -> Housekeeping {
+        var house = Housekeeping()
+        let end = ContinuousClock.now + limit
+        for chore in Housekeeping.Chore.allCases {
+            do {
+                while try house.note(perform(chore), of: chore) {
+                    guard .now < end else {
+                        house.isUnfinished = true
+                        break
+                    }
+                }
+            } catch {
+                house.failures[chore] = error
             }
-            return names
         }
-        _ = try each("SELECT outbox.empty_expired_partition()")
-        let dropped = try each("SELECT outbox.drop_expired_partition()")
-        try trimHistory()
-        let deleted = try query(
-            """
-            SELECT n.id FROM outbox.endpoint n
-             WHERE n.deleted_at IS NOT NULL 
-               AND (EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = n.id AND d.due_at < 'infinity')
-                    OR EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = n.id AND d.ordering_key IS NOT NULL)
-                    OR EXISTS (SELECT FROM outbox.unrouted u WHERE u.endpoint_id = n.id))
-            """
-        ).map { row throws(PostgresError) in try row[0] as EndpointID }
-        for endpoint in deleted { while try cancelDeleted(endpoint) > 0 {} }
-        try query("DELETE FROM outbox.worker WHERE heartbeat_at < clock_timestamp() - interval '1 day'")
-        try query("DELETE FROM outbox.secret WHERE expires_at < clock_timestamp() - interval '1 day'")
-        try query(
-            "DELETE FROM outbox.dedup WHERE created_at < clock_timestamp() - (SELECT event_retention FROM outbox.setting)"
-        )
-        try query(
-            "DELETE FROM outbox.ghost WHERE noted_at < clock_timestamp() - (SELECT attempt_retention FROM outbox.setting)"
-        )
-        return dropped
+        return house
+    }
+
+    /// One step of a chore: what it did, in a name or a number of rows; nil and zero when nothing is left to do.
+    private mutating func perform(_ chore: Housekeeping.Chore) throws -> Housekeeping.Step {
+        func named(_ step: SQL) throws -> Housekeeping.Step {
+            .named(try query(step).first { row throws(PostgresError) in try row[0] as String? } ?? nil)
+        }
+        func counted(_ step: SQL) throws -> Housekeeping.Step {
+            .rows(try query(step).first { row throws(PostgresError) in try row[0] as Int } ?? 0)
+        }
+        func deleted(_ table: String, _ old: SQL) throws -> Housekeeping.Step {
+            .rows(
+                try query(
+                    """
+                    DELETE FROM outbox.\(raw: table) t WHERE t.ctid = ANY (ARRAY(
+                        SELECT o.ctid FROM outbox.\(raw: table) o WHERE \(old) LIMIT \(raw: "\(Housekeeping.step)")))
+                    """
+                ).affected)
+        }
+        switch chore {
+        case .partitions:
+            try query("SELECT outbox.make_partitions()")
+            return .rows(0)
+        case .emptying: return try named("SELECT outbox.empty_expired_partition()")
+        case .dropping: return try named("SELECT outbox.drop_expired_partition()")
+        case .movingEvents: return try named("SELECT outbox.move_default_rows('event')")
+        case .movingAttempts: return try named("SELECT outbox.move_default_rows('attempt')")
+        case .expiringEvents: return try counted("SELECT outbox.delete_expired_rows('event', \(raw: "\(Housekeeping.step)"))")
+        case .expiringAttempts:
+            return try counted("SELECT outbox.delete_expired_rows('attempt', \(raw: "\(Housekeeping.step)"))")
+        case .history: return .rows(try trimHistory())
+        case .deletedEndpoints:
+            let waiting = try query(
+                """
+                SELECT n.id FROM outbox.endpoint n
+                 WHERE n.deleted_at IS NOT NULL
+                   AND (EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = n.id AND d.due_at < 'infinity')
+                        OR EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = n.id AND d.ordering_key IS NOT NULL)
+                        OR EXISTS (SELECT FROM outbox.unrouted u WHERE u.endpoint_id = n.id)) LIMIT 1
+                """
+            ).first { row throws(PostgresError) in try row[0] as EndpointID }
+            return .rows(try waiting.map { try cancelDeleted($0) } ?? 0)
+        case .cancelled:
+            return try deleted(
+                "dead_letter",
+                "o.reason = 'cancelled' AND o.dead_at < statement_timestamp() - (SELECT event_retention FROM outbox.setting)")
+        case .deadOfDeleted:
+            return try deleted(
+                "dead_letter",
+                """
+                o.endpoint_id = ANY (ARRAY(SELECT n.id FROM outbox.endpoint n WHERE n.deleted_at IS NOT NULL))
+                AND o.dead_at < statement_timestamp() - (SELECT event_retention FROM outbox.setting)
+                """)
+        case .workers: return try deleted("worker", "o.heartbeat_at < clock_timestamp() - interval '1 day'")
+        case .secrets: return try deleted("secret", "o.expires_at < clock_timestamp() - interval '1 day'")
+        case .dedupKeys:
+            return try deleted(
+                "dedup", "o.created_at < statement_timestamp() - (SELECT event_retention FROM outbox.setting)")
+        case .ghosts:
+            return try deleted(
+                "ghost", "o.noted_at < statement_timestamp() - (SELECT attempt_retention FROM outbox.setting)")
+        }
     }
 
     /// The installation's part of every webhook-id.
@@ -84,5 +131,55 @@ extension Connection {
             """
             SELECT outbox.record_audit(\(action), \(object), \(reason), \(detail)::jsonb)
             """)
+    }
+}
+
+/// What one round of housekeeping did.
+package struct Housekeeping: Sendable {
+    /// The things to do, in the order in which they are done.
+    package enum Chore: String, CaseIterable, Sendable {
+        case partitions
+        case movingEvents = "events of the default partition"
+        case movingAttempts = "attempts of the default partition"
+        case emptying = "expired partitions"
+        case dropping = "empty partitions"
+        case expiringEvents = "expired events of the default partition"
+        case expiringAttempts = "expired attempts of the default partition"
+        case history
+        case deletedEndpoints = "deliveries of deleted endpoints"
+        case cancelled = "cancelled deliveries"
+        case deadOfDeleted = "dead letters of deleted endpoints"
+        case workers, secrets
+        case dedupKeys = "dedup keys"
+        case ghosts
+    }
+
+    fileprivate enum Step {
+        case named(String?)
+        case rows(Int)
+    }
+
+    /// Rows in one statement.
+    fileprivate static let step = 10_000
+
+    /// The partitions that were dropped.
+    package fileprivate(set) var dropped: [String] = []
+    /// How many rows each chore removed or moved.
+    package fileprivate(set) var rows: [Chore: Int] = [:]
+    /// What could not be done.
+    package fileprivate(set) var failures: [Chore: any Error] = [:]
+    /// There was no time for all of it.
+    package fileprivate(set) var isUnfinished = false
+
+    /// Takes note of a step; true when there may be another.
+    fileprivate mutating func note(_ step: Step, of chore: Chore) -> Bool {
+        switch step {
+        case .named(let name):
+            if let name, chore == .dropping { dropped.append(name) }
+            return name != nil
+        case .rows(let count):
+            if count > 0 { rows[chore, default: 0] += count }
+            return count > 0
+        }
     }
 }

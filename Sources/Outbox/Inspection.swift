@@ -1,41 +1,6 @@
 package import Postgres
 
-/// What lists are narrowed by; nil means everything.
-package struct ListFilter: Sendable {
-    package var endpoint: EndpointID?
-    package var eventType: String?
-    package var changeType: String?
-    package var customerID: String?
-    package var transactionID: UniqueID?
-    package var event: EventReference?
-    package var state: String?
-    package var since: Timestamp?
-    package var until: Timestamp?
-    package var limit = 100
-
-    package init() {}
-}
-
 extension Connection {
-    /// Events, newest first.
-    package mutating func listEvents(_ filter: ListFilter) throws -> Listing {
-        try listing(
-            """
-            SELECT e.id, outbox.webhook_id(e.id, e.created_at) AS webhook_id, e.created_at, e.customer_id, e.type, e.change_type, e.transaction_id,
-                   e.identity, e.ordering_key, e.deliver_at, coalesce(e.occurred_at, e.created_at) AS occurred_at
-              FROM outbox.event e
-             WHERE (\(filter.eventType) IS NULL OR e.type = \(filter.eventType))
-               AND (\(filter.changeType) IS NULL OR e.change_type = \(filter.changeType))
-               AND (\(filter.customerID) IS NULL OR e.customer_id = \(filter.customerID))
-               AND (\(filter.transactionID) IS NULL OR e.transaction_id = \(filter.transactionID))
-               AND (\(filter.event?.id) IS NULL OR e.id = \(filter.event?.id))
-               AND (\(filter.event?.createdAt) IS NULL OR e.created_at = \(filter.event?.createdAt))
-               AND (\(filter.since) IS NULL OR e.created_at >= \(filter.since))
-               AND (\(filter.until) IS NULL OR e.created_at < \(filter.until))
-             ORDER BY e.id DESC LIMIT \(filter.limit)
-            """)
-    }
-
     /// One event with its bodies.
     package mutating func event(_ key: EventKey) throws -> Listing {
         let found = try listing(
@@ -49,24 +14,6 @@ extension Connection {
             throw OperationRefusal(.notFound, "event \(key.id) not found", hint: "See: outboxctl event list")
         }
         return found
-    }
-
-    /// Deliveries by the columns of `outbox.deliveries`, newest event first.
-    package mutating func listDeliveries(_ filter: ListFilter) throws -> Listing {
-        try listing(
-            """
-            SELECT d.* FROM outbox.deliveries d
-             WHERE (\(filter.endpoint) IS NULL OR d.endpoint_id = \(filter.endpoint))
-               AND (\(filter.state) IS NULL OR d.state = \(filter.state))
-               AND (\(filter.eventType) IS NULL OR d.event_type = \(filter.eventType))
-               AND (\(filter.customerID) IS NULL OR d.customer_id = \(filter.customerID))
-               AND (\(filter.transactionID) IS NULL OR d.transaction_id = \(filter.transactionID))
-               AND (\(filter.event?.id) IS NULL OR d.event_id = \(filter.event?.id))
-               AND (\(filter.event?.createdAt) IS NULL OR d.created_at = \(filter.event?.createdAt))
-               AND (\(filter.since) IS NULL OR d.created_at >= \(filter.since))
-               AND (\(filter.until) IS NULL OR d.created_at < \(filter.until))
-             ORDER BY d.event_id DESC, d.endpoint LIMIT \(filter.limit)
-            """)
     }
 
     /// One delivery by the columns of `outbox.deliveries`.
@@ -86,37 +33,6 @@ extension Connection {
         return found
     }
 
-    /// Attempts by the columns of `outbox.attempts`, newest first.
-    package mutating func listAttempts(_ filter: ListFilter) throws -> Listing {
-        try listing(
-            """
-            SELECT a.* FROM outbox.attempts a
-             WHERE (\(filter.endpoint) IS NULL OR a.endpoint_id = \(filter.endpoint))
-               AND (\(filter.event?.id) IS NULL OR a.event_id = \(filter.event?.id))
-               AND (\(filter.event?.createdAt) IS NULL OR a.created_at = \(filter.event?.createdAt))
-               AND (\(filter.state) IS NULL OR a.outcome = \(filter.state))
-               AND (\(filter.since) IS NULL OR a.started_at >= \(filter.since))
-               AND (\(filter.until) IS NULL OR a.started_at < \(filter.until))
-             ORDER BY a.started_at DESC LIMIT \(filter.limit)
-            """)
-    }
-
-    /// Dead letters by the columns of `outbox.dead_letters`, newest first.
-    package mutating func listDeadLetters(_ filter: ListFilter) throws -> Listing {
-        try listing(
-            """
-            SELECT d.* FROM outbox.dead_letters d
-             WHERE (\(filter.endpoint) IS NULL OR d.endpoint_id = \(filter.endpoint))
-               AND (\(filter.eventType) IS NULL OR d.event_type = \(filter.eventType))
-               AND (\(filter.customerID) IS NULL OR d.customer_id = \(filter.customerID))
-               AND (\(filter.event?.id) IS NULL OR d.event_id = \(filter.event?.id))
-               AND (\(filter.event?.createdAt) IS NULL OR d.created_at = \(filter.event?.createdAt))
-               AND (\(filter.since) IS NULL OR d.dead_at >= \(filter.since))
-               AND (\(filter.until) IS NULL OR d.dead_at < \(filter.until))
-             ORDER BY d.dead_at DESC, d.event_id DESC LIMIT \(filter.limit)
-            """)
-    }
-
     /// One dead letter by the columns of `outbox.dead_letters`.
     package mutating func deadLetter(_ pair: Pair) throws -> Listing {
         let found = try listing(
@@ -132,36 +48,21 @@ extension Connection {
         return found
     }
 
-    /// Everything that one operation caused, as one JSON document: events, their deliveries, each one's attempts.
-    package mutating func trace(_ transaction: UniqueID) throws -> (
-        json: String, events: Listing, deliveries: Listing, attempts: Listing
-    ) {
+    /// Everything that one operation caused: events, their deliveries, each one's attempts.
+    ///
+    /// - Throws: an `OperationRefusal` when nothing has the TransactionId.
+    package mutating func trace(_ transaction: UniqueID) throws -> Trace {
         var filter = ListFilter()
         filter.transactionID = transaction
-        filter.limit = 10_000
+        filter.limit = Trace.most
         let events = try listEvents(filter)
         guard !events.rows.isEmpty else {
             throw OperationRefusal(
                 .notFound, "no event has TransactionId \(transaction)", hint: "See: outboxctl event list")
         }
-        let deliveries = try listDeliveries(filter)
-        let attempts = try listing(
-            """
-            SELECT a.* FROM outbox.attempts a
-             WHERE (a.event_id, a.created_at) IN (SELECT id, created_at FROM outbox.event WHERE transaction_id = \(transaction)) ORDER BY a.event_id, a.started_at
-            """)
-        let document = try query(
-            """
-            SELECT json_build_object('transaction_id', \(transaction), 'events', json_agg(x ORDER BY x.id))::text FROM (
-                SELECT e.id, outbox.webhook_id(e.id, e.created_at) AS webhook_id, e.created_at, e.customer_id, e.type, e.change_type, e.identity,
-                       coalesce((SELECT json_agg(d) FROM (
-                           SELECT d.*, coalesce((SELECT json_agg(a ORDER BY a.started_at) FROM outbox.attempts a
-                                        WHERE a.event_id = d.event_id AND a.created_at = d.created_at AND a.endpoint_id = d.endpoint_id), '[]') AS attempts_made
-                             FROM outbox.deliveries d WHERE d.event_id = e.id AND d.created_at = e.created_at) d), '[]') AS deliveries
-                  FROM outbox.event e WHERE e.transaction_id = \(transaction)) x
-            """
-        ).first { row throws(PostgresError) in try row[0] as String }
-        return (document ?? "{}", events, deliveries, attempts)
+        return Trace(
+            transaction: transaction, events: events, deliveries: try listDeliveries(filter),
+            attempts: try listAttempts(filter))
     }
 
     /// One row that says how the installation stands.
@@ -267,5 +168,59 @@ package struct EventReference: Sendable {
         (id, createdAt, instance) = (
             EventID(rawValue: number), Timestamp(microseconds: time), String(parts[1])
         )
+    }
+}
+
+/// Everything that one operation caused.
+package struct Trace: Sendable {
+    /// So many of each at most.
+    package static let most = 10_000
+
+    let transaction: UniqueID
+    package let events: Listing
+    package let deliveries: Listing
+    package let attempts: Listing
+
+    /// What there is more of than is shown here.
+    package var cut: [String] {
+        [("events", events), ("deliveries", deliveries), ("attempts", attempts)].filter { $0.1.rows.count >= Self.most }
+            .map(\.0)
+    }
+
+    /// One JSON document: events, in them their deliveries, in those their attempts.
+    package var json: String {
+        let attempts = grouped(attempts, by: ["event_id", "created_at", "endpoint_id"])
+        let key = ["event_id", "created_at", "endpoint_id"].map(deliveries.place)
+        let nested = Listing(
+            columns: deliveries.columns, rows: deliveries.rows,
+            json: zip(deliveries.rows, deliveries.json).map { row, json in
+                with(json, "attempts_made", (attempts[key.map { row[$0] }] ?? []).reversed())
+            })
+        let byEvent = grouped(nested, by: ["event_id", "created_at"])
+        let id = ["id", "created_at"].map(events.place)
+        let all = zip(events.rows, events.json).map { row, json in
+            with(json, "deliveries", byEvent[id.map { row[$0] }] ?? [])
+        }
+        return "{\"transaction_id\":\"\(transaction)\",\"is_complete\":\(cut.isEmpty),\"events\":[\(all.reversed().joined(separator: ","))]}"
+    }
+
+    private func grouped(_ listing: Listing, by columns: [String]) -> [[String?]: [String]] {
+        let places = columns.map(listing.place)
+        var groups: [[String?]: [String]] = [:]
+        for (row, json) in zip(listing.rows, listing.json) { groups[places.map { row[$0] }, default: []].append(json) }
+        return groups
+    }
+
+    /// The object with one member more.
+    private func with(_ object: String, _ name: String, _ elements: [String]) -> String {
+        "\(object.dropLast()),\"\(name)\":[\(elements.joined(separator: ","))]}"
+    }
+}
+
+extension Listing {
+    /// Where a column of ours is.
+    fileprivate func place(_ column: String) -> Int {
+        guard let place = columns.firstIndex(of: column) else { preconditionFailure("there is no column \(column)") }
+        return place
     }
 }

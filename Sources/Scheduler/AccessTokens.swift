@@ -153,7 +153,7 @@ final class AccessTokens: Sendable {
             return failure("the token has \(value.utf8.count) bytes, and at most \(HTTPHeader.longestToken) can be sent")
         }
         guard value.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) else {
-            return failure("the token has a character that no header can hold")
+            return failure("the token is none that a header can hold")
         }
         let seconds = json.value(at: ["expires_in"]).flatMap { Double($0.text) } ?? 3600
         return .success((value, .seconds(seconds > 0 ? min(seconds, 86_400) : 3600)))

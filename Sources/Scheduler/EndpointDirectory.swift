@@ -10,12 +10,15 @@ final class EndpointDirectory: Sendable {
     struct Snapshot: Sendable {
         let generation: Generation
         let byID: [EndpointID: Endpoint]
+        /// True when the endpoints are of more than one customer.
+        let hasSeveralCustomers: Bool
         private let exact: [ExactText: [Endpoint]]
         private let wildcard: [Endpoint]
 
         init(generation: Generation, endpoints: [Endpoint]) {
             self.generation = generation
             byID = Dictionary(endpoints.map { ($0.id, $0) }, uniquingKeysWith: { first, _ in first })
+            hasSeveralCustomers = endpoints.contains { $0.settings.customerID != endpoints[0].settings.customerID }
             exact = Dictionary(grouping: endpoints.filter { $0.settings.eventType != "*" }, by: \.settings.eventType)
             wildcard = endpoints.filter { $0.settings.eventType == "*" }
         }

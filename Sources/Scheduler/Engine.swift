@@ -79,9 +79,7 @@ package struct Engine: Sendable {
                 try Migrator.check(&connection)
                 try connection.requireHome(instance: configuration.instance)
                 // Before the first event needs a partition. What is in the way of it is not in the way of deliveries.
-                do { _ = try connection.keepHouse() } catch let error as PostgresError {
-                    logger.warning("housekeeping was put off", metadata: ["error": "\(error)"])
-                }
+                Janitor.report(connection.keepHouse(within: .seconds(2)), to: logger)
                 return (try connection.instance(), connection.serverSockets)
             }
             await pool.close()

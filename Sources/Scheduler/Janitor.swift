@@ -9,6 +9,17 @@ final class Janitor: Service {
     private static let heartbeat = Duration.seconds(5)
     private static let housekeeping = Duration.seconds(600)
 
+    /// Says what was done, and what was not.
+    static func report(_ house: Housekeeping, to logger: Logger) {
+        for name in house.dropped { logger.info("dropped an expired partition", metadata: ["partition": "\(name)"]) }
+        for (chore, error) in house.failures {
+            logger.warning(
+                "a part of the housekeeping failed; it is tried again",
+                metadata: ["part": "\(chore.rawValue)", "error": "\(error)"])
+        }
+    }
+
+
     private let pool: ConnectionPool
     private let configuration: EngineConfiguration
     private let logger: Logger
@@ -46,10 +57,9 @@ final class Janitor: Service {
                     if .now >= nextHousekeeping {
                         // Set before, so that a failure is not repeated with every heartbeat.
                         nextHousekeeping = .now + Self.housekeeping
-                        let dropped = try await pool.run { try $0.keepHouse() }
-                        for name in dropped {
-                            logger.info("dropped an expired partition", metadata: ["partition": "\(name)"])
-                        }
+                        let house = try await pool.run { $0.keepHouse() }
+                        Self.report(house, to: logger)
+                        if house.isUnfinished { nextHousekeeping = .now }
                     }
                 } catch {
                     // Others complain about a database that is away; a lock that was not had is tried again soon.

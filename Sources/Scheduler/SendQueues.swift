@@ -1,4 +1,5 @@
 import DequeModule
+import Bytewise
 import Outbox
 import Postgres
 
@@ -49,11 +50,23 @@ private struct Load {
         load.count -= 1
         load.bytes -= send.event.size
     }
+
+    static func - (load: Load, other: Load) -> Load {
+        Load(count: load.count - other.count, bytes: load.bytes - other.bytes)
+    }
+
+    /// True when this is less than the other in both.
+    func isWithin(_ other: Load) -> Bool { count < other.count && bytes < other.bytes }
 }
 
 /// What waits to be started and what is in flight, per endpoint and altogether. Every endpoint has its own queue and cap;
 /// starting goes round the endpoints, so that none waits behind another's queue. Bookkeeping only: it belongs under the
 /// sender's lock.
+///
+/// Requests and bytes in flight are few, and whoever holds them may do so for minutes. So an endpoint gets another request only while
+/// it has less in flight than is free, and a customer the same, where there are several: however many take what they can, as much
+/// as each of them has is left for the next (dynamic thresholds: Choudhury and Hahne 1998). The last eighth is for first requests of
+/// endpoints, which need only that anything is free.
 struct SendQueues {
     /// How many sends from batches may wait before no more work is claimed.
     static let mostPending = 1000
@@ -77,6 +90,10 @@ struct SendQueues {
     private var limiters: [EndpointID: (holder: Holder, limiter: RateLimiter)] = [:]
     /// Endpoints that wait for their rates, and until when the first of them does.
     private var resting: [EndpointID: ContinuousClock.Instant] = [:]
+    /// What each customer's endpoints have in flight.
+    private var customers: [ExactText: Load] = [:]
+    /// Endpoints that have more in flight than their share, or whose customers have, in the order in which they found that out.
+    private var waitingForShare: Deque<EndpointID> = []
 
     init(mostInFlight: Int, mostBytes: Int) {
         self.mostInFlight = mostInFlight
@@ -89,6 +106,9 @@ struct SendQueues {
         var pending = Load()
         var inFlight = Load()
         var isInTurn = false
+        var isWaitingForShare = false
+        /// Whose endpoint it is, as it was when something was first in flight.
+        var customer: ExactText = ""
 
         var isIdle: Bool { sends.isEmpty && inFlight.count == 0 }
 
@@ -153,9 +173,11 @@ struct SendQueues {
 
     /// The next send that the caps allow, in turn by endpoint; it counts as in flight from here on. Without an endpoint it
     /// is for one that is not known any more.
-    mutating func next(_ endpoints: [EndpointID: Endpoint], at now: Timestamp) -> (
-        send: Send, endpoint: Endpoint?, isRunningLow: Bool
-    )? {
+    ///
+    /// - Parameter hasSeveralCustomers: false when all endpoints are of one, who then shares with nobody.
+    mutating func next(
+        _ endpoints: [EndpointID: Endpoint], hasSeveralCustomers: Bool = false, at now: Timestamp
+    ) -> (send: Send, endpoint: Endpoint?, isRunningLow: Bool)? {
         if !resting.isEmpty { wakeRested(endpoints, at: now) }
         guard inFlight.count < mostInFlight, inFlight.bytes < mostBytes else { return nil }
         for _ in 0..<turn.count {
@@ -173,11 +195,41 @@ struct SendQueues {
                 takeTurn(id, queue)
                 continue
             }
+            guard hasShare(queue, of: endpoint, hasSeveralCustomers) else {
+                waitForShare(id, queue)
+                continue
+            }
             // One from a batch is put off as soon as it is started: rates are for the lane's.
             if let endpoint, !first.isFromBatch, rests(endpoint, at: now) { continue }
+            if queue.inFlight.count == 0 { queue.customer = endpoint?.settings.customerID ?? "" }
             return (start(queue.sends.removeFirst(), queue, id), endpoint, isRunningLow(first))
         }
         return nil
+    }
+
+    /// True when the endpoint may have another request in flight beside what the others have.
+    private func hasShare(_ queue: Queue, of endpoint: Endpoint?, _ hasSeveralCustomers: Bool) -> Bool {
+        let free = Load(count: mostInFlight, bytes: mostBytes) - inFlight
+        let forSeconds = free - Load(count: mostInFlight / 8, bytes: mostBytes / 8)
+        if queue.inFlight.count > 0, !queue.inFlight.isWithin(forSeconds) { return false }
+        guard hasSeveralCustomers, let endpoint, let held = customers[endpoint.settings.customerID] else { return true }
+        return held.isWithin(free)
+    }
+
+    /// It is asked again when something has ended.
+    private mutating func waitForShare(_ id: EndpointID, _ queue: Queue) {
+        if queue.isWaitingForShare { return }
+        queue.isWaitingForShare = true
+        waitingForShare.append(id)
+    }
+
+    /// One that has ended makes room for one or two: a few are asked, the longest waiting first.
+    private mutating func askWhoWaitsForShare() {
+        for _ in 0..<min(4, waitingForShare.count) {
+            guard let id = waitingForShare.popFirst(), let queue = queues[id] else { continue }
+            queue.isWaitingForShare = false
+            takeTurn(id, queue)
+        }
     }
 
     /// True when the endpoint's rates do not let a request start now; otherwise it counts as started.
@@ -203,6 +255,7 @@ struct SendQueues {
         if send.isFromBatch { pendingFromBatches -= send } else { inFlightFromLanes += send }
         queue.inFlight += send
         inFlight += send
+        customers[queue.customer, default: Load()] += send
         takeTurn(id, queue)
         return send
     }
@@ -216,6 +269,9 @@ struct SendQueues {
         if !send.isFromBatch { inFlightFromLanes -= send }
         guard let queue = queues[send.endpoint] else { return }
         queue.inFlight -= send
+        customers[queue.customer]? -= send
+        if customers[queue.customer]?.count == 0 { customers[queue.customer] = nil }
+        askWhoWaitsForShare()
         if queue.isIdle { queues[send.endpoint] = nil }
         takeTurn(send.endpoint, queue)
     }
@@ -226,7 +282,7 @@ struct SendQueues {
         if pending.count == 0 { return [] }
         var removed: [Send] = []
         for (id, queue) in queues {
-            let isAtCap = queue.isAtCap(endpoints[id], mostBytes: mostBytesPerEndpoint)
+            let isAtCap = queue.isWaitingForShare || queue.isAtCap(endpoints[id], mostBytes: mostBytesPerEndpoint)
             let before = removed.count
             queue.sends.removeAll { send in
                 let goes = shouldGo(send, isAtCap)
@@ -247,7 +303,7 @@ struct SendQueues {
     }
 
     private mutating func takeTurn(_ id: EndpointID, _ queue: Queue) {
-        if queue.isInTurn || queue.sends.isEmpty { return }
+        if queue.isInTurn || queue.isWaitingForShare || queue.sends.isEmpty { return }
         queue.isInTurn = true
         turn.append(id)
     }

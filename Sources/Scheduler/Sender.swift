@@ -136,9 +136,13 @@ final class Sender: Service {
     }
 
     private func next() -> (Send, Endpoint?)? {
-        let endpoints = directory.current.byID
+        let known = directory.current
         let now = clock.now
-        guard let next = state.withLock({ $0.queues.next(endpoints, at: now) }) else { return nil }
+        guard
+            let next = state.withLock({
+                $0.queues.next(known.byID, hasSeveralCustomers: known.hasSeveralCustomers, at: now)
+            })
+        else { return nil }
         if next.isRunningLow { claiming.signal() }
         return (next.send, next.endpoint)
     }

@@ -81,18 +81,23 @@ struct EventCommand: AsyncParsableCommand {
 
         func run() async throws {
             let trace = try await Session.run(options) { [transaction] in try $0.trace(transaction.id) }
+            if !trace.cut.isEmpty {
+                StandardError.say(
+                    "outboxctl: only the newest \(Outbox.Trace.most) \(trace.cut.joined(separator: " and ")) are shown")
+            }
             guard options.format == .table else { return printJSON(trace.json) }
             print("transaction \(transaction.id)")
-            for event in records(trace.events) {
+            let deliveries = Dictionary(grouping: records(trace.deliveries)) { $0("event_id") }
+            let attempts = Dictionary(grouping: records(trace.attempts)) { $0("event_id") + ":" + $0("endpoint_id") }
+            for event in records(trace.events).reversed() {
                 print(
                     "└─ event \(event("id"))  \(event("type")) \(event("change_type"))  customer \(event("customer_id"))  \(event("created_at"))"
                 )
-                let deliveries = records(trace.deliveries).filter { $0("event_id") == event("id") }
+                let deliveries = deliveries[event("id")] ?? []
                 if deliveries.isEmpty { print("   └─ not dispatched yet, or no endpoint wants it") }
                 for delivery in deliveries {
                     print("   └─ \(delivery("endpoint"))  \(delivery("state"))")
-                    for attempt in records(trace.attempts)
-                    where attempt("event_id") == event("id") && attempt("endpoint_id") == delivery("endpoint_id") {
+                    for attempt in (attempts[event("id") + ":" + delivery("endpoint_id")] ?? []).reversed() {
                         let verdict = attempt("outcome") == "success" ? "ok" : "failed (\(attempt("error_class")))"
                         print(
                             "      └─ attempt \(attempt("number"))  \(attempt("started_at"))  \(attempt("status"))  \(verdict)  \(attempt("total_us")) us"

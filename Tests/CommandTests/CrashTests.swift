@@ -223,7 +223,7 @@ import Testing
         ledger.receiver.stop()
     }
 
-    @Test func `a second SIGTERM ends the process at once`() async throws {
+    @Test func `two SIGTERMs at a time are one, and a later one ends the process at once`() async throws {
         let database = try await TestCluster.database()
         let ledger = try Ledger { _, _ in Receiver.Answer(manner: .silence) }
         try await database.endpoint("e", url: ledger.url)
@@ -231,10 +231,142 @@ import Testing
         let worker = try await Daemon.start(database.connectionString, keyFile: try Daemon.keyFile(), grace: "1h")
         #expect(await eventually { ledger.all.count == 1 })
         #expect(await worker.waitUntilReady())
+        worker.signal(SIGHUP)
+        worker.signal(SIGTERM)
         worker.signal(SIGTERM)
         #expect(try await eventually { try await database.number("SELECT count(*) FROM outbox.worker") == 0 })
+        // From a second after the first.
+        let end = Task { await worker.wait() }
+        let isOver = Flag(false)
+        Task {
+            _ = await end.value
+            isOver.isSet = true
+        }
+        #expect(
+            await eventually {
+                worker.signal(SIGTERM)
+                return isOver.isSet
+            })
+        #expect(await end.value == .exit(143))
+        ledger.receiver.stop()
+    }
+
+    @Test func `two SIGTERMs at a time let the process end well`() async throws {
+        let database = try await TestCluster.database()
+        let worker = try await Daemon.start(database.connectionString, keyFile: try Daemon.keyFile())
+        #expect(await worker.waitUntilReady())
+        for _ in 0..<2 { worker.signal(SIGTERM) }
+        #expect(await worker.wait() == .exit(0))
+    }
+
+    @Test func `a worker that is started first waits for its database`() async throws {
+        let server = try await TestServer.make()
+        try await server.stop()
+        var environment = ["OUTBOX_SECRET_KEY_FILE": try Daemon.keyFile(), "DATABASE_URL": server.connectionString]
+        let worker = try ChildProcess(ChildProcess.outboxctl, ["run", "--migrate"], environment: environment)
+        #expect(await eventually { worker.errors.contains("the database is not there yet") })
+        try await server.start()
+        #expect(await worker.waitUntilReady())
         worker.signal(SIGTERM)
-        #expect(await worker.wait() == .exit(143))
+        #expect(await worker.wait() == .exit(0))
+        // Asked to end while it waits, it does.
+        try await server.stop()
+        environment["DATABASE_URL"] = server.connectionString
+        let second = try ChildProcess(ChildProcess.outboxctl, ["run"], environment: environment)
+        #expect(await eventually { second.errors.contains("the database is not there yet") })
+        second.signal(SIGTERM)
+        #expect(await second.wait() == .exit(0))
+    }
+
+    @Test func `a standby that does not answer: commits are waited for, and nothing is written twice`() async throws {
+        let server = try await TestServer.make()
+        let pool = ConnectionPool(try ConnectionTarget(server.connectionString), size: 1)
+        try await pool.run { _ = try Migrator.migrate(&$0) }
+        let database = TestDatabase(connectionString: server.connectionString)
+        // The first attempt of each fails: its record is a transaction, whose commit is never cancelled.
+        let mayAnswer = Flag(false)
+        let ledger = try Ledger { request, _ in
+            guard request["outbox-attempt"]?.hasPrefix("1/") == true else { return Receiver.Answer() }
+            while !mayAnswer.isSet { usleep(10_000) }
+            return Receiver.Answer(500)
+        }
+        try await database.endpoint("e", url: ledger.url, retries: Array(repeating: .milliseconds(50), count: 5))
+        let worker = try await Daemon.start(database.connectionString, keyFile: try Daemon.keyFile())
+        #expect(await worker.waitUntilReady())
+        try await pool.run { try $0.query("SELECT outbox.publish('t') FROM generate_series(1, 25)") }
+        #expect(await eventually { ledger.all.count == 25 })
+        try await pool.run { try $0.script("SET synchronous_commit = local") }
+        try await pool.run { try $0.query("ALTER SYSTEM SET synchronous_standby_names = 'nobody'") }
+        try await pool.run { try $0.query("SELECT pg_reload_conf()") }
+        mayAnswer.isSet = true
+        @Sendable func waiting() async throws -> Int {
+            try await database.number(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name LIKE '%/record'")
+        }
+        #expect(try await eventually { try await waiting() == 1 })
+        // Longer than the deadline of a statement.
+        for _ in 0..<12 {
+            #expect(try await waiting() == 1)
+            try await Task.sleep(for: .seconds(1))
+        }
+        try await pool.run { try $0.query("ALTER SYSTEM RESET synchronous_standby_names") }
+        try await pool.run { try $0.query("SELECT pg_reload_conf()") }
+        #expect(try await eventually { try await database.deliveries("delivered") == 25 })
+        #expect(try await database.number("SELECT count(*) FROM outbox.attempt WHERE number = 1") == 25)
+        #expect(try await database.number("SELECT count(*) FROM outbox.attempt") == ledger.all.count)
+        worker.signal(SIGTERM)
+        #expect(await worker.wait() == .exit(0))
+        await pool.close()
+        await database.pool.close()
+        try await server.stop()
+        ledger.receiver.stop()
+    }
+
+    @Test func `with few descriptors everything is delivered and recorded`() async throws {
+        let setting = try await Setting(["OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8,::1/128"])
+        let database = setting.database
+        let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(50)) }
+        // Each name is a connection of its own, which would be kept.
+        for number in 1...150 {
+            let url = ledger.url.replacing("127.0.0.1", with: "n\(number).localhost")
+            try await database.endpoint("e\(number)", url: url, retries: Array(repeating: .milliseconds(200), count: 50))
+        }
+        let child = try ChildProcess(
+            "/bin/sh", ["-c", "ulimit -n 256; exec \"$0\" run", ChildProcess.outboxctl], environment: setting.environment)
+        #expect(await child.waitUntilReady())
+        for _ in 0..<3 { try await database.publish(2) }
+        #expect(try await eventually(within: .seconds(60)) { try await database.deliveries("delivered") == 900 })
+        #expect(child.errors.contains("fewer requests are in flight"))
+        child.signal(SIGTERM)
+        #expect(await child.wait() == .exit(0), "\(child.errors.suffix(500))")
+        ledger.receiver.stop()
+    }
+
+    @Test(arguments: ["2>/dev/full", "2>&-", "2>&1 >/dev/full", "<&- >&- 2>&-"])
+    func `an error that cannot be told ends the command all the same`(redirection: String) async throws {
+        let setting = try await Setting()
+        let child = try ChildProcess(
+            "/bin/sh", ["-c", "\"$0\" endpoint get nosuch \(redirection)", ChildProcess.outboxctl],
+            environment: setting.environment)
+        #expect(await child.wait() == .exit(4))
+    }
+
+    @Test func `a log that nobody reads holds up no delivery`() async throws {
+        let setting = try await Setting(["OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8", "OUTBOX_LOG_LEVEL": "debug"])
+        let ledger = try Ledger()
+        try await setting.database.endpoint("e", url: ledger.url)
+        // Somebody has the pipe open, and never reads.
+        let fifo = TestFolder.path("fifo")
+        #expect(mkfifo(fifo, 0o600) == 0)
+        let reader = open(fifo, O_RDWR)
+        let worker = try ChildProcess(
+            "/bin/sh", ["-c", "exec \"$0\" run 2>\"$1\"", ChildProcess.outboxctl, fifo], environment: setting.environment)
+        #expect(await worker.waitUntilReady())
+        for _ in 0..<20 { try await setting.database.publish(100) }
+        #expect(await eventually { ledger.all.count == 2000 })
+        worker.signal(SIGTERM)
+        #expect(await worker.wait() == .exit(0))
+        close(reader)
         ledger.receiver.stop()
     }
 

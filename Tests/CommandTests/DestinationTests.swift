@@ -9,6 +9,57 @@ import Testing
 @Suite struct DestinationTests {
     private static let isRoot = getuid() == 0
 
+    @Test(arguments: [
+        ("caf\u{E9}".data(using: .isoLatin1), "is not UTF-8"), (Data([0xEF, 0xBB, 0xBF, 0x61]), "byte order mark"),
+        (Data("a\u{1}b".utf8), "control character"), (Data("a\nb\n".utf8), "control character"),
+        (Data(count: 3), "control character"), (Data(repeating: 0x61, count: 5000), "has 5000 bytes"),
+    ]) func `a credential that is not what it looks like is refused by the name of its file`(
+        content: Data?, reason: String
+    ) async throws {
+        let setting = try await Setting()
+        let file = try temporaryFile("")
+        try #require(content).write(to: URL(fileURLWithPath: file))
+        for arguments in [
+            ["--auth", "bearer", "--auth-file", file], ["--auth", "basic", "--auth-user", "u", "--auth-file", file],
+            ["--auth", "oauth2", "--token-url", "https://example.com/t", "--client-id", "c", "--auth-file", file],
+            ["--secret-header", "X-S: @\(file)"],
+        ] {
+            let (end, _, errors) = try await ChildProcess.run(
+                ["endpoint", "create", "e", "--url", "https://example.com/"] + arguments, environment: setting.environment)
+            #expect(end == .exit(64) && errors.contains("the file \(file) ") && errors.contains(reason), "\(errors)")
+        }
+    }
+
+    @Test func `a time that is none, and a pause that would be over, are refused`() async throws {
+        let setting = try await Setting()
+        _ = try await setting.run("endpoint", "create", "e", "--url", "https://example.com/")
+        for time in ["2026-02-30T00:00:00Z", "294276-01-01T00:00:00Z", "2026-01-01T24:00:00Z"] {
+            for command in [["endpoint", "pause", "e", "--reason", "r", "--until", time], ["event", "list", "--until", time]] {
+                let (end, _, errors) = try await ChildProcess.run(command, environment: setting.environment)
+                #expect(end == .exit(64) && errors.contains(time), "\(command): \(errors)")
+            }
+        }
+        let past = try await setting.run("endpoint", "pause", "e", "--reason", "r", "--until", "2020-01-01T00:00:00Z")
+        #expect(past.end == .exit(64) && past.errors.contains("would be over already"), "\(past.errors)")
+        #expect(try await setting.object("endpoint", "get", "e")["state"] as? String == "active")
+    }
+
+    @Test func `an egress proxy may want a user and a password`() async throws {
+        // It lets nobody through: what it was told is what counts.
+        let proxy = try RawReceiver { _ in Array("HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n".utf8) }
+        let place = proxy.url.replacing("http://", with: "").replacing("/", with: "")
+        let setting = try await Setting([
+            "OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8", "OUTBOX_EGRESS_PROXY": "http://us%40er:pa%3Ass@\(place)",
+        ])
+        _ = try await setting.run("endpoint", "create", "e", "--url", "https://example.com/")
+        let (_, _, errors) = try await setting.run("endpoint", "test", "e")
+        #expect(errors.contains("wants other credentials"), "\(errors)")
+        let pair = Data("us@er:pa:ss".utf8).base64EncodedString()
+        #expect(proxy.requests.first?.contains("Proxy-Authorization: Basic \(pair)") == true, "\(proxy.requests)")
+        #expect(!errors.contains("pa:ss") && !errors.contains("pa%3Ass"))
+        proxy.stop()
+    }
+
     /// The system then says of its addresses what it says when there are no ports left, which would be our own shortage.
     @Test(.enabled(if: isRoot, "network namespaces need root"))
     func `where IPv6 is switched off, a receiver that is not there is charged all the same`() async throws {

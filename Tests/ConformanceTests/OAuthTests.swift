@@ -1,3 +1,4 @@
+import Bytewise
 import Foundation
 import Outbox
 import Postgres
@@ -161,6 +162,40 @@ import Transport
         #expect(error.contains(tokens.ledger.url + "/token: "), "\(error)")
         #expect(error.contains(reason), "\(error)")
         #expect(!error.contains("canary"), "\(error)")
+    }
+
+    @Test(arguments: [
+        (201, #"{"access_token":"t","token_type":"bearer"}"#), (200, #"{"access_token":"t"}"#),
+        (200, "\u{FEFF}{\"access_token\":\"t\"}"),
+        (200, "{\"access_token\":\"\(String(repeating: "t", count: 8192))\",\"token_type\":\"Bearer\"}"),
+    ]) func `SF-09 a token is taken as token servers give it`(status: Int, body: String) async throws {
+        let tokens = try TokenServer { _ in Receiver.Answer(status, body: Array(body.utf8)) }
+        defer { tokens.ledger.receiver.stop() }
+        let delivered = try await deliver(try await TestCluster.database(), tokens: tokens)
+        #expect(delivered.attempts == ["success 200"], "\(delivered.error ?? "")")
+        #expect(delivered.requests.first?["authorization"]?.hasPrefix("Bearer t") == true)
+    }
+
+    @Test(arguments: [
+        (#"{"error":"invalid_client"}"#, "HTTP 200, invalid_client"), (#"{"token_type":"bearer"}"#, "has no access_token"),
+        (#"{"access_token":"t","token_type":"mac"}"#, "type is not bearer"), (#"{"access_token":"a b"}"#, "none that a header can hold"),
+        ("{\"access_token\":\"\(String(repeating: "t", count: 20_000))\"}", "has 20000 bytes, and at most 16384"),
+    ]) func `SF-09 what is no token is reported as what it is`(body: String, reason: String) async throws {
+        let tokens = try TokenServer { _ in Receiver.Answer(200, body: Array(body.utf8)) }
+        defer { tokens.ledger.receiver.stop() }
+        let delivered = try await deliver(try await TestCluster.database(), tokens: tokens, retries: [])
+        #expect(delivered.requests.isEmpty)
+        #expect(delivered.error?.contains(reason) == true, "\(delivered.error ?? "")")
+    }
+
+    @Test func `SF-09 a client may show who it is in the body`() async throws {
+        let client = OAuthClient(
+            tokenURL: "https://example.com/token", clientID: "a&b", clientSecret: "c=d", scope: nil, proof: .post)
+        let request = try client.request(timeout: .seconds(1))
+        #expect(!request.headers.all.contains { $0.name == "Authorization" })
+        #expect(
+            String(decoding: request.body, as: UTF8.self)
+                == "grant_type=client_credentials&client_id=a%26b&client_secret=c%3Dd")
     }
 
     @Test func `a token is fetched anew before it expires`() async throws {

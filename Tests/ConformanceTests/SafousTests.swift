@@ -165,6 +165,10 @@ import Transport
         ("callback({\"ok\":true});", true), ("/**/ cb.x ( {\"ok\":true} ) ;\n", true), ("$({\"ok\":true})", true),
         ("{\"ok\":true}", false), ("alert(1);({\"ok\":true})", false), ("cb({\"ok\":true}); evil()", false),
         ("cb({ok:true})", false), ("1cb({\"ok\":true})", false),
+        ("/**/ typeof callback === 'function' && callback({\"ok\":true});", true),
+        ("typeof a.b === 'function' && a.b({\"ok\":true})", true),
+        ("typeof a === 'function' && b({\"ok\":true});", false), ("typeof a == 'function' && a({\"ok\":true});", false),
+        ("typeof a === 'function' || a({\"ok\":true});", false),
     ])
     func `SF-11 JSONP is parsed and never evaluated`(body: String, isGood: Bool) async throws {
         var rules = AnswerRules()
@@ -197,6 +201,14 @@ import Transport
         } else {
             Issue.record("\(finding)")
         }
+    }
+
+    @Test(arguments: ["1e-9223372036854775808", "1e9223372036854775807", "1e-99999999999999999999", "-0e-9223372036854775808"])
+    func `SF-12 a number that no machine holds is compared all the same`(number: String) throws {
+        var rules = AnswerRules()
+        rules.checks = [try Check("number a \(number)")]
+        #expect(rules.judge(Array("{\"a\":\(number)}".utf8), isComplete: true) == .success)
+        #expect(rules.judge(Array(#"{"a":7}"#.utf8), isComplete: true) != .success)
     }
 
     @Test func `SF-12 all rules must hold, and the one that does not is named`() async throws {

@@ -27,7 +27,7 @@ import Testing
         // The day's partitions cover the next hours already; nothing breaks, and nothing is made twice.
         let pool = try database.newPool(size: 4)
         try await withThrowingTaskGroup(of: Void.self) { group in
-            for _ in 0..<4 { group.addTask { _ = try await pool.run { try $0.keepHouse() } } }
+            for _ in 0..<4 { group.addTask { _ = try await pool.run { $0.keepHouse() } } }
             try await group.waitForAll()
         }
         #expect(try await partitions(database, "event") >= 4)
@@ -47,10 +47,16 @@ import Testing
             try await database.column("SELECT problem FROM outbox.problems WHERE problem LIKE 'default%'") == [
                 "default_partition_used"
             ])
-        // Today's partition cannot be made over those rows; tomorrow's can, and nothing fails.
-        _ = try await database.pool.run { try $0.keepHouse() }
+        // They move into a partition of their own, as they are.
+        let before = try await database.column("SELECT e::text FROM outbox.event e ORDER BY id")
+        let house = try await database.pool.run { $0.keepHouse() }
+        #expect(house.failures.isEmpty)
+        #expect(try await database.column("SELECT e::text FROM outbox.event e ORDER BY id") == before)
         try await database.publish()
-        #expect(try await partitions(database, "event") == 3)
+        #expect(try await partitions(database, "event") == 4)
+        #expect(try await database.number("SELECT count(*) FROM outbox.event_default") == 0)
+        #expect(try await database.column("SELECT problem FROM outbox.problems WHERE problem LIKE 'default%'") == [])
+        #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(1))
     }
 
     @Test func `an open producer transaction neither fails the upkeep nor is stopped by it`() async throws {
@@ -59,7 +65,7 @@ import Testing
         try await makeOld(database, events: 0)
         let producer = try database.newPool()
         try await producer.run { try $0.script("BEGIN; INSERT INTO outbox.event (type) VALUES ('open')") }
-        let dropped = try await database.pool.run { try $0.keepHouse() }
+        let dropped = try await database.pool.run { $0.keepHouse().dropped }
         #expect(dropped == [] || dropped == ["event_old"])
         try await producer.run { try $0.script("INSERT INTO outbox.event (type) VALUES ('more'); COMMIT") }
         #expect(try await database.number("SELECT count(*) FROM outbox.event") == 2)
@@ -92,13 +98,13 @@ import Testing
             for pool in pools {
                 group.addTask {
                     var dropped: [String] = []
-                    for _ in 0..<8 { dropped += try await pool.run { try $0.keepHouse() } }
+                    for _ in 0..<8 { dropped += try await pool.run { $0.keepHouse().dropped } }
                     return dropped
                 }
             }
             return try await group.reduce(into: []) { $0 += $1 }
         }
-        let rest = try await database.pool.run { try $0.keepHouse() }
+        let rest = try await database.pool.run { $0.keepHouse().dropped }
         #expect(Set(dropped + rest) == Set((1...30).map { "event_\($0)" }))
         #expect(dropped.count + rest.count == 30)
         for pool in pools { await pool.close() }
@@ -121,9 +127,9 @@ import Testing
                     try row[0] as String?
                 }
             } == "event_59")
-        #expect(try await database.pool.run { try $0.keepHouse() } == ["event_59", "event_60"])
+        #expect(try await database.pool.run { $0.keepHouse().dropped } == ["event_59", "event_60"])
         try await holder.run { try $0.script("ROLLBACK") }
-        #expect(try await database.pool.run { try $0.keepHouse() }.count == 58)
+        #expect(try await database.pool.run { $0.keepHouse().dropped }.count == 58)
         await holder.close()
     }
 
@@ -144,12 +150,12 @@ import Testing
         try await database.script(
             "CREATE VIEW public.v AS SELECT id FROM outbox.event_1; CREATE TABLE public.t (e outbox.event_2)")
         try await holder.run { try $0.script("BEGIN; LOCK TABLE outbox.event_3 IN ACCESS SHARE MODE") }
-        #expect(try await database.pool.run { try $0.keepHouse() } == ["event_4"])
+        #expect(try await database.pool.run { $0.keepHouse().dropped } == ["event_4"])
         // What was to go is gone, but for what somebody has locked.
         #expect(try await database.column("SELECT tableoid::regclass::text FROM outbox.event") == ["outbox.event_3"])
         try await holder.run { try $0.script("COMMIT") }
         try await database.script("DROP VIEW public.v; DROP TABLE public.t")
-        #expect(try await database.pool.run { try $0.keepHouse() } == ["event_1", "event_2", "event_3"])
+        #expect(try await database.pool.run { $0.keepHouse().dropped } == ["event_1", "event_2", "event_3"])
         await holder.close()
     }
 
@@ -158,7 +164,7 @@ import Testing
         let id = try await database.endpoint("e", url: "https://example.com/").id
         try await makeOld(database, events: 1)
         let event = try await database.number("SELECT id FROM outbox.event WHERE type = 'old'")
-        func dropped() async throws -> [String] { try await database.pool.run { try $0.keepHouse() } }
+        func dropped() async throws -> [String] { try await database.pool.run { $0.keepHouse().dropped } }
         // Not cut yet.
         #expect(try await dropped() == [])
         #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(1))
@@ -201,7 +207,7 @@ import Testing
         #expect(error?.sqlState == "55P03")
         try await first.run { try $0.script("COMMIT") }
         try await database.script("INSERT INTO outbox.generation SELECT FROM generate_series(1, 1500)")
-        _ = try await database.pool.run { try $0.keepHouse() }
+        _ = try await database.pool.run { $0.keepHouse() }
         #expect(try await database.number("SELECT count(*) FROM outbox.generation") == 1001)
         await first.close()
         await second.close()
@@ -259,7 +265,7 @@ import Testing
             SELECT id, '\(id)', created_at, clock_timestamp(), 'first' FROM outbox.event;
             UPDATE outbox.endpoint SET deleted_at = clock_timestamp()
             """)
-        _ = try await database.pool.run { try $0.keepHouse() }
+        _ = try await database.pool.run { $0.keepHouse() }
         #expect(try await database.number("SELECT count(*) FROM outbox.delivery") == 0)
         #expect(try await database.number("SELECT count(*) FROM outbox.dead_letter WHERE reason = 'cancelled'") == 5000)
     }

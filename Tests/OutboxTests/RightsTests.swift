@@ -97,7 +97,7 @@ import Testing
             _ = try connection.cut(batchSize: 500, budget: 5000)
             _ = try connection.claimBatch(lease: .random(), worker: "w", for: .seconds(60))
             _ = try connection.batchFloor()
-            _ = try connection.keepHouse()
+            _ = connection.keepHouse()
             var filter = ListFilter()
             filter.eventType = "test"
             filter.customerID = "default"
@@ -348,7 +348,7 @@ import Testing
         try await database.publish(3)
         #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(3))
         // Dropping the partition takes the lock; emptying it does not.
-        #expect(try await database.pool.run { try $0.keepHouse() } == [])
+        #expect(try await database.pool.run { $0.keepHouse().dropped } == [])
         #expect(try await database.number("SELECT count(*) FROM outbox.event WHERE type = 'old'") == 0)
         await #expect { try await database.pool.run { try $0.rebase(isNewInstance: true) } } throws: {
             ($0 as? PostgresError)?.sqlState == "55P03"
@@ -358,7 +358,7 @@ import Testing
     }
 
     private func eventuallyDropped(_ database: TestDatabase) async -> Bool {
-        (try? await eventually { try await database.pool.run { try $0.keepHouse() } == ["event_old"] }) ?? false
+        (try? await eventually { try await database.pool.run { $0.keepHouse().dropped } == ["event_old"] }) ?? false
     }
 
     @Test func `a producer can be prepared where transactions may be, whoever sleeps`() async throws {

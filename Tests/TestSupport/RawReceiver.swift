@@ -7,6 +7,7 @@ import Threads
 package final class RawReceiver: Sendable {
     private let listener: LoopbackListener
     private let accepted = Atomic(0)
+    private let received = Mutex<[String]>([])
     private let answer: @Sendable (Int) -> [UInt8]
 
     /// - Parameter answer: gets the number of the connection.
@@ -18,6 +19,9 @@ package final class RawReceiver: Sendable {
     }
 
     package var url: String { "http://127.0.0.1:\(listener.port)/" }
+
+    /// The requests' lines, without bodies.
+    package var requests: [String] { received.withLock { $0 } }
 
     /// How many connections there were.
     package var connections: Int { accepted.load(ordering: .relaxed) }
@@ -48,6 +52,7 @@ package final class RawReceiver: Sendable {
             read += buffer.prefix(count)
             // The requests of the tests have no body.
             while let end = read.firstRange(of: Array("\r\n\r\n".utf8)) {
+                received.withLock { $0.append(String(decoding: read[..<end.upperBound], as: UTF8.self)) }
                 read.removeSubrange(..<end.upperBound)
                 let bytes = answer(number)
                 guard bytes.withUnsafeBytes({ send(connection, $0.baseAddress, $0.count, 0) }) == bytes.count else {

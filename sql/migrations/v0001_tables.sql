@@ -5,6 +5,7 @@
 -- defaults, checks and views are bound for good when they are made. Of the functions, those in SQL
 -- have such a body (BEGIN ATOMIC or RETURN), and the others set the path themselves. All migrations
 -- are one transaction.
+SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
 -- In SQL_ASCII a byte that is no UTF-8 would stop the stream for everybody, and other encodings do
@@ -415,6 +416,8 @@ CREATE TABLE outbox.dead_letter (
 CREATE INDEX ON outbox.dead_letter (endpoint_id, ordering_key) WHERE ordering_key IS NOT NULL AND reason <> 'cancelled';
 CREATE INDEX ON outbox.dead_letter (endpoint_id, dead_at);
 CREATE INDEX ON outbox.dead_letter (fingerprint);
+-- What ends with the events' retention.
+CREATE INDEX ON outbox.dead_letter (dead_at) WHERE reason = 'cancelled';
 
 CREATE TABLE outbox.attempt (
     event_id      bigint NOT NULL,

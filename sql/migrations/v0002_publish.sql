@@ -1,5 +1,6 @@
 -- What producers call. Everything here runs in the producer's own transaction and costs it one row.
 
+SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
 -- Until when a worker sleeps, in seconds since the epoch; 1 while all are awake. A sequence,

@@ -1,5 +1,6 @@
 -- The stream: newly committed events become batches.
 
+SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
 -- What the bodies of an event take where they are stored: known without reading them. (Not

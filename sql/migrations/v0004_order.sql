@@ -3,6 +3,7 @@
 -- be due, and it is the first; the others have no due time until somebody takes the first one out
 -- and lets the next one go. Everything here is done with the lane locked.
 
+SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
 CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery (endpoint_id, ordering_key)

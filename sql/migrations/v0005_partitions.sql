@@ -2,6 +2,7 @@
 -- nothing is lost and outbox.problems reports them. These functions run with the owner's rights:
 -- workers own no table.
 
+SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
 CREATE FUNCTION outbox.partition_bounds(around timestamptz, OUT suffix text, OUT lower timestamptz, OUT upper timestamptz)
@@ -11,81 +12,143 @@ LANGUAGE sql STABLE SET timezone = 'UTC' BEGIN ATOMIC
       FROM outbox.setting s;
 END;
 
--- Makes the partitions of now and of the next three units of both logs; returns how many it made. A
--- partition is made beside its parent and then attached, which does not stop producers; a lock that
--- is not had at once is left for the next time.
-CREATE FUNCTION outbox.make_partitions() RETURNS int
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '100ms' AS $$
-DECLARE
-    parent text;
-    b      record;
-    child  text;
-    unit   interval := (SELECT ('1 ' || partition_unit)::interval FROM outbox.setting);
-    made   int := 0;
-BEGIN
-    FOREACH parent IN ARRAY ARRAY['event', 'attempt'] LOOP
-        FOR b IN SELECT p.* FROM generate_series(0, 3) n, LATERAL outbox.partition_bounds(clock_timestamp() + n * unit) p LOOP
-            child := parent || '_' || b.suffix;
-            CONTINUE WHEN to_regclass(format('outbox.%I', child)) IS NOT NULL;
-            BEGIN
-                EXECUTE format('CREATE TABLE outbox.%I (LIKE outbox.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', child, parent);
-                EXECUTE format('ALTER TABLE outbox.%I ATTACH PARTITION outbox.%I FOR VALUES FROM (%L) TO (%L)',
-                               parent, child, b.lower, b.upper);
-                made := made + 1;
-            EXCEPTION
-                -- A change of the unit overlaps what exists; rows of that time already sit in the
-                -- DEFAULT partition; another worker is making it; a reader holds the DEFAULT
-                -- partition. All of them keep working as they are, and outbox.problems tells when
-                -- the DEFAULT partition is used.
-                WHEN invalid_object_definition OR check_violation OR duplicate_table OR lock_not_available OR unique_violation THEN NULL;
-            END;
-        END LOOP;
-    END LOOP;
-    RETURN made;
-END $$;
-
 CREATE VIEW outbox.partitions AS
 SELECT parent.relname AS parent, child.oid AS oid, child.relname AS name,
-       (regexp_match(pg_get_expr(child.relpartbound, child.oid), 'FROM \(''([^'']+)''\)'))[1]::timestamptz AS lower,
-       (regexp_match(pg_get_expr(child.relpartbound, child.oid), 'TO \(''([^'']+)''\)'))[1]::timestamptz AS upper
+       -- Without backslashes, which mean something else where standard_conforming_strings is off.
+       (regexp_match(pg_get_expr(child.relpartbound, child.oid), 'FROM [(]''([^'']+)''[)]'))[1]::timestamptz AS lower,
+       (regexp_match(pg_get_expr(child.relpartbound, child.oid), 'TO [(]''([^'']+)''[)]'))[1]::timestamptz AS upper
   FROM pg_inherits i
   JOIN pg_class child ON child.oid = i.inhrelid
   JOIN pg_class parent ON parent.oid = i.inhparent
  WHERE parent.oid IN ('outbox.event'::regclass, 'outbox.attempt'::regclass);
 
--- True when something still needs the events of a partition: batches, deliveries and dead letters
--- of that time, or, in the partition itself, events that are not in a batch yet.
-CREATE FUNCTION outbox.is_needed(parent name, partition oid, lower timestamptz, upper timestamptz) RETURNS boolean
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    k     outbox.cut;
-    found boolean;
+-- The partition to be made for a time: from where another one that is there already ends, when the
+-- unit was changed.
+CREATE FUNCTION outbox.partition_to_make(parent name, around timestamptz) RETURNS TABLE (name name, lower timestamptz, upper timestamptz)
+LANGUAGE sql STABLE SET timezone = 'UTC' BEGIN ATOMIC
+    SELECT partition_to_make.parent || '_' || CASE WHEN u.lower = b.lower THEN b.suffix ELSE to_char(u.lower, 'YYYYMMDDHH24') END, u.lower, b.upper
+      FROM outbox.partition_bounds(partition_to_make.around) b
+     CROSS JOIN LATERAL (
+           SELECT greatest(b.lower, max(x.upper)) AS lower FROM outbox.partitions x
+            WHERE x.parent = partition_to_make.parent AND x.lower <= partition_to_make.around AND x.upper > b.lower) u
+     WHERE u.lower < b.upper;
+END;
+
+-- Makes a partition beside its parent and attaches it, which does not stop producers. False when a
+-- lock is not to be had at once, another worker makes it, or rows of that time are in the DEFAULT
+-- partition.
+CREATE FUNCTION outbox.make_partition(parent name, name name, lower timestamptz, upper timestamptz) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 BEGIN
-    IF EXISTS (SELECT FROM outbox.batch b WHERE b.first_at < is_needed.upper) THEN RETURN true; END IF;
-    IF is_needed.parent <> 'event' THEN RETURN false; END IF;
-    IF EXISTS (SELECT FROM outbox.delivery d WHERE d.event_at >= is_needed.lower AND d.event_at < is_needed.upper)
-    OR EXISTS (SELECT FROM outbox.unrouted u WHERE u.event_at >= is_needed.lower AND u.event_at < is_needed.upper)
-    OR EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_at >= is_needed.lower AND d.event_at < is_needed.upper) THEN
-        RETURN true;
-    END IF;
-    SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
-    EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE NOT pg_visible_in_snapshot(tx, $1))', partition::regclass)
-       INTO found USING k.done;
-    RETURN found;
+    EXECUTE format('CREATE TABLE outbox.%I (LIKE outbox.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name, parent);
+    EXECUTE format('ALTER TABLE outbox.%I ATTACH PARTITION outbox.%I FOR VALUES FROM (%L) TO (%L)', parent, name, lower, upper);
+    RETURN true;
+EXCEPTION
+    WHEN invalid_object_definition OR check_violation OR duplicate_table OR lock_not_available OR unique_violation OR query_canceled THEN RETURN false;
 END $$;
 
--- Has no rows: whoever has its lock keeps house, as with outbox.cutting.
-CREATE TABLE outbox.keeping ();
+-- Makes the partitions of now and of the next three units of both logs; returns how many it made. A
+-- lock that is not had at once is left for the next time.
+CREATE FUNCTION outbox.make_partitions() RETURNS int
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '50ms' AS $$
+DECLARE
+    parent name;
+    p      record;
+    unit   interval := (SELECT ('1 ' || partition_unit)::interval FROM outbox.setting);
+    made   int := 0;
+BEGIN
+    FOREACH parent IN ARRAY ARRAY['event', 'attempt']::name[] LOOP
+        FOR n IN 0..3 LOOP
+            FOR p IN SELECT * FROM outbox.partition_to_make(parent, clock_timestamp() + n * unit) m
+                      WHERE to_regclass(format('outbox.%I', m.name)) IS NULL LOOP
+                made := made + outbox.make_partition(parent, p.name, p.lower, p.upper)::int;
+            END LOOP;
+        END LOOP;
+    END LOOP;
+    RETURN made;
+END $$;
+
+-- Moves rows of one unit from a DEFAULT partition to one of their own, and returns its name; NULL
+-- when there is nothing to move, or too much to be moved at once: nobody is stopped for longer than
+-- some ten thousand rows take. Those stay where they are delivered from, and go with their retention.
+--
+-- Events move only when nothing is under way with them. A statement that has its snapshot from before
+-- and its plan from after the move looks for them in the new partition, and sees them in the old one.
+CREATE FUNCTION outbox.move_default_rows(parent name) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '50ms' AS $$
+DECLARE
+    source regclass := format('outbox.%I', parent || '_default');
+    key    name := CASE parent WHEN 'event' THEN 'created_at' ELSE 'started_at' END;
+    oldest timestamptz;
+    few    boolean;
+    p      record;
+BEGIN
+    -- To attach a partition PostgreSQL reads all of the DEFAULT one.
+    IF NOT outbox.keeps_house() OR pg_relation_size(source) > 67108864 THEN RETURN NULL; END IF;
+    EXECUTE format('SELECT min(%I) FROM %s', key, source) INTO oldest;
+    SELECT * INTO p FROM outbox.partition_to_make(parent, oldest);
+    IF p.name IS NULL OR to_regclass(format('outbox.%I', p.name)) IS NOT NULL THEN RETURN NULL; END IF;
+    EXECUTE format('SELECT count(*) <= 10000 FROM (SELECT FROM %s WHERE %I >= $1 AND %I < $2 LIMIT 10001) r', source, key, key)
+       INTO few USING p.lower, p.upper;
+    IF NOT few THEN RETURN NULL; END IF;
+    IF parent = 'event' AND (
+           EXISTS (SELECT FROM outbox.delivery d WHERE d.event_at >= p.lower AND d.event_at < p.upper)
+        OR EXISTS (SELECT FROM outbox.unrouted d WHERE d.event_at >= p.lower AND d.event_at < p.upper)
+        OR EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_at >= p.lower AND d.event_at < p.upper)) THEN
+        RETURN NULL;
+    END IF;
+    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', source);
+    IF outbox.is_under_way(parent, source, p.upper) THEN RETURN NULL; END IF;
+    EXECUTE format('CREATE TABLE outbox.%I (LIKE outbox.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', p.name, parent);
+    EXECUTE format('WITH moved AS (DELETE FROM %s WHERE %I >= $1 AND %I < $2 RETURNING *) INSERT INTO outbox.%I SELECT * FROM moved',
+                   source, key, key, p.name) USING p.lower, p.upper;
+    EXECUTE format('ALTER TABLE outbox.%I ATTACH PARTITION outbox.%I FOR VALUES FROM (%L) TO (%L)', parent, p.name, p.lower, p.upper);
+    RETURN p.name;
+EXCEPTION
+    WHEN lock_not_available OR duplicate_table OR invalid_object_definition THEN RETURN NULL;
+END $$;
 
 -- Partitions past their retention, the oldest first.
 CREATE FUNCTION outbox.expired_partitions()
 RETURNS TABLE (oid oid, name name, parent name, lower timestamptz, upper timestamptz)
-LANGUAGE sql STABLE BEGIN ATOMIC
+LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
     SELECT x.oid, x.name, x.parent, x.lower, x.upper FROM outbox.partitions x, outbox.setting s
      WHERE x.upper < clock_timestamp()
                      - CASE x.parent WHEN 'event' THEN s.event_retention ELSE s.attempt_retention END
      ORDER BY x.upper;
 END;
+
+-- Of the expired partitions, those whose events something still needs: a delivery, a dead letter, a
+-- batch. One look at each of these tables, however many partitions there are.
+CREATE FUNCTION outbox.needed_partitions() RETURNS oid[]
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT coalesce(array_agg(DISTINCT x.oid), '{}')
+      FROM outbox.expired_partitions() x
+      JOIN (SELECT d.event_at AS at, false AS is_batch FROM outbox.delivery d
+            UNION ALL SELECT u.event_at, false FROM outbox.unrouted u
+            UNION ALL SELECT d.event_at, false FROM outbox.dead_letter d
+            UNION ALL SELECT b.first_at, true FROM outbox.batch b) n
+        ON n.at < x.upper AND (n.is_batch OR x.parent = 'event' AND n.at >= x.lower);
+END;
+
+-- True when there is something in a partition that is not cut, or that is in a batch: asked under
+-- its lock, of indexes only. Whatever else needs an event was needed before.
+CREATE FUNCTION outbox.is_under_way(parent name, partition oid, upper timestamptz) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    k     outbox.cut;
+    found boolean;
+BEGIN
+    IF EXISTS (SELECT FROM outbox.batch b WHERE b.first_at < is_under_way.upper) THEN RETURN true; END IF;
+    IF is_under_way.parent <> 'event' THEN RETURN false; END IF;
+    SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s e WHERE e.tx >= pg_snapshot_xmin($1) AND NOT outbox.is_cut($2, e.tx, e.id))', partition::regclass)
+       INTO found USING k.done, k;
+    RETURN found;
+END $$;
+
+-- Has no rows: whoever has its lock keeps house, as with outbox.cutting.
+CREATE TABLE outbox.keeping ();
 
 -- True when this transaction keeps house now: one at a time does.
 CREATE FUNCTION outbox.keeps_house() RETURNS boolean
@@ -99,13 +162,13 @@ END $$;
 
 -- Locks a partition of which nothing is needed; false for one that is needed, or that somebody has
 -- locked: it is left for the next time.
-CREATE FUNCTION outbox.lock_unneeded(parent name, partition oid, lower timestamptz, upper timestamptz) RETURNS boolean
+CREATE FUNCTION outbox.lock_unneeded(parent name, partition oid, upper timestamptz) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF outbox.is_needed(parent, partition, lower, upper) THEN RETURN false; END IF;
+    IF outbox.is_under_way(parent, partition, upper) THEN RETURN false; END IF;
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', partition::regclass);
     -- Asked again under the lock: a cut may just have made a batch of what is in here.
-    RETURN NOT outbox.is_needed(parent, partition, lower, upper);
+    RETURN NOT outbox.is_under_way(parent, partition, upper);
 EXCEPTION
     WHEN lock_not_available THEN RETURN false;
 END $$;
@@ -119,8 +182,8 @@ DECLARE
     p record;
 BEGIN
     IF NOT outbox.keeps_house() THEN RETURN NULL; END IF;
-    FOR p IN SELECT * FROM outbox.expired_partitions() LOOP
-        IF pg_relation_size(p.oid) > 0 AND outbox.lock_unneeded(p.parent, p.oid, p.lower, p.upper) THEN
+    FOR p IN SELECT * FROM outbox.expired_partitions() x WHERE x.oid <> ALL (outbox.needed_partitions()) LOOP
+        IF pg_relation_size(p.oid) > 0 AND outbox.lock_unneeded(p.parent, p.oid, p.upper) THEN
             EXECUTE format('TRUNCATE outbox.%I', p.name);
             RETURN p.name;
         END IF;
@@ -138,8 +201,8 @@ DECLARE
     p record;
 BEGIN
     IF NOT outbox.keeps_house() THEN RETURN NULL; END IF;
-    FOR p IN SELECT * FROM outbox.expired_partitions() LOOP
-        CONTINUE WHEN pg_relation_size(p.oid) > 0 OR NOT outbox.lock_unneeded(p.parent, p.oid, p.lower, p.upper)
+    FOR p IN SELECT * FROM outbox.expired_partitions() x WHERE x.oid <> ALL (outbox.needed_partitions()) LOOP
+        CONTINUE WHEN pg_relation_size(p.oid) > 0 OR NOT outbox.lock_unneeded(p.parent, p.oid, p.upper)
                       OR pg_relation_size(p.oid) > 0;
         BEGIN
             EXECUTE format('DROP TABLE outbox.%I', p.name);
@@ -151,3 +214,44 @@ BEGIN
     END LOOP;
     RETURN NULL;
 END $$;
+
+-- Deletes some expired rows of a DEFAULT partition that nothing needs; returns how many.
+CREATE FUNCTION outbox.delete_expired_rows(parent name, most int) RETURNS int
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+    k outbox.cut;
+    n int;
+BEGIN
+    IF NOT outbox.keeps_house() THEN RETURN 0; END IF;
+    SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
+    IF delete_expired_rows.parent = 'event' THEN
+        DELETE FROM outbox.event_default x WHERE x.ctid = ANY (ARRAY(
+            SELECT e.ctid FROM outbox.event_default e
+             WHERE e.created_at < clock_timestamp() - (SELECT s.event_retention FROM outbox.setting s) AND outbox.is_cut(k, e.tx, e.id)
+               AND NOT EXISTS (SELECT FROM outbox.batch b WHERE b.first_at <= e.created_at)
+               AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = e.id AND d.event_at = e.created_at)
+               AND NOT EXISTS (SELECT FROM outbox.unrouted d WHERE d.event_id = e.id AND d.event_at = e.created_at)
+               AND NOT EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_id = e.id AND d.event_at = e.created_at)
+             LIMIT delete_expired_rows.most));
+    ELSE
+        DELETE FROM outbox.attempt_default x WHERE x.ctid = ANY (ARRAY(
+            SELECT a.ctid FROM outbox.attempt_default a
+             WHERE a.started_at < clock_timestamp() - (SELECT s.attempt_retention FROM outbox.setting s) LIMIT delete_expired_rows.most));
+    END IF;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    RETURN n;
+END $$;
+
+-- What keeps an expired partition: for whoever wonders why it is still there.
+CREATE FUNCTION outbox.what_keeps(parent name, partition oid, lower timestamptz, upper timestamptz) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
+    SELECT coalesce(string_agg(w.what, ', '), 'a lock, or something that depends on it')
+      FROM (SELECT format('%s deliveries that wait for %s', count(*), min(n.name)) AS what FROM outbox.delivery d JOIN outbox.endpoint n ON n.id = d.endpoint_id
+             WHERE what_keeps.parent = 'event' AND d.event_at >= what_keeps.lower AND d.event_at < what_keeps.upper GROUP BY n.id
+            UNION ALL
+            SELECT format('%s dead letters of %s', count(*), min(n.name)) FROM outbox.dead_letter d JOIN outbox.endpoint n ON n.id = d.endpoint_id
+             WHERE what_keeps.parent = 'event' AND d.event_at >= what_keeps.lower AND d.event_at < what_keeps.upper GROUP BY n.id
+            UNION ALL
+            SELECT format('batch %s', b.id) FROM outbox.batch b WHERE b.first_at < what_keeps.upper
+            LIMIT 3) w;
+END;

@@ -1,5 +1,6 @@
 -- The contract for dashboards and for `outboxctl -o json`: column names here are public.
 
+SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
 -- Every change to an endpoint, to its secrets or to its pause is a new generation of the
@@ -164,7 +165,10 @@ WITH pair AS (
       JOIN outbox.lane l USING (endpoint_id)
       JOIN outbox.endpoint n ON n.id = d.endpoint_id
     UNION ALL
-    SELECT u.event_id, u.endpoint_id, u.event_at, 'waiting', 0, 'first', NULL, NULL, NULL, NULL, NULL, NULL FROM outbox.unrouted u
+    SELECT u.event_id, u.endpoint_id, u.event_at,
+           CASE WHEN l.paused_from <= statement_timestamp() AND l.paused_until > statement_timestamp() OR n.disabled_at IS NOT NULL
+                THEN 'paused' ELSE 'waiting' END, 0, 'first', NULL, NULL, NULL, NULL, NULL, NULL
+      FROM outbox.unrouted u JOIN outbox.lane l USING (endpoint_id) JOIN outbox.endpoint n ON n.id = u.endpoint_id
     UNION ALL
     SELECT d.event_id, d.endpoint_id, d.event_at, CASE d.reason WHEN 'cancelled' THEN 'cancelled' ELSE 'dead' END,
            d.attempts, NULL, NULL, d.dead_at, d.status, d.error_class, d.error, d.reason
@@ -211,9 +215,15 @@ SELECT d.event_id || ':' || d.endpoint_id AS id, d.event_id, outbox.webhook_id(d
 CREATE VIEW outbox.backlog AS
 SELECT 'stream' AS stage, NULL::uuid AS endpoint_id, NULL::text AS endpoint, count(*) AS waiting, min(created_at) AS oldest_at
   FROM (SELECT e.created_at
-          FROM (SELECT c AS k, c.* FROM outbox.cut c ORDER BY c.id DESC LIMIT 1) n, outbox.event e
-         WHERE (e.tx >= pg_snapshot_xmax(n.done) OR e.tx = ANY (ARRAY(SELECT pg_snapshot_xip(n.done))))
-           AND NOT outbox.is_cut(n.k, e.tx, e.id)
+          FROM (SELECT c AS k, c.* FROM outbox.cut c ORDER BY c.id DESC LIMIT 1) n
+         -- Two ranges of an index, each of which is bounded; with OR all events would be read.
+         CROSS JOIN LATERAL (
+               (SELECT e.created_at FROM outbox.event e
+                 WHERE e.tx >= pg_snapshot_xmax(n.done) AND NOT outbox.is_cut(n.k, e.tx, e.id) ORDER BY e.tx LIMIT 10000)
+               UNION ALL
+               (SELECT e.created_at FROM outbox.event e
+                 WHERE e.tx = ANY (ARRAY(SELECT pg_snapshot_xip(n.done))) AND e.tx < pg_snapshot_xmax(n.done)
+                   AND NOT outbox.is_cut(n.k, e.tx, e.id) LIMIT 10000)) e
          LIMIT 10000) uncut
 UNION ALL
 SELECT 'batch', NULL, NULL, coalesce(sum(size), 0), min(first_at) FROM outbox.batch
@@ -253,9 +263,15 @@ SELECT e.transaction_id, min(e.created_at) AS first_at, max(e.created_at) AS las
 -- What is wrong, and what to do about it. Empty is healthy.
 CREATE VIEW outbox.problems AS
 SELECT 'default_partition_used' AS problem, format('%s rows in outbox.%s_default', n, parent) AS detail,
-       'Start a worker, so that partitions are made ahead; the rows are delivered all the same.' AS fix
-  FROM (SELECT 'event' AS parent, count(*) AS n FROM outbox.event_default
-        UNION ALL SELECT 'attempt', count(*) FROM outbox.attempt_default) d WHERE n > 0
+       'They are delivered all the same. A worker moves some ten thousand at a time into partitions of their own; more than that stay until their retention ends.' AS fix
+  FROM (SELECT 'event' AS parent, count(*) AS n FROM (SELECT FROM outbox.event_default LIMIT 10000) e
+        UNION ALL SELECT 'attempt', count(*) FROM (SELECT FROM outbox.attempt_default LIMIT 10000) a) d WHERE n > 0
+UNION ALL
+(SELECT 'partition_kept', format('%s should have gone a day ago, and is kept by %s', x.name, outbox.what_keeps(x.parent, x.oid, x.lower, x.upper)),
+        'Replay or drop the dead letters, or delete the endpoints that nobody delivers to any more; for a lock: SELECT pid, usename, query FROM pg_stat_activity'
+   FROM outbox.expired_partitions() x, outbox.setting s
+  WHERE x.upper < clock_timestamp() - interval '1 day' - CASE x.parent WHEN 'event' THEN s.event_retention ELSE s.attempt_retention END
+  ORDER BY x.upper LIMIT 3)
 UNION ALL
 SELECT 'delivery_in_limbo', format('%s deliveries of endpoint %s are due before their lane says so', count(*), d.endpoint_id),
        format('UPDATE outbox.lane SET due_at = ''-infinity'' WHERE endpoint_id = ''%s'';', d.endpoint_id)

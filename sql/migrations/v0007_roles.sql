@@ -1,5 +1,6 @@
 -- Roles belong to the cluster: another database of it may have made them already, or may be making
 -- them right now.
+SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
 DO $$
@@ -70,7 +71,9 @@ GRANT EXECUTE ON FUNCTION
 GRANT EXECUTE ON FUNCTION outbox.is_cut(outbox.cut, xid8, bigint) TO outbox_worker, outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.cut(int, int), outbox.require_read_committed(), outbox.require_leases(bigint, bigint), outbox.stored_size(json, json),
     outbox.make_partitions(), outbox.empty_expired_partition(), outbox.drop_expired_partition(),
-    outbox.webhook_id(bigint, timestamptz), outbox.is_needed(name, oid, timestamptz, timestamptz), outbox.partition_bounds(timestamptz) TO outbox_worker;
+    outbox.move_default_rows(name), outbox.delete_expired_rows(name, int),
+    outbox.webhook_id(bigint, timestamptz), outbox.partition_bounds(timestamptz) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.expired_partitions(), outbox.what_keeps(name, oid, timestamptz, timestamptz) TO outbox_worker, outbox_reader, outbox_operator;
 
 GRANT SELECT ON outbox.deliveries, outbox.attempts, outbox.dead_letters, outbox.backlog, outbox.endpoint_health,
     outbox.transactions, outbox.problems TO outbox_reader, outbox_operator;

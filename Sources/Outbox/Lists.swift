@@ -1,0 +1,284 @@
+package import Postgres
+
+/// What lists are narrowed by; nil means everything.
+package struct ListFilter: Sendable {
+    package var endpoint: EndpointID?
+    package var eventType: String?
+    package var changeType: String?
+    package var customerID: String?
+    package var transactionID: UniqueID?
+    package var event: EventReference?
+    package var state: String?
+    package var since: Timestamp?
+    package var until: Timestamp?
+    package var limit = 100
+
+    package init() {}
+}
+
+/// Only the conditions that are asked for stand in a statement: of `$1 IS NULL OR type = $1` no index knows anything.
+extension ListFilter {
+    /// What must hold of an event `e`, its time aside.
+    private var ofEvent: [SQL] {
+        var conditions: [SQL] = []
+        if let eventType { conditions.append("e.type = \(eventType)") }
+        if let changeType { conditions.append("e.change_type = \(changeType)") }
+        if let customerID { conditions.append("e.customer_id = \(customerID)") }
+        if let transactionID { conditions.append("e.transaction_id = \(transactionID)") }
+        if let event { conditions.append("e.id = \(event.id)") }
+        if let createdAt = event?.createdAt { conditions.append("e.created_at = \(createdAt)") }
+        return conditions
+    }
+
+    /// The ids of a transaction come first: walked by id, everything newer would be read.
+    private func ofTransaction(_ id: String) -> [SQL] {
+        guard let transactionID else { return [] }
+        return ["\(raw: id) = ANY (ARRAY(SELECT t.id FROM outbox.event t WHERE t.transaction_id = \(transactionID)))"]
+    }
+
+    /// What must hold of a time in a column.
+    fileprivate func within(_ column: String) -> [SQL] {
+        var conditions: [SQL] = []
+        if let since { conditions.append("\(raw: column) >= \(since)") }
+        if let until { conditions.append("\(raw: column) < \(until)") }
+        return conditions
+    }
+
+    /// The events, by an alias `e`.
+    fileprivate var events: [SQL] { ofEvent + ofTransaction("e.id") + within("e.created_at") }
+
+    /// What must hold of a row that belongs to an event, by its alias: looked up one by one, never joined.
+    ///
+    /// - Parameter time: true when it is the event's time that is asked for, and not the row's own.
+    fileprivate func ofRow(_ row: String, time: Bool) -> [SQL] {
+        var conditions = ofTransaction("\(row).event_id")
+        if let event { conditions.append("\(raw: row).event_id = \(event.id)") }
+        if let createdAt = event?.createdAt { conditions.append("\(raw: row).event_at = \(createdAt)") }
+        if let endpoint { conditions.append("\(raw: row).endpoint_id = \(endpoint)") }
+        if time { conditions += within("\(row).event_at") }
+        if eventType != nil || changeType != nil || customerID != nil || transactionID != nil {
+            conditions.append(
+                """
+                EXISTS (SELECT FROM outbox.event e WHERE e.id = \(raw: row).event_id AND e.created_at = \(raw: row).event_at
+                           AND \(all(ofEvent)) OFFSET 0)
+                """)
+        }
+        return conditions
+    }
+
+    /// True when events are asked for, and not only an endpoint or a state.
+    fileprivate var namesEvents: Bool { !events.isEmpty }
+
+    fileprivate var rows: SQL { "\(raw: "\(limit)")" }
+}
+
+private func all(_ conditions: [SQL]) -> SQL {
+    conditions.reduce(nil as SQL?) { all, next in all.map { "\($0) AND \(next)" } ?? next } ?? "true"
+}
+
+extension Connection {
+    /// Events, newest first.
+    package mutating func listEvents(_ filter: ListFilter) throws -> Listing {
+        try listing(
+            """
+            SELECT e.id, outbox.webhook_id(e.id, e.created_at) AS webhook_id, e.created_at, e.customer_id, e.type, e.change_type, e.transaction_id,
+                   e.identity, e.ordering_key, e.deliver_at, coalesce(e.occurred_at, e.created_at) AS occurred_at
+              FROM (SELECT * FROM outbox.event e WHERE \(all(filter.events)) ORDER BY e.id DESC LIMIT \(filter.rows)) e
+             ORDER BY e.id DESC
+            """)
+    }
+
+    /// Deliveries by the columns of `outbox.deliveries`, newest event first.
+    ///
+    /// Each kind of pair is read newest first from its own table, and no further than the list goes; what is delivered is found by its
+    /// events, where events are asked for. Names and events are looked up for what is left.
+    package mutating func listDeliveries(_ filter: ListFilter) throws -> Listing {
+        let kinds = Self.kinds(of: filter)
+        let pairs = kinds.dropFirst().reduce(kinds.first ?? "SELECT * FROM outbox.delivery WHERE false") {
+            "\($0) UNION ALL \($1)"
+        }
+        return try listing(
+            """
+            WITH pair AS (\(pairs)),
+            newest AS (
+                SELECT p.*, n.name, n.disabled_at FROM pair p LEFT JOIN outbox.endpoint n ON n.id = p.endpoint_id
+                 ORDER BY p.event_id DESC, n.name, p.endpoint_id, p.event_at LIMIT \(filter.rows))
+            SELECT p.event_id || ':' || p.endpoint_id AS id, p.event_id, outbox.webhook_id(p.event_id, p.event_at) AS webhook_id, p.endpoint_id,
+                   p.name AS endpoint, e.customer_id, e.event_type, e.change_type, e.transaction_id,
+                   CASE WHEN p.state = 'waiting' AND \(Self.isPaused("l", "p")) THEN 'paused' ELSE p.state END AS state,
+                   p.attempts, p.trigger,
+                   CASE WHEN p.due_at IS NOT NULL THEN nullif(greatest(p.due_at, l.held_until::timestamptz), 'infinity') END AS due_at,
+                   p.last_at, p.last_status, p.last_error_class, p.last_error, p.reason, p.event_at AS created_at
+              FROM newest p
+              LEFT JOIN outbox.lane l ON l.endpoint_id = p.endpoint_id
+              LEFT JOIN LATERAL (
+                   SELECT e.customer_id::text, e.type::text AS event_type, e.change_type::text, e.transaction_id FROM outbox.event e
+                    WHERE e.id = p.event_id AND e.created_at = p.event_at OFFSET 0) e ON true
+             ORDER BY p.event_id DESC, p.name, p.endpoint_id, p.event_at
+            """)
+    }
+
+    private static func isPaused(_ lane: String, _ endpoint: String) -> SQL {
+        """
+        (\(raw: endpoint).disabled_at IS NOT NULL
+         OR \(raw: lane).paused_from <= statement_timestamp() AND \(raw: lane).paused_until > statement_timestamp())
+        """
+    }
+
+    /// One statement for each kind of pair that the filter lets through, each with the same columns, newest event first.
+    private static func kinds(of filter: ListFilter) -> [SQL] {
+        var kinds: [SQL] = []
+        func newest(_ select: SQL, _ conditions: [SQL]) -> SQL {
+            "(\(select) WHERE \(all(conditions)) ORDER BY x.event_id DESC FETCH FIRST \(filter.rows) ROWS WITH TIES)"
+        }
+        let row = filter.ofRow("x", time: true)
+        if filter.state == nil || filter.state == "waiting" || filter.state == "paused" {
+            let paused: SQL = """
+                (ARRAY(SELECT l.endpoint_id FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id WHERE \(isPaused("l", "n"))))
+                """
+            let state: [SQL] =
+                switch filter.state {
+                case "waiting": ["x.endpoint_id <> ALL \(paused)"]
+                case "paused": ["x.endpoint_id = ANY \(paused)"]
+                default: []
+                }
+            kinds.append(
+                newest(
+                    """
+                    SELECT x.event_id, x.endpoint_id, x.event_at, 'waiting' AS state, x.attempts, x.trigger, x.due_at, x.last_at, x.last_status,
+                           x.last_error_class, x.last_error, NULL::text AS reason FROM outbox.delivery x
+                    """, row + state))
+            kinds.append(
+                newest(
+                    """
+                    SELECT x.event_id, x.endpoint_id, x.event_at, 'waiting', 0, 'first', NULL::timestamptz, NULL::timestamptz, NULL::int,
+                           NULL::text, NULL::text, NULL::text FROM outbox.unrouted x
+                    """, row + state))
+        }
+        if filter.state == nil || filter.state == "dead" || filter.state == "cancelled" {
+            let state: [SQL] =
+                switch filter.state {
+                case "dead": ["x.reason <> 'cancelled'"]
+                case "cancelled": ["x.reason = 'cancelled'"]
+                default: []
+                }
+            kinds.append(
+                newest(
+                    """
+                    SELECT x.event_id, x.endpoint_id, x.event_at, CASE x.reason WHEN 'cancelled' THEN 'cancelled' ELSE 'dead' END AS state, x.attempts,
+                           NULL::text AS trigger, NULL::timestamptz AS due_at, x.dead_at AS last_at, x.status AS last_status,
+                           x.error_class AS last_error_class, x.error AS last_error, x.reason FROM outbox.dead_letter x
+                    """, row + state))
+        }
+        if filter.state == nil || filter.state == "delivered" { kinds.append(delivered(filter)) }
+        return kinds
+    }
+
+    /// Of an attempt `x`, that it is the first recorded success of a pair that has nothing outstanding. `OFFSET 0`: each is looked up;
+    /// as a join, all would be read. No attempt is made before its event, but for what clocks differ.
+    private static let isDelivery: [SQL] = [
+        "x.outcome = 'success' AND x.trigger NOT IN ('test', 'evaluate')",
+        "EXISTS (SELECT FROM outbox.event e WHERE e.id = x.event_id AND e.created_at = x.event_at OFFSET 0)",
+        "NOT EXISTS (SELECT FROM outbox.delivery d WHERE \(lookUp("d", by: "x")) OFFSET 0)",
+        "NOT EXISTS (SELECT FROM outbox.dead_letter d WHERE \(lookUp("d", by: "x")) OFFSET 0)",
+        """
+        NOT EXISTS (SELECT FROM outbox.attempt o
+                     WHERE o.event_id = x.event_id AND o.event_at = x.event_at AND o.endpoint_id IS NOT DISTINCT FROM x.endpoint_id
+                       AND o.outcome = 'success' AND o.trigger NOT IN ('test', 'evaluate')
+                       AND o.started_at >= x.event_at - interval '1 day' AND o.started_at <= x.started_at
+                       AND (o.started_at, o.number, o.lease_id) < (x.started_at, x.number, x.lease_id) OFFSET 0)
+        """,
+    ]
+
+    private static func delivered(_ filter: ListFilter) -> SQL {
+        let columns: SQL = """
+            x.event_id, x.endpoint_id, x.event_at, 'delivered' AS state, x.number AS attempts, x.trigger, NULL::timestamptz AS due_at,
+            x.started_at AS last_at, x.status AS last_status, NULL::text AS last_error_class, NULL::text AS last_error, NULL::text AS reason
+            """
+        let endpoint: [SQL] = filter.endpoint.map { ["x.endpoint_id IS NOT DISTINCT FROM \($0)"] } ?? []
+        if filter.namesEvents {
+            return """
+                (SELECT p.* FROM outbox.event e
+                  CROSS JOIN LATERAL (SELECT \(columns) FROM outbox.attempt x
+                                       WHERE x.event_id = e.id AND x.event_at = e.created_at AND \(all(endpoint + isDelivery)) OFFSET 0) p
+                  WHERE \(all(filter.events)) ORDER BY e.id DESC FETCH FIRST \(filter.rows) ROWS WITH TIES)
+                """
+        }
+        guard let id = filter.endpoint else {
+            return """
+                (SELECT \(columns) FROM outbox.attempt x WHERE \(all(isDelivery))
+                  ORDER BY x.event_id DESC FETCH FIRST \(filter.rows) ROWS WITH TIES)
+                """
+        }
+        // By time, which the endpoint's index has in order: what is newer than the oldest event of the newest deliveries has all that
+        // can be in the list.
+        return """
+            (SELECT \(columns) FROM (
+                SELECT *, x.event_id + 0 AS place FROM outbox.attempt x
+                 WHERE x.endpoint_id = \(id) AND \(isDelivery[0])
+                   AND x.started_at >= coalesce((
+                       SELECT min(f.event_at) - interval '1 day' FROM (
+                           SELECT x.event_at FROM outbox.attempt x WHERE x.endpoint_id = \(id) AND \(all(isDelivery))
+                            ORDER BY x.started_at DESC LIMIT \(filter.rows)) f HAVING count(*) = \(filter.rows)), '-infinity')
+                 ORDER BY place DESC OFFSET 0) x
+              WHERE \(all(isDelivery)) ORDER BY x.place DESC FETCH FIRST \(filter.rows) ROWS WITH TIES)
+            """
+    }
+
+    /// Attempts by the columns of `outbox.attempts`, newest first.
+    package mutating func listAttempts(_ filter: ListFilter) throws -> Listing {
+        let conditions = filter.ofRow("a", time: false) + (filter.state.map { ["a.outcome = \($0)"] } ?? [])
+        func list(_ time: [SQL]) throws -> Listing {
+            try listing(
+                """
+                SELECT a.event_id, outbox.webhook_id(a.event_id, a.event_at) AS webhook_id, a.endpoint_id, n.name AS endpoint, a.number, a.trigger,
+                       a.started_at, a.outcome, a.status, a.error_class, a.error, a.dns_us, a.connect_us, a.tls_us, a.first_byte_us,
+                       a.total_us, a.request_id, a.worker, a.lease_id, a.event_at AS created_at
+                  FROM (SELECT * FROM outbox.attempt a WHERE \(all(conditions + time)) ORDER BY a.started_at DESC, a.event_id DESC, a.endpoint_id
+                         LIMIT \(filter.rows)) a
+                  LEFT JOIN outbox.endpoint n ON n.id = a.endpoint_id
+                 ORDER BY a.started_at DESC, a.event_id DESC, a.endpoint_id
+                """)
+        }
+        // An event's or an endpoint's have an index.
+        if filter.event != nil || filter.transactionID != nil || filter.endpoint != nil {
+            return try list(filter.within("a.started_at"))
+        }
+        // All others are in order of time only as far as their partitions are: looked through in growing steps, back from the newest.
+        let bounds = try query(
+            """
+            SELECT coalesce(\(filter.until), clock_timestamp() + interval '1 day'),
+                   greatest(coalesce(\(filter.since), '-infinity'),
+                            (SELECT coalesce(min(x.lower), '-infinity') FROM outbox.partitions x WHERE x.parent = 'attempt' AND x.lower IS NOT NULL))
+            """
+        ).first { row throws(PostgresError) in (end: try row[0] as Timestamp, begin: try row[1] as Timestamp) }
+        guard let (end, begin) = bounds else { return try list(filter.within("a.started_at")) }
+        var step = Duration.seconds(26 * 3600)
+        while true {
+            let start = end + (.zero - step)
+            if start <= begin || step > .seconds(3650 * 86_400) { return try list(filter.within("a.started_at")) }
+            let found = try list(filter.within("a.started_at") + ["a.started_at >= \(start)"])
+            if found.rows.count >= filter.limit { return found }
+            step = step * 4
+        }
+    }
+
+    /// Dead letters by the columns of `outbox.dead_letters`, newest first.
+    package mutating func listDeadLetters(_ filter: ListFilter) throws -> Listing {
+        let conditions: [SQL] =
+            ["d.reason <> 'cancelled'"] + filter.ofRow("d", time: false) + filter.within("d.dead_at")
+        return try listing(
+            """
+            SELECT d.event_id || ':' || d.endpoint_id AS id, d.event_id, outbox.webhook_id(d.event_id, d.event_at) AS webhook_id, d.endpoint_id,
+                   n.name AS endpoint, e.customer_id, e.event_type, e.change_type, e.transaction_id, d.reason, d.attempts,
+                   d.status, d.error_class, d.error, d.fingerprint, d.dead_at, d.event_at AS created_at
+              FROM (SELECT * FROM outbox.dead_letter d WHERE \(all(conditions)) ORDER BY d.dead_at DESC, d.event_id DESC, d.endpoint_id
+                     LIMIT \(filter.rows)) d
+              LEFT JOIN LATERAL (
+                   SELECT e.customer_id::text, e.type::text AS event_type, e.change_type::text, e.transaction_id FROM outbox.event e
+                    WHERE e.id = d.event_id AND e.created_at = d.event_at OFFSET 0) e ON true
+              LEFT JOIN outbox.endpoint n ON n.id = d.endpoint_id
+             ORDER BY d.dead_at DESC, d.event_id DESC, d.endpoint_id
+            """)
+    }
+}

@@ -1,0 +1,160 @@
+import Outbox
+import Postgres
+import TestSupport
+import Testing
+
+/// Lists say the same as the views, and read no more than they show.
+@Suite struct ListTests {
+    /// Some endpoints and transactions, and pairs in every state: by the number of the event.
+    private func filled(_ events: Int, isAnalyzed: Bool = true) async throws -> TestDatabase {
+        let database = try await TestCluster.database()
+        for name in ["a", "b", "paused", "off"] { try await database.endpoint(name, url: "https://example.com/") }
+        try await database.script(
+            """
+            INSERT INTO outbox.event (type, change_type, customer_id, transaction_id)
+            SELECT 't' || n % 3, CASE n % 2 WHEN 0 THEN 'Create' ELSE 'Update' END, 'c' || n % 5,
+                   ('00000000-0000-7000-8000-' || lpad((n / 3)::text, 12, '0'))::uuid FROM generate_series(1, \(events)) n;
+            UPDATE outbox.endpoint SET disabled_at = clock_timestamp() WHERE name = 'off';
+            UPDATE outbox.lane SET paused_until = 'infinity', pause_reason = 'r', paused_by = 'x'
+             WHERE endpoint_id = (SELECT id FROM outbox.endpoint WHERE name = 'paused');
+            INSERT INTO outbox.attempt (event_id, event_at, endpoint_id, number, trigger, lease_id, worker, started_at, total_us, outcome, status)
+            SELECT e.id, e.created_at, n.id, k, 'first', gen_random_uuid(), 'w', clock_timestamp(), 1000,
+                   CASE WHEN (e.id + k) % 7 = 0 THEN 'failure' ELSE 'success' END, 200
+              FROM outbox.event e, outbox.endpoint n, generate_series(1, 2) k WHERE n.name IN ('a', 'b');
+            INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, attempts)
+            SELECT e.id, n.id, e.created_at, clock_timestamp(), 'retry', 1 FROM outbox.event e, outbox.endpoint n
+             WHERE e.id % 11 = 0 OR n.name = 'paused' AND e.id % 5 = 0 OR n.name = 'off' AND e.id % 6 = 0;
+            INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, fingerprint)
+            SELECT e.id, n.id, e.created_at, CASE e.id % 2 WHEN 0 THEN 'exhausted' ELSE 'cancelled' END, 3, 'f'
+              FROM outbox.event e, outbox.endpoint n WHERE e.id % 13 = 0 AND n.name = 'a' AND e.id % 11 <> 0;
+            INSERT INTO outbox.unrouted (event_id, endpoint_id, event_at, pass)
+            SELECT e.id, n.id, e.created_at, 1 FROM outbox.event e, outbox.endpoint n
+             WHERE e.id % 17 = 0 AND n.name = 'paused' AND e.id % 5 <> 0 AND e.id % 11 <> 0;
+            \(isAnalyzed ? "ANALYZE" : "")
+            """)
+        return database
+    }
+
+    private struct Case: Sendable, CustomStringConvertible {
+        let description: String
+        let filter: ListFilter
+        let condition: SQL
+    }
+
+    private func cases(_ database: TestDatabase) async throws -> [Case] {
+        let ids = try await database.pool.query("SELECT name, id FROM outbox.endpoint") { row throws(PostgresError) in
+            (try row[0] as String, try row[1] as EndpointID)
+        }
+        let middle = try await database.pool.query("SELECT created_at FROM outbox.event WHERE id = 200") {
+            row throws(PostgresError) in try row[0] as Timestamp
+        }[0]
+        let transaction = try #require(UniqueID("00000000-0000-7000-8000-000000000022"))
+        let event = try await database.pool.run { try $0.eventReference("66") }
+        var cases = [Case(description: "all", filter: ListFilter(), condition: "true")]
+        func add(_ name: String, _ condition: SQL, _ change: (inout ListFilter) -> Void) {
+            var filter = ListFilter()
+            change(&filter)
+            cases.append(Case(description: name, filter: filter, condition: condition))
+            for state in ["delivered", "waiting", "paused", "dead", "cancelled"] {
+                filter.state = state
+                cases.append(
+                    Case(description: "\(name) \(state)", filter: filter, condition: "\(condition) AND d.state = \(state)"))
+            }
+        }
+        add("", "true") { _ in }
+        for (name, id) in ids { add(name, "d.endpoint_id = \(id)") { $0.endpoint = id } }
+        add("type", "d.event_type = 't1'") { $0.eventType = "t1" }
+        add("no type", "d.event_type = 'none'") { $0.eventType = "none" }
+        add("change", "d.change_type = 'Update'") { $0.changeType = "Update" }
+        add("customer", "d.customer_id = 'c4'") { $0.customerID = "c4" }
+        add("transaction", "d.transaction_id = \(transaction)") { $0.transactionID = transaction }
+        add("event", "d.event_id = 66") { $0.event = event }
+        add("since", "d.created_at >= \(middle)") { $0.since = middle }
+        add("until", "d.created_at < \(middle)") { $0.until = middle }
+        add("both", "d.endpoint_id = \(ids[0].1) AND d.customer_id = 'c1'") {
+            $0.endpoint = ids[0].1
+            $0.customerID = "c1"
+        }
+        return cases
+    }
+
+    @Test func `deliveries are those of the view, newest first, whatever they are narrowed by`() async throws {
+        let database = try await filled(400)
+        for one in try await cases(database) {
+            for limit in [7, 100_000] {
+                var filter = one.filter
+                filter.limit = limit
+                let found = try await database.pool.run { [filter] in try $0.listDeliveries(filter) }
+                let expected = try await database.pool.run { [one] in
+                    try $0.listing(
+                        "SELECT d.* FROM outbox.deliveries d WHERE \(one.condition) ORDER BY d.event_id DESC, d.endpoint, d.endpoint_id LIMIT \(limit)")
+                }
+                #expect(found.columns == expected.columns)
+                #expect(found.rows == expected.rows, "\(one) \(limit)")
+            }
+        }
+    }
+
+    @Test func `attempts and dead letters are those of the views`() async throws {
+        let database = try await filled(400)
+        for one in try await cases(database) where one.filter.state == nil {
+            var filter = one.filter
+            filter.limit = 1000
+            let dead = try await database.pool.run { [filter] in try $0.listDeadLetters(filter) }
+            let time = "\(one)" == "since" || "\(one)" == "until"
+            if time { continue }
+            let expected = try await database.pool.run { [one] in
+                try $0.listing(
+                    "SELECT * FROM (SELECT x.*, 'dead' AS state FROM outbox.dead_letters x) d WHERE \(one.condition) ORDER BY d.dead_at DESC, d.event_id DESC, d.endpoint_id")
+            }
+            #expect(dead.rows == expected.rows.map { Array($0.dropLast()) }, "\(one)")
+            let attempts = try await database.pool.run { [filter] in try $0.listAttempts(filter) }
+            let all = try await database.number(
+                """
+                SELECT count(*) FROM (SELECT a.*, e.customer_id, e.type AS event_type, e.change_type, e.transaction_id FROM outbox.attempts a
+                                        JOIN outbox.event e ON e.id = a.event_id) d WHERE \(one.condition)
+                """)
+            #expect(attempts.rows.count == min(all, 1000), "\(one)")
+        }
+    }
+
+    @Test func `a trace holds everything that one operation caused`() async throws {
+        let database = try await filled(400)
+        let transaction = try #require(UniqueID("00000000-0000-7000-8000-000000000022"))
+        let trace = try await database.pool.run { try $0.trace(transaction) }
+        #expect(trace.events.rows.count == 3 && trace.cut == [])
+        let counted = try await database.column(
+            """
+            SELECT concat_ws(' ', x ->> 'id', jsonb_array_length(x -> 'deliveries'),
+                             (SELECT sum(jsonb_array_length(d -> 'attempts_made')) FROM jsonb_array_elements(x -> 'deliveries') d))
+              FROM jsonb_array_elements(\(trace.json)::text::jsonb -> 'events') x
+            """)
+        #expect(counted == ["66 4 4", "67 2 4", "68 3 4"])
+    }
+
+    @Test(arguments: [true, false]) func `a list reads what it shows, and not what there is`(isAnalyzed: Bool) async throws {
+        let database = try await filled(30_000, isAnalyzed: isAnalyzed)
+        let pool = try database.newPool()
+        func read() async throws -> Int {
+            try await pool.run { connection in
+                try connection.query("SELECT pg_stat_force_next_flush()")
+                return try connection.query(
+                    """
+                    SELECT coalesce(sum(seq_tup_read) + sum(idx_tup_fetch), 0)::int8 FROM pg_stat_user_tables
+                     WHERE schemaname = 'outbox' AND (relname LIKE 'attempt%' OR relname LIKE 'event%' OR relname = 'delivery')
+                    """
+                ).first { row throws(PostgresError) in try row[0] } ?? 0
+            }
+        }
+        // By endpoint, a day of attempts is looked at, which is all of them here.
+        let named = ["all", " delivered", " waiting", " paused", " dead", "customer", "type", "transaction", "event", "since"]
+        for one in try await cases(database) where named.contains(one.description) {
+            let before = try await read()
+            _ = try await pool.run { [one] in try $0.listDeliveries(one.filter) }
+            let count = try await read() - before
+            // Of 30,000 events, 120,000 attempts and 21,000 deliveries.
+            if count >= 5000 { Issue.record("\(one): \(count) rows") }
+        }
+        await pool.close()
+    }
+}

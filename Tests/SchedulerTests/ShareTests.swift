@@ -1,0 +1,109 @@
+import Bytewise
+import Outbox
+import Postgres
+import Testing
+
+@testable import Scheduler
+
+/// Whoever holds what there is little of, others get theirs.
+@Suite struct ShareTests {
+    private var queues = SendQueues(mostInFlight: 100, mostBytes: 1000 * 1024)
+    private var endpoints: [EndpointID: Endpoint] = [:]
+    private var number: Int64 = 0
+
+    private mutating func endpoint(_ customer: ExactText = "*") -> EndpointID {
+        let id = EndpointID(rawValue: .random())
+        var settings = Endpoint.Settings(id: id, name: id.description, url: "https://example.com/")
+        settings.customerID = customer
+        settings.maxInFlight = 1000
+        endpoints[id] = Endpoint(settings)
+        return id
+    }
+
+    private mutating func add(_ count: Int, to endpoint: EndpointID, bytes: Int = 0) {
+        for _ in 0..<count {
+            number += 1
+            let event = Event(
+                id: EventID(rawValue: number), createdAt: .distantPast, customerID: "c", type: "t", changeType: "Create",
+                transactionID: .random(), identity: nil, before: nil, after: [UInt8](repeating: 0x20, count: bytes),
+                occurredAt: .distantPast)
+            let batch = HeldBatch(
+                id: BatchID(rawValue: 1), lease: .random(), server: ServerStart(time: .distantPast))
+            let lease = Lease(.batch(batch), claims: 1, unresolved: 1, trustedUntil: .now + .seconds(60))
+            queues.add(Send(event: event, endpoint: endpoint, number: 1, trigger: .first, lease: lease, startBy: nil))
+        }
+    }
+
+    /// Starts what may be started.
+    private mutating func start(hasSeveralCustomers: Bool = false) -> [Send] {
+        var started: [Send] = []
+        while let next = queues.next(endpoints, hasSeveralCustomers: hasSeveralCustomers, at: .distantPast) {
+            started.append(next.send)
+        }
+        return started
+    }
+
+    private func count(_ sends: [Send], _ endpoint: EndpointID) -> Int { sends.count { $0.endpoint == endpoint } }
+
+    @Test mutating func `however many hold what they can, the next one gets as much as each of them`() {
+        let greedy = (0..<9).map { _ in endpoint() }
+        for id in greedy { add(100, to: id) }
+        let started = start()
+        #expect(greedy.allSatisfy { (8...9).contains(count(started, $0)) })
+        let late = endpoint()
+        add(100, to: late)
+        #expect(count(start(), late) == 4)
+        // As the others' requests end, it comes to the same as they have.
+        for send in started { queues.finish(send) }
+        let again = start()
+        #expect(count(again, late) >= 4)
+        #expect(again.count < 100)
+    }
+
+    @Test mutating func `bytes are shared as requests are`() {
+        let silent = (0..<8).map { _ in endpoint() }
+        for id in silent { add(10, to: id, bytes: 100 * 1024) }
+        let held = start()
+        #expect(silent.allSatisfy { count(held, $0) >= 1 })
+        let healthy = endpoint()
+        add(3, to: healthy)
+        #expect(count(start(), healthy) == 3)
+    }
+
+    @Test mutating func `a first request goes before anybody's second`() {
+        let many = (0..<60).map { _ in endpoint() }
+        for id in many { add(5, to: id) }
+        let started = start()
+        #expect(many.allSatisfy { count(started, $0) >= 1 })
+        let others = (0..<12).map { _ in endpoint() }
+        for id in others { add(2, to: id) }
+        let late = start()
+        #expect(others.allSatisfy { count(late, $0) >= 1 })
+        #expect(many.allSatisfy { count(late, $0) == 0 })
+    }
+
+    @Test mutating func `no customer holds more than half, where there are others`() {
+        let one = (0..<80).map { _ in endpoint("one") }
+        for id in one { add(2, to: id) }
+        #expect(start(hasSeveralCustomers: true).count == 50)
+        let other = endpoint("two")
+        add(40, to: other)
+        #expect(count(start(hasSeveralCustomers: true), other) == 19)
+    }
+
+    @Test mutating func `who waits for a share goes on when something ends`() {
+        let (first, second) = (endpoint(), endpoint())
+        add(200, to: first)
+        add(200, to: second)
+        var inFlight = start()
+        var ended = 0
+        while let send = inFlight.first {
+            inFlight.removeFirst()
+            queues.finish(send)
+            ended += 1
+            inFlight += start()
+        }
+        #expect(ended == 400)
+        #expect(!queues.isAnythingInFlight)
+    }
+}
