@@ -8,11 +8,14 @@ extension Connection {
     /// All endpoints that exist, with their secrets opened, and the generation that they belong to.
     package mutating func endpoints(keyring: Keyring) throws -> (generation: Generation, endpoints: [Endpoint]) {
         try inOneSnapshot { connection in
-            let generation: Generation =
-                try connection.query("SELECT mark FROM outbox.generation ORDER BY id DESC LIMIT 1")
-                .first { row throws(PostgresError) in try row[0] } ?? .unknown
-            return (generation, try connection.readEndpoints(nil, keyring: keyring))
+            (try connection.generation(), try connection.readEndpoints(nil, keyring: keyring))
         }
+    }
+
+    /// Which generation of the endpoints is the newest.
+    package mutating func generation() throws -> Generation {
+        try query("SELECT mark FROM outbox.generation ORDER BY id DESC LIMIT 1")
+            .first { row throws(PostgresError) in try row[0] } ?? .unknown
     }
 
     /// One endpoint as a worker would use it.

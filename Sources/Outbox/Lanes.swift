@@ -192,6 +192,16 @@ extension Connection {
         }
     }
 
+    /// Which of these deliveries are still in the lane.
+    package mutating func waiting(_ events: [EventKey], in endpoint: EndpointID) throws -> [EventKey] {
+        try query(
+            """
+            SELECT d.event_id, d.event_at FROM unnest(\(events.map(\.id)), \(events.map(\.createdAt))) AS w(event_id, event_at)
+              JOIN outbox.delivery d ON d.event_id = ANY (ARRAY[w.event_id]) AND d.endpoint_id = \(endpoint) AND d.event_at = w.event_at
+            """
+        ).map { row throws(PostgresError) in EventKey(id: try row[0], createdAt: try row[1]) }
+    }
+
     /// Writes down, before the send, that its worker died in it: one more attempt, one more crash, due again later.
     /// The outcome overwrites this; only a worker that really dies leaves it standing.
     ///

@@ -37,6 +37,8 @@ final class EndpointDirectory: Sendable {
     private let keyring: Keyring
     private let logger: Logger
     private let snapshot = Mutex(Snapshot(generation: .unknown, endpoints: []))
+    /// When it was last known to be what the database has.
+    private let confirmedAt = Mutex(ContinuousClock.now)
 
     init(pool: ConnectionPool, keyring: Keyring, logger: Logger) {
         self.pool = pool
@@ -67,9 +69,18 @@ final class EndpointDirectory: Sendable {
     /// The endpoints of that generation or a later one: read again when another is known. Which of two is the later one nobody can
     /// tell by looking at them, and need not: whoever comes with another one than is known reads again.
     func refreshed(to generation: Generation) async throws -> Snapshot {
+        confirmedAt.withLock { $0 = .now }
         let known = current
         if known.generation == generation { return known }
         return try await read()
+    }
+
+    /// Asks for the generation, unless a claim has just told it: what waits in memory of an endpoint that was paused, disabled or
+    /// deleted must not go out because nobody claims anything meanwhile.
+    func confirm(atLeastEvery period: Duration) async throws {
+        if .now - confirmedAt.withLock({ $0 }) < period { return }
+        let generation = try await pool.run { try $0.generation() }
+        _ = try await refreshed(to: generation)
     }
 
     /// Reads the endpoints.

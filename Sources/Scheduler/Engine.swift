@@ -65,7 +65,8 @@ package struct Engine: Sendable {
             pool: pool, listener: listener, configuration: configuration, logger: logger, waking: claiming)
         let janitor = Janitor(pool: pool, configuration: configuration, logger: logger)
         // Lanes stop after the sender has let go of their requests, and before the last outcomes are recorded.
-        services = [pools, recorder, keeper, lanes, sender, cutter, dispatcher, janitor]
+        let watch = DirectoryWatch(directory: directory, logger: logger)
+        services = [pools, recorder, keeper, watch, lanes, sender, cutter, dispatcher, janitor]
     }
 
     /// Sees that the database is one that this binary can work in, and a home; returns whose it is and where its server listens.
@@ -104,6 +105,19 @@ struct EngineParts: Sendable {
     let instance: String
     let configuration: EngineConfiguration
     let logger: Logger
+}
+
+/// Sees to it that no endpoint is known as it was more than a second ago.
+private struct DirectoryWatch: Service {
+    let directory: EndpointDirectory
+    let logger: Logger
+
+    func run() async {
+        await Wakeup().run(complaint: "cannot ask whether endpoints have changed; trying again", to: logger) {
+            try await directory.confirm(atLeastEvery: .milliseconds(800))
+            return .milliseconds(400)
+        }
+    }
 }
 
 /// Closes the connections after everybody who uses them has stopped.

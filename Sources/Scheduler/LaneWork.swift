@@ -16,6 +16,8 @@ struct LaneWork {
     /// When the cursor was last at the floor, and when the floor was last raised.
     private var beganAt = ContinuousClock.now
     private var raisedAt = ContinuousClock.now
+    /// When it was last asked whether what waits in memory is still in the lane.
+    private var askedAt = ContinuousClock.now
     /// After so long the cursor goes back to the floor, for rows that were committed behind it.
     private static let longestSweep = Duration.seconds(1)
     /// The rates that the sender keeps to on our behalf.
@@ -66,6 +68,7 @@ struct LaneWork {
             // Found failing by others, or by ourselves a moment ago: the next owner begins with a probe.
             if ramp == nil || !lane.isFailing, endpoint?.settings.opens ?? 0 > 0 { return }
             try await takeUpRates()
+            try await withdrawCancelled()
             guard parts.recorder.hasRoom, parts.sender.hasRoom(for: lane.endpoint) else {
                 try await Task.sleep(for: .milliseconds(50))
                 continue
@@ -231,10 +234,10 @@ struct LaneWork {
     /// Waits for what was sent, as far as the next page needs it; false when somebody else has to go on.
     private mutating func judgeRound(hadAnswers answers: Int) async throws -> Bool {
         if recoveredAt == nil, ramp == nil, rates.isEmpty {
-            await lease.wait(untilUnresolvedAtMost: 100)
+            try await wait(untilUnresolvedAtMost: 100)
             return true
         }
-        await lease.wait(untilUnresolvedAtMost: 0)
+        try await wait(untilUnresolvedAtMost: 0)
         // A failure has closed it again by now.
         guard isWorkable else { return false }
         guard let size = ramp else { return true }
@@ -253,6 +256,25 @@ struct LaneWork {
         guard size * 2 > endpoint?.maxInFlight ?? 1 else { return true }
         ramp = nil
         return lane.isFailing ? try await closeBreaker() : true
+    }
+
+    /// Waits for what was sent.
+    private mutating func wait(untilUnresolvedAtMost most: Int) async throws {
+        while lease.unresolved > most {
+            await lease.waitForOne(upTo: Self.longestSweep)
+            try await withdrawCancelled()
+        }
+    }
+
+    /// What waits in memory may be cancelled meanwhile: once a second it is asked whether all of it is still in the lane, and what is
+    /// not does not go out.
+    private mutating func withdrawCancelled() async throws {
+        guard .now - askedAt > Self.longestSweep else { return }
+        askedAt = .now
+        let waiting = parts.sender.waiting(for: lane.endpoint)
+        if waiting.isEmpty { return }
+        let there = try await parts.pool.run { [lane] in try $0.waiting(waiting, in: lane.endpoint) }
+        parts.sender.withdraw(Set(waiting).subtracting(there), of: lane.endpoint)
     }
 
     private func closeBreaker() async throws -> Bool {

@@ -302,6 +302,9 @@ struct SendQueues {
         return removed
     }
 
+    /// The events that wait to be started for an endpoint.
+    func waiting(for endpoint: EndpointID) -> [EventKey] { queues[endpoint]?.sends.map(\.event.key) ?? [] }
+
     private mutating func takeTurn(_ id: EndpointID, _ queue: Queue) {
         if queue.isInTurn || queue.isWaitingForShare || queue.sends.isEmpty { return }
         queue.isInTurn = true

@@ -77,6 +77,19 @@ final class Sender: Service {
         state.withLock { $0.queues.startable(endpoint, within: time) }
     }
 
+    /// The events of the endpoint's lane that wait here to be sent.
+    func waiting(for endpoint: EndpointID) -> [EventKey] { state.withLock { $0.queues.waiting(for: endpoint) } }
+
+    /// Takes out deliveries of a lane that wait here, and are not in the lane any more: somebody has cancelled them.
+    func withdraw(_ events: Set<EventKey>, of endpoint: EndpointID) {
+        let withdrawn = state.withLock { state in
+            state.queues.remove(directory.current.byID) { send, _ in
+                !send.isFromBatch && send.endpoint == endpoint && events.contains(send.event.key)
+            }
+        }
+        putOff(withdrawn)
+    }
+
     /// True once nothing more is started.
     var isStopping: Bool { state.withLock { $0.isStopping } }
 

@@ -47,7 +47,11 @@ import Testing
             try await database.column("SELECT problem FROM outbox.problems WHERE problem LIKE 'default%'") == [
                 "default_partition_used"
             ])
-        // They move into a partition of their own, as they are.
+        // While they are under way they stay where they are.
+        #expect(try await database.pool.run { $0.keepHouse() }.failures.isEmpty)
+        #expect(try await database.number("SELECT count(*) FROM outbox.event_default") == 3)
+        try await database.script("DELETE FROM outbox.batch")
+        // Then they move into a partition of their own, as they are.
         let before = try await database.column("SELECT e::text FROM outbox.event e ORDER BY id")
         let house = try await database.pool.run { $0.keepHouse() }
         #expect(house.failures.isEmpty)
