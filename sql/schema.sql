@@ -410,9 +410,9 @@ function outbox.current_transaction_id() returns uuid d41d8cd98f00b204e9800998ec
 function outbox.cut(integer,integer) returns integer 07a9fbf2dc1d772f844879888e05db3f
 function outbox.database_identifier() returns bigint 5abb3e3d928ae2125fb5b3c544975fc8
 function outbox.delete_expired_rows(name,integer) returns integer security definer 809fd20a3e061c87d5a74bfb575965a0
-function outbox.drop_expired_partition() returns text security definer e1258e9836472cbfca22733dce6de778
+function outbox.drop_expired_partition() returns text security definer 90f7c5d34eff301af282373dd4a0266d
 function outbox.emit() returns trigger 558240afa24da3c625ca1e3f27751744
-function outbox.empty_expired_partition() returns text security definer 7eca6c9184b7d7cf63bcc028326f83db
+function outbox.empty_expired_partition() returns text security definer 2c151eb4ca963588a625f93ee4f6d98c
 function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
 function outbox.events_of(bigint[]) returns SETOF outbox.event d41d8cd98f00b204e9800998ecf8427e
 function outbox.expired_partitions() returns TABLE(oid oid, name name, parent name, lower timestamp with time zone, upper timestamp with time zone) security definer d41d8cd98f00b204e9800998ecf8427e

@@ -71,7 +71,7 @@ extension Connection {
         try query(
             """
             SELECT (to_jsonb(n) - ARRAY['id', 'created_at', 'updated_at', 'deleted_at', 'generation'] || jsonb_build_object(
-                        'url', outbox.masked_url(n.url), 'headers', outbox.masked_headers(n.headers),
+                        'url', outbox.masked_url(n.url), 'url_query', md5(substr(n.url, nullif(strpos(n.url, '?'), 0))), 'headers', outbox.masked_headers(n.headers),
                         'ca_certificate', md5(n.ca_certificate), 'client_certificate', md5(n.client_certificate),
                         'credentials', (SELECT md5(s.sealed) FROM outbox.secret s
                                          WHERE s.endpoint_id = n.id AND s.kind = 'credentials')))::json
@@ -217,13 +217,12 @@ extension Connection {
     /// - Parameter rate: how fast what waited goes out; nil for as fast as the endpoint's limits allow.
     package mutating func resumeEndpoint(_ id: EndpointID, rate: RateLimit? = nil) throws {
         try transaction { connection in
-            // Nobody knows how the endpoint was while it was paused: the days that it is failing begin anew.
+            // The pause ends now: the days that an endpoint may fail count from its end, since nobody knows how it was meanwhile.
             try connection.query(
                 """
                 UPDATE outbox.lane
-                   SET paused_from = '-infinity', paused_until = '-infinity', held_until = '-infinity', pause_reason = NULL,
-                       paused_by = NULL, drain_rate = \(rate?.description),
-                       opened_at = CASE WHEN opens > 0 THEN clock_timestamp() END
+                   SET paused_from = '-infinity', paused_until = clock_timestamp(), held_until = '-infinity', pause_reason = NULL,
+                       paused_by = NULL, drain_rate = \(rate?.description)
                  WHERE endpoint_id = \(id)
                 """)
             try connection.audit("endpoint.resume", endpoint: id)

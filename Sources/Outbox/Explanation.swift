@@ -19,7 +19,8 @@ extension Connection {
                 SELECT 3, 'failing', format('the endpoint has been failing since %s; the next probe is at %s', \(time("opened_at")), \(time("held_until"))),
                        'outboxctl endpoint resume ' || name FROM pair WHERE opens > 0
                 UNION ALL
-                SELECT 4, 'resting', 'the receiver asked for a rest until ' || \(time("held_until")), 'outboxctl endpoint resume ' || name
+                SELECT 4, 'resting', format('the endpoint rests until %s, after an answer that there were too many requests, or that asked for it (Retry-After)',
+                                            \(time("held_until"))), 'outboxctl endpoint resume ' || name
                   FROM pair WHERE opens = 0 AND held_until > clock_timestamp()
                 UNION ALL
                 -- The dead letter that blocks the key, or the first of its line.

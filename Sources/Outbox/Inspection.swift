@@ -102,6 +102,27 @@ extension Connection {
             """)
     }
 
+    /// The same, and which endpoints cannot be called with these keys.
+    package mutating func problems(keyring: Keyring) throws -> Listing {
+        let known = try problems()
+        let mayRead = try query("SELECT has_table_privilege('outbox.secret', 'SELECT')").first { row throws(PostgresError) in
+            try row[0] as Bool
+        }
+        if keyring.isEmpty || mayRead != true { return known }
+        let unusable = try endpoints(keyring: keyring).endpoints.filter { $0.defect != nil }.map { endpoint in
+            [
+                "endpoint_unusable", "\(endpoint.name) (\(endpoint.id)) cannot be called: \(endpoint.defect ?? "")",
+                "Give what is missing with: outboxctl endpoint update \(endpoint.name); or name the right OUTBOX_SECRET_KEY_FILE",
+            ]
+        }
+        if unusable.isEmpty { return known }
+        let rows = try listing(
+            """
+            SELECT * FROM unnest(\(unusable.map { $0[0] }), \(unusable.map { $0[1] }), \(unusable.map { $0[2] })) AS p(problem, detail, fix)
+            """)
+        return Listing(columns: known.columns, rows: known.rows + rows.rows, json: known.json + rows.json)
+    }
+
     /// What is wrong with the installation; empty is healthy.
     package mutating func problems() throws -> Listing {
         try listing("SELECT * FROM outbox.problems")

@@ -302,6 +302,15 @@ struct SendQueues {
         return removed
     }
 
+    /// True while nothing is free but for first requests of endpoints.
+    var isFull: Bool { inFlight.count >= mostInFlight / 8 * 7 || inFlight.bytes >= mostBytes / 8 * 7 }
+
+    /// Who has the most in flight.
+    func holders(most: Int) -> [(EndpointID, requests: Int, bytes: Int)] {
+        queues.sorted { ($0.value.inFlight.bytes, $0.value.inFlight.count) > ($1.value.inFlight.bytes, $1.value.inFlight.count) }
+            .prefix(most).map { ($0.key, $0.value.inFlight.count, $0.value.inFlight.bytes) }
+    }
+
     /// The events that wait to be started for an endpoint.
     func waiting(for endpoint: EndpointID) -> [EventKey] { queues[endpoint]?.sends.map(\.event.key) ?? [] }
 

@@ -15,6 +15,9 @@ final class Sender: Service {
     private struct State {
         var queues: SendQueues
         var isStopping = false
+        /// Since when there has been nothing free, and when that was last said.
+        var fullSince: ContinuousClock.Instant?
+        var toldAt: ContinuousClock.Instant?
     }
 
     /// A request must end this long before its lease does, so that the outcome can still be written under it.
@@ -285,6 +288,29 @@ final class Sender: Service {
         }
         putOff(expired)
         if !expired.isEmpty { claiming.signal() }
+        sayWhoHoldsAll(endpoints)
+    }
+
+    /// Says, every minute, who has what there is, when nothing has been free for ten seconds.
+    private func sayWhoHoldsAll(_ endpoints: [EndpointID: Endpoint]) {
+        let holders = state.withLock { state -> [(EndpointID, requests: Int, bytes: Int)] in
+            guard state.queues.isFull else {
+                state.fullSince = nil
+                return []
+            }
+            let since = state.fullSince ?? .now
+            state.fullSince = since
+            guard .now - since > .seconds(10), state.toldAt.map({ .now - $0 > .seconds(60) }) ?? true else { return [] }
+            state.toldAt = .now
+            return state.queues.holders(most: 3)
+        }
+        if holders.isEmpty { return }
+        let text = holders.map { id, requests, bytes in
+            "\(endpoints[id]?.name ?? id.description): \(requests) requests, \(bytes) bytes"
+        }
+        logger.warning(
+            "all requests or bytes that may be in flight are (OUTBOX_MAX_IN_FLIGHT); endpoints wait for each other",
+            metadata: ["most": "\(text.joined(separator: "; "))"])
     }
 
     /// What is not sent now waits in its lane: pairs of a batch are moved there, pairs of a lane still are there.

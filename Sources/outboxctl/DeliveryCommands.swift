@@ -18,6 +18,7 @@ struct DeliveryCommand: AsyncParsableCommand {
                 try connection.listDeliveries(
                     try filter.resolve(&connection, states: ["delivered", "waiting", "paused", "dead", "cancelled"]))
             }
+            filter.sayWhatIsLeftOut(of: listing)
             options.format.list(
                 listing,
                 columns: [
@@ -108,6 +109,7 @@ struct AttemptCommand: AsyncParsableCommand {
             let listing = try await Session.run(options) { [filter] connection in
                 try connection.listAttempts(try filter.resolve(&connection, states: ["success", "failure"]))
             }
+            filter.sayWhatIsLeftOut(of: listing)
             options.format.list(
                 listing,
                 columns: [
@@ -166,6 +168,7 @@ struct DeadCommand: AsyncParsableCommand {
             let listing = try await Session.run(options) { [filter] connection in
                 try connection.listDeadLetters(try filter.resolve(&connection, states: []))
             }
+            filter.sayWhatIsLeftOut(of: listing)
             options.format.list(
                 listing,
                 columns: [

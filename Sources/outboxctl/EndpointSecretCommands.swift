@@ -68,13 +68,23 @@ extension EndpointCommand {
                     } ?? (asymmetric ? .generateAsymmetric() : .generate())
                 // A day: time enough for every receiver to be deployed once (as with other services of the kind).
                 let overlap = overlap?.duration ?? .seconds(86_400)
-                try await Session.run(options) { [endpoint, reason] connection in
-                    try connection.rotateSecret(
-                        try connection.endpointID(endpoint), to: secret, overlap: overlap, keyring: keyring,
-                        reason: reason)
+                let valid = try await Session.run(options) { [endpoint, reason] connection in
+                    let id = try connection.endpointID(endpoint)
+                    try connection.rotateSecret(id, to: secret, overlap: overlap, keyring: keyring, reason: reason)
+                    return try connection.signingSecrets(id, keyring: keyring)
                 }
+                let old = valid.filter { $0.secret.fingerprint != secret.fingerprint }
                 var fields = [("rotated", jsonString(endpoint)), ("fingerprint", jsonString(secret.fingerprint))]
-                var text = "rotated \(endpoint); the old secrets stay valid for \(overlap.components.seconds) s"
+                var text = "rotated \(endpoint); "
+                // What is so, and not what was asked for: one may have been to end earlier, one of the other kind does not end.
+                text +=
+                    old.isEmpty
+                    ? "no other secret is valid"
+                    : "also valid: "
+                        + old.map { row in
+                            "\(row.secret.fingerprint) "
+                                + (row.expiresAt == .distantFuture ? "for good" : "until \(row.expiresAt)")
+                        }.joined(separator: ", ")
                 if secretFile == nil {
                     fields.append(("secret", jsonString(secret.revealed)))
                     text += "\nsecret (shown once)  \(secret.revealed)"

@@ -57,6 +57,7 @@ struct EventCommand: AsyncParsableCommand {
             let listing = try await Session.run(options) { [filter] connection in
                 try connection.listEvents(try filter.resolve(&connection, states: []))
             }
+            filter.sayWhatIsLeftOut(of: listing)
             options.format.list(
                 listing,
                 columns: ["id", "created_at", "customer_id", "type", "change_type", "transaction_id", "identity"])

@@ -26,7 +26,9 @@ struct Failure {
     let hint: String?
 
     /// Nil for errors of the argument parser, which reports its own.
-    init?(_ error: any Error) {
+    ///
+    /// - Parameter role: what whoever calls the command has to be a member of.
+    init?(_ error: any Error, role: String = "outbox_operator") {
         switch error {
         case let error as OperationRefusal:
             let exit: Exit =
@@ -42,7 +44,7 @@ struct Failure {
             } else {
                 self.init(.configuration, "schema_version_mismatch", error.description)
             }
-        case let error as PostgresError: self.init(postgres: error)
+        case let error as PostgresError: self.init(postgres: error, role: role)
         case let error as EmbeddedCluster.Refusal:
             let isWriting = error.description.hasPrefix("cannot write") || error.description.hasPrefix("cannot make")
             self.init(isWriting ? .notPermitted : .unreachable, "embedded_postgres", error.description)
@@ -67,7 +69,7 @@ struct Failure {
         self.hint = hint
     }
 
-    private init(postgres error: PostgresError) {
+    private init(postgres error: PostgresError, role: String) {
         let text = error.description
         switch error.kind {
         case .configuration: self.init(.configuration, "configuration", text)
@@ -95,7 +97,11 @@ struct Failure {
             case "OB013": self.init(.configuration, "wrong_instance", text, error.hint)
             case "OB004": self.init(.notPermitted, "not_permitted", text, error.hint)
             case "42501":
-                self.init(.notPermitted, "not_permitted", text, "Grant the role outbox_operator, or use another user")
+                self.init(.notPermitted, "not_permitted", text, "GRANT \(role) TO the user, or use another one")
+            case "57014":
+                self.init(
+                    .unreachable, "deadline", text,
+                    "The server ended it: see its statement_timeout, or narrow what is asked for")
             case "3F000", "42P01":
                 self.init(
                     .configuration, "schema_version_mismatch", "the database has no outbox schema",

@@ -23,6 +23,13 @@ struct FilterOptions: ParsableArguments {
         }
     }
 
+    /// A list that is as long as it may be probably ends before its end: nobody should have to guess that.
+    func sayWhatIsLeftOut(of listing: Listing) {
+        if listing.rows.count >= limit {
+            StandardError.say("outboxctl: only the first \(limit) are shown; for more: --limit, --since, --until")
+        }
+    }
+
     /// The filter, with names looked up.
     func resolve(_ connection: inout Connection, states: [String]) throws -> ListFilter {
         var filter = ListFilter()

@@ -29,11 +29,24 @@ struct OutboxCtl: AsyncParsableCommand {
             var command = try parseAsRoot(arguments)
             if var command = command as? any AsyncParsableCommand { try await command.run() } else { try command.run() }
         } catch {
-            if let failure = Failure(error) { failure.report(asJSON: Output.isJSON(arguments)) }
+            if let failure = Failure(error, role: role(for: arguments)) {
+                failure.report(asJSON: Output.isJSON(arguments))
+            }
             if let suggestion = suggestion(for: arguments) {
                 StandardError.say(suggestion)
             }
             exit(withError: error)
+        }
+    }
+
+    /// The role that a command needs.
+    private static func role(for arguments: [String]) -> String {
+        switch arguments.first {
+        case "run": "outbox_worker"
+        case "trigger": "outbox_producer"
+        case "event" where arguments.dropFirst().first == "publish": "outbox_producer"
+        case "db": "the schema's owner"
+        default: "outbox_operator"
         }
     }
 

@@ -61,8 +61,9 @@ enum Output: String, ExpressibleByArgument, CaseIterable {
         }
     }
 
+    /// On a screen a long value would break every line; a program gets all of it.
     private func shortened(_ text: String) -> String {
-        text.count <= 60 ? text : text.prefix(57) + "..."
+        text.count <= 60 || isatty(1) == 0 ? text : text.prefix(57) + "..."
     }
 }
 

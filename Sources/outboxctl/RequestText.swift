@@ -45,6 +45,7 @@ extension HTTPRequest {
             switch scalar {
             case "\\", "'": "\\\(scalar)"
             case "\n": "\\n"
+            case "\t": "\\t"
             case _ where isTreacherous(scalar):
                 String(scalar).utf8.map { "\\x" + ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
             default: String(scalar)

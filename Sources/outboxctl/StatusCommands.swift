@@ -29,12 +29,16 @@ struct Doctor: AsyncParsableCommand {
     @OptionGroup var options: GlobalOptions
 
     func run() async throws {
+        let settings = try Settings(options)
+        _ = try settings.proxy()
+        // Without a key of ours here, what endpoints' secrets are worth only the workers know.
+        let keyring = (try? settings.keyring(creating: false)) ?? .empty
         let problems = try await Session.run(
             options,
             early: {
                 let waits = try $0.lockWaits()
                 return waits.rows.isEmpty ? nil : waits
-            }, { try $0.problems() })
+            }, { try $0.problems(keyring: keyring) })
         if problems.rows.isEmpty, options.format == .table { return print("no problems found") }
         options.format.list(problems)
         if !problems.rows.isEmpty { throw Answer(message: "\(problems.rows.count) problems found") }

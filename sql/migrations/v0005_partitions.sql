@@ -182,7 +182,7 @@ DECLARE
     p record;
 BEGIN
     IF NOT outbox.keeps_house() THEN RETURN NULL; END IF;
-    FOR p IN SELECT * FROM outbox.expired_partitions() x WHERE x.oid <> ALL (outbox.needed_partitions()) LOOP
+    FOR p IN SELECT * FROM outbox.expired_partitions() x WHERE x.oid <> ALL ((SELECT outbox.needed_partitions())::oid[]) LOOP
         IF pg_relation_size(p.oid) > 0 AND outbox.lock_unneeded(p.parent, p.oid, p.upper) THEN
             EXECUTE format('TRUNCATE outbox.%I', p.name);
             RETURN p.name;
@@ -201,7 +201,7 @@ DECLARE
     p record;
 BEGIN
     IF NOT outbox.keeps_house() THEN RETURN NULL; END IF;
-    FOR p IN SELECT * FROM outbox.expired_partitions() x WHERE x.oid <> ALL (outbox.needed_partitions()) LOOP
+    FOR p IN SELECT * FROM outbox.expired_partitions() x WHERE x.oid <> ALL ((SELECT outbox.needed_partitions())::oid[]) LOOP
         CONTINUE WHEN pg_relation_size(p.oid) > 0 OR NOT outbox.lock_unneeded(p.parent, p.oid, p.upper)
                       OR pg_relation_size(p.oid) > 0;
         BEGIN

@@ -237,7 +237,8 @@ SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
             ELSE 'active' END AS state,
        coalesce(n.disabled_reason, CASE WHEN l.paused_until > statement_timestamp() THEN l.pause_reason END) AS state_reason,
        l.opened_at::timestamptz AS failing_since,
-       nullif(l.paused_from::timestamptz, '-infinity') AS paused_from, nullif(l.paused_until::timestamptz, '-infinity') AS paused_until,
+       nullif(l.paused_from::timestamptz, '-infinity') AS paused_from,
+       CASE WHEN l.paused_until > statement_timestamp() THEN l.paused_until::timestamptz END AS paused_until,
        nullif(l.held_until::timestamptz, '-infinity') AS held_until,
        coalesce(w.waiting, 0) AS waiting, w.oldest_at, x.dead_letters, r.attempts_5m, r.successes_5m, r.last_success_at, r.last_failure_at
   FROM outbox.endpoint n
@@ -300,6 +301,32 @@ SELECT 'lane_locked', format('somebody has locked the lane of endpoint %s, or lo
        'End the transaction that holds it; the oldest: SELECT pid, usename, xact_start, state FROM pg_stat_activity ORDER BY xact_start LIMIT 5'
   FROM outbox.unrouted u JOIN outbox.endpoint n ON n.id = u.endpoint_id
  GROUP BY n.id, n.name HAVING min(u.noted_at) < clock_timestamp() - interval '30 s'
+UNION ALL
+SELECT 'endpoint_failing', format('%s (%s) fails since %s, and %s deliveries wait for it', n.name, n.id,
+                                  to_char(l.opened_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+                                  (SELECT count(*) FROM (SELECT FROM outbox.delivery d WHERE d.endpoint_id = n.id LIMIT 10000) w)),
+       format('See what it answers: outboxctl attempt list --endpoint %1$s --state failure; a probe goes out every few minutes, or at once: outboxctl endpoint resume %1$s', n.name)
+  FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
+ WHERE l.opens > 0 AND l.opened_at < clock_timestamp() - interval '30 s' AND n.deleted_at IS NULL AND n.disabled_at IS NULL
+UNION ALL
+-- Who disables an endpoint on purpose knows it; when the service did it, or events pass it by, it is said.
+SELECT 'endpoint_disabled', format('%s (%s) is disabled since %s (%s): %s of the newest 10000 events were not routed to it', n.name, n.id,
+                                   to_char(n.disabled_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), n.disabled_reason, m.events),
+       format('outboxctl endpoint enable %1$s; or: outboxctl endpoint delete %1$s', n.name)
+  FROM outbox.endpoint n
+ CROSS JOIN LATERAL (
+       SELECT count(*) AS events FROM (SELECT * FROM outbox.event e ORDER BY e.id DESC LIMIT 10000) e
+        WHERE e.created_at > n.disabled_at AND n.customer_id IN ('*', e.customer_id) AND n.change_type IN ('*', e.change_type)
+          AND (n.event_type = e.type OR n.event_type = '*' AND e.type NOT LIKE 'outbox.%')) m
+ WHERE n.disabled_at IS NOT NULL AND n.deleted_at IS NULL
+   AND (m.events > 0 OR n.disabled_reason IN ('failing for five days', 'gone: the receiver answered 410'))
+UNION ALL
+SELECT 'stream_stands', format('%s events wait to be cut, the oldest since %s, though a worker is there', b.waiting,
+                               to_char(b.oldest_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')),
+       'See the log of the workers; and who holds outbox.cutting: SELECT pid FROM pg_locks WHERE relation = ''outbox.cutting''::regclass'
+  FROM outbox.backlog b
+ WHERE b.stage = 'stream' AND b.oldest_at < clock_timestamp() - interval '1 min'
+   AND EXISTS (SELECT FROM outbox.worker WHERE heartbeat_at > clock_timestamp() - interval '30 s')
 UNION ALL
 SELECT 'lease_not_taken_over', format('batch %s has been without a worker since %s', id, lease_until), 'Start a worker: outboxctl run'
   FROM outbox.batch WHERE claims > 0 AND lease_until < clock_timestamp() - interval '5 min'
