@@ -75,7 +75,8 @@ extension Connection {
         case .dropping: return try named("SELECT outbox.drop_expired_partition()")
         case .movingEvents: return try named("SELECT outbox.move_default_rows('event')")
         case .movingAttempts: return try named("SELECT outbox.move_default_rows('attempt')")
-        case .expiringEvents: return try counted("SELECT outbox.delete_expired_rows('event', \(raw: "\(Housekeeping.step)"))")
+        case .expiringEvents:
+            return try counted("SELECT outbox.delete_expired_rows('event', \(raw: "\(Housekeeping.step)"))")
         case .expiringAttempts:
             return try counted("SELECT outbox.delete_expired_rows('attempt', \(raw: "\(Housekeeping.step)"))")
         case .history: return .rows(try trimHistory())
@@ -93,7 +94,8 @@ extension Connection {
         case .cancelled:
             return try deleted(
                 "dead_letter",
-                "o.reason = 'cancelled' AND o.dead_at < statement_timestamp() - (SELECT event_retention FROM outbox.setting)")
+                "o.reason = 'cancelled' AND o.dead_at < statement_timestamp() - (SELECT event_retention FROM outbox.setting)"
+            )
         case .deadOfDeleted:
             return try deleted(
                 "dead_letter",

@@ -105,7 +105,8 @@ extension Connection {
     /// The same, and which endpoints cannot be called with these keys.
     package mutating func problems(keyring: Keyring) throws -> Listing {
         let known = try problems()
-        let mayRead = try query("SELECT has_table_privilege('outbox.secret', 'SELECT')").first { row throws(PostgresError) in
+        let mayRead = try query("SELECT has_table_privilege('outbox.secret', 'SELECT')").first {
+            row throws(PostgresError) in
             try row[0] as Bool
         }
         if keyring.isEmpty || mayRead != true { return known }
@@ -222,7 +223,8 @@ package struct Trace: Sendable {
         let all = zip(events.rows, events.json).map { row, json in
             with(json, "deliveries", byEvent[id.map { row[$0] }] ?? [])
         }
-        return "{\"transaction_id\":\"\(transaction)\",\"is_complete\":\(cut.isEmpty),\"events\":[\(all.reversed().joined(separator: ","))]}"
+        return
+            "{\"transaction_id\":\"\(transaction)\",\"is_complete\":\(cut.isEmpty),\"events\":[\(all.reversed().joined(separator: ","))]}"
     }
 
     private func grouped(_ listing: Listing, by columns: [String]) -> [[String?]: [String]] {

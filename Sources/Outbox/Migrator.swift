@@ -76,7 +76,10 @@ package enum Migrator {
                    current_database()::text
             """
         ).first { row throws(PostgresError) in
-            (number: try row[0] as Int, version: try row[1] as String, encoding: try row[2] as String, name: try row[3] as String)
+            (
+                number: try row[0] as Int, version: try row[1] as String, encoding: try row[2] as String,
+                name: try row[3] as String
+            )
         }
         guard let found else { return }
         if found.number < 150_000 {

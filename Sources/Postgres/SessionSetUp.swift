@@ -7,6 +7,7 @@ import Synchronization
 public final class Patience: Sendable {
     private let isOver = Atomic(false)
 
+    /// Patience that lasts until it is ended.
     public init() {}
 
     /// From now on the deadlines of statements count.

@@ -150,7 +150,8 @@ final class AccessTokens: Sendable {
             return failure("the answer has no access_token")
         }
         guard value.utf8.count <= HTTPHeader.longestToken else {
-            return failure("the token has \(value.utf8.count) bytes, and at most \(HTTPHeader.longestToken) can be sent")
+            return failure(
+                "the token has \(value.utf8.count) bytes, and at most \(HTTPHeader.longestToken) can be sent")
         }
         guard value.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F }) else {
             return failure("the token is none that a header can hold")

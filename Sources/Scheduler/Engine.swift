@@ -26,7 +26,8 @@ package struct Engine: Sendable {
         let patience = Patience()
         let session = WorkerSession.setUp(instance: instance, patience: patience)
         let pool = ConnectionPool(
-            target.named("outbox/\(configuration.worker)"), size: configuration.connections, session: session, isReserved: true)
+            target.named("outbox/\(configuration.worker)"), size: configuration.connections, session: session,
+            isReserved: true)
         let recording = ConnectionPool(
             target.named("outbox/\(configuration.worker)/record"), size: 1, session: session, isReserved: true)
         let renewing = ConnectionPool(

@@ -19,7 +19,6 @@ final class Janitor: Service {
         }
     }
 
-
     private let pool: ConnectionPool
     private let configuration: EngineConfiguration
     private let logger: Logger

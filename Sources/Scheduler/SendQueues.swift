@@ -1,5 +1,5 @@
-import DequeModule
 import Bytewise
+import DequeModule
 import Outbox
 import Postgres
 
@@ -307,8 +307,10 @@ struct SendQueues {
 
     /// Who has the most in flight.
     func holders(most: Int) -> [(EndpointID, requests: Int, bytes: Int)] {
-        queues.sorted { ($0.value.inFlight.bytes, $0.value.inFlight.count) > ($1.value.inFlight.bytes, $1.value.inFlight.count) }
-            .prefix(most).map { ($0.key, $0.value.inFlight.count, $0.value.inFlight.bytes) }
+        queues.sorted {
+            ($0.value.inFlight.bytes, $0.value.inFlight.count) > ($1.value.inFlight.bytes, $1.value.inFlight.count)
+        }
+        .prefix(most).map { ($0.key, $0.value.inFlight.count, $0.value.inFlight.bytes) }
     }
 
     /// The events that wait to be started for an endpoint.

@@ -20,7 +20,8 @@ package struct EgressProxy: Sendable {
     /// host, once: a proxy that moves needs a restart.
     package init(_ text: String) throws(Refusal) {
         let (url, userInfo) = Self.split(text)
-        let parts = userInfo?.split(separator: ":", maxSplits: 1, omittingEmptySubsequences: false).map(String.init) ?? []
+        let parts =
+            userInfo?.split(separator: ":", maxSplits: 1, omittingEmptySubsequences: false).map(String.init) ?? []
         user = try parts.first.map(Self.decoded)
         password = try parts.dropFirst().first.map(Self.decoded)
         let target: TargetURL

@@ -170,7 +170,9 @@ struct EndpointOptions: ParsableArguments {
 
     private func setAuthentication(_ change: inout EndpointChange) throws {
         guard let auth else {
-            if [authFile, authUser, authHeader, tokenUrl, clientId, scope, clientAuth?.rawValue].contains(where: { $0 != nil }) {
+            if [authFile, authUser, authHeader, tokenUrl, clientId, scope, clientAuth?.rawValue].contains(where: {
+                $0 != nil
+            }) {
                 throw OperationRefusal(
                     .invalid, "what the credentials are for is not said",
                     hint: "Add --auth verbatim, basic, bearer, header or oauth2")
@@ -228,7 +230,8 @@ struct EndpointOptions: ParsableArguments {
         }
         guard bytes.count <= HTTPHeader.longestValue else {
             throw refusal(
-                "has \(bytes.count) bytes, and a credential has at most \(HTTPHeader.longestValue)", "Give the right file")
+                "has \(bytes.count) bytes, and a credential has at most \(HTTPHeader.longestValue)",
+                "Give the right file")
         }
         if bytes.last == 0x0A { bytes.removeLast() }
         if bytes.last == 0x0D { bytes.removeLast() }
@@ -240,7 +243,8 @@ struct EndpointOptions: ParsableArguments {
         }
         if bytes.contains(where: { $0 < 0x20 || $0 == 0x7F }) {
             throw refusal(
-                "contains a control character", "It must be one line of text: the value, and nothing before or behind it")
+                "contains a control character",
+                "It must be one line of text: the value, and nothing before or behind it")
         }
         return text
     }

@@ -83,7 +83,8 @@ struct Failure {
         case .deadline:
             self.init(
                 .unreachable, "deadline", text,
-                "The server answers, and is busy or somebody holds a lock: see outboxctl doctor, or narrow what is asked for")
+                "The server answers, and is busy or somebody holds a lock: see outboxctl doctor, or narrow what is asked for"
+            )
         case .unreachable, .connectionLost:
             self.init(.unreachable, "database_unavailable", text, "Is the server running, and is DATABASE_URL right?")
         case .value: self.init(.usage, "invalid_value", text)

@@ -105,7 +105,11 @@ struct Run: AsyncParsableCommand {
                     .init(
                         service: $0, successTerminationBehavior: .ignore,
                         failureTerminationBehavior: .gracefullyShutdownGroup)
-                } + [.init(service: Ready(line: line, signals: signals), successTerminationBehavior: .gracefullyShutdownGroup)],
+                } + [
+                    .init(
+                        service: Ready(line: line, signals: signals),
+                        successTerminationBehavior: .gracefullyShutdownGroup)
+                ],
                 logger: quiet(logger)))
         let result: Result<Void, any Error>
         do {

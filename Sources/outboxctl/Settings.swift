@@ -206,6 +206,7 @@ struct Settings {
         }
         let file = FileHandle(fileDescriptor: descriptor, closeOnDealloc: true)
         try file.write(contentsOf: Data(Keyring.newKeyLine().utf8))
-        StandardError.say("outboxctl: made \(path), the key that endpoint secrets are sealed with; back it up and keep it private")
+        StandardError.say(
+            "outboxctl: made \(path), the key that endpoint secrets are sealed with; back it up and keep it private")
     }
 }

@@ -362,7 +362,7 @@ import Testing
     @Test func `a reader that goes away ends the command quietly`() async throws {
         let database = try await TestCluster.database()
         try await database.publish(500)
-        let command = "'\(ChildProcess.outboxctl)' event list --limit 500 -o jsonl | head -1"
+        let command = "'\(ChildProcess.outboxctl)' event list --limit 501 -o jsonl | head -1"
         let child = try ChildProcess("/bin/sh", ["-c", command], environment: try environment(database))
         #expect(await child.wait() == .exit(0))
         #expect(child.output.split(separator: "\n").count == 1)

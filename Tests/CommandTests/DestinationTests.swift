@@ -25,7 +25,8 @@ import Testing
             ["--secret-header", "X-S: @\(file)"],
         ] {
             let (end, _, errors) = try await ChildProcess.run(
-                ["endpoint", "create", "e", "--url", "https://example.com/"] + arguments, environment: setting.environment)
+                ["endpoint", "create", "e", "--url", "https://example.com/"] + arguments,
+                environment: setting.environment)
             #expect(end == .exit(64) && errors.contains("the file \(file) ") && errors.contains(reason), "\(errors)")
         }
     }
@@ -34,7 +35,9 @@ import Testing
         let setting = try await Setting()
         _ = try await setting.run("endpoint", "create", "e", "--url", "https://example.com/")
         for time in ["2026-02-30T00:00:00Z", "294276-01-01T00:00:00Z", "2026-01-01T24:00:00Z"] {
-            for command in [["endpoint", "pause", "e", "--reason", "r", "--until", time], ["event", "list", "--until", time]] {
+            for command in [
+                ["endpoint", "pause", "e", "--reason", "r", "--until", time], ["event", "list", "--until", time],
+            ] {
                 let (end, _, errors) = try await ChildProcess.run(command, environment: setting.environment)
                 #expect(end == .exit(64) && errors.contains(time), "\(command): \(errors)")
             }

@@ -177,8 +177,10 @@ import Transport
     }
 
     @Test(arguments: [
-        (#"{"error":"invalid_client"}"#, "HTTP 200, invalid_client"), (#"{"token_type":"bearer"}"#, "has no access_token"),
-        (#"{"access_token":"t","token_type":"mac"}"#, "type is not bearer"), (#"{"access_token":"a b"}"#, "none that a header can hold"),
+        (#"{"error":"invalid_client"}"#, "HTTP 200, invalid_client"),
+        (#"{"token_type":"bearer"}"#, "has no access_token"),
+        (#"{"access_token":"t","token_type":"mac"}"#, "type is not bearer"),
+        (#"{"access_token":"a b"}"#, "none that a header can hold"),
         ("{\"access_token\":\"\(String(repeating: "t", count: 20_000))\"}", "has 20000 bytes, and at most 16384"),
     ]) func `SF-09 what is no token is reported as what it is`(body: String, reason: String) async throws {
         let tokens = try TokenServer { _ in Receiver.Answer(200, body: Array(body.utf8)) }

@@ -203,7 +203,9 @@ import Transport
         }
     }
 
-    @Test(arguments: ["1e-9223372036854775808", "1e9223372036854775807", "1e-99999999999999999999", "-0e-9223372036854775808"])
+    @Test(arguments: [
+        "1e-9223372036854775808", "1e9223372036854775807", "1e-99999999999999999999", "-0e-9223372036854775808",
+    ])
     func `SF-12 a number that no machine holds is compared all the same`(number: String) throws {
         var rules = AnswerRules()
         rules.checks = [try Check("number a \(number)")]

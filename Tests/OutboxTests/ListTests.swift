@@ -58,7 +58,9 @@ import Testing
             for state in ["delivered", "waiting", "paused", "dead", "cancelled"] {
                 filter.state = state
                 cases.append(
-                    Case(description: "\(name) \(state)", filter: filter, condition: "\(condition) AND d.state = \(state)"))
+                    Case(
+                        description: "\(name) \(state)", filter: filter,
+                        condition: "\(condition) AND d.state = \(state)"))
             }
         }
         add("", "true") { _ in }
@@ -87,7 +89,8 @@ import Testing
                 let found = try await database.pool.run { [filter] in try $0.listDeliveries(filter) }
                 let expected = try await database.pool.run { [one] in
                     try $0.listing(
-                        "SELECT d.* FROM outbox.deliveries d WHERE \(one.condition) ORDER BY d.event_id DESC, d.endpoint, d.endpoint_id LIMIT \(limit)")
+                        "SELECT d.* FROM outbox.deliveries d WHERE \(one.condition) ORDER BY d.event_id DESC, d.endpoint, d.endpoint_id LIMIT \(limit)"
+                    )
                 }
                 #expect(found.columns == expected.columns)
                 #expect(found.rows == expected.rows, "\(one) \(limit)")
@@ -105,7 +108,8 @@ import Testing
             if time { continue }
             let expected = try await database.pool.run { [one] in
                 try $0.listing(
-                    "SELECT * FROM (SELECT x.*, 'dead' AS state FROM outbox.dead_letters x) d WHERE \(one.condition) ORDER BY d.dead_at DESC, d.event_id DESC, d.endpoint_id")
+                    "SELECT * FROM (SELECT x.*, 'dead' AS state FROM outbox.dead_letters x) d WHERE \(one.condition) ORDER BY d.dead_at DESC, d.event_id DESC, d.endpoint_id"
+                )
             }
             #expect(dead.rows == expected.rows.map { Array($0.dropLast()) }, "\(one)")
             let attempts = try await database.pool.run { [filter] in try $0.listAttempts(filter) }
@@ -132,7 +136,9 @@ import Testing
         #expect(counted == ["66 4 4", "67 2 4", "68 3 4"])
     }
 
-    @Test(arguments: [true, false]) func `a list reads what it shows, and not what there is`(isAnalyzed: Bool) async throws {
+    @Test(arguments: [true, false]) func `a list reads what it shows, and not what there is`(isAnalyzed: Bool)
+        async throws
+    {
         let database = try await filled(30_000, isAnalyzed: isAnalyzed)
         let pool = try database.newPool()
         func read() async throws -> Int {
@@ -147,7 +153,9 @@ import Testing
             }
         }
         // By endpoint, a day of attempts is looked at, which is all of them here.
-        let named = ["all", " delivered", " waiting", " paused", " dead", "customer", "type", "transaction", "event", "since"]
+        let named = [
+            "all", " delivered", " waiting", " paused", " dead", "customer", "type", "transaction", "event", "since",
+        ]
         for one in try await cases(database) where named.contains(one.description) {
             let before = try await read()
             _ = try await pool.run { [one] in try $0.listDeliveries(one.filter) }

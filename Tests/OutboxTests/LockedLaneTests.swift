@@ -72,9 +72,11 @@ import Testing
         let later = try database.newPool()
         // Of two transactions the one with the lower number published last: the look is cut in parts.
         try await later.run { try $0.script("BEGIN; SELECT pg_current_xact_id()") }
-        try await database.script("INSERT INTO outbox.event (type, ordering_key) SELECT 't', 'a' FROM generate_series(1, 3)")
+        try await database.script(
+            "INSERT INTO outbox.event (type, ordering_key) SELECT 't', 'a' FROM generate_series(1, 3)")
         try await later.run {
-            try $0.script("INSERT INTO outbox.event (type, ordering_key) SELECT 't', 'a' FROM generate_series(1, 3); COMMIT")
+            try $0.script(
+                "INSERT INTO outbox.event (type, ordering_key) SELECT 't', 'a' FROM generate_series(1, 3); COMMIT")
         }
         try await lock(held)
         func part() async throws -> Cut { try await database.pool.run { try $0.cut(batchSize: 500, budget: 4) } }
@@ -90,7 +92,8 @@ import Testing
 
     @Test func `a walk that lets go what was held leaves a locked lane out, and comes back`() async throws {
         let (held, free) = (try await keeper("held"), try await keeper("free"))
-        try await database.script("INSERT INTO outbox.event (type, ordering_key) SELECT 't', 'k' || n FROM generate_series(1, 10) n")
+        try await database.script(
+            "INSERT INTO outbox.event (type, ordering_key) SELECT 't', 'k' || n FROM generate_series(1, 10) n")
         func part() async throws -> Cut { try await database.pool.run { try $0.cut(batchSize: 500, budget: 4) } }
         _ = try await part()
         #expect(try await lane(held).count == 4)
@@ -101,7 +104,8 @@ import Testing
         #expect(try await lane(free).filter { $0?.hasSuffix("*") == true }.count == 10)
         #expect(try await lane(held).filter { $0?.hasSuffix("*") == true }.count == 0)
         #expect(
-            try await database.column("SELECT problem FROM outbox.problems WHERE problem NOT IN ('no_worker', 'lane_locked')") == [])
+            try await database.column(
+                "SELECT problem FROM outbox.problems WHERE problem NOT IN ('no_worker', 'lane_locked')") == [])
         try await unlock()
         while try await part() != .events(0) {}
         #expect(try await lane(held).filter { $0?.hasSuffix("*") == true }.count == 10)
@@ -138,7 +142,8 @@ import Testing
         await locker.close()
     }
 
-    @Test func `15,000 endpoints that keep order and 5,201 events: a cut looks up whom each event is for`() async throws {
+    @Test func `15,000 endpoints that keep order and 5,201 events: a cut looks up whom each event is for`() async throws
+    {
         try await database.script(
             """
             INSERT INTO outbox.endpoint (name, url, ordered, customer_id) SELECT 'e' || n, 'http://127.0.0.1:1/', true, 'c' || n FROM generate_series(1, 15000) n;

@@ -24,7 +24,8 @@ import Testing
     }
 
     @Test(arguments: [
-        "foo", "", "00-\(trace)", "00-\(trace)-1", "00-\(trace)-01-more", "ff-\(trace)-01", " 00-\(trace)-01", "00-\(trace)-01 ",
+        "foo", "", "00-\(trace)", "00-\(trace)-1", "00-\(trace)-01-more", "ff-\(trace)-01", " 00-\(trace)-01",
+        "00-\(trace)-01 ",
         "00-\(trace.uppercased())-01", "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
         "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", #"00-a\nX-Evil: 1"#, #"cc-\#(trace)-01-\u007f"#,
         String(repeating: "a", count: 5000),
@@ -39,17 +40,21 @@ import Testing
     }
 
     @Test(arguments: [
-        ("2026-11-21T06:03:43Z", "2026-11-21T06:03:43.000000Z"), ("2024-02-29t00:00:00.1234567z", "2024-02-29T00:00:00.123456Z"),
-        ("2026-01-01T00:30:00.5+02:00", "2025-12-31T22:30:00.500000Z"), ("9999-12-31 23:59:59Z", "9999-12-31T23:59:59.000000Z"),
+        ("2026-11-21T06:03:43Z", "2026-11-21T06:03:43.000000Z"),
+        ("2024-02-29t00:00:00.1234567z", "2024-02-29T00:00:00.123456Z"),
+        ("2026-01-01T00:30:00.5+02:00", "2025-12-31T22:30:00.500000Z"),
+        ("9999-12-31 23:59:59Z", "9999-12-31T23:59:59.000000Z"),
         ("0001-01-01T00:00:00-0130", "0001-01-01T01:30:00.000000Z"),
     ]) func `a time is read as it is written`(text: String, time: String) {
         #expect(Timestamp(rfc3339: text)?.description == time)
     }
 
     @Test(arguments: [
-        "2026-02-30T00:00:00Z", "2025-02-29T00:00:00Z", "2026-13-01T00:00:00Z", "2026-01-01T24:00:00Z", "2026-01-01T10:60:00Z",
+        "2026-02-30T00:00:00Z", "2025-02-29T00:00:00Z", "2026-13-01T00:00:00Z", "2026-01-01T24:00:00Z",
+        "2026-01-01T10:60:00Z",
         "2026-01-01T23:59:60Z", "294276-01-01T00:00:00Z", "0000-01-01T00:00:00Z", "2026-01-01", "2026-01-01T00:00:00",
-        "2026-01-01T00:00:00.Z", "2026-01-01T00:00:00Z ", "2026-1-01T00:00:00Z", "2026-01-01T00:00:00+24:00", "infinity", "",
+        "2026-01-01T00:00:00.Z", "2026-01-01T00:00:00Z ", "2026-1-01T00:00:00Z", "2026-01-01T00:00:00+24:00",
+        "infinity", "",
     ]) func `what is no time is none`(text: String) { #expect(Timestamp(rfc3339: text) == nil) }
 
     @Test func `times and durations at the ends of their ranges saturate`() async throws {
@@ -57,7 +62,8 @@ import Testing
         let read = try await database.pool.query(
             "SELECT '294276-12-31 23:59:59.999999+00'::timestamptz, '4713-01-01 BC'::timestamptz, 'infinity'::timestamptz"
         ) { row throws(PostgresError) in [try row[0] as Timestamp, try row[1] as Timestamp, try row[2] as Timestamp] }
-        #expect(read.first?[0] ?? .distantPast > Timestamp(year: 290_000, month: 1, day: 1, hour: 0, minute: 0, second: 0))
+        #expect(
+            read.first?[0] ?? .distantPast > Timestamp(year: 290_000, month: 1, day: 1, hour: 0, minute: 0, second: 0))
         #expect(read.first?[0] != .distantFuture && read.first?[2] == .distantFuture)
         #expect(Duration.seconds(Int64.max).microseconds == .max)
         #expect(Duration.seconds(Int64.min).microseconds == .min)
@@ -65,15 +71,20 @@ import Testing
         #expect(end + .seconds(1) == end)
         #expect(.distantPast - Timestamp.distantFuture == .microseconds(Int64.min))
         // Written back, they are still times.
-        #expect(try await database.pool.query("SELECT \(end) > clock_timestamp()") { row throws(PostgresError) in try row[0] as Bool } == [true])
+        #expect(
+            try await database.pool.query("SELECT \(end) > clock_timestamp()") { row throws(PostgresError) in
+                try row[0] as Bool
+            } == [true])
     }
 
     @Test(arguments: [
         "UPDATE outbox.lane SET paused_until = '294276-12-31'", "UPDATE outbox.lane SET held_until = '294276-12-31'",
-        "UPDATE outbox.endpoint SET retry_schedule = '{178000000 years}'", "UPDATE outbox.endpoint SET retry_schedule = '{-1 day}'",
+        "UPDATE outbox.endpoint SET retry_schedule = '{178000000 years}'",
+        "UPDATE outbox.endpoint SET retry_schedule = '{-1 day}'",
         "UPDATE outbox.endpoint SET retry_schedule = '{NULL}'", "UPDATE outbox.endpoint SET rates = '{NULL}'",
         "UPDATE outbox.lane SET claims = 2147483647", "UPDATE outbox.lane SET opens = 2147483647",
-        "UPDATE outbox.secret SET expires_at = '294276-12-31'", "UPDATE outbox.setting SET event_retention = '178000000 years'",
+        "UPDATE outbox.secret SET expires_at = '294276-12-31'",
+        "UPDATE outbox.setting SET event_retention = '178000000 years'",
         "UPDATE outbox.setting SET instance = E'a\\nb'",
     ]) func `a row that no worker could use is refused`(statement: String) async throws {
         let database = try await TestCluster.database()
@@ -106,14 +117,20 @@ import Testing
             let name = "encoded_\(encoding.lowercased())"
             try await maintenance.run {
                 try $0.script(
-                    "CREATE DATABASE \(name) ENCODING '\(encoding)' LOCALE '\(locale)' TEMPLATE template0", within: .seconds(60))
+                    "CREATE DATABASE \(name) ENCODING '\(encoding)' LOCALE '\(locale)' TEMPLATE template0",
+                    within: .seconds(60))
             }
             let pool = ConnectionPool(try ConnectionTarget(server + " dbname=\(name)"), size: 1)
-            for work in [{ (connection: inout Connection) in _ = try Migrator.migrate(&connection) }, { try Migrator.check(&$0) }]
+            for work in [
+                { (connection: inout Connection) in _ = try Migrator.migrate(&connection) },
+                { try Migrator.check(&$0) },
+            ]
                 as [@Sendable (inout Connection) throws -> Void]
             {
                 let refusal = await #expect(throws: Migrator.Refusal.self) { try await pool.run { try work(&$0) } }
-                #expect(refusal?.description.contains("\(name) has the encoding \(encoding)") == true, "\(String(describing: refusal))")
+                #expect(
+                    refusal?.description.contains("\(name) has the encoding \(encoding)") == true,
+                    "\(String(describing: refusal))")
             }
             await pool.close()
         }
@@ -134,7 +151,8 @@ import Testing
             CREATE TRIGGER emit AFTER INSERT ON public.plain FOR EACH ROW EXECUTE FUNCTION outbox_api.emit();
             INSERT INTO public.plain VALUES (1)
             """)
-        #expect(try await database.column("SELECT type::text FROM outbox.event ORDER BY id") == ["ord", "ord", "plain"])
+        #expect(
+            try await database.column("SELECT type::text FROM outbox.event ORDER BY id") == ["ord", "ord", "plain"])
     }
 
     @Test func `an identity that is too long is refused where it is said`() async throws {
@@ -149,7 +167,9 @@ import Testing
         }
     }
 
-    @Test(arguments: ["REPEATABLE READ", "SERIALIZABLE"]) func `in an older snapshot nothing is cut twice`(level: String) async throws {
+    @Test(arguments: ["REPEATABLE READ", "SERIALIZABLE"]) func `in an older snapshot nothing is cut twice`(
+        level: String
+    ) async throws {
         let database = try await TestCluster.database()
         let old = try database.newPool()
         try await old.run { try $0.script("BEGIN ISOLATION LEVEL \(level); SELECT 1 FROM outbox.cut") }
@@ -166,13 +186,13 @@ import Testing
     @Test func `two lines of a header that is one value are refused when they are saved`() async throws {
         let database = try await TestCluster.database()
         func refusal(_ change: (inout EndpointChange) -> Void) async throws -> String? {
-            var change_ = EndpointChange()
-            change_.name = "e\(UniqueID.random().description.prefix(8))"
-            change_.url = "https://example.com/"
-            change(&change_)
+            var wish = EndpointChange()
+            wish.name = "e\(UniqueID.random().description.prefix(8))"
+            wish.url = "https://example.com/"
+            change(&wish)
             let error = await #expect(throws: OperationRefusal.self) {
-                try await database.pool.run { [change_] in
-                    _ = try $0.createEndpoint(change_, secret: .generate(), keyring: TestWorker.keyring)
+                try await database.pool.run { [wish] in
+                    _ = try $0.createEndpoint(wish, secret: .generate(), keyring: TestWorker.keyring)
                 }
             }
             return error?.message
@@ -182,7 +202,9 @@ import Testing
         bearer.kind = .bearer
         let twice = try await refusal { $0.headers = [header("Authorization"), header("authorization")] }
         #expect(twice?.contains("set twice") == true, "\(twice ?? "")")
-        #expect(try await refusal { $0.headers = [header("Content-Type"), header("content-type")] }?.contains("set twice") == true)
+        #expect(
+            try await refusal { $0.headers = [header("Content-Type"), header("content-type")] }?.contains("set twice")
+                == true)
         #expect(
             try await refusal {
                 $0.headers = [header("AUTHORIZATION")]

@@ -29,7 +29,8 @@ import Testing
             }
             let isThrough = try await eventually {
                 try await database.number(
-                    "SELECT count(*) FROM outbox.attempt a JOIN outbox.endpoint n ON n.id = a.endpoint_id WHERE n.name = 'free'") == 300
+                    "SELECT count(*) FROM outbox.attempt a JOIN outbox.endpoint n ON n.id = a.endpoint_id WHERE n.name = 'free'"
+                ) == 300
             }
             #expect(isThrough)
             let before = try await database.number("SELECT count(*) FROM outbox.dead_letter")
@@ -52,7 +53,8 @@ import Testing
         // Each request is one attempt, and none of the others went out twice.
         #expect(
             try await database.number(
-                "SELECT count(*) FROM outbox.attempt a JOIN outbox.endpoint n ON n.id = a.endpoint_id WHERE n.name <> 'held'") == 600)
+                "SELECT count(*) FROM outbox.attempt a JOIN outbox.endpoint n ON n.id = a.endpoint_id WHERE n.name <> 'held'"
+            ) == 600)
         #expect(try await database.number("SELECT count(*) FROM outbox.attempt") == ledger.all.count)
         await locker.close()
         ledger.receiver.stop()

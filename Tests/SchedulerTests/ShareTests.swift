@@ -24,7 +24,8 @@ import Testing
         for _ in 0..<count {
             number += 1
             let event = Event(
-                id: EventID(rawValue: number), createdAt: .distantPast, customerID: "c", type: "t", changeType: "Create",
+                id: EventID(rawValue: number), createdAt: .distantPast, customerID: "c", type: "t",
+                changeType: "Create",
                 transactionID: .random(), identity: nil, before: nil, after: [UInt8](repeating: 0x20, count: bytes),
                 occurredAt: .distantPast)
             let batch = HeldBatch(

@@ -36,7 +36,9 @@ import Testing
     @Test func `cancelled`() async throws {
         let (_, after) = try await withSlowLane { database, endpoint, _ in
             // As many as an operator cancels one by one.
-            let events = try await database.pool.query("SELECT event_id FROM outbox.delivery ORDER BY event_id DESC LIMIT 37") {
+            let events = try await database.pool.query(
+                "SELECT event_id FROM outbox.delivery ORDER BY event_id DESC LIMIT 37"
+            ) {
                 row throws(PostgresError) in try row[0] as Int64
             }
             for event in events {

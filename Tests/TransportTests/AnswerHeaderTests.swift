@@ -15,8 +15,11 @@ import Testing
 
     @Test(arguments: [
         ("HTTP/1.1 200 OK", 200), ("HTTP/1.1 503", 503), ("http/1.1 500 lower case", 500), ("Http/1.1 201 mixed", 201),
-        ("HTTP/2 404", 404), ("HTTP/1.1 999 X", nil), ("HTTP/1.1 600 X", nil), ("HTTP/1.1 099 X", nil), ("HTTP/1.1  200 X", nil),
-    ]) func `the status is the one of the status line`(line: String, status: Int?) { #expect(read(line).answered == status) }
+        ("HTTP/2 404", 404), ("HTTP/1.1 999 X", nil), ("HTTP/1.1 600 X", nil), ("HTTP/1.1 099 X", nil),
+        ("HTTP/1.1  200 X", nil),
+    ]) func `the status is the one of the status line`(line: String, status: Int?) {
+        #expect(read(line).answered == status)
+    }
 
     @Test func `a field whose name begins like a status line is a field`() {
         #expect(read("HTTP/1.1 500 X", "HTTP/1.1 200 OK: y").answered == 500)
@@ -28,7 +31,9 @@ import Testing
         #expect(header.answered == 503 && header.retryAfter == nil && header.requestID == "r")
     }
 
-    @Test(arguments: ["3", " 3", "3 ", "\t3\t", "  3 \t "]) func `white space around a value is no part of it`(value: String) {
+    @Test(arguments: ["3", " 3", "3 ", "\t3\t", "  3 \t "]) func `white space around a value is no part of it`(
+        value: String
+    ) {
         #expect(read("HTTP/1.1 503 X", "Retry-After:\(value)").retryAfter == "3")
     }
 }
