@@ -261,7 +261,7 @@ struct LaneWork {
     /// Waits for what was sent.
     private mutating func wait(untilUnresolvedAtMost most: Int) async throws {
         while lease.unresolved > most {
-            await lease.waitForOne(upTo: Self.longestSweep)
+            await lease.wait(untilUnresolvedAtMost: most, upTo: Self.longestSweep)
             try await withdrawCancelled()
         }
     }

@@ -114,12 +114,18 @@ final class Lease: Sendable {
 
     /// Waits until something is resolved, but not longer than that.
     func waitForOne(upTo limit: Duration) async {
-        let (unresolved, number) = state.withLock { ($0.unresolved, $0.waits + 1) }
+        await wait(untilUnresolvedAtMost: max(0, unresolved - 1), upTo: limit)
+    }
+
+    /// Waits until at most so many pairs are unresolved, but not longer than that.
+    func wait(untilUnresolvedAtMost most: Int, upTo limit: Duration) async {
+        if unresolved <= most { return }
+        let number = state.withLock { $0.waits + 1 }
         let timer = Task {
             try await Task.sleep(for: limit)
             giveUp(wait: number)
         }
-        await wait(untilUnresolvedAtMost: max(0, unresolved - 1))
+        await wait(untilUnresolvedAtMost: most)
         timer.cancel()
     }
 

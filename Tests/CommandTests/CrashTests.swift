@@ -25,10 +25,12 @@ import Testing
     }
 
     /// (fail point, how many duplicates it may cause): at most what was in flight or unrecorded, none where nothing was.
-    @Test(arguments: [
-        ("claim.before=kill", 0), ("claim.after=kill", 0), ("send.before=kill", 0), ("send.before@20=kill", 19),
-        ("send.after=kill", 40), ("send.after@20=kill", 40), ("record.before=kill", 40), ("record.after=kill", 40),
-    ])
+    @Test(
+        .heavy,
+        arguments: [
+            ("claim.before=kill", 0), ("claim.after=kill", 0), ("send.before=kill", 0), ("send.before@20=kill", 19),
+            ("send.after=kill", 40), ("send.after@20=kill", 40), ("record.before=kill", 40), ("record.after=kill", 40),
+        ])
     func `a worker killed between claim and record loses nothing`(failPoint: String, mostDuplicates: Int) async throws {
         let database = try await TestCluster.database()
         let ledger = try Ledger()
@@ -76,7 +78,7 @@ import Testing
         ledger.receiver.stop()
     }
 
-    @Test func `order holds while workers are killed, and nothing is lost`() async throws {
+    @Test(.heavy) func `order holds while workers are killed, and nothing is lost`() async throws {
         let database = try await TestCluster.database()
         let lines = Lines()
         let ledger = try Ledger { request, _ in
@@ -278,7 +280,9 @@ import Testing
         #expect(await second.wait() == .exit(0))
     }
 
-    @Test func `a standby that does not answer: commits are waited for, and nothing is written twice`() async throws {
+    @Test(.heavy) func `a standby that does not answer: commits are waited for, and nothing is written twice`()
+        async throws
+    {
         let server = try await TestServer.make()
         let pool = ConnectionPool(try ConnectionTarget(server.connectionString), size: 1)
         try await pool.run { _ = try Migrator.migrate(&$0) }
@@ -326,7 +330,7 @@ import Testing
         ledger.receiver.stop()
     }
 
-    @Test func `with few descriptors everything is delivered and recorded`() async throws {
+    @Test(.heavy) func `with few descriptors everything is delivered and recorded`() async throws {
         let setting = try await Setting(["OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8,::1/128"])
         let database = setting.database
         let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(50)) }
@@ -357,7 +361,7 @@ import Testing
         #expect(await child.wait() == .exit(4))
     }
 
-    @Test func `a log that nobody reads holds up no delivery`() async throws {
+    @Test(.heavy) func `a log that nobody reads holds up no delivery`() async throws {
         let setting = try await Setting(["OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8", "OUTBOX_LOG_LEVEL": "debug"])
         let ledger = try Ledger()
         try await setting.database.endpoint("e", url: ledger.url)
@@ -377,7 +381,7 @@ import Testing
         ledger.receiver.stop()
     }
 
-    @Test func `PostgreSQL killed and restarted under load: every committed event arrives`() async throws {
+    @Test(.heavy) func `PostgreSQL killed and restarted under load: every committed event arrives`() async throws {
         let folder = TestFolder.path("crash")
         let cluster = try await EmbeddedCluster(folder: folder)
         // One connection: the wait for the server below then renews the very connection that publishes next.

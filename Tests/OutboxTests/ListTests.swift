@@ -80,7 +80,7 @@ import Testing
         return cases
     }
 
-    @Test func `deliveries are those of the view, newest first, whatever they are narrowed by`() async throws {
+    @Test(.heavy) func `deliveries are those of the view, newest first, whatever they are narrowed by`() async throws {
         let database = try await filled(400)
         for one in try await cases(database) {
             for limit in [7, 100_000] {
@@ -136,7 +136,7 @@ import Testing
         #expect(counted == ["66 4 4", "67 2 4", "68 3 4"])
     }
 
-    @Test(arguments: [true, false]) func `a list reads what it shows, and not what there is`(isAnalyzed: Bool)
+    @Test(.heavy, arguments: [true, false]) func `a list reads what it shows, and not what there is`(isAnalyzed: Bool)
         async throws
     {
         let database = try await filled(30_000, isAnalyzed: isAnalyzed)

@@ -142,7 +142,8 @@ import Testing
         await locker.close()
     }
 
-    @Test func `15,000 endpoints that keep order and 5,201 events: a cut looks up whom each event is for`() async throws
+    @Test(.heavy) func `15,000 endpoints that keep order and 5,201 events: a cut looks up whom each event is for`()
+        async throws
     {
         try await database.script(
             """

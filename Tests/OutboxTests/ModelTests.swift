@@ -12,7 +12,7 @@ import Testing
     private static let seeds: Range<UInt64> =
         0..<(ProcessInfo.processInfo.environment["OUTBOX_MODEL_SEEDS"].flatMap(UInt64.init) ?? 12)
 
-    @Test(arguments: seeds) func `whatever happens in whatever order, nothing is lost, doubled or out of line`(
+    @Test(.heavy, arguments: seeds) func `whatever happens in whatever order, nothing is lost, doubled or out of line`(
         seed: UInt64
     )
         async throws

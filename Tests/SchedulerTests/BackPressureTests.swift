@@ -7,7 +7,7 @@ import Testing
 
 /// What a process takes is bounded by its configuration, not by what waits.
 @Suite struct BackPressureTests {
-    @Test func `a receiver that stops answering is given no more than its share of memory`() async throws {
+    @Test(.heavy) func `a receiver that stops answering is given no more than its share of memory`() async throws {
         let database = try await TestCluster.database()
         let silent = try Ledger { _, _ in Receiver.Answer(manner: .silence) }
         let healthy = try Ledger()
@@ -57,7 +57,7 @@ import Testing
         #expect(try await database.number("SELECT sum(size)::int8 FROM outbox.batch") == 40)
     }
 
-    @Test func `while the database takes no records, no more is claimed, and nothing is lost or sent twice`()
+    @Test(.heavy) func `while the database takes no records, no more is claimed, and nothing is lost or sent twice`()
         async throws
     {
         let database = try await TestCluster.database()

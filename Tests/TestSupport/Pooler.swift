@@ -46,6 +46,11 @@ package final class Pooler: Sendable {
         process = try ChildProcess(words[0], Array(words.dropFirst()))
         let socket = folder + "/.s.PGSQL.6432"
         guard await eventually({ FileManager.default.fileExists(atPath: socket) }) else { throw POSIXError(.ECHILD) }
+        // The socket is there before anybody listens to it.
+        let first = ConnectionPool(try ConnectionTarget(connectionString()), size: 1)
+        let answers = await eventually { (try? await first.run { try $0.script("SELECT 1") }) != nil }
+        await first.close()
+        guard answers else { throw POSIXError(.ECONNREFUSED) }
     }
 
     /// The database through it.
