@@ -37,7 +37,7 @@ import Testing
         #expect(try await leftDatabases(database) == [])
     }
 
-    @Test func `lanes are measured beside bad neighbours and while endpoints flap`() async throws {
+    @Test(.heavy) func `lanes are measured beside bad neighbours and while endpoints flap`() async throws {
         let database = try await TestCluster.database(migrated: false)
         let (end, output, errors) = try await ChildProcess.run(
             ["bench", "--events", "200", "--duration", "2s", "--phases", "neighbours", "flapping", "-o", "json"],

@@ -233,7 +233,7 @@ import Transport
         let isOpen = Flag(false)
         let ledger = try Ledger { _, _ in
             isOpen.isSet
-                ? Receiver.Answer(delay: .milliseconds(2)) : Receiver.Answer(429, headers: [("Retry-After", "600")])
+                ? Receiver.Answer(delay: .milliseconds(2)) : Receiver.Answer(429, headers: [("Retry-After", "20")])
         }
         try await database.endpoint("e", url: ledger.url, retries: [.milliseconds(10), .milliseconds(10)])
         try await TestWorker.run(database) {
