@@ -509,6 +509,7 @@ grant insert on lane to outbox_operator
 grant select on lane to outbox_operator
 grant update on lane to outbox_operator
 grant select on migration to outbox_operator
+grant select on partitions to outbox_operator
 grant select on problems to outbox_operator
 grant select on producer_customer to outbox_operator
 grant delete on secret to outbox_operator

@@ -18,6 +18,11 @@ extension Connection {
             .first { row throws(PostgresError) in try row[0] } ?? .unknown
     }
 
+    /// All endpoints as a worker would use them.
+    mutating func allEndpoints(keyring: Keyring) throws -> [Endpoint] {
+        try inOneSnapshot { try $0.readEndpoints(nil, keyring: keyring) }
+    }
+
     /// One endpoint as a worker would use it.
     package mutating func endpoint(_ id: EndpointID, keyring: Keyring) throws -> Endpoint {
         guard let endpoint = try inOneSnapshot({ try $0.readEndpoints(id, keyring: keyring) }).first else {
@@ -111,7 +116,12 @@ extension Endpoint.Settings {
     fileprivate mutating func read(_ row: Row, opened: OpenedSecrets) throws {
         secrets = opened.signing
         defect = opened.defect
+        // Whose events it takes, and whether it takes any, first: whatever else cannot be read, it gets nobody else's.
         customerID = ExactText(try row[2])
+        eventType = ExactText(try row[16])
+        changeType = ExactText(try row[17])
+        isDisabled = try row[22]
+        isOrdered = try row[30]
         method = HTTPRequest.Method(rawValue: try row[3]) ?? .post
         url = try row[4]
         urlHasParameters = try row[5]
@@ -119,19 +129,15 @@ extension Endpoint.Settings {
         tls = HTTPRequest.TLS(authorities: try row[12] as String?, certificate: try row[13] as String?)
         allowsHTTP2 = try row[14]
         mostBytes = try row[15] as Int?
-        eventType = ExactText(try row[16])
-        changeType = ExactText(try row[17])
         timeout = .milliseconds(try row[18] as Int64)
         connectTimeout = .milliseconds(try row[19] as Int64)
         retrySchedule = (try row[20] as [Int64]).map { .milliseconds($0) }
         maxInFlight = try row[21]
-        isDisabled = try row[22]
         pausedUntil = try row[23]
         heldUntil = try row[24]
         maxConcurrency = try row[25] as Int?
         opens = try row[27]
         pausedFrom = try row[28]
-        isOrdered = try row[30]
         rates = try (try row[26] as [String]).map { try RateLimit($0) }
         drainRate = try (try row[29] as String?).map { try RateLimit($0) }
         if let text = try row[8] as String? {

@@ -110,7 +110,7 @@ extension Connection {
             try row[0] as Bool
         }
         if keyring.isEmpty || mayRead != true { return known }
-        let unusable = try endpoints(keyring: keyring).endpoints.filter { $0.defect != nil }.map { endpoint in
+        let unusable = try allEndpoints(keyring: keyring).filter { $0.defect != nil }.map { endpoint in
             [
                 "endpoint_unusable", "\(endpoint.name) (\(endpoint.id)) cannot be called: \(endpoint.defect ?? "")",
                 "Give what is missing with: outboxctl endpoint update \(endpoint.name); or name the right OUTBOX_SECRET_KEY_FILE",

@@ -119,16 +119,19 @@ LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
 END;
 
 -- Of the expired partitions, those whose events something still needs: a delivery, a dead letter, a
--- batch. One look at each of these tables, however many partitions there are.
+-- batch. One look at each of these tables, however many partitions there are: by the hours that
+-- their rows are of.
 CREATE FUNCTION outbox.needed_partitions() RETURNS oid[]
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT coalesce(array_agg(DISTINCT x.oid), '{}')
       FROM outbox.expired_partitions() x
-      JOIN (SELECT d.event_at AS at, false AS is_batch FROM outbox.delivery d
-            UNION ALL SELECT u.event_at, false FROM outbox.unrouted u
-            UNION ALL SELECT d.event_at, false FROM outbox.dead_letter d
-            UNION ALL SELECT b.first_at, true FROM outbox.batch b) n
-        ON n.at < x.upper AND (n.is_batch OR x.parent = 'event' AND n.at >= x.lower);
+      JOIN (SELECT DISTINCT date_bin('1 hour', w.at, '2000-01-01 00:00+00') AS hour, w.is_batch
+              FROM (SELECT d.event_at AS at, false AS is_batch FROM outbox.delivery d
+                    UNION ALL SELECT u.event_at, false FROM outbox.unrouted u
+                    UNION ALL SELECT d.event_at, false FROM outbox.dead_letter d
+                    UNION ALL SELECT b.first_at, true FROM outbox.batch b) w
+             WHERE w.at < (SELECT max(e.upper) FROM outbox.expired_partitions() e)) n
+        ON n.hour < x.upper AND (n.is_batch OR x.parent = 'event' AND n.hour + interval '1 hour' > x.lower);
 END;
 
 -- True when there is something in a partition that is not cut, or that is in a batch: asked under

@@ -302,24 +302,29 @@ SELECT 'lane_locked', format('somebody has locked the lane of endpoint %s, or lo
   FROM outbox.unrouted u JOIN outbox.endpoint n ON n.id = u.endpoint_id
  GROUP BY n.id, n.name HAVING min(u.noted_at) < clock_timestamp() - interval '30 s'
 UNION ALL
-SELECT 'endpoint_failing', format('%s (%s) fails since %s, and %s deliveries wait for it', n.name, n.id,
-                                  to_char(l.opened_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
-                                  (SELECT count(*) FROM (SELECT FROM outbox.delivery d WHERE d.endpoint_id = n.id LIMIT 10000) w)),
-       format('See what it answers: outboxctl attempt list --endpoint %1$s --state failure; a probe goes out every few minutes, or at once: outboxctl endpoint resume %1$s', n.name)
-  FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
- WHERE l.opens > 0 AND l.opened_at < clock_timestamp() - interval '30 s' AND n.deleted_at IS NULL AND n.disabled_at IS NULL
+-- Twenty of each kind, and how many there are: when a network is down, all endpoints fail.
+SELECT 'endpoint_failing', concat(format('%s (%s) fails since %s, and %s deliveries wait for it', f.name, f.id,
+                                         to_char(f.opened_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+                                         (SELECT count(*) FROM (SELECT FROM outbox.delivery d WHERE d.endpoint_id = f.id LIMIT 10000) w)),
+                                  CASE WHEN f.all_of_them > 20 THEN format('; %s endpoints fail in all', f.all_of_them) END),
+       format('See what it answers: outboxctl attempt list --endpoint %1$s --state failure; '
+              'a probe goes out every few minutes, or at once: outboxctl endpoint resume %1$s', f.name)
+  FROM (SELECT n.id, n.name, l.opened_at, count(*) OVER () AS all_of_them FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
+         WHERE l.opens > 0 AND l.opened_at < clock_timestamp() - interval '30 s' AND n.deleted_at IS NULL AND n.disabled_at IS NULL
+         ORDER BY l.opened_at LIMIT 20) f
 UNION ALL
 -- Who disables an endpoint on purpose knows it; when the service did it, or events pass it by, it is said.
-SELECT 'endpoint_disabled', format('%s (%s) is disabled since %s (%s): %s of the newest 10000 events were not routed to it', n.name, n.id,
-                                   to_char(n.disabled_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), n.disabled_reason, m.events),
+SELECT 'endpoint_disabled', concat(format('%s (%s) is disabled since %s (%s): %s of the newest 10000 events were not routed to it', n.name, n.id,
+                                          to_char(n.disabled_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), n.disabled_reason, m.events),
+                                   CASE WHEN n.all_of_them > 20 THEN format('; %s endpoints are disabled in all', n.all_of_them) END),
        format('outboxctl endpoint enable %1$s; or: outboxctl endpoint delete %1$s', n.name)
-  FROM outbox.endpoint n
+  FROM (SELECT *, count(*) OVER () AS all_of_them FROM outbox.endpoint n WHERE n.disabled_at IS NOT NULL AND n.deleted_at IS NULL
+         ORDER BY n.disabled_at DESC LIMIT 20) n
  CROSS JOIN LATERAL (
        SELECT count(*) AS events FROM (SELECT * FROM outbox.event e ORDER BY e.id DESC LIMIT 10000) e
         WHERE e.created_at > n.disabled_at AND n.customer_id IN ('*', e.customer_id) AND n.change_type IN ('*', e.change_type)
           AND (n.event_type = e.type OR n.event_type = '*' AND e.type NOT LIKE 'outbox.%')) m
- WHERE n.disabled_at IS NOT NULL AND n.deleted_at IS NULL
-   AND (m.events > 0 OR n.disabled_reason IN ('failing for five days', 'gone: the receiver answered 410'))
+ WHERE m.events > 0 OR n.disabled_reason IN ('failing for five days', 'gone: the receiver answered 410')
 UNION ALL
 SELECT 'stream_stands', format('%s events wait to be cut, the oldest since %s, though a worker is there', b.waiting,
                                to_char(b.oldest_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')),

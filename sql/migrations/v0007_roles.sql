@@ -78,6 +78,7 @@ GRANT EXECUTE ON FUNCTION outbox.expired_partitions(), outbox.what_keeps(name, o
 GRANT SELECT ON outbox.deliveries, outbox.attempts, outbox.dead_letters, outbox.backlog, outbox.endpoint_health,
     outbox.transactions, outbox.problems TO outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.webhook_id(bigint, timestamptz) TO outbox_reader, outbox_operator;
+GRANT SELECT ON outbox.partitions TO outbox_operator;
 GRANT SELECT ON outbox.setting TO outbox_reader;   -- read by outbox.is_home(), which outbox.problems calls
 
 GRANT SELECT ON outbox.cut, outbox.event, outbox.endpoint, outbox.secret, outbox.lane, outbox.delivery, outbox.unrouted, outbox.dead_letter, outbox.attempt,
