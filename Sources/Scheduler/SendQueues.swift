@@ -91,13 +91,18 @@ struct SendQueues {
     /// Endpoints that wait for their rates, and until when the first of them does.
     private var resting: [EndpointID: ContinuousClock.Instant] = [:]
     /// What each customer's endpoints have in flight.
-    private var customers: [ExactText: Load] = [:]
+    private var customers: [ExactText: Share] = [:]
     /// Endpoints that have more in flight than their share, or whose customers have, in the order in which they found that out.
     private var waitingForShare: Deque<EndpointID> = []
 
     init(mostInFlight: Int, mostBytes: Int) {
         self.mostInFlight = mostInFlight
         self.mostBytes = mostBytes
+    }
+
+    /// What a customer's endpoints have in flight. A class, so that it is looked up once for as long as an endpoint is busy.
+    private final class Share {
+        var held = Load()
     }
 
     /// What waits for one endpoint. A class, because a value taken out of a dictionary and put back is copied whole.
@@ -107,8 +112,8 @@ struct SendQueues {
         var inFlight = Load()
         var isInTurn = false
         var isWaitingForShare = false
-        /// Whose endpoint it is, as it was when something was first in flight.
-        var customer: ExactText = ""
+        /// Its customer's, from the first request that is in flight on.
+        var share: Share?
 
         var isIdle: Bool { sends.isEmpty && inFlight.count == 0 }
 
@@ -201,19 +206,26 @@ struct SendQueues {
             }
             // One from a batch is put off as soon as it is started: rates are for the lane's.
             if let endpoint, !first.isFromBatch, rests(endpoint, at: now) { continue }
-            if queue.inFlight.count == 0 { queue.customer = endpoint?.settings.customerID ?? "" }
             return (start(queue.sends.removeFirst(), queue, id), endpoint, isRunningLow(first))
         }
         return nil
     }
 
     /// True when the endpoint may have another request in flight beside what the others have.
-    private func hasShare(_ queue: Queue, of endpoint: Endpoint?, _ hasSeveralCustomers: Bool) -> Bool {
+    private mutating func hasShare(_ queue: Queue, of endpoint: Endpoint?, _ hasSeveralCustomers: Bool) -> Bool {
         let free = Load(count: mostInFlight, bytes: mostBytes) - inFlight
         let forSeconds = free - Load(count: mostInFlight / 8, bytes: mostBytes / 8)
         if queue.inFlight.count > 0, !queue.inFlight.isWithin(forSeconds) { return false }
-        guard hasSeveralCustomers, let endpoint, let held = customers[endpoint.settings.customerID] else { return true }
+        if queue.inFlight.count == 0 { queue.share = share(of: endpoint?.settings.customerID ?? "") }
+        guard hasSeveralCustomers, let held = queue.share?.held, held.count > 0 else { return true }
         return held.isWithin(free)
+    }
+
+    private mutating func share(of customer: ExactText) -> Share {
+        if let known = customers[customer] { return known }
+        let share = Share()
+        customers[customer] = share
+        return share
     }
 
     /// It is asked again when something has ended.
@@ -223,9 +235,10 @@ struct SendQueues {
         waitingForShare.append(id)
     }
 
-    /// One that has ended makes room for one or two: a few are asked, the longest waiting first.
-    private mutating func askWhoWaitsForShare() {
-        for _ in 0..<min(4, waitingForShare.count) {
+    /// Asks those again who wait for a share, the longest waiting first: a few when something has ended, which makes room for one or
+    /// two, and all of them now and then, since those few may be in no need of it any more.
+    mutating func askWhoWaitsForShare(atMost most: Int = .max) {
+        for _ in 0..<min(most, waitingForShare.count) {
             guard let id = waitingForShare.popFirst(), let queue = queues[id] else { continue }
             queue.isWaitingForShare = false
             takeTurn(id, queue)
@@ -255,7 +268,7 @@ struct SendQueues {
         if send.isFromBatch { pendingFromBatches -= send } else { inFlightFromLanes += send }
         queue.inFlight += send
         inFlight += send
-        customers[queue.customer, default: Load()] += send
+        queue.share?.held += send
         takeTurn(id, queue)
         return send
     }
@@ -269,9 +282,8 @@ struct SendQueues {
         if !send.isFromBatch { inFlightFromLanes -= send }
         guard let queue = queues[send.endpoint] else { return }
         queue.inFlight -= send
-        customers[queue.customer]? -= send
-        if customers[queue.customer]?.count == 0 { customers[queue.customer] = nil }
-        askWhoWaitsForShare()
+        queue.share?.held -= send
+        askWhoWaitsForShare(atMost: 4)
         if queue.isIdle { queues[send.endpoint] = nil }
         takeTurn(send.endpoint, queue)
     }

@@ -131,6 +131,7 @@ final class Sender: Service {
                 await wakeup.wait(upTo: max(.milliseconds(1), min(tick, next ?? tick) - .now))
                 if .now >= tick {
                     expire()
+                    state.withLock { $0.queues.askWhoWaitsForShare() }
                     lastExpiry = .now
                 }
                 pump()

@@ -57,7 +57,6 @@ final class Sockets {
         _ = unsafe setsockopt(descriptor, Int32(IPPROTO_TCP), TCP_QUICKACK, &on, socklen_t(MemoryLayout<Int32>.size))
     }
 
-    /// Whether the system knows a way to an address. Asked with a datagram's socket, which sends nothing.
     /// True for one of the last descriptors that this process may have: they are the database's, the log's and the runtime's, which
     /// ends the process when it cannot open a file.
     static func isReserved(_ descriptor: Int32) -> Bool {
@@ -66,6 +65,7 @@ final class Sockets {
         return UInt(descriptor) + 32 >= limit.rlim_cur
     }
 
+    /// Whether the system knows a way to an address. Asked with a datagram's socket, which sends nothing.
     static func hasRoute(to address: UnsafeRawPointer, length: UInt32) -> Bool {
         let family = unsafe Int32(address.assumingMemoryBound(to: sockaddr.self).pointee.sa_family)
         let descriptor = socket(family, Int32(SOCK_DGRAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)

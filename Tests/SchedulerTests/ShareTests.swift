@@ -92,6 +92,28 @@ import Testing
         #expect(count(start(hasSeveralCustomers: true), other) == 19)
     }
 
+    @Test mutating func `who waits for a share is asked again, however many wait before it for longer`() {
+        // Endpoints that hold what they can for minutes, and wait for more.
+        let silent = (0..<40).map { _ in endpoint() }
+        for id in silent { add(5, to: id) }
+        _ = start()
+        let healthy = endpoint()
+        add(20, to: healthy)
+        var inFlight = start().filter { $0.endpoint == healthy }
+        var ended = 0
+        for _ in 0..<100 {
+            // What the sender does every tenth of a second.
+            queues.askWhoWaitsForShare()
+            while let send = inFlight.popLast() {
+                queues.finish(send)
+                ended += 1
+                inFlight += start().filter { $0.endpoint == healthy }
+            }
+            inFlight += start().filter { $0.endpoint == healthy }
+        }
+        #expect(ended == 20)
+    }
+
     @Test mutating func `who waits for a share goes on when something ends`() {
         let (first, second) = (endpoint(), endpoint())
         add(200, to: first)
