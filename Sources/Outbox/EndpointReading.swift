@@ -77,6 +77,52 @@ extension Connection {
         }
     }
 
+    /// Finds an endpoint by its name or id.
+    package mutating func endpointID(_ nameOrID: String) throws -> EndpointID {
+        if let id = UniqueID(nameOrID) {
+            let exists = try query("SELECT FROM outbox.endpoint WHERE id = \(id) AND deleted_at IS NULL").count == 1
+            if exists { return EndpointID(rawValue: id) }
+        }
+        let found = try query("SELECT id FROM outbox.endpoint WHERE name = \(nameOrID) AND deleted_at IS NULL")
+            .map { row throws(PostgresError) in try row[0] as EndpointID }
+        if found.count == 1 { return found[0] }
+        if found.count > 1 {
+            throw OperationRefusal(
+                .conflict, "\(found.count) endpoints are named \"\(nameOrID)\", one per customer",
+                hint: "Use the id instead. See: outboxctl endpoint list")
+        }
+        let names = try query("SELECT name FROM outbox.endpoint WHERE deleted_at IS NULL")
+            .map { row throws(PostgresError) in try row[0] as String }
+        let close = names.map { ($0, editDistance($0, nameOrID)) }.filter { $0.1 <= 2 }.min { $0.1 < $1.1 }?.0
+        throw OperationRefusal(
+            .notFound, "endpoint \"\(nameOrID.prefix(64))\" not found",
+            hint: (close.map { "Did you mean \"\($0)\"? " } ?? "") + "See: outboxctl endpoint list")
+    }
+
+    /// Endpoints with their settings and state. Values that may be secret are masked: those of URL queries and of headers
+    /// whose names sound like credentials.
+    package mutating func listEndpoints(_ id: EndpointID? = nil, search: String? = nil) throws -> Listing {
+        try listing(
+            """
+            SELECT n.id, n.name, n.customer_id, h.state, h.state_reason, h.paused_from, h.paused_until, n.method,
+                   outbox.masked_url(n.url) AS url, n.format, n.event_type, n.change_type,
+                   n.description, extract(epoch FROM n.timeout)::float8 AS timeout_seconds,
+                   extract(epoch FROM n.connect_timeout)::float8 AS connect_timeout_seconds,
+                   ARRAY(SELECT extract(epoch FROM wait)::float8 FROM unnest(n.retry_schedule) WITH ORDINALITY w(wait, place) ORDER BY place)
+                       AS retry_schedule_seconds,
+                   n.max_in_flight,
+                   outbox.masked_headers(n.headers) AS headers,
+                   n.template, n.template_kind, n.url_has_parameters, n.rules::text AS rules,
+                   n.authentication ->> 'kind' AS authentication, n.allows_http2, n.most_bytes, n.max_concurrency, n.rates, n.ordered, n.on_dead,
+                   n.ca_certificate IS NOT NULL AS has_ca_certificate, n.client_certificate IS NOT NULL AS has_client_certificate,
+                   h.failing_since, h.waiting, h.dead_letters, n.generation, n.created_at, n.updated_at
+              FROM outbox.endpoint n JOIN outbox.endpoint_health h ON h.endpoint_id = n.id
+             WHERE n.deleted_at IS NULL AND (\(id) IS NULL OR n.id = \(id))
+               AND (\(search) IS NULL OR position(lower(\(search)) IN lower(n.name || ' ' || coalesce(n.description, ''))) > 0)
+             ORDER BY n.customer_id, n.name
+            """)
+    }
+
     private mutating func readSecrets(_ id: EndpointID?, keyring: Keyring) throws -> [EndpointID: OpenedSecrets] {
         let sealed = try query(
             """
