@@ -15,9 +15,7 @@ final class Sender: Service {
     private struct State {
         var queues: SendQueues
         var isStopping = false
-        /// Since when there has been nothing free, and when that was last said.
-        var fullSince: ContinuousClock.Instant?
-        var toldAt: ContinuousClock.Instant?
+        var fullWarning = FullWarning()
     }
 
     /// A request must end this long before its lease does, so that the outcome can still be written under it.
@@ -295,14 +293,7 @@ final class Sender: Service {
     /// Says, every minute, who has what there is, when nothing has been free for ten seconds.
     private func sayWhoHoldsAll(_ endpoints: [EndpointID: Endpoint]) {
         let holders = state.withLock { state -> [(EndpointID, requests: Int, bytes: Int)] in
-            guard state.queues.isFull else {
-                state.fullSince = nil
-                return []
-            }
-            let since = state.fullSince ?? .now
-            state.fullSince = since
-            guard .now - since > .seconds(10), state.toldAt.map({ .now - $0 > .seconds(60) }) ?? true else { return [] }
-            state.toldAt = .now
+            guard state.fullWarning.isDue(isFull: state.queues.isFull, at: .now) else { return [] }
             return state.queues.holders(most: 3)
         }
         if holders.isEmpty { return }
