@@ -76,11 +76,16 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
         }
     }
 
+    /// True when the server does not believe who is connecting, or wants a password.
+    public var refusesCredentials: Bool {
+        kind == .unreachable && (message.contains("authentication failed") || message.contains("no password supplied"))
+    }
+
     /// True when there is no database that answers, and one may be there later: a server that is starting, a name that nobody knows
     /// yet, a database that is still to be made. Not when it refuses who is asking.
     public var mayPass: Bool {
         switch kind {
-        case .unreachable: !message.contains("authentication failed") && !message.contains("no password supplied")
+        case .unreachable: !refusesCredentials
         case .connectionLost: true
         case .server: (sqlState ?? "").hasPrefix("57P") || (sqlState ?? "").hasPrefix("53")
         case .configuration, .deadline, .value: false

@@ -73,7 +73,7 @@ struct Failure {
         let text = error.description
         switch error.kind {
         case .configuration: self.init(.configuration, "configuration", text)
-        case .unreachable where text.contains("authentication failed") || text.contains("no password supplied"):
+        case .unreachable where error.refusesCredentials:
             self.init(
                 .notPermitted, "not_permitted", text,
                 "Check the user and password in DATABASE_URL, PGPASSFILE or PGSERVICE")
