@@ -402,17 +402,17 @@ CREATE UNIQUE INDEX unrouted_pkey ON outbox.unrouted USING btree (event_id, endp
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
 function outbox.advance(uuid[],text[],boolean) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox.catch_up(outbox.cut,integer) returns record ae6f0b4a4727d072d6ce2f4f6ab3ad8e
+function outbox.catch_up(outbox.cut,integer) returns record 4c16d33da28e4729b6a8474d1cda6409
 function outbox.cluster_identifier() returns bigint 1478b8f8722d7789ed37739735c4d8a5
 function outbox.current_identity() returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_transaction_id() returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox.cut(integer,integer) returns integer 07a9fbf2dc1d772f844879888e05db3f
 function outbox.database_identifier() returns bigint 5abb3e3d928ae2125fb5b3c544975fc8
-function outbox.delete_expired_rows(name,integer) returns integer security definer 809fd20a3e061c87d5a74bfb575965a0
-function outbox.drop_expired_partition() returns text security definer 90f7c5d34eff301af282373dd4a0266d
+function outbox.delete_expired_rows(name,integer) returns integer security definer 58212bfebafd7156ab0d138e6f25028b
+function outbox.drop_expired_partition() returns text security definer 92ee80faa9261a1394e52291eac719d7
 function outbox.emit() returns trigger 558240afa24da3c625ca1e3f27751744
-function outbox.empty_expired_partition() returns text security definer 2c151eb4ca963588a625f93ee4f6d98c
+function outbox.empty_expired_partition() returns text security definer 1c54528c7cf79f81743b4f57784fccbf
 function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
 function outbox.events_of(bigint[]) returns SETOF outbox.event d41d8cd98f00b204e9800998ecf8427e
 function outbox.expired_partitions() returns TABLE(oid oid, name name, parent name, lower timestamp with time zone, upper timestamp with time zone) security definer d41d8cd98f00b204e9800998ecf8427e
@@ -424,7 +424,7 @@ function outbox.is_home(text) returns boolean 7ddc0f72f432524bc6274707f5d9aa4c
 function outbox.is_restored(outbox.cut) returns boolean d497053e10d899c3316326dd0e11b826
 function outbox.is_schedule(interval[]) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_service() returns boolean d41d8cd98f00b204e9800998ecf8427e
-function outbox.is_under_way(name,oid,timestamp with time zone) returns boolean e356069a292469cc3f7d8da4b43dfe36
+function outbox.is_under_way(name,oid,timestamp with time zone) returns boolean 222f63bd9c47c1e1b1c3962249a2f756
 function outbox.keepers_of(text,text,text) returns TABLE(id uuid, is_disabled boolean) d41d8cd98f00b204e9800998ecf8427e
 function outbox.keeps_house() returns boolean f6f669e07509f376f2ed5597fa1a1466
 function outbox.keeps_order() returns boolean d41d8cd98f00b204e9800998ecf8427e
@@ -433,11 +433,11 @@ function outbox.let_go(uuid[],text[],bigint,boolean) returns void d41d8cd98f00b2
 function outbox.line_of(text,text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.lock_unneeded(name,oid,timestamp with time zone) returns boolean 69b0d9194cedffcc6025d4aa8976afc1
 function outbox.make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record bef37480d8bfc4ce875bb274139ec246
-function outbox.make_partition(name,name,timestamp with time zone,timestamp with time zone) returns boolean 0cd90fe1dcf546de4d62eb8a06f8d0ad
+function outbox.make_partition(name,name,timestamp with time zone,timestamp with time zone) returns boolean ecc6c56a70fd126b55ea0397f6e6a23f
 function outbox.make_partitions() returns integer security definer b7abbd03fe36e786dea38a9879ee6876
 function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
-function outbox.move_default_rows(name) returns text security definer 8f3c7135a60e849c8b1086989d1c30a3
+function outbox.move_default_rows(name) returns text security definer 7846f09be73380610a005390f31b19ec
 function outbox.needed_partitions() returns oid[] d41d8cd98f00b204e9800998ecf8427e
 function outbox.next_lines(outbox.lane_place,integer) returns SETOF outbox.lane_place d41d8cd98f00b204e9800998ecf8427e
 function outbox.partition_bounds(timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
@@ -447,11 +447,11 @@ function outbox.rebase(integer,boolean,boolean) returns record d41d8cd98f00b204e
 function outbox.record_audit(text,text,text,jsonb) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.record_trial(uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
-function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut 94700d2f4abc4d497e4c8cf086901b56
+function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut 446ef9273c505e0cad5e2c1134d7258f
 function outbox.require_home(text) returns void 66d50045ef1d513a335ba1d4bee13f1f
 function outbox.require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
 function outbox.require_read_committed() returns void 8237d3499001653ad834575c5a5d3d47
-function outbox.route_ordered(bigint[],bigint,boolean,outbox.lane_place[]) returns outbox.lane_place[] 8a24ce366e2daaf34cc0ed50272b61c5
+function outbox.route_ordered(bigint[],bigint,boolean,outbox.lane_place[]) returns outbox.lane_place[] 4c0d0f2f0b9ce7c80abf69dfc39a9e7e
 function outbox.set_body_limit(bigint) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.snapshot(xid8,xid8[]) returns pg_snapshot d41d8cd98f00b204e9800998ecf8427e
 function outbox.stored_size(json,json) returns integer d41d8cd98f00b204e9800998ecf8427e

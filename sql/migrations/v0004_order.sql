@@ -34,15 +34,18 @@ END;
 -- there are. A disabled one matches, too.
 CREATE INDEX ON outbox.endpoint (event_type, customer_id) WHERE ordered AND deleted_at IS NULL;
 
-CREATE FUNCTION outbox.keepers_of(customer_id text, type text, change_type text) RETURNS TABLE (id uuid, is_disabled boolean)
+CREATE FUNCTION outbox.keepers_of(customer_id text, type text, change_type text)
+RETURNS TABLE (id uuid, is_disabled boolean)
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT n.id, n.disabled_at IS NOT NULL
       FROM (VALUES ('*'), (nullif(keepers_of.customer_id, '*'))) c(customer_id)
-     CROSS JOIN (VALUES (nullif(keepers_of.type, '*')), (CASE WHEN keepers_of.type NOT LIKE 'outbox.%' THEN '*' END)) t(event_type)
+     CROSS JOIN (VALUES (nullif(keepers_of.type, '*')),
+                        (CASE WHEN keepers_of.type NOT LIKE 'outbox.%' THEN '*' END)) t(event_type)
      -- Looked up by both: as a join it may be read whole instead.
      CROSS JOIN LATERAL (
            SELECT n.id, n.disabled_at, n.change_type FROM outbox.endpoint n
-            WHERE n.ordered AND n.deleted_at IS NULL AND n.event_type = t.event_type AND n.customer_id = c.customer_id OFFSET 0) n
+            WHERE n.ordered AND n.deleted_at IS NULL
+              AND n.event_type = t.event_type AND n.customer_id = c.customer_id OFFSET 0) n
      WHERE n.change_type IN ('*', keepers_of.change_type) OFFSET 0;
 END;
 
@@ -82,7 +85,8 @@ CREATE INDEX ON outbox.unrouted (endpoint_id, ordering_key, pass, event_id);
 -- published first.
 --
 -- Returns the lanes that are behind now, those that were before included.
-CREATE FUNCTION outbox.route_ordered(batches bigint[], pass bigint, is_whole boolean, behind outbox.lane_place[]) RETURNS outbox.lane_place[]
+CREATE FUNCTION outbox.route_ordered(
+    batches bigint[], pass bigint, is_whole boolean, behind outbox.lane_place[]) RETURNS outbox.lane_place[]
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     keepers uuid[];
@@ -93,21 +97,26 @@ BEGIN
     IF batches = '{}' OR NOT outbox.keeps_order() THEN RETURN behind; END IF;
     keepers := ARRAY(
         SELECT DISTINCT n.id
-          FROM (SELECT DISTINCT e.customer_id::text, e.type::text, e.change_type::text FROM outbox.events_of(batches) e) kind
+          FROM (SELECT DISTINCT e.customer_id::text, e.type::text, e.change_type::text
+                  FROM outbox.events_of(batches) e) kind
          CROSS JOIN LATERAL outbox.keepers_of(kind.customer_id, kind.type, kind.change_type) n);
     IF keepers = '{}' THEN RETURN behind; END IF;
-    locked := ARRAY(SELECT l.endpoint_id FROM outbox.lane l WHERE l.endpoint_id = ANY (keepers) ORDER BY l.endpoint_id FOR UPDATE SKIP LOCKED);
+    locked := ARRAY(SELECT l.endpoint_id FROM outbox.lane l WHERE l.endpoint_id = ANY (keepers)
+                     ORDER BY l.endpoint_id FOR UPDATE SKIP LOCKED);
     -- Whoever changes whether an endpoint keeps order locks its lane: of those that we have it stays
     -- as it is now.
-    keepers := ARRAY(SELECT n.id FROM outbox.endpoint n WHERE n.id = ANY (keepers) AND n.ordered AND n.deleted_at IS NULL);
+    keepers := ARRAY(SELECT n.id FROM outbox.endpoint n
+                      WHERE n.id = ANY (keepers) AND n.ordered AND n.deleted_at IS NULL);
     busy := ARRAY(SELECT k FROM unnest(keepers) k
                    WHERE k NOT IN (SELECT unnest(locked)) OR k IN (SELECT b.endpoint_id FROM unnest(behind) b));
     UPDATE outbox.batch b SET ordered = keepers WHERE b.id = ANY (batches);
     -- A disabled one gets none of these events, also when it is enabled before somebody dispatches
     -- the batch.
     WITH line AS MATERIALIZED (
-        SELECT e.id AS event_id, n.id AS endpoint_id, e.created_at, e.deliver_at, outbox.line_of(e.customer_id, e.ordering_key) AS ordering_key,
-               row_number() OVER (PARTITION BY n.id, outbox.line_of(e.customer_id, e.ordering_key) ORDER BY e.id) AS place,
+        SELECT e.id AS event_id, n.id AS endpoint_id, e.created_at, e.deliver_at,
+               outbox.line_of(e.customer_id, e.ordering_key) AS ordering_key,
+               row_number() OVER (PARTITION BY n.id, outbox.line_of(e.customer_id, e.ordering_key)
+                                      ORDER BY e.id) AS place,
                n.id IN (SELECT unnest(busy)) AS is_missed
           FROM outbox.events_of(batches) e
          CROSS JOIN LATERAL outbox.keepers_of(e.customer_id, e.type, e.change_type) n
@@ -115,7 +124,8 @@ BEGIN
          WHERE NOT n.is_disabled AND (n.id IN (SELECT unnest(keepers))) IS TRUE),
     missed AS (
         INSERT INTO outbox.unrouted (event_id, endpoint_id, event_at, ordering_key, pass)
-        SELECT l.event_id, l.endpoint_id, l.created_at, l.ordering_key, CASE WHEN l.ordering_key IS NULL THEN 0 ELSE route_ordered.pass END
+        SELECT l.event_id, l.endpoint_id, l.created_at, l.ordering_key,
+               CASE WHEN l.ordering_key IS NULL THEN 0 ELSE route_ordered.pass END
           FROM line l WHERE l.is_missed
         ON CONFLICT DO NOTHING RETURNING endpoint_id),
     routed AS (
@@ -163,8 +173,9 @@ LANGUAGE sql BEGIN ATOMIC
                                                      AND d.due_at < 'infinity' LIMIT 1) IS NULL
            AND NOT outbox.is_blocked(k.endpoint_id, k.ordering_key) AND NOT coalesce(h.pass >= until, false)
            -- What stands before it may not be in line yet.
-           AND NOT EXISTS (SELECT FROM outbox.unrouted u WHERE u.endpoint_id = k.endpoint_id AND u.ordering_key = k.ordering_key
-                                                           AND (u.pass, u.event_id) < (h.pass, h.event_id))),
+           AND NOT EXISTS (SELECT FROM outbox.unrouted u
+                            WHERE u.endpoint_id = k.endpoint_id AND u.ordering_key = k.ordering_key
+                              AND (u.pass, u.event_id) < (h.pass, h.event_id))),
     moved AS (
         UPDATE outbox.delivery d SET due_at = h.due_at FROM head h
          WHERE d.event_id = ANY (ARRAY[h.event_id]) AND d.endpoint_id = ANY (ARRAY[h.endpoint_id]) AND d.event_at = ANY (ARRAY[h.event_at])
@@ -185,7 +196,8 @@ CREATE FUNCTION outbox.next_lines(after outbox.lane_place, step int) RETURNS SET
 LANGUAGE sql STABLE BEGIN ATOMIC
     WITH RECURSIVE line AS (
         (SELECT d.endpoint_id, d.ordering_key FROM outbox.delivery d
-          WHERE d.ordering_key IS NOT NULL AND (d.endpoint_id, d.ordering_key) > ((next_lines.after).endpoint_id, (next_lines.after).ordering_key)
+          WHERE d.ordering_key IS NOT NULL
+            AND (d.endpoint_id, d.ordering_key) > ((next_lines.after).endpoint_id, (next_lines.after).ordering_key)
           ORDER BY d.endpoint_id, d.ordering_key LIMIT 1)
         UNION ALL
         SELECT n.* FROM line l CROSS JOIN LATERAL (
@@ -217,7 +229,8 @@ BEGIN
     END IF;
     SELECT array_agg(n.endpoint_id), array_agg(n.ordering_key) INTO endpoints, keys
       FROM outbox.next_lines(ROW(k.held_endpoint, k.held_key)::outbox.lane_place, step) n;
-    locked := ARRAY(SELECT l.endpoint_id FROM outbox.lane l WHERE l.endpoint_id = ANY (endpoints) ORDER BY l.endpoint_id FOR UPDATE SKIP LOCKED);
+    locked := ARRAY(SELECT l.endpoint_id FROM outbox.lane l WHERE l.endpoint_id = ANY (endpoints)
+                     ORDER BY l.endpoint_id FOR UPDATE SKIP LOCKED);
     PERFORM outbox.let_go(array_agg(u.endpoint_id), array_agg(u.ordering_key), k.held_until, false)
        FROM unnest(endpoints, keys) u(endpoint_id, ordering_key) WHERE u.endpoint_id IN (SELECT unnest(locked));
     -- Nobody waits for one lane: whoever catches up with it begins at its first key.
@@ -247,28 +260,34 @@ DECLARE
     locked uuid[] := ARRAY(SELECT l.endpoint_id FROM outbox.lane l
                             WHERE l.endpoint_id = ANY (ARRAY(SELECT b.endpoint_id FROM unnest(k.behind) b))
                             ORDER BY l.endpoint_id FOR UPDATE SKIP LOCKED);
-    here   outbox.lane_place[] := ARRAY(SELECT b FROM unnest(k.behind) b WHERE b.endpoint_id IN (SELECT unnest(locked)) LIMIT step);
+    here   outbox.lane_place[] := ARRAY(SELECT b FROM unnest(k.behind) b
+                                         WHERE b.endpoint_id IN (SELECT unnest(locked)) LIMIT step);
     share  int := step / greatest(1, cardinality(here));
     lanes  uuid[];
     keys   text[];
     place  outbox.lane_place;
 BEGIN
     is_unfinished := false;
-    behind := ARRAY(SELECT b FROM unnest(k.behind) b WHERE b.endpoint_id NOT IN (SELECT h.endpoint_id FROM unnest(here) h));
+    behind := ARRAY(SELECT b FROM unnest(k.behind) b
+                     WHERE b.endpoint_id NOT IN (SELECT h.endpoint_id FROM unnest(here) h));
     IF here = '{}' THEN RETURN; END IF;
     WITH next AS MATERIALIZED (
-        SELECT u.*, n.ordered AND u.ordering_key IS NOT NULL AS is_in_line, greatest(clock_timestamp(), e.deliver_at) AS first_due_at
+        SELECT u.*, n.ordered AND u.ordering_key IS NOT NULL AS is_in_line,
+               greatest(clock_timestamp(), e.deliver_at) AS first_due_at
           FROM unnest(here) b
-         CROSS JOIN LATERAL (SELECT * FROM outbox.unrouted u WHERE u.endpoint_id = b.endpoint_id ORDER BY u.pass, u.event_id LIMIT share) u
+         CROSS JOIN LATERAL (SELECT * FROM outbox.unrouted u WHERE u.endpoint_id = b.endpoint_id
+                              ORDER BY u.pass, u.event_id LIMIT share) u
           JOIN outbox.endpoint n ON n.id = u.endpoint_id
           LEFT JOIN outbox.event e ON e.id = u.event_id AND e.created_at = u.event_at),
     gone AS (
         DELETE FROM outbox.unrouted u USING next x
-         WHERE u.event_id = ANY (ARRAY[x.event_id]) AND u.endpoint_id = ANY (ARRAY[x.endpoint_id]) AND u.event_at = ANY (ARRAY[x.event_at])),
+         WHERE u.event_id = ANY (ARRAY[x.event_id]) AND u.endpoint_id = ANY (ARRAY[x.endpoint_id])
+           AND u.event_at = ANY (ARRAY[x.event_at])),
     -- Where order has ended meanwhile nothing stands in line.
     routed AS (
         INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, ordering_key, pass)
-        SELECT x.event_id, x.endpoint_id, x.event_at, CASE WHEN x.is_in_line THEN 'infinity' ELSE x.first_due_at END, 'first',
+        SELECT x.event_id, x.endpoint_id, x.event_at,
+               CASE WHEN x.is_in_line THEN 'infinity' ELSE x.first_due_at END, 'first',
                CASE WHEN x.is_in_line THEN x.ordering_key END, CASE WHEN x.is_in_line THEN x.pass ELSE 0 END
           FROM next x
         ON CONFLICT DO NOTHING RETURNING endpoint_id, due_at, ordering_key),
@@ -276,15 +295,18 @@ BEGIN
         UPDATE outbox.lane l SET due_at = r.due_at
           FROM (SELECT endpoint_id, min(due_at) AS due_at FROM routed GROUP BY endpoint_id) r
          WHERE l.endpoint_id = ANY (ARRAY[r.endpoint_id]) AND l.due_at > r.due_at)
-    SELECT array_agg(r.endpoint_id), array_agg(r.ordering_key) INTO lanes, keys FROM routed r WHERE r.ordering_key IS NOT NULL;
+    SELECT array_agg(r.endpoint_id), array_agg(r.ordering_key) INTO lanes, keys
+      FROM routed r WHERE r.ordering_key IS NOT NULL;
     PERFORM outbox.let_go(lanes, keys, until, false);
     FOREACH place IN ARRAY here LOOP
         IF place.ordering_key IS NOT NULL THEN
-            keys := ARRAY(SELECT n.ordering_key FROM outbox.next_lines(place, share) n WHERE n.endpoint_id = place.endpoint_id);
+            keys := ARRAY(SELECT n.ordering_key FROM outbox.next_lines(place, share) n
+                           WHERE n.endpoint_id = place.endpoint_id);
             PERFORM outbox.let_go(array_fill(place.endpoint_id, ARRAY[cardinality(keys)]), keys, until, false);
             place.ordering_key := keys[share];
         END IF;
-        IF place.ordering_key IS NOT NULL OR EXISTS (SELECT FROM outbox.unrouted u WHERE u.endpoint_id = place.endpoint_id) THEN
+        IF place.ordering_key IS NOT NULL
+        OR EXISTS (SELECT FROM outbox.unrouted u WHERE u.endpoint_id = place.endpoint_id) THEN
             behind := behind || place;
             is_unfinished := true;
         END IF;

@@ -24,9 +24,12 @@ SELECT parent.relname AS parent, child.oid AS oid, child.relname AS name,
 
 -- The partition to be made for a time: from where another one that is there already ends, when the
 -- unit was changed.
-CREATE FUNCTION outbox.partition_to_make(parent name, around timestamptz) RETURNS TABLE (name name, lower timestamptz, upper timestamptz)
+CREATE FUNCTION outbox.partition_to_make(parent name, around timestamptz)
+RETURNS TABLE (name name, lower timestamptz, upper timestamptz)
 LANGUAGE sql STABLE SET timezone = 'UTC' BEGIN ATOMIC
-    SELECT partition_to_make.parent || '_' || CASE WHEN u.lower = b.lower THEN b.suffix ELSE to_char(u.lower, 'YYYYMMDDHH24') END, u.lower, b.upper
+    SELECT partition_to_make.parent || '_'
+               || CASE WHEN u.lower = b.lower THEN b.suffix ELSE to_char(u.lower, 'YYYYMMDDHH24') END,
+           u.lower, b.upper
       FROM outbox.partition_bounds(partition_to_make.around) b
      CROSS JOIN LATERAL (
            SELECT greatest(b.lower, max(x.upper)) AS lower FROM outbox.partitions x
@@ -44,7 +47,8 @@ BEGIN
     EXECUTE format('ALTER TABLE outbox.%I ATTACH PARTITION outbox.%I FOR VALUES FROM (%L) TO (%L)', parent, name, lower, upper);
     RETURN true;
 EXCEPTION
-    WHEN invalid_object_definition OR check_violation OR duplicate_table OR lock_not_available OR unique_violation OR query_canceled THEN RETURN false;
+    WHEN invalid_object_definition OR check_violation OR duplicate_table OR lock_not_available OR unique_violation THEN
+        RETURN false;
 END $$;
 
 -- Makes the partitions of now and of the next three units of both logs; returns how many it made. A
@@ -88,7 +92,8 @@ BEGIN
     EXECUTE format('SELECT min(%I) FROM %s', key, source) INTO oldest;
     SELECT * INTO p FROM outbox.partition_to_make(parent, oldest);
     IF p.name IS NULL OR to_regclass(format('outbox.%I', p.name)) IS NOT NULL THEN RETURN NULL; END IF;
-    EXECUTE format('SELECT count(*) <= 10000 FROM (SELECT FROM %s WHERE %I >= $1 AND %I < $2 LIMIT 10001) r', source, key, key)
+    EXECUTE format('SELECT count(*) <= 10000 FROM (SELECT FROM %s WHERE %I >= $1 AND %I < $2 LIMIT 10001) r',
+                   source, key, key)
        INTO few USING p.lower, p.upper;
     IF NOT few THEN RETURN NULL; END IF;
     IF parent = 'event' AND (
@@ -100,7 +105,8 @@ BEGIN
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', source);
     IF outbox.is_under_way(parent, source, p.upper) THEN RETURN NULL; END IF;
     EXECUTE format('CREATE TABLE outbox.%I (LIKE outbox.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', p.name, parent);
-    EXECUTE format('WITH moved AS (DELETE FROM %s WHERE %I >= $1 AND %I < $2 RETURNING *) INSERT INTO outbox.%I SELECT * FROM moved',
+    EXECUTE format('WITH moved AS (DELETE FROM %s WHERE %I >= $1 AND %I < $2 RETURNING *) '
+                   'INSERT INTO outbox.%I SELECT * FROM moved',
                    source, key, key, p.name) USING p.lower, p.upper;
     EXECUTE format('ALTER TABLE outbox.%I ATTACH PARTITION outbox.%I FOR VALUES FROM (%L) TO (%L)', parent, p.name, p.lower, p.upper);
     RETURN p.name;
@@ -145,7 +151,8 @@ BEGIN
     IF EXISTS (SELECT FROM outbox.batch b WHERE b.first_at < is_under_way.upper) THEN RETURN true; END IF;
     IF is_under_way.parent <> 'event' THEN RETURN false; END IF;
     SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
-    EXECUTE format('SELECT EXISTS (SELECT FROM %s e WHERE e.tx >= pg_snapshot_xmin($1) AND NOT outbox.is_cut($2, e.tx, e.id))', partition::regclass)
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s e WHERE e.tx >= pg_snapshot_xmin($1) '
+                   'AND NOT outbox.is_cut($2, e.tx, e.id))', partition::regclass)
        INTO found USING k.done, k;
     RETURN found;
 END $$;
@@ -185,7 +192,8 @@ DECLARE
     p record;
 BEGIN
     IF NOT outbox.keeps_house() THEN RETURN NULL; END IF;
-    FOR p IN SELECT * FROM outbox.expired_partitions() x WHERE x.oid <> ALL ((SELECT outbox.needed_partitions())::oid[]) LOOP
+    FOR p IN SELECT * FROM outbox.expired_partitions() x
+              WHERE x.oid <> ALL ((SELECT outbox.needed_partitions())::oid[]) LOOP
         IF pg_relation_size(p.oid) > 0 AND outbox.lock_unneeded(p.parent, p.oid, p.upper) THEN
             EXECUTE format('TRUNCATE outbox.%I', p.name);
             RETURN p.name;
@@ -204,7 +212,8 @@ DECLARE
     p record;
 BEGIN
     IF NOT outbox.keeps_house() THEN RETURN NULL; END IF;
-    FOR p IN SELECT * FROM outbox.expired_partitions() x WHERE x.oid <> ALL ((SELECT outbox.needed_partitions())::oid[]) LOOP
+    FOR p IN SELECT * FROM outbox.expired_partitions() x
+              WHERE x.oid <> ALL ((SELECT outbox.needed_partitions())::oid[]) LOOP
         CONTINUE WHEN pg_relation_size(p.oid) > 0 OR NOT outbox.lock_unneeded(p.parent, p.oid, p.upper)
                       OR pg_relation_size(p.oid) > 0;
         BEGIN
@@ -230,7 +239,8 @@ BEGIN
     IF delete_expired_rows.parent = 'event' THEN
         DELETE FROM outbox.event_default x WHERE x.ctid = ANY (ARRAY(
             SELECT e.ctid FROM outbox.event_default e
-             WHERE e.created_at < clock_timestamp() - (SELECT s.event_retention FROM outbox.setting s) AND outbox.is_cut(k, e.tx, e.id)
+             WHERE e.created_at < clock_timestamp() - (SELECT s.event_retention FROM outbox.setting s)
+               AND outbox.is_cut(k, e.tx, e.id)
                AND NOT EXISTS (SELECT FROM outbox.batch b WHERE b.first_at <= e.created_at)
                AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = e.id AND d.event_at = e.created_at)
                AND NOT EXISTS (SELECT FROM outbox.unrouted d WHERE d.event_id = e.id AND d.event_at = e.created_at)
@@ -239,7 +249,8 @@ BEGIN
     ELSE
         DELETE FROM outbox.attempt_default x WHERE x.ctid = ANY (ARRAY(
             SELECT a.ctid FROM outbox.attempt_default a
-             WHERE a.started_at < clock_timestamp() - (SELECT s.attempt_retention FROM outbox.setting s) LIMIT delete_expired_rows.most));
+             WHERE a.started_at < clock_timestamp() - (SELECT s.attempt_retention FROM outbox.setting s)
+             LIMIT delete_expired_rows.most));
     END IF;
     GET DIAGNOSTICS n = ROW_COUNT;
     RETURN n;
@@ -249,11 +260,15 @@ END $$;
 CREATE FUNCTION outbox.what_keeps(parent name, partition oid, lower timestamptz, upper timestamptz) RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
     SELECT coalesce(string_agg(w.what, ', '), 'a lock, or something that depends on it')
-      FROM (SELECT format('%s deliveries that wait for %s', count(*), min(n.name)) AS what FROM outbox.delivery d JOIN outbox.endpoint n ON n.id = d.endpoint_id
-             WHERE what_keeps.parent = 'event' AND d.event_at >= what_keeps.lower AND d.event_at < what_keeps.upper GROUP BY n.id
+      FROM (SELECT format('%s deliveries that wait for %s', count(*), min(n.name)) AS what
+              FROM outbox.delivery d JOIN outbox.endpoint n ON n.id = d.endpoint_id
+             WHERE what_keeps.parent = 'event' AND d.event_at >= what_keeps.lower AND d.event_at < what_keeps.upper
+             GROUP BY n.id
             UNION ALL
-            SELECT format('%s dead letters of %s', count(*), min(n.name)) FROM outbox.dead_letter d JOIN outbox.endpoint n ON n.id = d.endpoint_id
-             WHERE what_keeps.parent = 'event' AND d.event_at >= what_keeps.lower AND d.event_at < what_keeps.upper GROUP BY n.id
+            SELECT format('%s dead letters of %s', count(*), min(n.name))
+              FROM outbox.dead_letter d JOIN outbox.endpoint n ON n.id = d.endpoint_id
+             WHERE what_keeps.parent = 'event' AND d.event_at >= what_keeps.lower AND d.event_at < what_keeps.upper
+             GROUP BY n.id
             UNION ALL
             SELECT format('batch %s', b.id) FROM outbox.batch b WHERE b.first_at < what_keeps.upper
             LIMIT 3) w;
