@@ -18,9 +18,8 @@ struct DeliveryCommand: AsyncParsableCommand {
                 try connection.listDeliveries(
                     try filter.resolve(&connection, states: ["delivered", "waiting", "paused", "dead", "cancelled"]))
             }
-            filter.sayWhatIsLeftOut(of: listing)
             options.format.list(
-                listing,
+                filter.shown(listing),
                 columns: [
                     "event_id", "endpoint", "event_type", "state", "attempts", "due_at", "last_status",
                     "last_error_class",
@@ -109,9 +108,8 @@ struct AttemptCommand: AsyncParsableCommand {
             let listing = try await Session.run(options) { [filter] connection in
                 try connection.listAttempts(try filter.resolve(&connection, states: ["success", "failure"]))
             }
-            filter.sayWhatIsLeftOut(of: listing)
             options.format.list(
-                listing,
+                filter.shown(listing),
                 columns: [
                     "event_id", "endpoint", "number", "trigger", "started_at", "outcome", "status", "error_class",
                     "total_us",
@@ -168,9 +166,8 @@ struct DeadCommand: AsyncParsableCommand {
             let listing = try await Session.run(options) { [filter] connection in
                 try connection.listDeadLetters(try filter.resolve(&connection, states: []))
             }
-            filter.sayWhatIsLeftOut(of: listing)
             options.format.list(
-                listing,
+                filter.shown(listing),
                 columns: [
                     "event_id", "endpoint", "event_type", "reason", "attempts", "status", "error_class", "fingerprint",
                     "dead_at",

@@ -57,9 +57,8 @@ struct EventCommand: AsyncParsableCommand {
             let listing = try await Session.run(options) { [filter] connection in
                 try connection.listEvents(try filter.resolve(&connection, states: []))
             }
-            filter.sayWhatIsLeftOut(of: listing)
             options.format.list(
-                listing,
+                filter.shown(listing),
                 columns: ["id", "created_at", "customer_id", "type", "change_type", "transaction_id", "identity"])
         }
     }

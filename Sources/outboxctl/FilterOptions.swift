@@ -23,11 +23,12 @@ struct FilterOptions: ParsableArguments {
         }
     }
 
-    /// A list that is as long as it may be probably ends before its end: nobody should have to guess that.
-    func sayWhatIsLeftOut(of listing: Listing) {
-        if listing.rows.count >= limit {
-            StandardError.say("outboxctl: only the first \(limit) are shown; for more: --limit, --since, --until")
-        }
+    /// The list as it is shown, and a word where it ends before its end.
+    func shown(_ listing: Listing) -> Listing {
+        if listing.rows.count <= limit { return listing }
+        StandardError.say("outboxctl: only the first \(limit) are shown; for more: --limit, --since, --until")
+        return Listing(
+            columns: listing.columns, rows: Array(listing.rows.prefix(limit)), json: Array(listing.json.prefix(limit)))
     }
 
     /// The filter, with names looked up.
@@ -51,7 +52,8 @@ struct FilterOptions: ParsableArguments {
         }
         filter.since = since?.timestamp
         filter.until = until?.timestamp
-        filter.limit = limit
+        // One more than is shown tells whether there are more.
+        filter.limit = limit + 1
         return filter
     }
 }

@@ -362,11 +362,23 @@ import Testing
     @Test func `a reader that goes away ends the command quietly`() async throws {
         let database = try await TestCluster.database()
         try await database.publish(500)
-        let command = "'\(ChildProcess.outboxctl)' event list --limit 501 -o jsonl | head -1"
+        let command = "'\(ChildProcess.outboxctl)' event list --limit 500 -o jsonl | head -1"
         let child = try ChildProcess("/bin/sh", ["-c", command], environment: try environment(database))
         #expect(await child.wait() == .exit(0))
         #expect(child.output.split(separator: "\n").count == 1)
         #expect(child.errors.isEmpty)
+    }
+
+    @Test func `a list that ends before its end says so, and no other`() async throws {
+        let database = try await TestCluster.database()
+        try await database.publish(3)
+        for (limit, isCut) in [(2, true), (3, false), (4, false)] {
+            let (end, output, errors) = try await ChildProcess.run(
+                ["event", "list", "--limit", "\(limit)", "-o", "json"], environment: try environment(database))
+            let rows = try array(output)
+            #expect(end == .exit(0) && rows.count == min(limit, 3))
+            #expect(errors.contains("only the first \(limit) are shown") == isCut, "\(errors)")
+        }
     }
 
     @Test func `every command explains itself`() async throws {

@@ -1,3 +1,4 @@
+import Glibc
 import Receiver
 import TestSupport
 import Testing
@@ -141,9 +142,20 @@ import Transport
     }
 
     @Test func `nobody listening and no such name are told apart`() async throws {
-        let ledger = try Ledger()
-        let port = ledger.receiver.port
-        ledger.receiver.stop()
+        // Bound, so that nobody else gets the port, and not listening.
+        let bound = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+        defer { close(bound) }
+        var address = sockaddr_in()
+        address.sin_family = sa_family_t(AF_INET)
+        address.sin_addr.s_addr = UInt32(0x7F00_0001).bigEndian
+        var length = socklen_t(MemoryLayout<sockaddr_in>.size)
+        let isBound = withUnsafeMutablePointer(to: &address) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { pointer in
+                bind(bound, pointer, length) == 0 && getsockname(bound, pointer, &length) == 0
+            }
+        }
+        try #require(isBound)
+        let port = UInt16(bigEndian: address.sin_port)
         let transport = Transport(policy: local)
         #expect(await transport.send(HTTPRequest(url: "http://127.0.0.1:\(port)/")).failure == .connect)
         #expect(await transport.send(HTTPRequest(url: "http://no-such-host.invalid/")).failure == .dns)
