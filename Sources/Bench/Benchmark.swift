@@ -81,7 +81,7 @@ package struct Benchmark: Sendable {
     /// Runs the phases. Throws what the database or a worker refused; everything is cleaned up before.
     package func run() async throws -> Report {
         var report = Report(plan: plan)
-        let server = ConnectionPool(target, size: 1)
+        let server = try ConnectionPool(target, size: 1)
         let version = try await server.query("SELECT current_setting('server_version')") { row throws(PostgresError) in
             try row[0] as String
         }
@@ -137,7 +137,7 @@ package struct Benchmark: Sendable {
                 ("webhook-signature", "v1,47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="),
                 ("User-Agent", "outbox-bench"),
             ].map { try HTTPHeader(own: $0.0, value: $0.1) })
-        let (time, failures) = await RawLoop.run(
+        let (time, failures) = try await RawLoop.run(
             url: url(endpoint: 1, sink: sink), headers: headers, body: Array(body.utf8), requests: requests,
             inFlight: plan.latency > .zero ? plan.inFlight : min(64, plan.inFlight))
         phase.end(requests)

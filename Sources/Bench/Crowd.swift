@@ -6,7 +6,7 @@ extension Bench {
     /// Publishes one event of each customer at a time, in one transaction, at fixed times. Committed is what the server says is
     /// committed: how long its disk takes beside a flood is not ours to measure.
     func publish(for customers: [String], times: Int, apart: Duration, title: String) async throws -> [Committed] {
-        let pool = ConnectionPool(scratch.target, size: 1)
+        let pool = try ConnectionPool(scratch.target, size: 1)
         var phase = progress.begin(title, total: times * customers.count)
         var committed: [Committed] = []
         let body = JSONText(Array(benchmark.body.utf8))

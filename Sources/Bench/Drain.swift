@@ -128,7 +128,7 @@ extension Bench {
 
     /// Opens a transaction whose snapshot stays until the stream is finished.
     func holdSnapshot() async throws -> AsyncStream<Void>.Continuation {
-        let pool = ConnectionPool(scratch.target, size: 1)
+        let pool = try ConnectionPool(scratch.target, size: 1)
         let (release, continuation) = AsyncStream<Void>.makeStream()
         try await pool.run { connection in
             try connection.script(

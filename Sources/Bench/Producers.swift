@@ -37,7 +37,7 @@ extension Bench {
 
     /// Takes turns between the two tables, so that both get the same share of whatever else happens.
     private func compare(_ clients: Int, worker: String) async throws -> Report.Producers {
-        let pool = ConnectionPool(scratch.target, size: clients)
+        let pool = try ConnectionPool(scratch.target, size: clients)
         let turns = 4
         var phase = progress.begin("\(clients) producers, \(worker)", total: turns * 2)
         var rates: (bare: [Double], outbox: [Double]) = ([], [])

@@ -14,7 +14,7 @@ struct Scratch: Sendable {
     /// Throws a `PostgresError` when the user may not create databases there.
     static func make(beside target: ConnectionTarget) async throws -> Scratch {
         let name = "outbox_bench_\(UInt32.random(in: 0 ... .max))"
-        let server = ConnectionPool(target, size: 1)
+        let server = try ConnectionPool(target, size: 1)
         do {
             try await server.execute("CREATE DATABASE \(raw: name)", within: .seconds(60))
         } catch {
@@ -22,7 +22,7 @@ struct Scratch: Sendable {
             throw error
         }
         let own = try target.database(name)
-        let scratch = Scratch(target: own, pool: ConnectionPool(own, size: 1), name: name, server: server)
+        let scratch = Scratch(target: own, pool: try ConnectionPool(own, size: 1), name: name, server: server)
         do {
             try await scratch.pool.run { _ = try Migrator.migrate(&$0) }
         } catch {

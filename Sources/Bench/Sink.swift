@@ -30,20 +30,22 @@ final class Sink: Sendable {
 
     /// From now on; nil answers as usual.
     func treat(_ endpoint: Int, _ manner: Manner?) { manners.withLock { $0[endpoint] = manner } }
-    private let thread: Mutex<Thread?> = Mutex(nil)
 
     /// Listens on a free port of 127.0.0.1.
     ///
     /// - Parameters:
     ///   - delay: how long every answer takes.
     ///   - failRate: the share of requests, 0 to 1, that is answered with status 500.
-    init(delay: Duration, failRate: Double) throws(LoopbackListener.Refusal) {
+    init(delay: Duration, failRate: Double) throws {
         let listener = try LoopbackListener(isNonBlocking: true)
         listening = listener.descriptor
         port = listener.port
         self.delay = delay
         self.failRate = failRate
-        thread.withLock { $0 = Thread("sink") { self.loop() } }
+        do { try Thread("sink") { self.loop() } } catch {
+            listener.close()
+            throw error
+        }
     }
 
     var url: String { "http://127.0.0.1:\(port)" }
@@ -64,15 +66,10 @@ final class Sink: Sendable {
         return (taken.count, distinct)
     }
 
-    /// Closes everything and ends the thread.
+    /// Ends the thread, which closes everything.
     func stop() {
         isStopping.store(true, ordering: .sequentiallyConsistent)
         poller.wakeUp()
-        let thread = thread.withLock { thread in
-            defer { thread = nil }
-            return thread
-        }
-        thread?.join()
     }
 
     // MARK: The sink's thread

@@ -9,7 +9,7 @@ extension Bench {
     /// Publishes at a constant rate while workers deliver: how long from a commit to the receiver's answer.
     func measureSteady() async throws -> Report.Steady {
         try await createEndpoints()
-        let pool = ConnectionPool(scratch.target, size: Self.producers)
+        let pool = try ConnectionPool(scratch.target, size: Self.producers)
         do {
             let (committed, _) = try await withWorkers(plan.workers) { _ in
                 // The first event of all makes the connection to the receiver; it is no measure of anything.

@@ -32,7 +32,6 @@ package final class EmbeddedCluster: Sendable {
         folder: String, settings: [String] = [], environment: [String: String] = ProcessInfo.processInfo.environment
     ) async throws {
         let place = try Place(folder: folder)
-        try place.prepare()
         let starting = try FileLock(place.folder + "/start.lock")
         try starting.lock(waiting: .seconds(60))
         defer { starting.unlock() }
@@ -149,7 +148,7 @@ package final class EmbeddedCluster: Sendable {
 
     private func makeDatabase(_ place: Place) async throws {
         let administration = try ConnectionTarget("host='\(place.socket)' port=5432 user=outbox dbname=postgres")
-        let pool = ConnectionPool(administration, size: 1)
+        let pool = try ConnectionPool(administration, size: 1)
         do {
             try await pool.run { connection in
                 let exists = try connection.query("SELECT FROM pg_database WHERE datname = 'outbox'").count > 0

@@ -11,24 +11,47 @@ struct Place {
     /// The user that it runs as, when that is not ourselves.
     let user: String?
 
+    /// Finds the place, and makes what has to be there before the cluster is.
     init(folder: String) throws {
         let folder = URL(fileURLWithPath: folder).standardizedFileURL.path
         self.folder = folder
-        guard geteuid() == 0 else {
-            user = nil
-            data = folder + "/postgres"
+        do {
+            try Self.prepare(folder)
+            guard geteuid() == 0 else {
+                user = nil
+                data = folder + "/postgres"
+                socket = Self.socketFolder(beside: data, key: folder)
+                return
+            }
+            // The folder is only root's to enter, and so out of that user's reach.
+            user = getpwnam("postgres") != nil ? "postgres" : "nobody"
+            data = try Self.rootsCluster(linkedFrom: folder + "/postgres")
             socket = Self.socketFolder(beside: data, key: folder)
-            return
+            try FileManager.default.createDirectory(atPath: Self.rootsClusters, withIntermediateDirectories: true)
+        } catch let error as CocoaError {
+            throw EmbeddedCluster.Refusal(
+                description:
+                    "cannot write to \(folder): \(error.localizedDescription); run it in a folder of your own, or set DATABASE_URL"
+            )
         }
-        let user = getpwnam("postgres") != nil ? "postgres" : "nobody"
-        self.user = user
-        // The folder is only root's to enter, and so out of that user's reach.
-        // Where it is the link tells, also when the folder was moved.
-        let link = try? FileManager.default.destinationOfSymbolicLink(atPath: folder + "/postgres")
-        let home =
-            link.flatMap { $0.hasPrefix(Self.rootsClusters) ? $0 : nil } ?? Self.rootsClusters + Self.shortHash(folder)
-        data = home
-        socket = Self.socketFolder(beside: home, key: folder)
+    }
+
+    /// Where root's cluster is only the link tells: it moves with its folder, and a folder that was made anew has another.
+    private static func rootsCluster(linkedFrom link: String) throws -> String {
+        func linked() -> String? {
+            (try? FileManager.default.destinationOfSymbolicLink(atPath: link)).flatMap {
+                $0.hasPrefix(rootsClusters) ? $0 : nil
+            }
+        }
+        if let data = linked() { return data }
+        let name = String(UInt64.random(in: 1...UInt64.max), radix: 36)
+        do { try FileManager.default.createSymbolicLink(atPath: link, withDestinationPath: rootsClusters + name) } catch
+        {
+            // Made at this moment by another process.
+            guard let data = linked() else { throw error }
+            return data
+        }
+        return rootsClusters + name
     }
 
     /// A unix socket's path has at most 107 bytes; deep folders get a short one under /tmp.
@@ -41,29 +64,8 @@ struct Place {
         return isPlain && near.utf8.count < 85 ? near : "/tmp/outbox-\(shortHash(key))"
     }
 
-    /// Makes the folders that must exist before the cluster does.
-    func prepare() throws {
-        do {
-            try prepareFolder()
-            let parent = (data as NSString).deletingLastPathComponent
-            try FileManager.default.createDirectory(atPath: parent, withIntermediateDirectories: true)
-            let link = folder + "/postgres"
-            let isLinked = (try? FileManager.default.destinationOfSymbolicLink(atPath: link)) != nil
-            if parent != folder, !isLinked {
-                try FileManager.default.createSymbolicLink(atPath: link, withDestinationPath: data)
-            }
-        } catch let refusal as EmbeddedCluster.Refusal {
-            throw refusal
-        } catch {
-            throw EmbeddedCluster.Refusal(
-                description:
-                    "cannot write to \(folder): \(error.localizedDescription); run it in a folder of your own, or set DATABASE_URL"
-            )
-        }
-    }
-
     /// Makes the folder, which only its owner may enter. One that somebody else has put there is not used: what lies in it is theirs.
-    private func prepareFolder() throws {
+    private static func prepare(_ folder: String) throws {
         let parent = (folder as NSString).deletingLastPathComponent
         try FileManager.default.createDirectory(atPath: parent, withIntermediateDirectories: true)
         if mkdir(folder, 0o700) != 0, errno != EEXIST {

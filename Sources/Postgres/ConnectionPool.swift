@@ -11,9 +11,9 @@ import Threads
 /// Connections that must not wait behind others (recording, lease renewal) get a pool of size one of their own.
 public final class ConnectionPool: Sendable {
     private let queue = WorkQueue()
-    private let threads: Mutex<[Thread]>
+    private let threads: [Thread]
 
-    /// Starts the threads; connects nothing yet.
+    /// Starts the threads; connects nothing yet. Throws when the system has no thread left.
     ///
     /// - Parameters:
     ///   - session: how every new connection is set up.
@@ -21,14 +21,21 @@ public final class ConnectionPool: Sendable {
     ///     descriptors is not missing here.
     public init(
         _ target: ConnectionTarget, size: Int, session: SessionSetUp = SessionSetUp(), isReserved: Bool = false
-    ) {
+    ) throws {
         precondition(size > 0, "a pool needs a connection")
-        threads = Mutex(
-            (0..<size).map { [queue] _ in
-                Thread("pg " + (target.name.split(separator: "/").last ?? "")) {
-                    queue.work(target: target, session: session, isReserved: isReserved)
-                }
-            })
+        var threads: [Thread] = []
+        do {
+            for _ in 0..<size {
+                threads.append(
+                    try Thread("pg " + (target.name.split(separator: "/").last ?? "")) { [queue] in
+                        queue.work(target: target, session: session, isReserved: isReserved)
+                    })
+            }
+        } catch {
+            queue.close(waking: threads.count)
+            throw error
+        }
+        self.threads = threads
     }
 
     /// Runs the closure on a connection and returns what it returns.
@@ -62,20 +69,10 @@ public final class ConnectionPool: Sendable {
         try await run { try $0.query(sql, within: limit).affected }
     }
 
-    /// Lets the queued work finish, closes the connections and joins the threads. Later work is refused.
+    /// Lets the queued work finish, closes the connections and waits for the threads. Later work is refused.
     public func close() async {
-        let threads = threads.withLock { threads in
-            defer { threads = [] }
-            return threads
-        }
         queue.close(waking: threads.count)
-        await withCheckedContinuation { continuation in
-            // Joining blocks: a last thread does it, and frees itself.
-            Thread.detach {
-                for thread in threads { thread.join() }
-                continuation.resume()
-            }
-        }
+        for thread in threads { await thread.end() }
     }
 }
 

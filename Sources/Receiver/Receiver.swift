@@ -1,6 +1,6 @@
 import Glibc
 import Synchronization
-package import Threads
+import Threads
 
 /// A local HTTP/1.1 server that keeps the raw bytes of what it gets and can misbehave in every way that real receivers
 /// do: `outboxctl listen` and the tests use it. One thread per connection; loopback only; not for production.
@@ -88,14 +88,17 @@ package final class Receiver: Sendable {
     ///   - holdsBack: a small piece waits until the one before it is acknowledged, as it does unless a program says otherwise.
     package init(
         port: UInt16 = 0, holdsBack: Bool = false, answer: @escaping @Sendable (Request) -> Answer
-    ) throws(LoopbackListener.Refusal) {
+    ) throws {
         let listener = try LoopbackListener(port: port)
         signal(SIGPIPE, SIG_IGN)
         listening = listener.descriptor
         self.port = listener.port
         self.answer = answer
         self.holdsBack = holdsBack
-        Thread.detach { self.accept() }
+        do { try Thread("receiver") { self.accept() } } catch {
+            listener.close()
+            throw error
+        }
     }
 
     /// Where it listens.
@@ -127,14 +130,19 @@ package final class Receiver: Sendable {
                 return state.accepted
             }
             guard let number else { close(connection); break }
-            Thread.detach {
-                self.serve(connection, number)
+            let end = { @Sendable in
                 self.state.withLock { state in
                     state.connections.remove(connection)
                     shutdown(connection, Int32(SHUT_RDWR))
-                    close(connection)
+                    _ = close(connection)
                 }
             }
+            do {
+                try Thread("receiver") {
+                    self.serve(connection, number)
+                    end()
+                }
+            } catch { end() }
         }
         close(listening)
     }

@@ -25,16 +25,16 @@ package struct Engine: Sendable {
         // Every connection sees first of all that it leads to the installation that was looked at here.
         let patience = Patience()
         let session = WorkerSession.setUp(instance: instance, patience: patience)
-        let pool = ConnectionPool(
+        let pool = try ConnectionPool(
             target.named("outbox/\(configuration.worker)"), size: configuration.connections, session: session,
             isReserved: true)
-        let recording = ConnectionPool(
+        let recording = try ConnectionPool(
             target.named("outbox/\(configuration.worker)/record"), size: 1, session: session, isReserved: true)
-        let renewing = ConnectionPool(
+        let renewing = try ConnectionPool(
             target.named("outbox/\(configuration.worker)/renew"), size: 1, session: session, isReserved: true)
         let listener =
             configuration.listens
-            ? ConnectionPool(
+            ? try ConnectionPool(
                 target.named("outbox/\(configuration.worker)/listen"), size: 1,
                 session: WorkerSession.setUp(instance: instance, patience: patience, channel: "outbox"))
             : nil
@@ -51,7 +51,7 @@ package struct Engine: Sendable {
         let recorder = Recorder(
             pool: recording, patience: patience, keeper: keeper, waking: claiming, laneWakeups, directory: directory,
             configuration: configuration, logger: logger)
-        let transport = Transport(
+        let transport = try Transport(
             policy: configuration.policy.refusing(sockets), proxy: configuration.proxy,
             capacity: configuration.mostInFlight)
         let sender = Sender(
@@ -74,7 +74,7 @@ package struct Engine: Sendable {
     private static func lookAround(
         _ configuration: EngineConfiguration, _ logger: Logger
     ) async throws -> (instance: String, sockets: [SocketAddress]) {
-        let pool = ConnectionPool(
+        let pool = try ConnectionPool(
             configuration.database.named("outbox/\(configuration.worker)"), size: 1, session: WorkerSession.planning)
         do {
             let found = try await pool.run { connection in

@@ -33,9 +33,12 @@ package struct LoopbackListener: Sendable {
         }
         guard isBound else {
             let reason = unsafe String(cString: strerror(errno))
-            close(descriptor)
+            Glibc.close(descriptor)
             throw Refusal(description: "cannot listen on 127.0.0.1:\(port): \(reason)")
         }
         self.port = UInt16(bigEndian: address.sin_port)
     }
+
+    /// Gives it up: for who never gets to serve it.
+    package func close() { Glibc.close(descriptor) }
 }

@@ -1,34 +1,34 @@
 import Glibc
+import Synchronization
 
 /// An operating-system thread for blocking calls into C. Signals stay with the process's other threads.
-@safe
 package struct Thread: Sendable {
-    private let id: pthread_t
+    /// Why there is none: a limit of the user, of the unit or of the container.
+    package struct Refusal: Error, CustomStringConvertible {
+        package let description: String
+    }
 
-    /// Starts a thread that runs the closure; it must be joined.
+    private let body: Body
+
+    /// Starts a thread that runs the closure, and frees itself when that returns.
     ///
     /// - Parameter name: what `top -H`, `perf` and debuggers show; Linux keeps its first 15 bytes.
-    package init(_ name: String, _ body: @escaping @Sendable () -> Void) {
-        id = Thread.start {
+    @discardableResult
+    package init(_ name: String, _ run: @escaping @Sendable () -> Void) throws(Refusal) {
+        body = Body {
             // Only a convenience for whoever looks: a system without it is no reason to fail.
             let descriptor = unsafe open("/proc/thread-self/comm", O_WRONLY | O_CLOEXEC)
             if descriptor >= 0 {
                 unsafe _ = write(descriptor, name, min(name.utf8.count, 15))
                 close(descriptor)
             }
-            body()
+            run()
         }
-    }
-
-    /// Starts a thread that frees itself when the closure returns.
-    package static func detach(_ body: @escaping @Sendable () -> Void) {
-        pthread_detach(start(body))
+        try body.start()
     }
 
     /// Waits until the closure has returned.
-    package func join() {
-        pthread_join(id, nil)
-    }
+    package func end() async { await withCheckedContinuation { body.atEnd($0.resume) } }
 
     /// Blocks the calling thread for so long.
     package static func pause(_ duration: Duration) {
@@ -38,28 +38,55 @@ package struct Thread: Sendable {
         while unsafe nanosleep(&time, &left) != 0, errno == EINTR { time = left }
     }
 
-    private static func start(_ body: @escaping @Sendable () -> Void) -> pthread_t {
-        let box = unsafe Unmanaged.passRetained(Body(run: body)).toOpaque()
-        var all = sigset_t()
-        var previous = sigset_t()
-        unsafe sigfillset(&all)
-        unsafe pthread_sigmask(SIG_SETMASK, &all, &previous)
-        defer { unsafe pthread_sigmask(SIG_SETMASK, &previous, nil) }
-        var id = pthread_t()
-        let status = unsafe pthread_create(
-            &id, nil,
-            { box in
-                guard let box = unsafe box else { return nil }
-                unsafe Unmanaged<Body>.fromOpaque(box).takeRetainedValue().run()
-                return nil
-            }, box)
-        precondition(status == 0, "the system has no thread left (error \(status))")
-        return id
-    }
-
     private final class Body: Sendable {
-        let run: @Sendable () -> Void
-        init(run: @escaping @Sendable () -> Void) { self.run = run }
+        private let run: @Sendable () -> Void
+        /// Who waits for the end; nil after it.
+        private let waiting = Mutex<[@Sendable () -> Void]?>([])
+
+        init(_ run: @escaping @Sendable () -> Void) { self.run = run }
+
+        func start() throws(Refusal) {
+            let own = unsafe Unmanaged.passRetained(self)
+            var all = sigset_t()
+            var previous = sigset_t()
+            unsafe sigfillset(&all)
+            unsafe pthread_sigmask(SIG_SETMASK, &all, &previous)
+            defer { unsafe pthread_sigmask(SIG_SETMASK, &previous, nil) }
+            var id = pthread_t()
+            let status = unsafe pthread_create(
+                &id, nil,
+                { own in
+                    guard let own = unsafe own else { return nil }
+                    let body = unsafe Unmanaged<Body>.fromOpaque(own).takeRetainedValue()
+                    body.run()
+                    body.end()
+                    return nil
+                }, own.toOpaque())
+            guard status == 0 else {
+                unsafe own.release()
+                let reason = unsafe String(cString: strerror(status))
+                throw Refusal(
+                    description: "the system gives this process no more threads (\(reason)); raise what limits them: "
+                        + "ulimit -u, TasksMax= of a systemd unit, or pids of a container")
+            }
+            pthread_detach(id)
+        }
+
+        func atEnd(_ report: @escaping @Sendable () -> Void) {
+            let hasEnded = waiting.withLock { waiting in
+                waiting?.append(report)
+                return waiting == nil
+            }
+            if hasEnded { report() }
+        }
+
+        private func end() {
+            let reports = waiting.withLock { waiting in
+                defer { waiting = nil }
+                return waiting ?? []
+            }
+            for report in reports { report() }
+        }
     }
 }
 

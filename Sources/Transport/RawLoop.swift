@@ -8,12 +8,14 @@ package enum RawLoop {
     /// with 2xx. Runs on a thread of its own.
     package static func run(
         url: String, headers: HTTPHeaders, body: [UInt8], requests: Int, inFlight: Int
-    ) async -> (time: Duration, failures: Int) {
-        await withCheckedContinuation { continuation in
-            Thread.detach {
-                continuation.resume(
-                    returning: send(url: url, headers: headers, body: body, requests: requests, inFlight: inFlight))
-            }
+    ) async throws -> (time: Duration, failures: Int) {
+        try await withCheckedThrowingContinuation { continuation in
+            do {
+                try Thread("raw loop") {
+                    continuation.resume(
+                        returning: send(url: url, headers: headers, body: body, requests: requests, inFlight: inFlight))
+                }
+            } catch { continuation.resume(throwing: error) }
         }
     }
 

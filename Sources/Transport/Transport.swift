@@ -38,20 +38,26 @@ package final class Transport: Sendable {
     // The thread's, which frees it at its end. Shared only for curl_multi_wakeup, which libcurl documents as safe from any thread, and
     // which is called under the inbox's lock while that is open.
     private nonisolated(unsafe) let multi: UnsafeMutableRawPointer
-    private let thread: Mutex<Thread?> = Mutex(nil)
+    private let thread = Mutex<Thread?>(nil)
 
-    /// Starts the thread.
+    /// Starts the thread. Throws when the system has none left.
     ///
     /// - Parameter capacity: how many requests will be in flight at most. So many connections and handles are kept for later
     ///   requests; with fewer, every request beyond them would connect anew.
-    package init(policy: AddressPolicy, proxy: EgressProxy? = nil, capacity: Int = 1024) {
+    package init(policy: AddressPolicy, proxy: EgressProxy? = nil, capacity: Int = 1024) throws {
         Self.initializeLibrary()
         guard let multi = unsafe curl_multi_init() else { preconditionFailure("curl_multi_init: out of memory") }
         unsafe self.multi = multi
         unsafe curl_multi_set_long(multi, CURLMOPT_MAXCONNECTS, capacity)
         // An idle connection is closed when there would be more: descriptors are for requests. Tokens are asked for beside them.
         unsafe curl_multi_set_long(multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, capacity + Self.spare)
-        thread.withLock { $0 = Thread("transport") { self.loop(policy, proxy, capacity: capacity) } }
+        do {
+            let thread = try Thread("transport") { self.loop(policy, proxy, capacity: capacity) }
+            self.thread.withLock { $0 = thread }
+        } catch {
+            unsafe curl_multi_cleanup(multi)
+            throw error
+        }
     }
 
     /// Connections for requests that belong to no delivery.
@@ -122,24 +128,13 @@ package final class Transport: Sendable {
         }
     }
 
-    /// Stops everything: requests in flight report `cancelled`, later ones are refused, the thread is joined.
+    /// Stops everything: requests in flight report `cancelled`, later ones are refused; waits for the thread.
     package func stop() async {
         inbox.withLock { inbox in
             if !inbox.isClosed { wakeUp() }
             inbox.isClosed = true
         }
-        guard
-            let thread = thread.withLock({ thread in
-                defer { thread = nil }
-                return thread
-            })
-        else { return }
-        await withCheckedContinuation { continuation in
-            Thread.detach {
-                thread.join()
-                continuation.resume()
-            }
-        }
+        await thread.withLock(\.self)?.end()
     }
 
     private func wakeUp() {

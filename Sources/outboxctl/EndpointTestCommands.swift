@@ -62,7 +62,7 @@ private struct TrialRun {
             attemptID = nil
             return
         }
-        let transport = Transport(policy: prepared.policy, proxy: try settings.proxy(), capacity: 2)
+        let transport = try Transport(policy: prepared.policy, proxy: try settings.proxy(), capacity: 2)
         report = await Trial(
             endpoint, event: prepared.event, webhookID: prepared.webhookID, now: prepared.now, policy: prepared.policy,
             trigger: trigger

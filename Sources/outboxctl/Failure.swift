@@ -50,6 +50,7 @@ struct Failure {
             self.init(isWriting ? .notPermitted : .unreachable, "embedded_postgres", error.description)
         case let error as LoopbackListener.Refusal:
             self.init(.unreachable, "port_unavailable", error.description, "Choose another with --port")
+        case let error as Threads.Thread.Refusal: self.init(.unreachable, "no_thread", error.description)
         case let error as HTTPHeader.Refusal: self.init(.usage, "header_invalid", error.description)
         case let error as SigningSecret.Refusal: self.init(.usage, "secret_invalid", error.description)
         case let error as Keyring.Refusal: self.init(.configuration, "secret_key", error.description)

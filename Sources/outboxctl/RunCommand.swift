@@ -51,6 +51,7 @@ struct Run: AsyncParsableCommand {
         }
         var services: [any Service] = []
         var workers: [String] = []
+        let (arrivals, arrive) = AsyncStream<Void>.makeStream()
         do {
             let keyring = try settings.keyring(creating: sessions.contains { $0.cluster != nil })
             for session in sessions {
@@ -80,15 +81,10 @@ struct Run: AsyncParsableCommand {
                 guard configuration.lease >= .seconds(1) else {
                     throw SettingRefusal(description: "the lease must be at least 1s")
                 }
-                let engine = try await Self.whenDatabaseIsThere(signals, logger) { [migrate] in
-                    if migrate { try await applyMigrations(session) }
-                    return try await Engine(configuration, keyring: keyring, logger: logger)
-                }
-                guard let engine else {
-                    for session in sessions { try session.cluster?.leave() }
-                    return
-                }
-                services += engine.services
+                services.append(
+                    DatabaseWorker(
+                        session: session, configuration: configuration, keyring: keyring, migrates: migrate,
+                        logger: logger, ready: arrive))
                 workers.append(worker)
             }
         } catch {
@@ -99,18 +95,16 @@ struct Run: AsyncParsableCommand {
         let line =
             "outbox: ready worker=\(workers.joined(separator: ",")) schema=\(Migrator.expectedVersion) version=\(outboxVersion) "
             + (sessions[0].cluster == nil ? "database=configured" : "database=embedded")
-        let group = ServiceGroup(
-            configuration: ServiceGroupConfiguration(
-                services: services.map {
-                    .init(
-                        service: $0, successTerminationBehavior: .ignore,
-                        failureTerminationBehavior: .gracefullyShutdownGroup)
-                } + [
-                    .init(
-                        service: Ready(line: line, signals: signals),
-                        successTerminationBehavior: .gracefullyShutdownGroup)
-                ],
-                logger: quiet(logger)))
+        let group = serviceGroup(
+            services.map {
+                .init(
+                    service: $0, successTerminationBehavior: .ignore,
+                    failureTerminationBehavior: .gracefullyShutdownGroup)
+            } + [
+                .init(
+                    service: Ready(line: line, arrivals: arrivals, expected: workers.count, signals: signals),
+                    successTerminationBehavior: .gracefullyShutdownGroup)
+            ], logger)
         let result: Result<Void, any Error>
         do {
             try await group.run()
@@ -119,40 +113,6 @@ struct Run: AsyncParsableCommand {
         for session in sessions { try session.cluster?.leave() }
         try result.get()
         logger.info("stopped", metadata: ["sql_statements": "\(Connection.statementsSent)"])
-    }
-
-    /// Does what needs the database as soon as that is there: who starts both may start this first. Nil when the process was asked to
-    /// end meanwhile.
-    private static func whenDatabaseIsThere<Value>(
-        _ signals: StopSignals, _ logger: Logger, _ body: () async throws -> Value
-    ) async throws -> Value? {
-        var tries = 0
-        while true {
-            do { return try await body() } catch let error as PostgresError where error.mayPass {
-                if tries.isMultiple(of: 20) {
-                    logger.warning("the database is not there yet; waiting for it", metadata: ["error": "\(error)"])
-                }
-                tries += 1
-            }
-            for _ in 0..<5 where !signals.isRaised { try await Task.sleep(for: .milliseconds(100)) }
-            if signals.isRaised { return nil }
-        }
-    }
-
-    private func applyMigrations(_ session: Session) async throws {
-        let pool = ConnectionPool(session.target, size: 1)
-        do { try await pool.run { _ = try Migrator.migrate(&$0) } } catch {
-            await pool.close()
-            throw error
-        }
-        await pool.close()
-    }
-
-    /// The group's own messages about each service are noise at info.
-    private func quiet(_ logger: Logger) -> Logger {
-        var logger = logger
-        logger.logLevel = max(logger.logLevel, .warning)
-        return logger
     }
 }
 
@@ -179,15 +139,28 @@ private struct ClusterKeeper: Service {
     }
 }
 
-/// Says that the process is ready: the last service to start, which ends at the first signal and so stops the others.
+/// Says that the process is ready, when all its databases were there: the last service to start, which ends at the first signal and so
+/// stops the others.
 private struct Ready: Service {
     let line: String
+    let arrivals: AsyncStream<Void>
+    let expected: Int
     let signals: StopSignals
 
     func run() async {
-        print(line)
-        fflush(nil)
-        await signals.first()
+        await withTaskGroup { group in
+            group.addTask {
+                var count = 0
+                for await _ in arrivals {
+                    count += 1
+                    guard count == expected else { continue }
+                    print(line)
+                    fflush(nil)
+                }
+            }
+            await signals.first()
+            group.cancelAll()
+        }
     }
 }
 

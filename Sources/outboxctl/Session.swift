@@ -25,7 +25,7 @@ struct Session: Sendable {
         let cluster = try await EmbeddedCluster(folder: embeddedFolder, environment: environment)
         let session = Session(target: try ConnectionTarget(cluster.connectionString, name: name), cluster: cluster)
         do {
-            let pool = ConnectionPool(session.target, size: 1)
+            let pool = try ConnectionPool(session.target, size: 1)
             do { try await pool.run { _ = try Migrator.migrate(&$0) } } catch {
                 await pool.close()
                 throw error
@@ -48,7 +48,7 @@ struct Session: Sendable {
     ) async throws -> Value {
         let settings = try Settings(options)
         let session = try await open(settings)
-        let pool = ConnectionPool(session.target, size: 1)
+        let pool = try ConnectionPool(session.target, size: 1)
         let result: Result<Value, any Error>
         do {
             let value = try await pool.run { connection in

@@ -218,7 +218,7 @@ import Testing
             settings: ["listen_addresses = '127.0.0.1'", "port = 54391", "fsync = off"].filter { !$0.hasPrefix("port") }
         )
         defer { try? FileManager.default.removeItem(atPath: folder) }
-        let database = TestDatabase(connectionString: cluster.connectionString)
+        let database = try TestDatabase(connectionString: cluster.connectionString)
         try await database.script("CREATE ROLE asked LOGIN PASSWORD 'right'")
         let file = try await database.column("SHOW hba_file")[0] ?? ""
         let rules = try String(contentsOfFile: file, encoding: .utf8)

@@ -66,14 +66,14 @@ import Testing
         _ = try await run("app_outbox_worker", "db", "validate")
         _ = try await run("app_outbox_operator", "endpoint", "create", "try", "--url", ledger.url)
         _ = try await run("app_outbox_operator", "trigger", "order.created")
-        let app = ConnectionPool(try ConnectionTarget("host='\(server.host)' user=app dbname=outbox"), size: 1)
+        let app = try ConnectionPool(try ConnectionTarget("host='\(server.host)' user=app dbname=outbox"), size: 1)
         _ = try await app.run { try $0.publish(NewEvent(type: "order.paid")) }
         await app.close()
         #expect(await eventually { ledger.all.count == 2 })
         _ = try await run("app_outbox_operator", "status")
         worker.signal(SIGTERM)
         #expect(await worker.wait() == .exit(0))
-        let database = TestDatabase(connectionString: server.connectionString)
+        let database = try TestDatabase(connectionString: server.connectionString)
         #expect(
             try await database.column(
                 "SELECT rolname FROM pg_roles WHERE rolsuper AND rolname LIKE '%outbox\\_%' OR rolsuper AND rolname = 'app'"

@@ -280,13 +280,58 @@ import Testing
         #expect(await second.wait() == .exit(0))
     }
 
+    @Test func `of several databases, one that is away holds up no other`() async throws {
+        let setting = try await Setting()
+        let away = try await TestServer.make()
+        try await away.stop()
+        let ledger = try Ledger { _, _ in Receiver.Answer() }
+        try await setting.database.endpoint("e", url: ledger.url)
+        try await setting.database.publish(3)
+        var environment = setting.environment
+        environment["DATABASE_URL"] = nil
+        environment["OUTBOX_DATABASES"] = "\(away.connectionString),\(setting.database.connectionString)"
+        let worker = try ChildProcess(ChildProcess.outboxctl, ["run", "--migrate"], environment: environment)
+        #expect(try await eventually { try await setting.database.deliveries("delivered") == 3 })
+        #expect(await eventually { worker.errors.contains("the database is not there yet") })
+        #expect(!worker.output.contains("outbox: ready"))
+        try await away.start()
+        #expect(await worker.waitUntilReady())
+        worker.signal(SIGTERM)
+        #expect(await worker.wait() == .exit(0))
+        try await away.stop()
+        ledger.receiver.stop()
+    }
+
+    /// The limit counts all threads of a user, and root has none.
+    @Test(.enabled(if: getuid() == 0)) func `a process that gets no more threads says so, and what to do`() async throws
+    {
+        let setting = try await Setting()
+        let socket = try #require(setting.database.connectionString.split(separator: "'").dropFirst().first)
+        let name = try #require(setting.database.connectionString.split(separator: "=").last)
+        let proxy = try CuttingProxy(socketPath: "\(socket)/.s.PGSQL.5432", plan: [])
+        let environment = [
+            "DATABASE_URL":
+                "host=127.0.0.1 port=\(proxy.port) user=outbox dbname=\(name) sslmode=disable gssencmode=disable"
+        ]
+        let child = try ChildProcess(
+            "/usr/bin/setpriv",
+            [
+                "--reuid=54321", "--clear-groups", "/bin/bash", "-c", "ulimit -u 9; exec \"$0\" run",
+                ChildProcess.outboxctl,
+            ],
+            environment: environment)
+        #expect(await child.wait() == .exit(69))
+        #expect(child.errors.contains("no more threads") && child.errors.contains("ulimit -u"), "\(child.errors)")
+        proxy.stop()
+    }
+
     @Test(.heavy) func `a standby that does not answer: commits are waited for, and nothing is written twice`()
         async throws
     {
         let server = try await TestServer.make()
-        let pool = ConnectionPool(try ConnectionTarget(server.connectionString), size: 1)
+        let pool = try ConnectionPool(try ConnectionTarget(server.connectionString), size: 1)
         try await pool.run { _ = try Migrator.migrate(&$0) }
-        let database = TestDatabase(connectionString: server.connectionString)
+        let database = try TestDatabase(connectionString: server.connectionString)
         // The first attempt of some fails: the record is a transaction, whose commit is never cancelled.
         let mayAnswer = Flag(false)
         let ledger = try Ledger { request, _ in
@@ -385,7 +430,7 @@ import Testing
         let folder = TestFolder.path("crash")
         let cluster = try await EmbeddedCluster(folder: folder)
         // One connection: the wait for the server below then renews the very connection that publishes next.
-        let database = TestDatabase(connectionString: cluster.connectionString, connections: 1)
+        let database = try TestDatabase(connectionString: cluster.connectionString, connections: 1)
         try await database.pool.run { _ = try Migrator.migrate(&$0) }
         let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(2)) }
         try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 16 }
@@ -428,7 +473,7 @@ import Testing
         try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 4 }
         let socket = try #require(database.connectionString.split(separator: "'").dropFirst().first)
         let name = try #require(database.connectionString.split(separator: "=").last)
-        let proxy = try #require(CuttingProxy(socketPath: "\(socket)/.s.PGSQL.5432", plan: plan))
+        let proxy = try CuttingProxy(socketPath: "\(socket)/.s.PGSQL.5432", plan: plan)
         var configuration = try TestWorker.configuration(database)
         configuration.database = try ConnectionTarget(
             "host=127.0.0.1 port=\(proxy.port) user=outbox dbname=\(name) sslmode=disable gssencmode=disable")

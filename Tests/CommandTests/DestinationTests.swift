@@ -463,7 +463,7 @@ import Testing
         let setting = try await Setting()
         let socket = try #require(setting.database.connectionString.split(separator: "'").dropFirst().first)
         let name = try #require(setting.database.connectionString.split(separator: "=").last)
-        let proxy = try #require(CuttingProxy(socketPath: "\(socket)/.s.PGSQL.5432", plan: []))
+        let proxy = try CuttingProxy(socketPath: "\(socket)/.s.PGSQL.5432", plan: [])
         defer { proxy.stop() }
         var environment = setting.environment
         environment["DATABASE_URL"] =

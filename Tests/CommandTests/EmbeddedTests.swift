@@ -85,6 +85,21 @@ import Testing
         try FileManager.default.removeItem(atPath: moved)
     }
 
+    @Test func `a folder that was put aside keeps its data, and the new one begins anew`() async throws {
+        let folder = try folder()
+        @Sendable func outboxctl(_ arguments: String...) async throws -> String {
+            let (end, output, errors) = try await ChildProcess.run(arguments, in: folder)
+            #expect(end == .exit(0), "\(arguments) \(errors)")
+            return output
+        }
+        _ = try await outboxctl("event", "publish", "--type", "a", "--after", "{}")
+        try FileManager.default.moveItem(atPath: folder + "/.outbox", toPath: folder + "/aside")
+        #expect(try await outboxctl("event", "list", "-o", "jsonl") == "")
+        try FileManager.default.removeItem(atPath: folder + "/.outbox")
+        try FileManager.default.moveItem(atPath: folder + "/aside", toPath: folder + "/.outbox")
+        #expect(try await outboxctl("event", "list", "-o", "jsonl").split(separator: "\n").count == 1)
+    }
+
     @Test func `missing server programs get a sentence that names the package`() async throws {
         let folder = try folder()
         let (end, _, errors) = try await ChildProcess.run(

@@ -385,7 +385,7 @@ import Testing
         try await setting.database.script("CREATE ROLE \(name) LOGIN; GRANT outbox_producer TO \(name)")
         let target = try ConnectionTarget(
             setting.database.connectionString.replacing("user=outbox", with: "user=\(name)"))
-        let (holder, waiting) = (ConnectionPool(target, size: 1), ConnectionPool(target, size: 1))
+        let (holder, waiting) = (try ConnectionPool(target, size: 1), try ConnectionPool(target, size: 1))
         let worker = try ChildProcess(ChildProcess.outboxctl, ["run"], environment: setting.environment)
         #expect(await worker.waitUntilReady())
         try await holder.run {

@@ -63,14 +63,14 @@ import Testing
             do { try cluster.leave() } catch { Issue.record(error) }
             try? FileManager.default.removeItem(atPath: folder)
         }
-        let server = TestDatabase(connectionString: cluster.connectionString)
+        let server = try TestDatabase(connectionString: cluster.connectionString)
         for role in ["producer", "worker", "reader", "operator"] {
             try await server.script("CREATE ROLE outbox_\(role)")
         }
         try await server.script("CREATE DATABASE restored")
         try await spendTransactionIDs(spent.new, in: server)
         try await tool("pg_dump", ["-Fc", "-f", folder + "/dump", source.connectionString])
-        let restored = TestDatabase(connectionString: cluster.connectionString + " dbname=restored")
+        let restored = try TestDatabase(connectionString: cluster.connectionString + " dbname=restored")
         try await tool("pg_restore", ["-d", restored.connectionString, folder + "/dump"])
 
         // Producers came back before anybody noticed; 11 and 12 in subtransactions, which have ids of their own.
@@ -107,10 +107,10 @@ import Testing
         let name = "copy_\(UInt32.random(in: 0 ... .max))"
         let original = try #require(try await source.column("SELECT current_database()")[0])
         await source.pool.close()
-        let server = TestDatabase(connectionString: try await TestCluster.server())
+        let server = try TestDatabase(connectionString: try await TestCluster.server())
         try await server.script("CREATE DATABASE \(name) TEMPLATE \(original)")
         await server.pool.close()
-        return TestDatabase(
+        return try TestDatabase(
             connectionString: source.connectionString.replacing("dbname=\(original)", with: "dbname=\(name)"))
     }
 
@@ -234,10 +234,10 @@ import Testing
             })
         let name = try #require(try await database.column("SELECT current_database()")[0])
         await database.pool.close()
-        let server = TestDatabase(connectionString: try await TestCluster.server())
+        let server = try TestDatabase(connectionString: try await TestCluster.server())
         try await server.script("ALTER DATABASE \(name) RENAME TO \(name)_renamed")
         await server.pool.close()
-        let renamed = TestDatabase(connectionString: database.connectionString + "_renamed")
+        let renamed = try TestDatabase(connectionString: database.connectionString + "_renamed")
         #expect(
             try await renamed.pool.run {
                 try $0.claimBatch(lease: lease, worker: "w", for: .seconds(60), instance: instance).batch != nil

@@ -55,7 +55,7 @@ import Testing
         defer { ledger.receiver.stop() }
         let primary = try await TestServer.make()
         let key = try Daemon.keyFile()
-        let database = TestDatabase(connectionString: primary.connectionString)
+        let database = try TestDatabase(connectionString: primary.connectionString)
         try await database.pool.run { _ = try Migrator.migrate(&$0) }
         for name in Self.endpoints {
             try await database.endpoint(name, url: ledger.url + "/" + name) { change in
@@ -111,7 +111,7 @@ import Testing
             try await server.restore(copy)
             try await server.start()
         }
-        let after = TestDatabase(connectionString: server.connectionString)
+        let after = try TestDatabase(connectionString: server.connectionString)
         // The worker records what it was answered for events that are not here.
         #expect(
             try await eventually {
@@ -170,7 +170,7 @@ import Testing
         }
         defer { ledger.receiver.stop() }
         let primary = try await TestServer.make()
-        let database = TestDatabase(connectionString: primary.connectionString)
+        let database = try TestDatabase(connectionString: primary.connectionString)
         try await database.pool.run { _ = try Migrator.migrate(&$0) }
         for name in ["bad", "refused", "slow"] {
             try await database.endpoint(
@@ -181,7 +181,7 @@ import Testing
         }
         let standby = try await primary.standby()
         try await standby.start()
-        let replica = TestDatabase(connectionString: standby.connectionString)
+        let replica = try TestDatabase(connectionString: standby.connectionString)
         let worker = try await Daemon.start(
             "host='\(primary.host),\(standby.host)' user=outbox dbname=outbox target_session_attrs=read-write",
             keyFile: try Daemon.keyFile(), lease: "40s")
@@ -233,7 +233,7 @@ import Testing
         }
         defer { ledger.receiver.stop() }
         let server = try await TestServer.make()
-        let database = TestDatabase(connectionString: server.connectionString)
+        let database = try TestDatabase(connectionString: server.connectionString)
         try await database.pool.run { _ = try Migrator.migrate(&$0) }
         for name in ["free", "limited"] {
             try await database.endpoint(name, url: ledger.url + "/" + name) { change in
@@ -260,7 +260,7 @@ import Testing
         try await server.kill()
         try await server.restore(copy)
         try await server.start()
-        let after = TestDatabase(connectionString: server.connectionString)
+        let after = try TestDatabase(connectionString: server.connectionString)
         // The pause was lost. One batch an event, so that they are those that lie before where the worker was.
         for _ in 0..<10 { try await publish("new", 1, after.pool) }
         #expect(await eventually { got.distinct("free", "new") >= 1 && got.distinct("limited", "new") >= 1 })

@@ -17,7 +17,7 @@ import Testing
         try await database.script("CREATE ROLE \(name) LOGIN")
         for grant in grants { try await database.script("GRANT \(grant) TO \(name)") }
         let string = database.connectionString.replacing("user=outbox", with: "user=\(name)")
-        return (name, ConnectionPool(try ConnectionTarget(string), size: 1))
+        return (name, try ConnectionPool(try ConnectionTarget(string), size: 1))
     }
 
     private func sqlState(_ pool: ConnectionPool, _ script: String) async -> String? {
@@ -120,7 +120,7 @@ import Testing
         let string =
             pooler?.connectionString(user: name)
             ?? database.connectionString.replacing("user=outbox", with: "user=\(name)")
-        let pool = ConnectionPool(try ConnectionTarget(string), size: 2, session: WorkerSession.planning)
+        let pool = try ConnectionPool(try ConnectionTarget(string), size: 2, session: WorkerSession.planning)
         try await work(pool)
         #expect(try await database.column("SELECT DISTINCT what || ' as ' || who FROM evil.seen") == [])
         // The trap is one: without the path, the same words mean something else.
@@ -363,7 +363,7 @@ import Testing
 
     @Test func `a producer can be prepared where transactions may be, whoever sleeps`() async throws {
         let server = try await TestServer.make(settings: ["max_prepared_transactions=5"])
-        let database = TestDatabase(connectionString: server.connectionString)
+        let database = try TestDatabase(connectionString: server.connectionString)
         try await database.pool.run { _ = try Migrator.migrate(&$0) }
         // Whatever the mark says.
         try await database.script("SELECT setval('outbox.asleep_until', 9999999999)")
@@ -553,7 +553,7 @@ import Testing
         let (name, pool) = try await login(database)
         try await database.script(
             "SELECT outbox.grant_publish('\(name)', '{acme}'); CREATE SCHEMA own AUTHORIZATION \(name)")
-        let holder = ConnectionPool(
+        let holder = try ConnectionPool(
             try ConnectionTarget(database.connectionString.replacing("user=outbox", with: "user=\(name)")), size: 1)
         // Its own open transaction, for which the next ones would wait with everybody behind them.
         try await holder.run { try $0.script("BEGIN; SELECT outbox_api.publish('t', customer_id => 'acme')") }
@@ -612,7 +612,7 @@ import Testing
         try await database.script("DROP OWNED BY \(bound); DROP ROLE \(bound); CREATE ROLE \(bound) LOGIN")
         let (other, _) = try await login(database)
         try await database.script("SELECT outbox.grant_publish('\(other)', '{other}'); GRANT \(other) TO \(bound)")
-        let again = ConnectionPool(
+        let again = try ConnectionPool(
             try ConnectionTarget(database.connectionString.replacing("user=outbox", with: "user=\(bound)")), size: 1)
         #expect(await sqlState(again, "SELECT outbox_api.publish('t', customer_id => 'acme')") == "OB004")
         #expect(await sqlState(again, "SELECT outbox_api.publish('t', customer_id => 'other')") == nil)
@@ -665,7 +665,7 @@ import Testing
     @Test func `migrating through a pooler leaves the application's session as it was`() async throws {
         let database = try await TestCluster.database(migrated: false)
         let pooler = try await Pooler(before: database, users: [], connections: 1)
-        let pool = ConnectionPool(try ConnectionTarget(pooler.connectionString()), size: 1)
+        let pool = try ConnectionPool(try ConnectionTarget(pooler.connectionString()), size: 1)
         try await pool.run { _ = try Migrator.migrate(&$0) }
         let psql = try ChildProcess("/usr/bin/psql", ["-XAtc", "SHOW search_path", pooler.connectionString()])
         #expect(await psql.wait() == .exit(0), "\(psql.errors)")

@@ -112,7 +112,7 @@ import Testing
 
     @Test func `databases that events cannot be kept in are refused by name`() async throws {
         let server = try await TestCluster.server()
-        let maintenance = ConnectionPool(try ConnectionTarget(server), size: 1)
+        let maintenance = try ConnectionPool(try ConnectionTarget(server), size: 1)
         for (encoding, locale) in [("SQL_ASCII", "C"), ("LATIN1", "C"), ("EUC_JP", "C")] {
             let name = "encoded_\(encoding.lowercased())"
             try await maintenance.run {
@@ -120,7 +120,7 @@ import Testing
                     "CREATE DATABASE \(name) ENCODING '\(encoding)' LOCALE '\(locale)' TEMPLATE template0",
                     within: .seconds(60))
             }
-            let pool = ConnectionPool(try ConnectionTarget(server + " dbname=\(name)"), size: 1)
+            let pool = try ConnectionPool(try ConnectionTarget(server + " dbname=\(name)"), size: 1)
             for work in [
                 { (connection: inout Connection) in _ = try Migrator.migrate(&connection) },
                 { try Migrator.check(&$0) },

@@ -58,7 +58,7 @@ import Testing
     {
         let database = try await TestCluster.database()
         let pooler = try await Pooler(before: database, users: [], connections: 1)
-        let ours = ConnectionPool(
+        let ours = try ConnectionPool(
             try ConnectionTarget(pooler.connectionString()), size: 1, session: WorkerSession.planning)
         let plain = try database.newPool()
         #expect(try await ours.run { $0.isPooled })

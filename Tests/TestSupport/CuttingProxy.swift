@@ -14,18 +14,18 @@ package final class CuttingProxy: Sendable {
     private let cuts = Mutex(0)
 
     /// Relays 127.0.0.1:port to the server's unix socket, and cuts the next transactions that write attempts as planned.
-    package init?(socketPath: String, plan: [Cut]) {
+    package init(socketPath: String, plan: [Cut]) throws {
         self.socketPath = socketPath
         self.plan = Mutex(plan)
-        guard let listener = try? LoopbackListener() else { return nil }
+        let listener = try LoopbackListener()
         let descriptor = listener.descriptor
         listening = descriptor
         port = listener.port
-        Thread.detach {
+        try Thread("proxy") {
             while true {
                 let client = accept(descriptor, nil, nil)
                 guard client >= 0 else { return }
-                Thread.detach { self.relay(client) }
+                _ = try? Thread("proxy") { self.relay(client) }
             }
         }
     }

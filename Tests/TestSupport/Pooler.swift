@@ -47,7 +47,7 @@ package final class Pooler: Sendable {
         let socket = folder + "/.s.PGSQL.6432"
         guard await eventually({ FileManager.default.fileExists(atPath: socket) }) else { throw POSIXError(.ECHILD) }
         // The socket is there before anybody listens to it.
-        let first = ConnectionPool(try ConnectionTarget(connectionString()), size: 1)
+        let first = try ConnectionPool(try ConnectionTarget(connectionString()), size: 1)
         let answers = await eventually { (try? await first.run { try $0.script("SELECT 1") }) != nil }
         await first.close()
         guard answers else { throw POSIXError(.ECONNREFUSED) }

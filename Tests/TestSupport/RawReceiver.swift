@@ -15,7 +15,7 @@ package final class RawReceiver: Sendable {
         signal(SIGPIPE, SIG_IGN)
         listener = try LoopbackListener(port: 0)
         self.answer = answer
-        Thread.detach { self.accept() }
+        try Thread("raw receiver") { self.accept() }
     }
 
     package var url: String { "http://127.0.0.1:\(listener.port)/" }
@@ -33,7 +33,7 @@ package final class RawReceiver: Sendable {
             let connection = Glibc.accept(listener.descriptor, nil, nil)
             guard connection >= 0 else { break }
             let number = accepted.add(1, ordering: .relaxed).newValue
-            Thread.detach {
+            _ = try? Thread("raw receiver") {
                 self.serve(connection, number)
                 close(connection)
             }

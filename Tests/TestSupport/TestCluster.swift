@@ -16,12 +16,12 @@ package enum TestCluster {
             folder: folder, settings: ["fsync = off", "max_connections = 800", "log_min_messages = error"])
         toLeave.withLock { $0 = cluster }
         atexit { try? TestCluster.toLeave.withLock { try $0?.leave() } }
-        let pool = ConnectionPool(try ConnectionTarget(cluster.connectionString), size: 1)
+        let pool = try ConnectionPool(try ConnectionTarget(cluster.connectionString), size: 1)
         try await pool.run { connection in
             try connection.script("CREATE DATABASE template_outbox", within: .seconds(60))
         }
         await pool.close()
-        let template = ConnectionPool(
+        let template = try ConnectionPool(
             try ConnectionTarget(cluster.connectionString + " dbname=template_outbox"), size: 1)
         try await template.run { _ = try Migrator.migrate(&$0) }
         await template.close()
@@ -42,7 +42,7 @@ package enum TestCluster {
         let server = try await server()
         let name = "test_\(numbers.add(1, ordering: .relaxed).newValue)"
         try await making.pass {
-            let pool = ConnectionPool(try ConnectionTarget(server), size: 1)
+            let pool = try ConnectionPool(try ConnectionTarget(server), size: 1)
             do {
                 try await pool.run {
                     try $0.script(
@@ -54,7 +54,7 @@ package enum TestCluster {
                 throw error
             }
         }
-        let database = TestDatabase(connectionString: server + " dbname=\(name)")
+        let database = try TestDatabase(connectionString: server + " dbname=\(name)")
         // A clone is a copy that sends nothing; this makes it an installation of its own.
         if migrated {
             try await database.pool.run {
@@ -90,12 +90,9 @@ package final class TestDatabase: Sendable {
     package let connectionString: String
     package let pool: ConnectionPool
 
-    package init(connectionString: String, connections: Int = 2) {
+    package init(connectionString: String, connections: Int = 2) throws {
         self.connectionString = connectionString
-        guard let target = try? ConnectionTarget(connectionString) else {
-            preconditionFailure("our own string is valid")
-        }
-        pool = ConnectionPool(target, size: connections)
+        pool = try ConnectionPool(try ConnectionTarget(connectionString), size: connections)
     }
 
     deinit {
@@ -109,7 +106,7 @@ package final class TestDatabase: Sendable {
 
     /// A pool of connections of one's own.
     package func newPool(size: Int = 1, session: SessionSetUp = SessionSetUp()) throws -> ConnectionPool {
-        ConnectionPool(try target, size: size, session: session)
+        try ConnectionPool(try target, size: size, session: session)
     }
 
     /// Runs a statement and returns its first column as text.

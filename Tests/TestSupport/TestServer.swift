@@ -31,7 +31,7 @@ package final class TestServer: Sendable {
         let server = try TestServer("server", settings: settings)
         try await server.run("initdb", ["-D", server.data, "-U", "outbox", "-A", "trust", "-E", "UTF8", "--locale=C"])
         try await server.start()
-        let pool = ConnectionPool(
+        let pool = try ConnectionPool(
             try ConnectionTarget("host='\(server.host)' user=outbox dbname=postgres"), size: 1)
         try await pool.run { try $0.script("CREATE DATABASE outbox", within: .seconds(60)) }
         await pool.close()

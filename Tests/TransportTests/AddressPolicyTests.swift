@@ -146,8 +146,8 @@ import Transport
     /// As if it had been saved by somebody else: no connection is even tried. Only spellings of special addresses that need
     /// no name server: a test leaves this machine neither when it passes nor when it fails. Names are tried in a network
     /// namespace (DestinationTests).
-    @Test func `is refused when it is called`() async {
-        let transport = Transport(policy: AddressPolicy())
+    @Test func `is refused when it is called`() async throws {
+        let transport = try Transport(policy: AddressPolicy())
         let names = ["127.0.0.1.", "4294967296", "0x17f000001", "256.0.0.1"]
         let literal = Self.spellings.filter { url in
             let host = url.dropFirst("http://".count).prefix { $0 != "/" }

@@ -22,7 +22,7 @@ import Transport
             if before == 0 { answer.unasked = (.milliseconds(20), stale, { isWritten.isSet = true }) }
             return answer
         }
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         let first = await transport.send(HTTPRequest(url: ledger.url + "/one"))
         #expect(first.status == 200)
         #expect(await eventually { isWritten.isSet })
@@ -48,7 +48,7 @@ import Transport
             if request.target == "/two" { answer.unasked = (.zero, stale, { isWritten.isSet = true }) }
             return answer
         }
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         for _ in 0..<8 { #expect(await transport.send(HTTPRequest(url: ledger.url + "/no")).status == 500) }
         #expect(await transport.send(HTTPRequest(url: ledger.url + "/two")).status == 200)
         #expect(await eventually { isWritten.isSet })
@@ -68,7 +68,7 @@ import Transport
     ])
     func `a connection with a body that must not be is not used again`(header: String, connections: Int) async throws {
         let receiver = try RawReceiver { _ in Array(header.utf8) }
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         for _ in 0..<2 { #expect(await transport.send(HTTPRequest(url: receiver.url)).status != nil) }
         #expect(receiver.connections == connections)
         await transport.stop()
@@ -93,7 +93,7 @@ import Transport
 
             """
         let receiver = try RawReceiver { _ in Array(answer.utf8) }
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         for _ in 0..<2 {
             let exchange = await transport.send(HTTPRequest(url: receiver.url))
             #expect(exchange.status == 503)
@@ -123,7 +123,7 @@ import Transport
         let receiver = try RawReceiver { _ in
             Array("HTTP/1.1 \(status) X\r\nTransfer-Encoding: \(coding)\r\n\r\n".utf8) + body
         }
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         for _ in 0..<2 {
             let exchange = await transport.send(HTTPRequest(url: receiver.url))
             #expect(exchange.status == status, "\(exchange.message ?? "")")
@@ -141,7 +141,7 @@ import Transport
                 ? Receiver.Answer(manner: .bytes(Array("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".utf8)))
                 : Receiver.Answer()
         }
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         #expect(await transport.send(HTTPRequest(url: ledger.url)).status == 200)
         for _ in 0..<3 {
             let exchange = await transport.send(HTTPRequest(url: ledger.url))
@@ -156,7 +156,7 @@ import Transport
         async throws
     {
         let servers = try await TLSServers()
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         let request = try request(to: name, of: servers)
         let first = await transport.send(request)
         #expect(first.status == 200, "\(first.message ?? "")")
@@ -180,7 +180,7 @@ import Transport
         async throws
     {
         let servers = try await TLSServers()
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         var request = try request(to: name, of: servers)
         request.allowsHTTP2 = name == "h2"
         for _ in 0..<40 {
@@ -195,7 +195,7 @@ import Transport
 
     @Test func `many at a time open no more connections than they need`() async throws {
         let ledger = try Ledger()
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         for _ in 0..<5 {
             await withTaskGroup(of: Int?.self) { group in
                 for _ in 0..<20 { group.addTask { await transport.send(HTTPRequest(url: ledger.url)).status } }

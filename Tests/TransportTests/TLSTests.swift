@@ -8,7 +8,7 @@ import Transport
 
     private func with<Value>(_ body: (TLSServers, Transport) async throws -> Value) async throws -> Value {
         let servers = try await TLSServers()
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         do {
             let value = try await body(servers, transport)
             await transport.stop()

@@ -13,7 +13,7 @@ import Transport
         timeout: Duration = .seconds(5)
     ) async throws -> (HTTPExchange, [Receiver.Request]) {
         let ledger = try Ledger { _, _ in answer }
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         let exchange = await transport.send(
             HTTPRequest(
                 method: method, url: ledger.url + "/a%20b?q=1&q=%2F", headers: HTTPHeaders(headers),
@@ -68,7 +68,7 @@ import Transport
 
     @Test func `a body of moderate size is cut but the connection is kept`() async throws {
         let ledger = try Ledger { _, _ in Receiver.Answer(200, body: [UInt8](repeating: 1, count: 100_000)) }
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         for _ in 0..<2 {
             let exchange = await transport.send(HTTPRequest(url: ledger.url))
             #expect(exchange.status == 200)
@@ -116,7 +116,7 @@ import Transport
         let ledger = try Ledger { request, before in
             before % 2 == 0 ? Receiver.Answer() : Receiver.Answer(manner: .hangUp)
         }
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         var outcomes: [String] = []
         for _ in 0..<6 {
             let exchange = await transport.send(HTTPRequest(url: ledger.url, body: Array("x".utf8)))
@@ -130,7 +130,7 @@ import Transport
 
     @Test func `a forbidden address gets no connection`() async throws {
         let ledger = try Ledger()
-        let transport = Transport(policy: AddressPolicy())
+        let transport = try Transport(policy: AddressPolicy())
         for host in ["127.0.0.1", "localhost", "127.1", "0x7f000001", "[::ffff:127.0.0.1]", "0.0.0.0"] {
             let exchange = await transport.send(HTTPRequest(url: "http://\(host):\(ledger.receiver.port)/"))
             #expect(exchange.failure == .blockedAddress, "\(host)")
@@ -156,7 +156,7 @@ import Transport
         }
         try #require(isBound)
         let port = UInt16(bigEndian: address.sin_port)
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         #expect(await transport.send(HTTPRequest(url: "http://127.0.0.1:\(port)/")).failure == .connect)
         #expect(await transport.send(HTTPRequest(url: "http://no-such-host.invalid/")).failure == .dns)
         #expect(await transport.send(HTTPRequest(url: "ftp://127.0.0.1/")).failure == .invalidRequest)
@@ -165,7 +165,7 @@ import Transport
 
     @Test func `plain HTTP on a TLS port is a TLS failure`() async throws {
         let ledger = try Ledger { _, _ in Receiver.Answer() }
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         let url = ledger.url.replacing("http://", with: "https://")
         let exchange = await transport.send(HTTPRequest(url: url, timeout: .seconds(2)))
         #expect(exchange.status == nil)
@@ -180,7 +180,7 @@ import Transport
             arrived.isSet = true
             return Receiver.Answer(manner: .silence)
         }
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         let request = HTTPRequest(url: ledger.url, timeout: .seconds(60))
         let task = Task { await transport.send(request) }
         #expect(await eventually { arrived.isSet })
@@ -194,7 +194,7 @@ import Transport
 
     @Test func `a task that is cancelled already sends nothing`() async throws {
         let ledger = try Ledger()
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         let url = ledger.url
         let exchange = await Task {
             withUnsafeCurrentTask { $0?.cancel() }
@@ -211,7 +211,7 @@ import Transport
 
     @Test func `stopping ends what is in flight and refuses what comes later`() async throws {
         let ledger = try Ledger { _, _ in Receiver.Answer(manner: .silence) }
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         let url = ledger.url
         async let first = transport.send(HTTPRequest(url: url, timeout: .seconds(60)))
         #expect(await eventually { ledger.all.count == 1 })
@@ -226,7 +226,7 @@ import Transport
 
     @Test func `many requests run at a time`() async throws {
         let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(50)) }
-        let transport = Transport(policy: local)
+        let transport = try Transport(policy: local)
         let url = ledger.url
         let outcomes = await withTaskGroup(of: String.self) { group in
             for _ in 0..<200 {
