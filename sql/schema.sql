@@ -212,6 +212,16 @@ column ghost.event_id bigint not null
 column ghost.event_at timestamp with time zone not null
 column ghost.noted_at timestamp with time zone not null default clock_timestamp()
 column ghost.worker text not null
+column granted.role name
+column granted.kind text
+column granted.object text
+column granted.column_name text
+column granted.privilege text
+column grants.role name
+column grants.kind text
+column grants.object text
+column grants.column_name text
+column grants.privilege text
 column lane.endpoint_id uuid not null
 column lane.due_at outbox.time_or_none not null default 'infinity'::timestamp with time zone
 column lane.held_until outbox.time_or_none not null default '-infinity'::timestamp with time zone
@@ -305,6 +315,8 @@ column worker.host text not null
 column worker.pid integer not null
 column worker.started_at timestamp with time zone not null default clock_timestamp()
 column worker.heartbeat_at timestamp with time zone not null default clock_timestamp()
+column worker.full_since timestamp with time zone
+column worker.full_of text
 constraint attempt attempt_outcome_check CHECK ((outcome = ANY (ARRAY['success'::text, 'failure'::text])))
 constraint attempt attempt_trigger_check CHECK ((trigger = ANY (ARRAY['first'::text, 'retry'::text, 'replay'::text, 'test'::text, 'evaluate'::text])))
 constraint audit audit_pkey PRIMARY KEY (id)
@@ -475,6 +487,7 @@ view backlog
 view dead_letters
 view deliveries
 view endpoint_health
+view grants
 view partitions
 view problems
 view transactions
@@ -566,6 +579,8 @@ grant select on generation to outbox_worker
 grant delete on ghost to outbox_worker
 grant insert on ghost to outbox_worker
 grant select on ghost to outbox_worker
+grant select on granted to outbox_worker
+grant select on grants to outbox_worker
 grant select on keeping to outbox_worker
 grant select on lane to outbox_worker
 grant update on lane to outbox_worker

@@ -2,12 +2,16 @@ package import Postgres
 
 extension Connection {
     /// Reports that this worker process is alive; the first report adds its row.
-    package mutating func heartbeat(worker: String, host: String, pid: Int) throws {
+    ///
+    /// - Parameter fullOf: which endpoints have most of all that it may have in flight, while nothing of that is free.
+    package mutating func heartbeat(worker: String, host: String, pid: Int, fullOf: String?) throws {
         try query(
             """
-            INSERT INTO outbox.worker (id, version, host, pid)
-            VALUES (\(worker), \(outboxVersion), \(host), \(Int32(pid)))
-            ON CONFLICT (id) DO UPDATE SET heartbeat_at = clock_timestamp()
+            INSERT INTO outbox.worker AS w (id, version, host, pid, full_of, full_since)
+            VALUES (\(worker), \(outboxVersion), \(host), \(Int32(pid)), \(fullOf), CASE WHEN \(fullOf) IS NOT NULL THEN clock_timestamp() END)
+            ON CONFLICT (id) DO UPDATE
+               SET heartbeat_at = clock_timestamp(), full_of = excluded.full_of,
+                   full_since = CASE WHEN excluded.full_of IS NOT NULL THEN coalesce(w.full_since, excluded.full_since) END
             """)
     }
 

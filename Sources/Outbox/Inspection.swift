@@ -83,8 +83,8 @@ extension Connection {
             """)
     }
 
-    /// Who has waited for a second for a lock that stops everybody behind, in the columns of `problems`. It reads nothing of ours,
-    /// and so answers when a look at `problems` would be one of those who wait.
+    /// Who has waited for a second for a lock that stops everybody behind, and who has one that others have waited for so long, in the
+    /// columns of `problems`. It reads nothing of ours, and so answers when a look at `problems` would be one of those who wait.
     package mutating func lockWaits() throws -> Listing {
         try listing(
             """
@@ -99,6 +99,21 @@ extension Connection {
              WHERE n.nspname = 'outbox' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
                AND NOT l.granted AND l.waitstart < clock_timestamp() - interval '1 s'
                AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+            UNION ALL
+            (SELECT 'lock_held',
+                    format('process %s of role %s holds a lock on outbox.%s that %s others wait for, the first since %s', h.pid, h.usename, w.relname,
+                           count(*), to_char(min(w.waitstart) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')),
+                    format('Unless it is yours: SELECT pg_terminate_backend(%s)', h.pid)
+               FROM (SELECT c.relname, l.waitstart, unnest(pg_blocking_pids(l.pid)) AS blocker
+                       FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+                      WHERE n.nspname = 'outbox' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                        AND NOT l.granted AND l.waitstart < clock_timestamp() - interval '1 s'
+                        AND l.mode NOT IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+                      LIMIT 100) w
+               JOIN pg_stat_activity h ON h.pid = w.blocker
+              -- Who waits itself is named above, and so is what it waits for.
+              WHERE NOT EXISTS (SELECT FROM pg_locks o WHERE o.pid = w.blocker AND NOT o.granted)
+              GROUP BY h.pid, h.usename, w.relname)
             """)
     }
 

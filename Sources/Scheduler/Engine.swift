@@ -64,7 +64,7 @@ package struct Engine: Sendable {
         let lanes = LaneRunner(parts)
         let cutter = Cutter(
             pool: pool, listener: listener, configuration: configuration, logger: logger, waking: claiming)
-        let janitor = Janitor(pool: pool, configuration: configuration, logger: logger)
+        let janitor = Janitor(pool: pool, sender: sender, configuration: configuration, logger: logger)
         // Lanes stop after the sender has let go of their requests, and before the last outcomes are recorded.
         let watch = DirectoryWatch(directory: directory, logger: logger)
         services = [pools, recorder, keeper, watch, lanes, sender, cutter, dispatcher, janitor]

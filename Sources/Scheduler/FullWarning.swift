@@ -6,16 +6,19 @@ struct FullWarning {
 
     private var fullSince: ContinuousClock.Instant?
     private var toldAt: ContinuousClock.Instant?
+    /// Nothing has been free for that long.
+    private(set) var lasts = false
 
     /// Takes note of how it is now; true when it is to be said.
     mutating func isDue(isFull: Bool, at now: ContinuousClock.Instant) -> Bool {
         guard isFull else {
-            fullSince = nil
+            (fullSince, lasts) = (nil, false)
             return false
         }
         let since = fullSince ?? now
         fullSince = since
-        guard now - since > Self.patience, toldAt.map({ now - $0 > Self.period }) ?? true else { return false }
+        lasts = now - since > Self.patience
+        guard lasts, toldAt.map({ now - $0 > Self.period }) ?? true else { return false }
         toldAt = now
         return true
     }

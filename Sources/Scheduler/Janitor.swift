@@ -20,12 +20,14 @@ final class Janitor: Service {
     }
 
     private let pool: ConnectionPool
+    private let sender: Sender
     private let configuration: EngineConfiguration
     private let logger: Logger
     private let wakeup = Wakeup()
 
-    init(pool: ConnectionPool, configuration: EngineConfiguration, logger: Logger) {
+    init(pool: ConnectionPool, sender: Sender, configuration: EngineConfiguration, logger: Logger) {
         self.pool = pool
+        self.sender = sender
         self.configuration = configuration
         self.logger = logger
     }
@@ -38,14 +40,17 @@ final class Janitor: Service {
             while !wakeup.isStopped && !Task.isCancelled {
                 do {
                     // First, since what follows may have to wait for them.
-                    let waits = Set(try await pool.run { try $0.lockWaits() }.rows.map { $0[1] })
-                    for wait in waits.subtracting(told) {
-                        logger.error(
-                            "somebody waits for a lock and stops everybody behind", metadata: ["who": "\(wait ?? "")"])
+                    let waits = try await pool.run { try $0.lockWaits() }.rows
+                    // By what is advised, which names the process: how many wait for it changes.
+                    for wait in waits where !told.contains(wait[2]) {
+                        logger.error("a lock holds others up", metadata: ["who": "\(wait[1] ?? "")"])
                     }
-                    told = waits
+                    told = Set(waits.map { $0[2] })
+                    let fullOf = sender.holdersOfAll
                     let timeline = try await pool.run { [configuration] in
-                        try $0.heartbeat(worker: configuration.worker, host: configuration.host, pid: configuration.pid)
+                        try $0.heartbeat(
+                            worker: configuration.worker, host: configuration.host, pid: configuration.pid,
+                            fullOf: fullOf)
                         return try $0.noteTimeline()
                     }
                     if let timeline {

@@ -315,7 +315,9 @@ struct SendQueues {
     }
 
     /// True while nothing is free but for first requests of endpoints.
-    var isFull: Bool { inFlight.count >= mostInFlight / 8 * 7 || inFlight.bytes >= mostBytes / 8 * 7 }
+    var isFull: Bool {
+        inFlight.count >= mostInFlight - mostInFlight / 8 || inFlight.bytes >= mostBytes - mostBytes / 8
+    }
 
     /// Who has the most in flight.
     func holders(most: Int) -> [(EndpointID, requests: Int, bytes: Int)] {

@@ -15,7 +15,7 @@ final class Sender: Service {
     private struct State {
         var queues: SendQueues
         var isStopping = false
-        var fullWarning = FullWarning()
+        var full = FullWarning()
     }
 
     /// A request must end this long before its lease does, so that the outcome can still be written under it.
@@ -287,22 +287,23 @@ final class Sender: Service {
         }
         putOff(expired)
         if !expired.isEmpty { claiming.signal() }
-        sayWhoHoldsAll(endpoints)
+        sayWhoHoldsAll()
     }
 
-    /// Says, every minute, who has what there is, when nothing has been free for ten seconds.
-    private func sayWhoHoldsAll(_ endpoints: [EndpointID: Endpoint]) {
-        let holders = state.withLock { state -> [(EndpointID, requests: Int, bytes: Int)] in
-            guard state.fullWarning.isDue(isFull: state.queues.isFull, at: .now) else { return [] }
-            return state.queues.holders(most: 3)
-        }
-        if holders.isEmpty { return }
-        let text = holders.map { id, requests, bytes in
+    /// Who has most of what there is, when nothing has been free for ten seconds.
+    var holdersOfAll: String? {
+        let endpoints = directory.current.byID
+        return state.withLock { $0.full.lasts ? $0.queues.holders(most: 3) : nil }?.map { id, requests, bytes in
             "\(endpoints[id]?.name ?? id.description): \(requests) requests, \(bytes) bytes"
-        }
+        }.joined(separator: "; ")
+    }
+
+    private func sayWhoHoldsAll() {
+        let isDue = state.withLock { $0.full.isDue(isFull: $0.queues.isFull, at: .now) }
+        guard isDue, let holders = holdersOfAll else { return }
         logger.warning(
             "all requests or bytes that may be in flight are (OUTBOX_MAX_IN_FLIGHT); endpoints wait for each other",
-            metadata: ["most": "\(text.joined(separator: "; "))"])
+            metadata: ["most": "\(holders)"])
     }
 
     /// What is not sent now waits in its lane: pairs of a batch are moved there, pairs of a lane still are there.

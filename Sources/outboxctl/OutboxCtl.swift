@@ -39,12 +39,10 @@ struct OutboxCtl: AsyncParsableCommand {
         }
     }
 
-    /// The role that a command needs.
+    /// The role that a command needs. One that publishes looks at the schema first, which producers need not and cannot.
     private static func role(for arguments: [String]) -> String {
         switch arguments.first {
         case "run": "outbox_worker"
-        case "trigger": "outbox_producer"
-        case "event" where arguments.dropFirst().first == "publish": "outbox_producer"
         case "db": "the schema's owner"
         default: "outbox_operator"
         }

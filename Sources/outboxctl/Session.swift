@@ -40,36 +40,66 @@ struct Session: Sendable {
 
     /// Runs the closure on one connection and closes everything afterwards.
     ///
-    /// - Parameter early: asked before anything of ours is read; its answer, if it has one, is the command's.
+    /// - Parameter watching: asked at once, and every second until the command is done, on a connection of its own; its answer, if it
+    ///   has one, is the command's. What the closure does waits no longer for a lock then than that takes to find out who has it.
     static func run<Value: Sendable>(
         _ options: GlobalOptions, checkingSchema: Bool = true,
-        early: @escaping @Sendable (inout Connection) throws -> Value? = { _ in nil },
+        watching: (@Sendable (inout Connection) throws -> Value?)? = nil,
         _ body: @escaping @Sendable (inout Connection) throws -> Value
     ) async throws -> Value {
         let settings = try Settings(options)
         let session = try await open(settings)
-        let pool = try ConnectionPool(session.target, size: 1)
         let result: Result<Value, any Error>
         do {
-            let value = try await pool.run { connection in
-                if let value = try early(&connection) { return value }
-                if checkingSchema { try Migrator.check(&connection) }
-                if checkingSchema, let expected = settings["instance"], try connection.instance() != expected {
-                    throw SettingRefusal(
-                        description:
-                            "OUTBOX_INSTANCE is not the instance of this database: this is another installation, or a copy of it"
-                    )
-                }
-                return try body(&connection)
-            }
-            result = .success(value)
+            result = .success(
+                try await withThrowingTaskGroup(of: Value.self) { group in
+                    if let watching { group.addTask { try await session.watch(watching) } }
+                    group.addTask {
+                        try await session.use(isHurried: watching != nil) { connection in
+                            if checkingSchema { try Migrator.check(&connection) }
+                            if checkingSchema, let expected = settings["instance"],
+                                try connection.instance() != expected
+                            {
+                                throw SettingRefusal(
+                                    description:
+                                        "OUTBOX_INSTANCE is not the instance of this database: this is another installation, or a copy of it"
+                                )
+                            }
+                            return try body(&connection)
+                        }
+                    }
+                    defer { group.cancelAll() }
+                    guard let value = try await group.next() else { throw CancellationError() }
+                    return value
+                })
         } catch { result = .failure(error) }
-        await pool.close()
         let left = Result { try session.cluster?.leave() }
         // What the command has to say comes first.
         let value = try result.get()
         try left.get()
         return value
+    }
+
+    /// Asks until there is an answer, or somebody else has one.
+    private func watch<Value: Sendable>(
+        _ question: @escaping @Sendable (inout Connection) throws -> Value?
+    ) async throws -> Value {
+        while true {
+            if let value = try await use(isHurried: true, question) { return value }
+            try await Task.sleep(for: .seconds(1))
+        }
+    }
+
+    /// One connection for the closure.
+    private func use<Value: Sendable>(
+        isHurried: Bool, _ body: @escaping @Sendable (inout Connection) throws -> Value
+    ) async throws -> Value {
+        let pool = try ConnectionPool(
+            target, size: 1, session: SessionSetUp(settings: isHurried ? [("lock_timeout", "4s")] : []))
+        let result: Result<Value, any Error>
+        do { result = .success(try await pool.run(body)) } catch { result = .failure(error) }
+        await pool.close()
+        return try result.get()
     }
 }
 

@@ -35,7 +35,7 @@ struct Doctor: AsyncParsableCommand {
         let keyring = (try? settings.keyring(creating: false)) ?? .empty
         let problems = try await Session.run(
             options,
-            early: {
+            watching: {
                 let waits = try $0.lockWaits()
                 return waits.rows.isEmpty ? nil : waits
             }, { try $0.problems(keyring: keyring) })

@@ -408,7 +408,7 @@ import Testing
                 return end == .exit(1) && output.contains("waiting_for_lock") && output.contains("role \(name) ")
                     && output.contains("outbox.\(table),")
             })
-        #expect(await eventually { worker.errors.contains("waits for a lock") && worker.errors.contains(name) })
+        #expect(await eventually { worker.errors.contains("a lock holds others up") && worker.errors.contains(name) })
         try await holder.run { try $0.script("ROLLBACK") }
         await #expect(throws: PostgresError.self) { try await attack.value }
         worker.signal(SIGTERM)

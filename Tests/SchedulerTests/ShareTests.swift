@@ -129,4 +129,14 @@ import Testing
         #expect(ended == 400)
         #expect(!queues.isAnythingInFlight)
     }
+
+    @Test(arguments: [1, 4, 7, 8, 100]) func `full is who has in flight what it may, however little that is`(most: Int)
+    {
+        var test = self
+        test.queues = SendQueues(mostInFlight: most, mostBytes: 1000 * 1024)
+        #expect(!test.queues.isFull)
+        for _ in 0..<most { test.add(1, to: test.endpoint()) }
+        #expect(test.start().count == most)
+        #expect(test.queues.isFull)
+    }
 }

@@ -450,7 +450,10 @@ CREATE TABLE outbox.worker (
     host         text NOT NULL,
     pid          int NOT NULL,
     started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-    heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- While all that it may have in flight is: since when, and which endpoints have most of it.
+    full_since   timestamptz,
+    full_of      text
 ) WITH (fillfactor = 50);
 
 CREATE TABLE outbox.audit (

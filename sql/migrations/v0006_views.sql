@@ -261,6 +261,27 @@ SELECT e.transaction_id, min(e.created_at) AS first_at, max(e.created_at) AS las
        array_agg(DISTINCT e.identity::text) FILTER (WHERE e.identity IS NOT NULL) AS identities
   FROM outbox.event e GROUP BY e.transaction_id;
 
+-- What the roles of the service may do here.
+CREATE VIEW outbox.grants AS
+SELECT r.rolname AS role, o.kind, o.object, o.column_name, a.privilege_type AS privilege
+  FROM (SELECT 'SCHEMA' AS kind, quote_ident(n.nspname) AS object, NULL::text AS column_name, n.nspname, n.nspacl AS acl FROM pg_namespace n
+        UNION ALL
+        SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, format('%I.%I', n.nspname, c.relname), NULL, n.nspname, c.relacl
+          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        UNION ALL
+        SELECT 'TABLE', format('%I.%I', n.nspname, c.relname), quote_ident(t.attname), n.nspname, t.attacl
+          FROM pg_attribute t JOIN pg_class c ON c.oid = t.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+        UNION ALL
+        SELECT 'FUNCTION', format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)), NULL, n.nspname, p.proacl
+          FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace) o
+ CROSS JOIN LATERAL aclexplode(o.acl) a
+  JOIN pg_roles r ON r.oid = a.grantee
+ WHERE o.nspname IN ('outbox', 'outbox_api', 'outbox_private')
+   AND r.rolname IN ('outbox_producer', 'outbox_worker', 'outbox_reader', 'outbox_operator');
+
+-- The same, as it was when the schema was made.
+CREATE TABLE outbox.granted AS SELECT * FROM outbox.grants WITH NO DATA;
+
 -- What is wrong, and what to do about it. Empty is healthy.
 CREATE VIEW outbox.problems AS
 SELECT 'default_partition_used' AS problem, format('%s rows in outbox.%s_default', n, parent) AS detail,
@@ -332,6 +353,18 @@ SELECT 'stream_stands', format('%s events wait to be cut, the oldest since %s, t
   FROM outbox.backlog b
  WHERE b.stage = 'stream' AND b.oldest_at < clock_timestamp() - interval '1 min'
    AND EXISTS (SELECT FROM outbox.worker WHERE heartbeat_at > clock_timestamp() - interval '30 s')
+UNION ALL
+SELECT 'worker_full', format('worker %s has had all in flight that it may since %s; most of that: %s', w.id,
+                             to_char(w.full_since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), w.full_of),
+       'Endpoints wait for each other. Find out why these answer so slowly, or give them a shorter --timeout; or start another worker, or raise OUTBOX_MAX_IN_FLIGHT'
+  FROM outbox.worker w WHERE w.full_since IS NOT NULL AND w.heartbeat_at > clock_timestamp() - interval '30 s'
+UNION ALL
+SELECT 'grant_missing', format('the role %s lacks %s on %s %s, which the service needs', g.role, g.what, lower(g.kind), g.object),
+       format('GRANT %s ON %s %s TO %I', g.what, g.kind, g.object, g.role)
+  FROM (SELECT m.role, m.kind, m.object,
+               string_agg(concat(m.privilege, ' (' || m.column_name || ')'), ', ' ORDER BY m.privilege, m.column_name) AS what
+          FROM (SELECT * FROM outbox.granted EXCEPT SELECT * FROM outbox.grants) m GROUP BY m.role, m.kind, m.object
+         ORDER BY m.role, m.object LIMIT 20) g
 UNION ALL
 SELECT 'lease_not_taken_over', format('batch %s has been without a worker since %s', id, lease_until), 'Start a worker: outboxctl run'
   FROM outbox.batch WHERE claims > 0 AND lease_until < clock_timestamp() - interval '5 min'

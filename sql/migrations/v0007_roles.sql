@@ -101,4 +101,7 @@ GRANT EXECUTE ON FUNCTION outbox.is_schedule(interval[]) TO outbox_worker, outbo
 GRANT EXECUTE ON FUNCTION outbox.require_home(text) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.is_restored(outbox.cut), outbox.is_home(text), outbox.cluster_identifier(), outbox.database_identifier() TO outbox_worker, outbox_reader, outbox_operator;
 
+-- Whoever takes a right away again is told what for (outbox.problems).
+INSERT INTO outbox.granted SELECT * FROM outbox.grants;
+
 SELECT outbox.make_partitions();
