@@ -133,7 +133,7 @@ column deliveries.created_at timestamp with time zone
 column delivery.event_id bigint not null
 column delivery.endpoint_id uuid not null
 column delivery.event_at timestamp with time zone not null
-column delivery.due_at timestamp with time zone not null
+column delivery.due_at outbox.time_or_none not null
 column delivery.attempts integer not null default 0
 column delivery.crashes integer not null default 0
 column delivery.trigger text not null
@@ -315,8 +315,7 @@ column worker.host text not null
 column worker.pid integer not null
 column worker.started_at timestamp with time zone not null default clock_timestamp()
 column worker.heartbeat_at timestamp with time zone not null default clock_timestamp()
-column worker.full_since timestamp with time zone
-column worker.full_of text
+column worker.complaints jsonb not null default '[]'::jsonb
 constraint attempt attempt_outcome_check CHECK ((outcome = ANY (ARRAY['success'::text, 'failure'::text])))
 constraint attempt attempt_trigger_check CHECK ((trigger = ANY (ARRAY['first'::text, 'retry'::text, 'replay'::text, 'test'::text, 'evaluate'::text])))
 constraint audit audit_pkey PRIMARY KEY (id)
@@ -383,10 +382,10 @@ CREATE INDEX dead_letter_fingerprint_idx ON outbox.dead_letter USING btree (fing
 CREATE UNIQUE INDEX dead_letter_pkey ON outbox.dead_letter USING btree (event_id, endpoint_id, event_at)
 CREATE INDEX dedup_created_at_idx ON outbox.dedup USING btree (created_at)
 CREATE UNIQUE INDEX dedup_pkey ON outbox.dedup USING btree (producer, customer_id, key)
-CREATE INDEX delivery_endpoint_id_due_at_event_id_idx ON outbox.delivery USING btree (endpoint_id, due_at, event_id) WHERE (due_at < 'infinity'::timestamp with time zone)
-CREATE INDEX delivery_endpoint_id_due_at_event_id_idx1 ON outbox.delivery USING btree (endpoint_id, due_at, event_id) WHERE ((last_at IS NOT NULL) AND (due_at < 'infinity'::timestamp with time zone))
+CREATE INDEX delivery_endpoint_id_due_at_event_id_idx ON outbox.delivery USING btree (endpoint_id, due_at, event_id) WHERE ((due_at)::timestamp with time zone < 'infinity'::timestamp with time zone)
+CREATE INDEX delivery_endpoint_id_due_at_event_id_idx1 ON outbox.delivery USING btree (endpoint_id, due_at, event_id) WHERE ((last_at IS NOT NULL) AND ((due_at)::timestamp with time zone < 'infinity'::timestamp with time zone))
 CREATE INDEX delivery_endpoint_id_ordering_key_pass_event_id_idx ON outbox.delivery USING btree (endpoint_id, ordering_key, pass, event_id) WHERE (ordering_key IS NOT NULL)
-CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery USING btree (endpoint_id, ordering_key) WHERE ((ordering_key IS NOT NULL) AND (due_at < 'infinity'::timestamp with time zone))
+CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery USING btree (endpoint_id, ordering_key) WHERE ((ordering_key IS NOT NULL) AND ((due_at)::timestamp with time zone < 'infinity'::timestamp with time zone))
 CREATE UNIQUE INDEX delivery_pkey ON outbox.delivery USING btree (event_id, endpoint_id, event_at)
 CREATE INDEX endpoint_event_type_customer_id_idx ON outbox.endpoint USING btree (event_type, customer_id) WHERE (ordered AND (deleted_at IS NULL))
 CREATE INDEX endpoint_id_idx ON outbox.endpoint USING btree (id) WHERE (ordered AND (deleted_at IS NULL))
@@ -423,6 +422,7 @@ function outbox.cut(integer,integer) returns integer 07a9fbf2dc1d772f844879888e0
 function outbox.database_identifier() returns bigint 5abb3e3d928ae2125fb5b3c544975fc8
 function outbox.delete_expired_rows(name,integer) returns integer security definer 58212bfebafd7156ab0d138e6f25028b
 function outbox.drop_expired_partition() returns text security definer 92ee80faa9261a1394e52291eac719d7
+function outbox.due_in(interval) returns timestamp with time zone d41d8cd98f00b204e9800998ecf8427e
 function outbox.emit() returns trigger 558240afa24da3c625ca1e3f27751744
 function outbox.empty_expired_partition() returns text security definer 1c54528c7cf79f81743b4f57784fccbf
 function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
@@ -443,13 +443,13 @@ function outbox.keeps_order() returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.key_of(text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.let_go(uuid[],text[],bigint,boolean) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.line_of(text,text) returns text d41d8cd98f00b204e9800998ecf8427e
-function outbox.lock_unneeded(name,oid,timestamp with time zone) returns boolean 69b0d9194cedffcc6025d4aa8976afc1
+function outbox.lock_unneeded(name,oid,timestamp with time zone) returns boolean 59528451cee745ab1aaafdba24d94473
 function outbox.make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record bef37480d8bfc4ce875bb274139ec246
 function outbox.make_partition(name,name,timestamp with time zone,timestamp with time zone) returns boolean ecc6c56a70fd126b55ea0397f6e6a23f
 function outbox.make_partitions() returns integer security definer b7abbd03fe36e786dea38a9879ee6876
 function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
-function outbox.move_default_rows(name) returns text security definer 7846f09be73380610a005390f31b19ec
+function outbox.move_default_rows(name) returns text security definer edac57ac5b7ca976880d6bfcf6878547
 function outbox.needed_partitions() returns oid[] d41d8cd98f00b204e9800998ecf8427e
 function outbox.next_lines(outbox.lane_place,integer) returns SETOF outbox.lane_place d41d8cd98f00b204e9800998ecf8427e
 function outbox.partition_bounds(timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
@@ -678,6 +678,7 @@ grant execute on cut to outbox_worker
 grant execute on database_identifier to outbox_worker
 grant execute on delete_expired_rows to outbox_worker
 grant execute on drop_expired_partition to outbox_worker
+grant execute on due_in to outbox_worker
 grant execute on empty_expired_partition to outbox_worker
 grant execute on events_of to outbox_worker
 grant execute on expired_partitions to outbox_worker

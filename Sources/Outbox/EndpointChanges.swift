@@ -30,6 +30,7 @@ extension Connection {
                     .conflict, "an endpoint named \"\(name)\" exists already for this customer",
                     hint: "Choose another name, or change it with: outboxctl endpoint update \(name)")
             }
+            try connection.requireKeys(keyring, of: id)
             try connection.query("INSERT INTO outbox.lane (endpoint_id) VALUES (\(id))")
             try connection.store(change, of: id, keyring: keyring)
             try connection.addSecret(secret, to: id, keyring: keyring)
@@ -174,6 +175,7 @@ extension Connection {
         if changed.isIdentical(to: credentials) { return }
         try query("DELETE FROM outbox.secret WHERE endpoint_id = \(id) AND kind = 'credentials'")
         if changed.isEmpty { return }
+        try requireKeys(keyring, of: id)
         let sealed = try changed.sealed(keyring, for: id)
         try query(
             """

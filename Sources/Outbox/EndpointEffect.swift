@@ -47,7 +47,7 @@ extension Connection {
                 // Only a rest that is clearly longer moves the time, so that a burst of 429s is one change, not many.
                 try query(
                     """
-                    UPDATE outbox.lane SET held_until = clock_timestamp() + \(duration)
+                    UPDATE outbox.lane SET held_until = outbox.due_in(\(duration))
                      WHERE endpoint_id = \(endpoint) AND held_until < clock_timestamp() + \(duration) - interval '500 ms'
                     """)
             case .open(let rest):

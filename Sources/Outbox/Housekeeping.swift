@@ -1,17 +1,19 @@
 package import Postgres
 
 extension Connection {
-    /// Reports that this worker process is alive; the first report adds its row.
-    ///
-    /// - Parameter fullOf: which endpoints have most of all that it may have in flight, while nothing of that is free.
-    package mutating func heartbeat(worker: String, host: String, pid: Int, fullOf: String?) throws {
+    /// Reports that this worker process is alive, and what it complains of; the first report adds its row.
+    package mutating func heartbeat(
+        worker: String, host: String, pid: Int, complaints: [Complaint] = []
+    ) throws {
         try query(
             """
-            INSERT INTO outbox.worker AS w (id, version, host, pid, full_of, full_since)
-            VALUES (\(worker), \(outboxVersion), \(host), \(Int32(pid)), \(fullOf), CASE WHEN \(fullOf) IS NOT NULL THEN clock_timestamp() END)
-            ON CONFLICT (id) DO UPDATE
-               SET heartbeat_at = clock_timestamp(), full_of = excluded.full_of,
-                   full_since = CASE WHEN excluded.full_of IS NOT NULL THEN coalesce(w.full_since, excluded.full_since) END
+            INSERT INTO outbox.worker AS w (id, version, host, pid, complaints)
+            VALUES (\(worker), \(outboxVersion), \(host), \(Int32(pid)), (
+                SELECT coalesce(jsonb_agg(jsonb_build_object(
+                           'problem', c.problem, 'since', clock_timestamp() - c.age, 'detail', c.detail, 'fix', c.fix)), '[]')
+                  FROM unnest(\(complaints.map(\.problem)), \(complaints.map(\.age)), \(complaints.map(\.detail)), \(complaints.map(\.fix)))
+                       AS c(problem, age, detail, fix)))
+            ON CONFLICT (id) DO UPDATE SET heartbeat_at = clock_timestamp(), complaints = excluded.complaints
             """)
     }
 
@@ -137,6 +139,23 @@ extension Connection {
             """
             SELECT outbox.record_audit(\(action), \(object), \(reason), \(detail)::jsonb)
             """)
+    }
+}
+
+/// What a worker alone knows to be wrong: a row of `outbox.problems` for as long as it is so.
+package struct Complaint: Sendable {
+    package let problem: String
+    /// For how long it has been so.
+    package let age: Duration
+    /// After the worker's name.
+    package let detail: String
+    package let fix: String
+
+    package init(_ problem: String, age: Duration, detail: String, fix: String) {
+        self.problem = problem
+        self.age = age
+        self.detail = detail
+        self.fix = fix
     }
 }
 

@@ -214,7 +214,7 @@ extension Connection {
             return try connection.query(
                 """
                 UPDATE outbox.delivery
-                   SET attempts = attempts + 1, crashes = crashes + 1, due_at = clock_timestamp() + \(delay), trigger = 'retry'
+                   SET attempts = attempts + 1, crashes = crashes + 1, due_at = outbox.due_in(\(delay)), trigger = 'retry'
                  WHERE \(lookUp("delivery", pair)) AND due_at < 'infinity'
                 """
             ).affected == 1

@@ -4,6 +4,8 @@ package import Postgres
 package struct HeldLeases: Sendable {
     package var batches: [LeaseID: BatchID] = [:]
     package var lanes: [EndpointID: LeaseID] = [:]
+    /// Batches that are still ours and could not be prolonged now, because somebody else has them locked.
+    package var lockedBatches: Set<LeaseID> = []
     /// Lanes that are still ours and could not be prolonged now, because somebody else has them locked.
     package var locked: Set<EndpointID> = []
 
@@ -18,13 +20,23 @@ extension Connection {
         if !batches.isEmpty {
             let ids = try query(
                 """
-                UPDATE outbox.batch b SET lease_until = clock_timestamp() + \(duration)
-                  FROM unnest(\(batches.map(\.value)), \(batches.map(\.key))) AS held(id, lease_id)
-                 WHERE b.id = ANY (ARRAY[held.id]) AND b.lease_id = held.lease_id
-                RETURNING b.lease_id
+                WITH free AS MATERIALIZED (
+                    SELECT b.id FROM outbox.batch b WHERE b.id = ANY (\(batches.map(\.value))) ORDER BY b.id FOR UPDATE SKIP LOCKED),
+                renewed AS (
+                    UPDATE outbox.batch b SET lease_until = clock_timestamp() + \(duration)
+                      FROM unnest(\(batches.map(\.value)), \(batches.map(\.key))) AS held(id, lease_id)
+                     WHERE b.id = ANY (ARRAY[held.id]) AND b.lease_id = held.lease_id AND (b.id IN (SELECT f.id FROM free f)) IS TRUE
+                    RETURNING b.lease_id)
+                SELECT lease_id, false FROM renewed
+                UNION ALL
+                SELECT held.lease_id, true FROM unnest(\(batches.map(\.value)), \(batches.map(\.key))) AS held(id, lease_id)
+                  JOIN outbox.batch b ON b.id = ANY (ARRAY[held.id]) AND b.lease_id = held.lease_id
+                 WHERE (b.id IN (SELECT f.id FROM free f)) IS NOT TRUE
                 """
-            ).map { row throws(PostgresError) in try row[0] as LeaseID }
-            for id in ids { renewed.batches[id] = held.batches[id] }
+            ).map { row throws(PostgresError) in (try row[0] as LeaseID, try row[1] as Bool) }
+            for (id, isLocked) in ids {
+                if isLocked { renewed.lockedBatches.insert(id) } else { renewed.batches[id] = held.batches[id] }
+            }
         }
         let lanes = held.lanes.sorted { $0.key.description < $1.key.description }
         if !lanes.isEmpty {

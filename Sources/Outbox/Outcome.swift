@@ -138,6 +138,21 @@ package struct Outcome: Sendable {
         self.note = note
     }
 
+    /// What is to be written in its place when the database refuses it for its values: it is parked, then without its attempt; nil when
+    /// nothing is left to leave out.
+    package func parked(because refusal: PostgresError) -> Outcome? {
+        var outcome = self
+        if case .wait = resolution {
+            outcome.attempt = attempt?.withoutTexts
+            outcome.resolution = .dead(.permanent)
+            outcome.note = ("not_recordable", "the database refused to have it wait: \(refusal)")
+        } else {
+            if attempt == nil { return nil }
+            outcome.attempt = nil
+        }
+        return outcome
+    }
+
     var errorClass: String? { attempt?.errorClass ?? note?.errorClass }
     var error: String? { attempt?.error ?? note?.error }
 }

@@ -189,9 +189,9 @@ extension Connection {
             if !earliest.isEmpty {
                 try query(
                     """
-                    UPDATE outbox.lane l SET due_at = clock_timestamp() + w.delay
+                    UPDATE outbox.lane l SET due_at = outbox.due_in(w.delay)
                       FROM unnest(\(Array(earliest.keys)), \(Array(earliest.values))) AS w(endpoint_id, delay)
-                     WHERE l.endpoint_id = ANY (ARRAY[w.endpoint_id]) AND l.due_at > clock_timestamp() + w.delay
+                     WHERE l.endpoint_id = ANY (ARRAY[w.endpoint_id]) AND l.due_at > outbox.due_in(w.delay)
                     """)
             }
             // A batch that was claimed before may have been delivered by its former holder in the meantime.
@@ -199,7 +199,7 @@ extension Connection {
                 """
                 INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, attempts, trigger, last_at, last_status,
                                              last_error_class, last_error)
-                SELECT w.event_id, w.endpoint_id, w.event_at, clock_timestamp() + w.delay, w.attempts, w.trigger, w.last_at, w.status,
+                SELECT w.event_id, w.endpoint_id, w.event_at, outbox.due_in(w.delay), w.attempts, w.trigger, w.last_at, w.status,
                        w.error_class, w.error
                   FROM unnest(\(pairRows(entering.map(\.0.pair))), \(entering.map(\.1)), \(entering.map { Int32(clamping: $0.0.attempts) }), \(entering.map(\.2.rawValue)),
                               \(entering.map { $0.0.attempt?.startedAt }), \(entering.map { $0.0.attempt?.status.map { Int32($0) } }),
@@ -218,7 +218,7 @@ extension Connection {
             """
             UPDATE outbox.delivery d
                -- Behind others of its key it has no due time, also when an operator has put it there just now.
-               SET due_at = CASE WHEN d.due_at = 'infinity' THEN d.due_at ELSE clock_timestamp() + w.delay END, attempts = w.attempts, crashes = w.crashes, trigger = w.trigger,
+               SET due_at = CASE WHEN d.due_at = 'infinity' THEN d.due_at ELSE outbox.due_in(w.delay) END, attempts = w.attempts, crashes = w.crashes, trigger = w.trigger,
                    last_at = coalesce(w.last_at, d.last_at), last_status = w.status, last_error_class = w.error_class,
                    last_error = w.error
               FROM unnest(\(pairRows(moving.map(\.0.pair))), \(moving.map(\.1)),

@@ -16,10 +16,14 @@ extension Connection {
 
     /// Puts a new secret beside those of the same scheme; they stay valid for the overlap, so that receivers can change
     /// over. No overlap ends them at once.
+    ///
+    /// Throws, and changes nothing, when these are not the keys that the endpoint's other secrets are sealed with: the workers could not
+    /// open the new one.
     package mutating func rotateSecret(
         _ id: EndpointID, to secret: SigningSecret, overlap: Duration, keyring: Keyring, reason: String?
     ) throws {
         try transaction { connection in
+            try connection.requireKeys(keyring, of: id)
             let valid = try connection.query(
                 """
                 SELECT id FROM outbox.secret
@@ -38,6 +42,30 @@ extension Connection {
                 """)
             try connection.addSecret(secret, to: id, keyring: keyring)
             try connection.audit("endpoint.secret.rotate", endpoint: id, reason: reason)
+        }
+    }
+
+    /// Throws unless these keys open what is sealed for the endpoint, or, while there is nothing yet, what was sealed last in this
+    /// installation: what is sealed with others no worker could open.
+    mutating func requireKeys(_ keyring: Keyring, of id: EndpointID) throws {
+        let sealed = try query(
+            """
+            SELECT s.endpoint_id, s.kind, s.key_id, s.sealed FROM (
+                (SELECT * FROM outbox.secret WHERE endpoint_id = \(id) AND expires_at > clock_timestamp())
+                UNION ALL
+                (SELECT * FROM outbox.secret WHERE NOT EXISTS (SELECT FROM outbox.secret WHERE endpoint_id = \(id) AND expires_at > clock_timestamp())
+                  ORDER BY created_at DESC LIMIT 1)) s
+            """
+        ).map { row throws(PostgresError) in
+            (
+                endpoint: try row[0] as EndpointID, kind: try row[1] as String, keyID: try row[2] as String,
+                bytes: (try row[3] as Bytes).bytes
+            )
+        }
+        for sealed in sealed {
+            let purpose: Keyring.Purpose =
+                sealed.kind == "credentials" ? .credentials : .signing(SigningSecret.Scheme(rawValue: sealed.kind) ?? .v1)
+            _ = try keyring.open(sealed.bytes, purpose, keyID: sealed.keyID, for: sealed.endpoint)
         }
     }
 

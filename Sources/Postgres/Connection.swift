@@ -1,6 +1,7 @@
 import CPostgres
 import Glibc
 import Synchronization
+import Threads
 
 /// One connection to PostgreSQL. It belongs to one thread (see `ConnectionPool`), blocks that thread while it waits, and
 /// never longer than the deadline of the statement.
@@ -18,14 +19,16 @@ public struct Connection: ~Copyable {
     private var statementsMade = 0
     private var isInTransaction = false
     private let session: SessionSetUp
+    private let target: ConnectionTarget
     /// True when somebody stands between us and the server who may give each transaction another server connection: then no
     /// statement is prepared, and every transaction is set up anew.
     public private(set) var isPooled = false
     /// True once the connection cannot be used any more.
     private(set) var isBroken = false
 
-    private init(owning handle: OpaquePointer, session: SessionSetUp) {
+    private init(owning handle: OpaquePointer, to target: ConnectionTarget, session: SessionSetUp) {
         unsafe self.handle = handle
+        self.target = target
         self.session = session
     }
 
@@ -40,7 +43,7 @@ public struct Connection: ~Copyable {
         guard let opened = unsafe opened else {
             throw PostgresError(.unreachable, step: .connect, message: "out of memory while connecting")
         }
-        var connection = unsafe Connection(owning: opened, session: session)
+        var connection = unsafe Connection(owning: opened, to: target, session: session)
         guard unsafe PQstatus(opened) == CONNECTION_OK else {
             let message = unsafe PostgresError.ownWords(of: opened)
             throw PostgresError(.unreachable, step: .connect, message: message)
@@ -254,6 +257,7 @@ public struct Connection: ~Copyable {
         var failure: PostgresError?
         var deadline = deadline
         var isCancelled = false
+        var waits = 0
         while true {
             if unsafe PQisBusy(handle) == 1 {
                 let unsent = unsafe PQflush(handle)
@@ -262,6 +266,9 @@ public struct Connection: ~Copyable {
                     throw unsafe lost(clearing: unsafe last)
                 }
                 if !isReady, !mayCancel, session.patience?.lasts == true {
+                    waits += 1
+                    // Asked at the first deadline and then now and then: it takes a connection.
+                    if waits % 10 == 1, !isStillCommitting() { throw unsafe lost(clearing: unsafe last) }
                     deadline = .now + .seconds(1)
                 } else if !isReady {
                     // Past the deadline: ask the server to stop, then give it a moment to say how it ended.
@@ -321,12 +328,28 @@ public struct Connection: ~Copyable {
         if succeeded == 0 { throw unsafe lost(clearing: nil) }
     }
 
+    /// Asks the server to stop the statement; false when that could not be told in time. libpq waits for as long as the other side
+    /// likes, so a thread of its own does it, which is left to itself when it does not come back.
     private func requestCancel() -> Bool {
         guard let cancel = unsafe PQgetCancel(handle) else { return false }
-        defer { unsafe PQfreeCancel(cancel) }
-        return unsafe withUnsafeTemporaryAllocation(of: CChar.self, capacity: 256) { buffer in
-            unsafe PQcancel(cancel, buffer.baseAddress, 256) == 1
-        }
+        let request = unsafe CancelRequest(cancel)
+        guard (try? Thread("pg cancel", request.send)) != nil else { return false }
+        return request.isDelivered(within: .seconds(2))
+    }
+
+    /// Whether a commit that takes long is waited for by the server, too. Not when the server says that this session has nothing to do,
+    /// or that there is none: then the answer is lost on its way, as it is when a firewall forgets a connection.
+    private func isStillCommitting() -> Bool {
+        let process = Int(unsafe PQbackendPID(handle))
+        // Whoever cannot ask has no reason to give up.
+        guard !isPooled, var other = try? Connection.open(target, session: SessionSetUp()) else { return true }
+        do throws(PostgresError) {
+            let states = try other.query(
+                "SELECT state FROM pg_catalog.pg_stat_activity WHERE pid = \(process) AND usename = current_user",
+                within: .seconds(2)
+            ).map { row throws(PostgresError) in try row[0] as String? }
+            return states.contains { $0 != "idle" }
+        } catch { return true }
     }
 
     /// Waits for the socket; false when the deadline passed first.
@@ -341,4 +364,26 @@ public struct Connection: ~Copyable {
             if left <= 0 { return false }
         }
     }
+}
+
+/// A request to stop a statement, on its way.
+@safe
+private final class CancelRequest: Sendable {
+    // Used and freed by the thread that sends it.
+    private nonisolated(unsafe) let cancel: OpaquePointer
+    private let isSent = Atomic(false)
+    private let end = ThreadSemaphore()
+
+    init(_ cancel: OpaquePointer) { unsafe self.cancel = cancel }
+
+    @Sendable func send() {
+        let isSent = unsafe withUnsafeTemporaryAllocation(of: CChar.self, capacity: 256) { buffer in
+            unsafe PQcancel(cancel, buffer.baseAddress, 256) == 1
+        }
+        unsafe PQfreeCancel(cancel)
+        self.isSent.store(isSent, ordering: .relaxed)
+        end.signal()
+    }
+
+    func isDelivered(within limit: Duration) -> Bool { end.wait(upTo: limit) && isSent.load(ordering: .relaxed) }
 }

@@ -17,10 +17,13 @@ public final class ConnectionPool: Sendable {
     ///
     /// - Parameters:
     ///   - session: how every new connection is set up.
+    ///   - others: whose connections come first. As long as one of them has none, this one connects nothing: where there are not enough
+    ///     for all, work that is not begun harms nobody, and work that cannot be ended does.
     ///   - isReserved: connections are made at once, and again as soon as one has broken, so that what others take of the process's
     ///     descriptors is not missing here.
     public init(
-        _ target: ConnectionTarget, size: Int, session: SessionSetUp = SessionSetUp(), isReserved: Bool = false
+        _ target: ConnectionTarget, size: Int, session: SessionSetUp = SessionSetUp(), after others: [ConnectionPool] = [],
+        isReserved: Bool = false
     ) throws {
         precondition(size > 0, "a pool needs a connection")
         var threads: [Thread] = []
@@ -28,7 +31,7 @@ public final class ConnectionPool: Sendable {
             for _ in 0..<size {
                 threads.append(
                     try Thread("pg " + (target.name.split(separator: "/").last ?? "")) { [queue] in
-                        queue.work(target: target, session: session, isReserved: isReserved)
+                        queue.work(target: target, session: session, after: others.map(\.queue), isReserved: isReserved)
                     })
             }
         } catch {
@@ -86,6 +89,9 @@ private final class WorkQueue: Sendable {
     private struct State {
         var jobs: [Job] = []
         var isClosed = false
+        /// How many connections are open, and why the last one that was to be could not be.
+        var connected = 0
+        var failure: PostgresError?
     }
 
     private let state = Mutex(State())
@@ -106,23 +112,47 @@ private final class WorkQueue: Sendable {
     }
 
     /// Runs jobs until the queue is closed and empty.
-    func work(target: ConnectionTarget, session: SessionSetUp, isReserved: Bool) {
+    func work(target: ConnectionTarget, session: SessionSetUp, after others: [WorkQueue], isReserved: Bool) {
+        var hasFailed = false
         while !isDone {
-            if isReserved {
-                do throws(PostgresError) {
-                    serve(try Connection.open(target, session: session), first: nil)
-                    continue
-                } catch {
-                    // Whoever has work for it hears why.
-                }
+            // Made at once, where it is reserved, and after a failure now and then, also when there is nothing to do.
+            let job = isReserved ? (hasFailed ? next(within: .milliseconds(500)) : nil) : next()
+            if !isReserved, job == nil { return }
+            do throws(PostgresError) {
+                for other in others { try other.requireConnection() }
+                let connection = try Connection.open(target, session: session)
+                hasFailed = false
+                note(connected: 1)
+                defer { note(connected: -1) }
+                serve(connection, first: job)
+            } catch {
+                hasFailed = true
+                state.withLock { $0.failure = error }
+                // Whoever has work for it hears why.
+                job?.fail(error)
             }
-            guard let job = next() else { return }
-            let connection: Connection
-            do throws(PostgresError) { connection = try Connection.open(target, session: session) } catch {
-                job.fail(error)
-                continue
+        }
+    }
+
+    private func note(connected change: Int) {
+        state.withLock { state in
+            state.connected += change
+            if change > 0 { state.failure = nil }
+        }
+    }
+
+    /// Waits a moment for a connection of this queue; throws why there is none.
+    private func requireConnection() throws(PostgresError) {
+        let end = ContinuousClock.now + .seconds(2)
+        while true {
+            let (isConnected, failure) = state.withLock { ($0.connected > 0, $0.failure) }
+            if isConnected { return }
+            if let failure { throw failure }
+            if .now > end {
+                throw PostgresError(
+                    .unreachable, step: .connect, message: "another connection that is needed first could not be made in time")
             }
-            serve(connection, first: job)
+            Thread.pause(.milliseconds(2))
         }
     }
 
@@ -139,7 +169,7 @@ private final class WorkQueue: Sendable {
     /// True when it is closed and nothing is left to do.
     private var isDone: Bool { state.withLock { $0.isClosed && $0.jobs.isEmpty } }
 
-    private func next() -> Job? {
+    private func next(within limit: Duration? = nil) -> Job? {
         while true {
             let (job, isClosed) = state.withLock { state in
                 (state.jobs.isEmpty ? nil : state.jobs.removeFirst(), state.isClosed)
@@ -147,7 +177,11 @@ private final class WorkQueue: Sendable {
             if let job { return job }
             if isClosed { return nil }
             // A signal may be left over from a job that was taken without waiting; then this goes round once more.
-            signal.wait()
+            guard let limit else {
+                signal.wait()
+                continue
+            }
+            if !signal.wait(upTo: limit) { return nil }
         }
     }
 }

@@ -76,6 +76,15 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
         }
     }
 
+    /// True when values are what the server refuses: they have the wrong form, or break a rule of a table.
+    public var isOfValues: Bool {
+        switch kind {
+        case .value: true
+        case .server: ["22", "23", "54"].contains(String((sqlState ?? "").prefix(2)))
+        case .configuration, .unreachable, .connectionLost, .deadline: false
+        }
+    }
+
     /// True when the server does not believe who is connecting, or wants a password.
     public var refusesCredentials: Bool {
         kind == .unreachable && (message.contains("authentication failed") || message.contains("no password supplied"))

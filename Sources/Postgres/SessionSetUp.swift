@@ -19,12 +19,21 @@ public struct SessionSetUp: Sendable {
         self.channel = channel
     }
 
+    /// The same with one setting more, or another value of one.
+    public func with(_ setting: (name: String, value: String)) -> SessionSetUp {
+        var session = self
+        session.settings.append(setting)
+        return session
+    }
+
     /// What every connection is set to: names mean PostgreSQL's own things, whatever the role's search_path; ISO times in UTC; no JIT
     /// (it adds 7 ms to a claim); and no transaction that a stopped process holds open over its row locks for longer than 10 s.
     private static let common = [
         ("search_path", "pg_catalog, pg_temp"), ("datestyle", "ISO"), ("timezone", "UTC"), ("jit", "off"),
         ("client_min_messages", "warning"), ("idle_in_transaction_session_timeout", "10s"), ("bytea_output", "hex"),
         ("standard_conforming_strings", "on"), ("default_transaction_read_only", "off"),
+        // Ours are the deadlines of the statements, which their callers know of.
+        ("statement_timeout", "0"), ("lock_timeout", "0"), ("idle_session_timeout", "0"),
     ]
 
     private var all: [(name: String, value: String)] { Self.common + settings }

@@ -39,6 +39,7 @@ final class EndpointDirectory: Sendable {
     private let snapshot = Mutex(Snapshot(generation: .unknown, endpoints: []))
     /// When it was last known to be what the database has.
     private let confirmedAt = Mutex(ContinuousClock.now)
+    private let defectiveSince = Mutex<ContinuousClock.Instant?>(nil)
 
     init(pool: ConnectionPool, keyring: Keyring, logger: Logger) {
         self.pool = pool
@@ -83,6 +84,18 @@ final class EndpointDirectory: Sendable {
         _ = try await refreshed(to: generation)
     }
 
+    /// Some endpoints cannot be called from here: what their secrets are worth only who has the key can tell.
+    var complaint: Complaint? {
+        let defective = current.byID.values.filter { $0.defect != nil }.sorted { $0.name < $1.name }
+        guard let first = defective.first, let since = defectiveSince.withLock(\.self) else { return nil }
+        let names = defective.prefix(3).map { "\($0.name) (\($0.id))" }.joined(separator: ", ")
+        return Complaint(
+            "endpoint_unusable", age: .now - since,
+            detail: "cannot call \(defective.count) endpoints, among them \(names): \(first.defect ?? "")",
+            fix: "When it is about a key, start that worker with the right OUTBOX_SECRET_KEY_FILE; "
+                + "else correct the endpoint: outboxctl endpoint get \(first.id)")
+    }
+
     /// Reads the endpoints.
     func read() async throws -> Snapshot {
         let known = current
@@ -95,6 +108,8 @@ final class EndpointDirectory: Sendable {
             }
         }
         let fresh = Snapshot(generation: found, endpoints: endpoints)
+        let isAnyDefective = endpoints.contains { $0.defect != nil }
+        defectiveSince.withLock { $0 = isAnyDefective ? $0 ?? .now : nil }
         snapshot.withLock { $0 = fresh }
         return fresh
     }

@@ -25,20 +25,29 @@ package struct Engine: Sendable {
         // Every connection sees first of all that it leads to the installation that was looked at here.
         let patience = Patience()
         let session = WorkerSession.setUp(instance: instance, patience: patience)
-        let pool = try ConnectionPool(
-            target.named("outbox/\(configuration.worker)"), size: configuration.connections, session: session,
-            isReserved: true)
-        let recording = try ConnectionPool(
-            target.named("outbox/\(configuration.worker)/record"), size: 1, session: session, isReserved: true)
-        let renewing = try ConnectionPool(
-            target.named("outbox/\(configuration.worker)/renew"), size: 1, session: session, isReserved: true)
+        func connect(
+            _ use: String, size: Int = 1, session: SessionSetUp = session, after others: [ConnectionPool] = [],
+            isReserved: Bool = true
+        ) throws -> ConnectionPool {
+            try ConnectionPool(
+                target.named("outbox/\(configuration.worker)\(use)"), size: size, session: session, after: others,
+                isReserved: isReserved)
+        }
+        // First what ends work, then what begins it.
+        let recording = try connect("/record")
+        let renewing = try connect("/renew")
+        let first = [recording, renewing]
+        let pool = try connect("", size: configuration.connections, after: first)
+        let lanes = try connect(
+            "/lanes", size: configuration.laneConnections,
+            session: session.with(("lock_timeout", "\(Self.longestLaneLock.milliseconds)ms")), after: first)
+        let keeping = try connect("/keep", after: first, isReserved: false)
         let listener =
             configuration.listens
-            ? try ConnectionPool(
-                target.named("outbox/\(configuration.worker)/listen"), size: 1,
-                session: WorkerSession.setUp(instance: instance, patience: patience, channel: "outbox"))
-            : nil
-        let pools = Connections(pools: [pool, recording, renewing] + (listener.map { [$0] } ?? []))
+            ? try connect(
+                "/listen", session: WorkerSession.setUp(instance: instance, patience: patience, channel: "outbox"),
+                after: first, isReserved: false) : nil
+        let pools = Connections(pools: [pool, lanes, keeping, recording, renewing] + (listener.map { [$0] } ?? []))
 
         let clock = DatabaseClock()
         let directory = EndpointDirectory(pool: pool, keyring: keyring, logger: logger)
@@ -58,17 +67,22 @@ package struct Engine: Sendable {
             transport: transport, recorder: recorder, waking: claiming, directory: directory, clock: clock,
             instance: instance, configuration: configuration, logger: logger)
         let parts = EngineParts(
-            pool: pool, directory: directory, clock: clock, keeper: keeper, recorder: recorder, sender: sender,
+            pool: pool, lanes: lanes, directory: directory, clock: clock, keeper: keeper, recorder: recorder, sender: sender,
             laneWakeups: laneWakeups, instance: instance, configuration: configuration, logger: logger)
         let dispatcher = Dispatcher(parts, wakeup: claiming)
-        let lanes = LaneRunner(parts)
+        let laneRunner = LaneRunner(parts)
         let cutter = Cutter(
             pool: pool, listener: listener, configuration: configuration, logger: logger, waking: claiming)
-        let janitor = Janitor(pool: pool, sender: sender, configuration: configuration, logger: logger)
+        let janitor = Janitor(pool: keeping, configuration: configuration, logger: logger) {
+            [sender.complaint, recorder.complaint, directory.complaint].compactMap(\.self)
+        }
         // Lanes stop after the sender has let go of their requests, and before the last outcomes are recorded.
         let watch = DirectoryWatch(directory: directory, logger: logger)
-        services = [pools, recorder, keeper, watch, lanes, sender, cutter, dispatcher, janitor]
+        services = [pools, recorder, keeper, watch, laneRunner, sender, cutter, dispatcher, janitor]
     }
+
+    /// As long as a group of records takes. What was not to be had then is tried again later, and others go on.
+    private static let longestLaneLock = Duration.milliseconds(20)
 
     /// Sees that the database is one that this binary can work in, and a home; returns whose it is and where its server listens.
     private static func lookAround(
@@ -96,6 +110,8 @@ package struct Engine: Sendable {
 /// What the claiming services work with.
 struct EngineParts: Sendable {
     let pool: ConnectionPool
+    /// For work on one lane: nobody waits there for a lock, since who holds one stops one lane.
+    let lanes: ConnectionPool
     let directory: EndpointDirectory
     let clock: DatabaseClock
     let keeper: LeaseKeeper

@@ -37,8 +37,10 @@ package struct EngineConfiguration: Sendable {
     package var mostUnrecorded = 10_000
     /// How long a graceful stop waits for requests in flight.
     package var grace: Duration = .seconds(10)
-    /// Connections for claiming and reading, beside those for recording, lease renewal and listening.
-    package var connections = 3
+    /// Connections for cutting and claiming, and for work on lanes, beside one each for recording, lease renewal, housekeeping and
+    /// listening.
+    package var connections = 2
+    package var laneConnections = 2
     /// Listen for producers' notifications; off behind a pooler in transaction mode.
     package var listens = true
 

@@ -6,20 +6,22 @@ struct FullWarning {
 
     private var fullSince: ContinuousClock.Instant?
     private var toldAt: ContinuousClock.Instant?
-    /// Nothing has been free for that long.
-    private(set) var lasts = false
 
     /// Takes note of how it is now; true when it is to be said.
     mutating func isDue(isFull: Bool, at now: ContinuousClock.Instant) -> Bool {
         guard isFull else {
-            (fullSince, lasts) = (nil, false)
+            fullSince = nil
             return false
         }
         let since = fullSince ?? now
         fullSince = since
-        lasts = now - since > Self.patience
-        guard lasts, toldAt.map({ now - $0 > Self.period }) ?? true else { return false }
+        guard now - since > Self.patience, toldAt.map({ now - $0 > Self.period }) ?? true else { return false }
         toldAt = now
         return true
+    }
+
+    /// For how long nothing has been free, when that is no burst.
+    func age(at now: ContinuousClock.Instant) -> Duration? {
+        fullSince.map { now - $0 }.flatMap { $0 > Self.patience ? $0 : nil }
     }
 }

@@ -20,14 +20,18 @@ final class Janitor: Service {
     }
 
     private let pool: ConnectionPool
-    private let sender: Sender
+    /// What to complain of now.
+    private let complaints: @Sendable () -> [Complaint]
     private let configuration: EngineConfiguration
     private let logger: Logger
     private let wakeup = Wakeup()
 
-    init(pool: ConnectionPool, sender: Sender, configuration: EngineConfiguration, logger: Logger) {
+    init(
+        pool: ConnectionPool, configuration: EngineConfiguration, logger: Logger,
+        complaints: @escaping @Sendable () -> [Complaint]
+    ) {
         self.pool = pool
-        self.sender = sender
+        self.complaints = complaints
         self.configuration = configuration
         self.logger = logger
     }
@@ -46,11 +50,11 @@ final class Janitor: Service {
                         logger.error("a lock holds others up", metadata: ["who": "\(wait[1] ?? "")"])
                     }
                     told = Set(waits.map { $0[2] })
-                    let fullOf = sender.holdersOfAll
+                    let complaints = complaints()
                     let timeline = try await pool.run { [configuration] in
                         try $0.heartbeat(
                             worker: configuration.worker, host: configuration.host, pid: configuration.pid,
-                            fullOf: fullOf)
+                            complaints: complaints)
                         return try $0.noteTimeline()
                     }
                     if let timeline {

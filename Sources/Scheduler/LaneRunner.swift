@@ -118,7 +118,7 @@ final class LaneRunner: Service {
     private func release(_ lane: ClaimedLane, _ lease: Lease, floor: LaneFloor) async {
         for _ in 0..<5 where !lease.isLost {
             do {
-                _ = try await parts.pool.run { try $0.releaseLane(lane.endpoint, lease: lane.lease, floor: floor) }
+                _ = try await parts.lanes.run { try $0.releaseLane(lane.endpoint, lease: lane.lease, floor: floor) }
                 break
             } catch {
                 do { try await Task.sleep(for: .milliseconds(200)) } catch { break }

@@ -100,7 +100,7 @@ struct LaneWork {
         if .now - beganAt > Self.longestSweep { try await beginAgain() }
         // What is in flight now is not sent again, also when it is resolved while the page is read.
         let inFlight = lease.inFlight
-        let found = try await parts.pool.run { [lane, cursor, recoveredAt, instance = parts.instance] in
+        let found = try await parts.lanes.run { [lane, cursor, recoveredAt, instance = parts.instance] in
             try $0.lanePage(of: lane.endpoint, after: cursor, recoveredAt: recoveredAt, instance: instance)
         }
         if found.isEmpty {
@@ -136,11 +136,12 @@ struct LaneWork {
 
     /// Passes by what was delivered. False when the lane is not ours any more.
     @discardableResult private mutating func raiseFloor() async throws -> Bool {
-        let found = try await parts.pool.run { [lane, floor] in
+        let found = try await unlessLocked { [lane, floor] in
             try $0.laneFloor(of: lane.endpoint, lease: lane.lease, from: floor)
         }
-        floor = found ?? floor
         raisedAt = .now
+        guard let found else { return true }
+        floor = found ?? floor
         return found != nil
     }
 
@@ -154,7 +155,7 @@ struct LaneWork {
         rates = wanted
         if wanted.isEmpty { return parts.sender.unlimit(lane.endpoint, for: lease.holder) }
         let memory = RateLimiter.memory(of: wanted)
-        let ages = try await parts.pool.run { [lane] in
+        let ages = try await parts.lanes.run { [lane] in
             try $0.recentStarts(of: lane.endpoint, atMost: memory.count, within: memory.period)
         }
         let now = ContinuousClock.now
@@ -196,11 +197,12 @@ struct LaneWork {
         let pair = Pair(event: delivery.event, endpoint: lane.endpoint)
         let schedule = endpoint?.retrySchedule ?? []
         let delay = RetryPolicy.delay(schedule, after: delivery.attempts + 1, jitter: 0.5) ?? parts.configuration.lease
-        let isOurs = try await parts.pool.run { [lane] in
-            try $0.presumeCrash(pair, lane: lane.lease, dueIn: delay)
+        var isOurs: Bool?
+        while isOurs == nil, isWorkable {
+            isOurs = try await unlessLocked { [lane] in try $0.presumeCrash(pair, lane: lane.lease, dueIn: delay) }
         }
         // False also when an operator cancelled the delivery meanwhile.
-        guard isOurs else { return }
+        guard isOurs == true else { return }
         enqueue([send(event, delivery, crashesBefore: delivery.crashes)])
         await lease.wait(untilUnresolvedAtMost: 0)
     }
@@ -247,15 +249,23 @@ struct LaneWork {
             return true
         }
         if recoveredAt == .distantFuture {
-            recoveredAt = try await parts.pool.run { [lane] in
+            let begun = try await unlessLocked { [lane] in
                 try $0.beginRecovery(lane.endpoint, lease: lane.lease)
             }
+            guard let begun else { return true }
+            recoveredAt = begun
             if recoveredAt == nil { return false }
         }
         ramp = size * 2
         guard size * 2 > endpoint?.maxInFlight ?? 1 else { return true }
+        guard lane.isFailing else {
+            ramp = nil
+            return true
+        }
+        // With the next round again, when somebody changes endpoints at this moment.
+        guard let isClosed = try await closeBreaker() else { return true }
         ramp = nil
-        return lane.isFailing ? try await closeBreaker() : true
+        return isClosed
     }
 
     /// Waits for what was sent.
@@ -273,22 +283,32 @@ struct LaneWork {
         askedAt = .now
         let waiting = parts.sender.waiting(for: lane.endpoint)
         if waiting.isEmpty { return }
-        let there = try await parts.pool.run { [lane] in try $0.waiting(waiting, in: lane.endpoint) }
+        let there = try await parts.lanes.run { [lane] in try $0.waiting(waiting, in: lane.endpoint) }
         parts.sender.withdraw(Set(waiting).subtracting(there), of: lane.endpoint)
     }
 
-    private func closeBreaker() async throws -> Bool {
-        try await parts.pool.run { [lane] in try $0.closeBreaker(lane.endpoint, lease: lane.lease) }
+    private func closeBreaker() async throws -> Bool? {
+        try await unlessLocked { [lane] in try $0.closeBreaker(lane.endpoint, lease: lane.lease) }
+    }
+
+    /// What takes a lock; nil, a moment later, when somebody else has it.
+    private func unlessLocked<Value: Sendable>(
+        _ body: @escaping @Sendable (inout Connection) throws -> Value
+    ) async throws -> Value? {
+        do { return try await parts.lanes.run(body) } catch let error as PostgresError where error.sqlState == "55P03" {
+            try await Task.sleep(for: .milliseconds(100))
+            return nil
+        }
     }
 
     /// Everything is through: with nothing left to try, a recovery is over, and so is what was set for the time after a pause.
     private mutating func settle() async throws {
         if let recovery = recoveredAt, recovery != .distantFuture {
             if ramp != nil { _ = try await closeBreaker() }
-            try await parts.pool.run { [lane] in try $0.endRecovery(lane.endpoint, lease: lane.lease) }
+            _ = try await unlessLocked { [lane] in try $0.endRecovery(lane.endpoint, lease: lane.lease) }
         }
         if endpoint?.settings.drainRate != nil {
-            try await parts.pool.run { [lane] in try $0.endDrain(lane.endpoint, lease: lane.lease) }
+            _ = try await unlessLocked { [lane] in try $0.endDrain(lane.endpoint, lease: lane.lease) }
         }
     }
 

@@ -59,7 +59,10 @@ final class LeaseKeeper: Service {
         do {
             let renewed = try await pool.run { [wanted, duration] in try $0.renew(wanted, for: duration) }
             for (holder, lease) in leases {
-                if case .lane(let id, _) = holder, renewed.locked.contains(id) { continue }
+                switch holder {
+                case .batch(let batch): if renewed.lockedBatches.contains(batch.lease) { continue }
+                case .lane(let id, _): if renewed.locked.contains(id) { continue }
+                }
                 let isOurs =
                     switch holder {
                     case .batch(let batch): renewed.batches[batch.lease] != nil

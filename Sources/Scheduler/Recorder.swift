@@ -56,6 +56,7 @@ final class Recorder: Service {
     private let worker: String
     private let logger: Logger
     private let inbox = Mutex(Inbox())
+    private let standing = Mutex<(since: ContinuousClock.Instant, error: String)?>(nil)
     private let wakeup = Wakeup()
     /// Signalled after each group: there may be room to claim more.
     private let claiming: Wakeup
@@ -177,7 +178,13 @@ final class Recorder: Service {
             group.events[lease.holder.lease] = lease.events
         }
         FailPoint.reach(.recordBefore)
-        guard let (receipt, written) = await write(group) else { return giveUp(reports) }
+        let (receipt, written): (RecordReceipt, RecordGroup)
+        switch await write(group) {
+        case .written(let theReceipt, let theGroup): (receipt, written) = (theReceipt, theGroup)
+        case .refused(let error):
+            return await recordApart(reports, finished: finished, effects: effects, refusal: error)
+        case .gaveUp: return giveUp(reports)
+        }
         FailPoint.reach(.recordAfter)
 
         let left = reports.filter { written.leaves($0.outcome) }
@@ -222,6 +229,42 @@ final class Recorder: Service {
                 }))
     }
 
+    /// Something of a group is refused by the database for good, and keeps none of the rest from being recorded: what it is is found out
+    /// by halves. By itself it is parked, and what is refused even so is left to the next claim of its batch.
+    private func recordApart(
+        _ reports: [Report], finished: [Lease], effects: [EndpointID: EndpointEffect], refusal: PostgresError
+    ) async {
+        if reports.count > 1 {
+            await record(Array(reports.prefix(reports.count / 2)), finished: [], effects: [:])
+            await record(Array(reports.dropFirst(reports.count / 2)), finished: finished, effects: effects)
+            return
+        }
+        let metadata: Logger.Metadata = ["error": "\(refusal)"]
+        guard var report = reports.first else {
+            if effects.count > 1 {
+                for (endpoint, effect) in effects { await record([], finished: [], effects: [endpoint: effect]) }
+            } else if !effects.isEmpty {
+                logger.error("the database refuses what an answer means for its endpoint", metadata: metadata)
+            }
+            if !finished.isEmpty { await record([], finished: finished, effects: [:]) }
+            return
+        }
+        let pair = report.outcome.pair
+        let named = metadata.merging(["event": "\(pair.event.id)", "endpoint": "\(pair.endpoint)"]) { $1 }
+        guard let parked = report.outcome.parked(because: refusal) else {
+            logger.error("the database refuses an outcome; the event will be sent again", metadata: named)
+            report.lease.lose()
+            report.lease.resolve(1, events: [pair.event])
+            inbox.withLock { $0.unrecorded -= 1 }
+            if !finished.isEmpty { await record([], finished: finished, effects: effects) }
+            return
+        }
+        logger.error("the database refuses an outcome; the delivery is parked", metadata: named)
+        report.outcome = parked
+        report.effect = nil
+        await record([report], finished: finished, effects: effects)
+    }
+
     /// Says now and then that somebody has lanes locked, who is not named in the database.
     private func complain(about locked: Set<EndpointID>) {
         let isLong = inbox.withLock { inbox in
@@ -236,33 +279,59 @@ final class Recorder: Service {
         }
     }
 
-    /// Writes the group however long it takes, and returns it as it was written, which says what was left; nil only when the process
-    /// must end without it.
-    private func write(_ group: RecordGroup) async -> (RecordReceipt, RecordGroup)? {
+    private enum Written {
+        /// The group as it was written, which says what was left.
+        case written(RecordReceipt, RecordGroup)
+        /// The database will never take it.
+        case refused(PostgresError)
+        /// The process must end without it.
+        case gaveUp
+    }
+
+    /// Writes the group however long it takes.
+    private func write(_ group: RecordGroup) async -> Written {
         var group = group
+        var hasTexts = true
         var pause = Duration.milliseconds(20)
         var complaints = 0
         while true {
             let (result, written) = await write(once: group)
             switch result {
-            case .success(let receipt): return (receipt, written)
+            case .success(let receipt):
+                standing.withLock { $0 = nil }
+                return .written(receipt, written)
             case .failure(let error):
                 let error = error as? PostgresError
+                if error?.isOfValues == true, let error {
+                    if !hasTexts { return .refused(error) }
+                    // Text that the database refuses must not keep the outcome itself from being written.
+                    (group, hasTexts) = (group.withoutTexts(), false)
+                    continue
+                }
+                let text = error.map(\.description) ?? "unknown"
+                standing.withLock { $0 = ($0?.since ?? .now, text) }
                 if complaints.isMultiple(of: 60) {
                     logger.warning(
-                        "outcomes could not be recorded; they are kept and tried again",
-                        metadata: ["error": "\(error.map(\.description) ?? "unknown")"])
+                        "outcomes could not be recorded; they are kept and tried again", metadata: ["error": "\(text)"])
                 }
                 complaints += 1
-                if error?.isOutcomeUnknown == true, await readBack(written) { return (RecordReceipt(), written) }
-                // Text that the database refuses must not keep the outcome itself from being written.
-                if let error, !error.isTransient { group = group.withoutTexts() }
-                if let end = inbox.withLock({ $0.giveUpAt }), end <= .now { return nil }
+                if error?.isOutcomeUnknown == true, await readBack(written) {
+                    return .written(RecordReceipt(), written)
+                }
+                if let end = inbox.withLock({ $0.giveUpAt }), end <= .now { return .gaveUp }
             }
             // A cancelled process still gets its few tries: the sleep then returns at once.
             try? await Task.sleep(for: pause * Double.random(in: 0.5...1))
             pause = min(pause * 2, .seconds(2))
         }
+    }
+
+    /// Nothing has been recorded for ten seconds, though something is to be.
+    var complaint: Complaint? {
+        guard let (since, error) = standing.withLock(\.self), .now - since > Self.long else { return nil }
+        return Complaint(
+            "records_stand", age: .now - since, detail: "cannot record what became of its requests: \(error)",
+            fix: "Nothing is lost, and nothing more is claimed. Put right what the error says")
     }
 
     private func write(once group: RecordGroup) async -> (Result<RecordReceipt, any Error>, RecordGroup) {
@@ -289,7 +358,6 @@ final class Recorder: Service {
     /// At the end of the process, with a database that takes nothing: the leases end by themselves, and the next holder
     /// sends again what was not recorded.
     private func giveUp(_ reports: [Report]) {
-        logger.error("stopping without recording", metadata: ["outcomes": "\(reports.count)"])
         let rest = inbox.withLock { inbox in
             defer {
                 inbox.unrecorded = 0
@@ -299,6 +367,7 @@ final class Recorder: Service {
             }
             return inbox.reports + inbox.left
         }
+        logger.error("stopping without recording", metadata: ["outcomes": "\(reports.count + rest.count)"])
         for report in reports + rest { report.lease.resolve(1) }
     }
 }

@@ -290,20 +290,25 @@ final class Sender: Service {
         sayWhoHoldsAll()
     }
 
-    /// Who has most of what there is, when nothing has been free for ten seconds.
-    var holdersOfAll: String? {
+    /// Nothing has been free for ten seconds.
+    var complaint: Complaint? {
         let endpoints = directory.current.byID
-        return state.withLock { $0.full.lasts ? $0.queues.holders(most: 3) : nil }?.map { id, requests, bytes in
+        guard let (age, holders) = state.withLock({ state in state.full.age(at: .now).map { ($0, state.queues.holders(most: 3)) } })
+        else { return nil }
+        let text = holders.map { id, requests, bytes in
             "\(endpoints[id]?.name ?? id.description): \(requests) requests, \(bytes) bytes"
-        }.joined(separator: "; ")
+        }
+        return Complaint(
+            "worker_full", age: age,
+            detail: "has all in flight that it may; most of that: \(text.joined(separator: "; "))",
+            fix: "Endpoints wait for each other. Find out why these answer so slowly, or give them a shorter --timeout; "
+                + "or start another worker, or raise OUTBOX_MAX_IN_FLIGHT")
     }
 
     private func sayWhoHoldsAll() {
         let isDue = state.withLock { $0.full.isDue(isFull: $0.queues.isFull, at: .now) }
-        guard isDue, let holders = holdersOfAll else { return }
-        logger.warning(
-            "all requests or bytes that may be in flight are (OUTBOX_MAX_IN_FLIGHT); endpoints wait for each other",
-            metadata: ["most": "\(holders)"])
+        guard isDue, let complaint else { return }
+        logger.warning("endpoints wait for each other", metadata: ["why": "this worker \(complaint.detail)", "fix": "\(complaint.fix)"])
     }
 
     /// What is not sent now waits in its lane: pairs of a batch are moved there, pairs of a lane still are there.

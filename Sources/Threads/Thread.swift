@@ -110,4 +110,15 @@ package final class ThreadSemaphore: Sendable {
     package func signal() { unsafe sem_post(semaphore) }
 
     package func wait() { while unsafe sem_wait(semaphore) != 0 {} }
+
+    /// Waits for no longer than that; false when nobody has signalled.
+    package func wait(upTo limit: Duration) -> Bool {
+        // The timed waits of POSIX go by a clock that may be set.
+        let end = ContinuousClock.now + limit
+        while unsafe sem_trywait(semaphore) != 0 {
+            if .now >= end { return false }
+            Thread.pause(.milliseconds(5))
+        }
+        return true
+    }
 }

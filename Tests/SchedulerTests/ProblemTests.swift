@@ -128,7 +128,7 @@ import Testing
             let isSaid = try await eventually { try await !problems(database, "worker_full").isEmpty }
             #expect(isSaid)
             let found = try await problems(database, "worker_full")
-            #expect(found.first?.detail.contains("worker test has had all in flight") == true, "\(found)")
+            #expect(found.first?.detail.contains("worker test has all in flight") == true, "\(found)")
             #expect(found.first?.detail.contains(": 1 requests, ") == true, "\(found)")
             mayAnswer.isSet = true
             #expect(try await eventually { try await problems(database, "worker_full").isEmpty })

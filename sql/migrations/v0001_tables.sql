@@ -297,6 +297,10 @@ LANGUAGE sql IMMUTABLE RETURN cardinality(waits) <= 100
 CREATE DOMAIN outbox.time_or_none AS timestamptz
     CONSTRAINT is_of_the_years_1_to_9999 CHECK (VALUE BETWEEN '0001-01-01' AND '9999-12-31' OR VALUE IN ('infinity', '-infinity'));
 
+-- So long from now, or as late as a time may be.
+CREATE FUNCTION outbox.due_in(delay interval) RETURNS timestamptz
+LANGUAGE sql VOLATILE RETURN least(clock_timestamp() + delay, timestamptz '9999-12-31 00:00+00');
+
 CREATE TABLE outbox.endpoint (
     id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     name            text NOT NULL CHECK (length(name) BETWEEN 1 AND 128),
@@ -377,7 +381,7 @@ CREATE TABLE outbox.delivery (
     event_id         bigint NOT NULL,
     endpoint_id      uuid NOT NULL,
     event_at         timestamptz NOT NULL,   -- the event's created_at
-    due_at           timestamptz NOT NULL,   -- infinity: it waits for others of its ordering key
+    due_at           outbox.time_or_none NOT NULL,   -- infinity: it waits for others of its ordering key
     attempts         int NOT NULL DEFAULT 0,
     crashes          int NOT NULL DEFAULT 0, -- sends that their worker did not live to record, in a row
     trigger          text NOT NULL CHECK (trigger IN ('first', 'retry', 'replay')),
@@ -451,9 +455,8 @@ CREATE TABLE outbox.worker (
     pid          int NOT NULL,
     started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- While all that it may have in flight is: since when, and which endpoints have most of it.
-    full_since   timestamptz,
-    full_of      text
+    -- What only it knows to be wrong, as {"problem":…, "since":…, "detail":…, "fix":…}.
+    complaints   jsonb NOT NULL DEFAULT '[]'
 ) WITH (fillfactor = 50);
 
 CREATE TABLE outbox.audit (

@@ -22,19 +22,25 @@ SELECT parent.relname AS parent, child.oid AS oid, child.relname AS name,
   JOIN pg_class parent ON parent.oid = i.inhparent
  WHERE parent.oid IN ('outbox.event'::regclass, 'outbox.attempt'::regclass);
 
--- The partition to be made for a time: from where another one that is there already ends, when the
--- unit was changed.
+-- The partition to be made for a time, or for what is not covered after it in its unit: between those
+-- that are there, when the unit was changed.
 CREATE FUNCTION outbox.partition_to_make(parent name, around timestamptz)
 RETURNS TABLE (name name, lower timestamptz, upper timestamptz)
 LANGUAGE sql STABLE SET timezone = 'UTC' BEGIN ATOMIC
     SELECT partition_to_make.parent || '_'
                || CASE WHEN u.lower = b.lower THEN b.suffix ELSE to_char(u.lower, 'YYYYMMDDHH24') END,
-           u.lower, b.upper
+           u.lower, u.upper
       FROM outbox.partition_bounds(partition_to_make.around) b
      CROSS JOIN LATERAL (
-           SELECT greatest(b.lower, max(x.upper)) AS lower FROM outbox.partitions x
-            WHERE x.parent = partition_to_make.parent AND x.lower <= partition_to_make.around AND x.upper > b.lower) u
-     WHERE u.lower < b.upper;
+           SELECT CASE WHEN bool_or(x.lower <= partition_to_make.around) THEN max(x.upper)
+                       ELSE partition_to_make.around END AS at
+             FROM outbox.partitions x
+            WHERE x.parent = partition_to_make.parent AND x.lower < b.upper AND x.upper > partition_to_make.around) c
+     CROSS JOIN LATERAL (
+           SELECT greatest(b.lower, max(x.upper) FILTER (WHERE x.upper <= c.at)) AS lower,
+                  least(b.upper, min(x.lower) FILTER (WHERE x.lower > c.at)) AS upper
+             FROM outbox.partitions x WHERE x.parent = partition_to_make.parent) u
+     WHERE c.at < b.upper;
 END;
 
 -- Makes a partition beside its parent and attaches it, which does not stop producers. False when a
@@ -104,6 +110,15 @@ BEGIN
     END IF;
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', source);
     IF outbox.is_under_way(parent, source, p.upper) THEN RETURN NULL; END IF;
+    IF parent = 'event' THEN
+        -- What was under way at the first look may wait somewhere by now.
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s e WHERE e.created_at >= $1 AND e.created_at < $2 AND ('
+                       '   EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = e.id)'
+                       ' OR EXISTS (SELECT FROM outbox.unrouted d WHERE d.event_id = e.id)'
+                       ' OR EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_id = e.id)))', source)
+           INTO few USING p.lower, p.upper;
+        IF few THEN RETURN NULL; END IF;
+    END IF;
     EXECUTE format('CREATE TABLE outbox.%I (LIKE outbox.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', p.name, parent);
     EXECUTE format('WITH moved AS (DELETE FROM %s WHERE %I >= $1 AND %I < $2 RETURNING *) '
                    'INSERT INTO outbox.%I SELECT * FROM moved',
@@ -172,13 +187,19 @@ END $$;
 
 -- Locks a partition of which nothing is needed; false for one that is needed, or that somebody has
 -- locked: it is left for the next time.
+--
+-- First against whoever would add to it: nobody does, but a transaction that is as old as the
+-- retention. From there on what is in it can only become less needed: what is not cut or in a batch
+-- may still become a delivery, and so it is asked for before deliveries are. Everybody reads
+-- meanwhile.
 CREATE FUNCTION outbox.lock_unneeded(parent name, partition oid, upper timestamptz) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF outbox.is_under_way(parent, partition, upper) THEN RETURN false; END IF;
+    EXECUTE format('LOCK TABLE %s IN SHARE MODE NOWAIT', partition::regclass);
+    IF outbox.is_under_way(parent, partition, upper)
+    OR partition = ANY ((SELECT outbox.needed_partitions())::oid[]) THEN RETURN false; END IF;
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', partition::regclass);
-    -- Asked again under the lock: a cut may just have made a batch of what is in here.
-    RETURN NOT outbox.is_under_way(parent, partition, upper);
+    RETURN true;
 EXCEPTION
     WHEN lock_not_available THEN RETURN false;
 END $$;

@@ -354,10 +354,10 @@ SELECT 'stream_stands', format('%s events wait to be cut, the oldest since %s, t
  WHERE b.stage = 'stream' AND b.oldest_at < clock_timestamp() - interval '1 min'
    AND EXISTS (SELECT FROM outbox.worker WHERE heartbeat_at > clock_timestamp() - interval '30 s')
 UNION ALL
-SELECT 'worker_full', format('worker %s has had all in flight that it may since %s; most of that: %s', w.id,
-                             to_char(w.full_since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), w.full_of),
-       'Endpoints wait for each other. Find out why these answer so slowly, or give them a shorter --timeout; or start another worker, or raise OUTBOX_MAX_IN_FLIGHT'
-  FROM outbox.worker w WHERE w.full_since IS NOT NULL AND w.heartbeat_at > clock_timestamp() - interval '30 s'
+SELECT c ->> 'problem', format('worker %s %s (since %s)', w.id, c ->> 'detail', to_char((c ->> 'since')::timestamptz AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')),
+       c ->> 'fix'
+  FROM outbox.worker w CROSS JOIN LATERAL jsonb_array_elements(w.complaints) c
+ WHERE w.heartbeat_at > clock_timestamp() - interval '30 s'
 UNION ALL
 SELECT 'grant_missing', format('the role %s lacks %s on %s %s, which the service needs', g.role, g.what, lower(g.kind), g.object),
        format('GRANT %s ON %s %s TO %I', g.what, g.kind, g.object, g.role)

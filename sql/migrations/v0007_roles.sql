@@ -95,7 +95,7 @@ GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int, bool
     outbox_private.record_trial(name, uuid, bigint, timestamptz, text, uuid, timestamptz, int[], boolean, int, text, text, bytea, text),
     outbox.record_trial(uuid, bigint, timestamptz, text, uuid, timestamptz, int[], boolean, int, text, text, bytea, text)
     TO outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.current_timeline() TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.current_timeline(), outbox.due_in(interval) TO outbox_worker;
 -- Asked by a check of outbox.endpoint, for whoever changes it.
 GRANT EXECUTE ON FUNCTION outbox.is_schedule(interval[]) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.require_home(text) TO outbox_worker, outbox_operator;
