@@ -413,7 +413,7 @@ CREATE UNIQUE INDEX unrouted_pkey ON outbox.unrouted USING btree (event_id, endp
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
 function outbox.advance(uuid[],text[],boolean) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox.catch_up(outbox.cut,integer) returns record 4c16d33da28e4729b6a8474d1cda6409
+function outbox.catch_up(outbox.cut,integer) returns record 09b85c37e10c426b83391b1d6152cab7
 function outbox.cluster_identifier() returns bigint 1478b8f8722d7789ed37739735c4d8a5
 function outbox.current_identity() returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf8427e
@@ -442,6 +442,7 @@ function outbox.keeps_house() returns boolean f6f669e07509f376f2ed5597fa1a1466
 function outbox.keeps_order() returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.key_of(text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.let_go(uuid[],text[],bigint,boolean) returns void d41d8cd98f00b204e9800998ecf8427e
+function outbox.let_go_unless_locked(uuid[],text[],bigint) returns uuid[] dcfe958d68d2ed2b1c5413c96a9522ff
 function outbox.line_of(text,text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.lock_unneeded(name,oid,timestamp with time zone) returns boolean 59528451cee745ab1aaafdba24d94473
 function outbox.make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record bef37480d8bfc4ce875bb274139ec246
@@ -459,7 +460,7 @@ function outbox.rebase(integer,boolean,boolean) returns record d41d8cd98f00b204e
 function outbox.record_audit(text,text,text,jsonb) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.record_trial(uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
-function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut 446ef9273c505e0cad5e2c1134d7258f
+function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut 509715051bfdf50ceb0595a521ceaea4
 function outbox.require_home(text) returns void 66d50045ef1d513a335ba1d4bee13f1f
 function outbox.require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
 function outbox.require_read_committed() returns void 8237d3499001653ad834575c5a5d3d47
@@ -691,6 +692,7 @@ grant execute on is_schedule to outbox_worker
 grant execute on is_service to outbox_worker
 grant execute on keepers_of to outbox_worker
 grant execute on keeps_order to outbox_worker
+grant execute on let_go_unless_locked to outbox_worker
 grant execute on let_go to outbox_worker
 grant execute on line_of to outbox_worker
 grant execute on make_batches to outbox_worker

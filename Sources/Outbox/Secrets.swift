@@ -64,7 +64,8 @@ extension Connection {
         }
         for sealed in sealed {
             let purpose: Keyring.Purpose =
-                sealed.kind == "credentials" ? .credentials : .signing(SigningSecret.Scheme(rawValue: sealed.kind) ?? .v1)
+                sealed.kind == "credentials"
+                ? .credentials : .signing(SigningSecret.Scheme(rawValue: sealed.kind) ?? .v1)
             _ = try keyring.open(sealed.bytes, purpose, keyID: sealed.keyID, for: sealed.endpoint)
         }
     }

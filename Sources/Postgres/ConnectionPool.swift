@@ -22,7 +22,8 @@ public final class ConnectionPool: Sendable {
     ///   - isReserved: connections are made at once, and again as soon as one has broken, so that what others take of the process's
     ///     descriptors is not missing here.
     public init(
-        _ target: ConnectionTarget, size: Int, session: SessionSetUp = SessionSetUp(), after others: [ConnectionPool] = [],
+        _ target: ConnectionTarget, size: Int, session: SessionSetUp = SessionSetUp(),
+        after others: [ConnectionPool] = [],
         isReserved: Bool = false
     ) throws {
         precondition(size > 0, "a pool needs a connection")
@@ -150,7 +151,8 @@ private final class WorkQueue: Sendable {
             if let failure { throw failure }
             if .now > end {
                 throw PostgresError(
-                    .unreachable, step: .connect, message: "another connection that is needed first could not be made in time")
+                    .unreachable, step: .connect,
+                    message: "another connection that is needed first could not be made in time")
             }
             Thread.pause(.milliseconds(2))
         }

@@ -34,7 +34,8 @@ package struct Engine: Sendable {
                 isReserved: isReserved)
         }
         // First what ends work, then what begins it.
-        let recording = try connect("/record")
+        let recording = try connect(
+            "/record", session: session.with(("lock_timeout", "\(Recorder.longestLock.milliseconds)ms")))
         let renewing = try connect("/renew")
         let first = [recording, renewing]
         let pool = try connect("", size: configuration.connections, after: first)
@@ -67,7 +68,8 @@ package struct Engine: Sendable {
             transport: transport, recorder: recorder, waking: claiming, directory: directory, clock: clock,
             instance: instance, configuration: configuration, logger: logger)
         let parts = EngineParts(
-            pool: pool, lanes: lanes, directory: directory, clock: clock, keeper: keeper, recorder: recorder, sender: sender,
+            pool: pool, lanes: lanes, directory: directory, clock: clock, keeper: keeper, recorder: recorder,
+            sender: sender,
             laneWakeups: laneWakeups, instance: instance, configuration: configuration, logger: logger)
         let dispatcher = Dispatcher(parts, wakeup: claiming)
         let laneRunner = LaneRunner(parts)

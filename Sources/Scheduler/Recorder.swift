@@ -23,6 +23,8 @@ final class Recorder: Service {
         /// What answers mean for endpoints that somebody else is changing.
         var effects: [EndpointID: EndpointEffect] = [:]
         var leftUntil = ContinuousClock.now
+        /// Endpoints of which nothing is tried until then.
+        var blocked: Set<EndpointID> = []
         /// Since when there has always been something left.
         var leftSince: ContinuousClock.Instant?
         /// Reported and not yet written, those of the group under way and those that were left included.
@@ -46,6 +48,8 @@ final class Recorder: Service {
 
     /// How many outcomes one transaction writes at most, and how many may wait before claiming stops.
     private static let largestGroup = 1000
+    /// Our own locks last for milliseconds.
+    static let longestLock = Duration.milliseconds(200)
     /// After so long it is said that something is left.
     private static let long = Duration.seconds(10)
     private let mostUnrecorded: Int
@@ -141,9 +145,13 @@ final class Recorder: Service {
     private func take() -> (reports: [Report], finished: [Lease], effects: [EndpointID: EndpointEffect]) {
         inbox.withLock { inbox in
             let isTime = inbox.leftUntil <= .now
-            if isTime, !inbox.left.isEmpty {
-                inbox.reports = inbox.left + inbox.reports
+            if isTime {
+                inbox.blocked = []
+                if !inbox.left.isEmpty { inbox.reports = inbox.left + inbox.reports }
                 inbox.left = []
+            } else if !inbox.blocked.isEmpty {
+                inbox.left += inbox.reports.filter { inbox.blocked.contains($0.outcome.pair.endpoint) }
+                inbox.reports.removeAll { inbox.blocked.contains($0.outcome.pair.endpoint) }
             }
             let reports = Array(inbox.reports.prefix(Self.largestGroup))
             inbox.reports.removeFirst(reports.count)
@@ -183,6 +191,7 @@ final class Recorder: Service {
         case .written(let theReceipt, let theGroup): (receipt, written) = (theReceipt, theGroup)
         case .refused(let error):
             return await recordApart(reports, finished: finished, effects: effects, refusal: error)
+        case .locked: return await recordOthers(reports, finished: finished, effects: effects)
         case .gaveUp: return giveUp(reports)
         }
         FailPoint.reach(.recordAfter)
@@ -265,6 +274,32 @@ final class Recorder: Service {
         await record([report], finished: finished, effects: effects)
     }
 
+    /// Somebody has a row of one endpoint locked, and keeps no other endpoint's outcomes from being recorded: which it is is found out by
+    /// halves, and what is to be written of it is left for a while.
+    private func recordOthers(_ reports: [Report], finished: [Lease], effects: [EndpointID: EndpointEffect]) async {
+        let endpoints = Set(reports.map(\.outcome.pair.endpoint)).union(effects.keys)
+        if endpoints.isEmpty {
+            // The batches themselves: after what others have to say.
+            inbox.withLock { $0.finished += finished }
+            return await Task.detached { try? await Task.sleep(for: .milliseconds(100)) }.value ?? ()
+        }
+        guard endpoints.count > 1 || !finished.isEmpty else {
+            inbox.withLock { inbox in
+                inbox.leave(reports, effects)
+                inbox.leftUntil = .now + .seconds(1)
+                inbox.blocked.formUnion(endpoints)
+            }
+            return complain(about: endpoints)
+        }
+        let some = endpoints.count > 1 ? Set(endpoints.prefix(endpoints.count / 2)) : endpoints
+        await record(
+            reports.filter { some.contains($0.outcome.pair.endpoint) }, finished: [],
+            effects: effects.filter { some.contains($0.key) })
+        await record(
+            reports.filter { !some.contains($0.outcome.pair.endpoint) }, finished: finished,
+            effects: effects.filter { !some.contains($0.key) })
+    }
+
     /// Says now and then that somebody has lanes locked, who is not named in the database.
     private func complain(about locked: Set<EndpointID>) {
         let isLong = inbox.withLock { inbox in
@@ -282,6 +317,8 @@ final class Recorder: Service {
     private enum Written {
         /// The group as it was written, which says what was left.
         case written(RecordReceipt, RecordGroup)
+        /// Somebody else has a row locked.
+        case locked
         /// The database will never take it.
         case refused(PostgresError)
         /// The process must end without it.
@@ -308,6 +345,7 @@ final class Recorder: Service {
                     (group, hasTexts) = (group.withoutTexts(), false)
                     continue
                 }
+                if error?.sqlState == "55P03" { return .locked }
                 let text = error.map(\.description) ?? "unknown"
                 standing.withLock { $0 = ($0?.since ?? .now, text) }
                 if complaints.isMultiple(of: 60) {

@@ -293,7 +293,10 @@ final class Sender: Service {
     /// Nothing has been free for ten seconds.
     var complaint: Complaint? {
         let endpoints = directory.current.byID
-        guard let (age, holders) = state.withLock({ state in state.full.age(at: .now).map { ($0, state.queues.holders(most: 3)) } })
+        guard
+            let (age, holders) = state.withLock({ state in
+                state.full.age(at: .now).map { ($0, state.queues.holders(most: 3)) }
+            })
         else { return nil }
         let text = holders.map { id, requests, bytes in
             "\(endpoints[id]?.name ?? id.description): \(requests) requests, \(bytes) bytes"
@@ -301,14 +304,17 @@ final class Sender: Service {
         return Complaint(
             "worker_full", age: age,
             detail: "has all in flight that it may; most of that: \(text.joined(separator: "; "))",
-            fix: "Endpoints wait for each other. Find out why these answer so slowly, or give them a shorter --timeout; "
+            fix:
+                "Endpoints wait for each other. Find out why these answer so slowly, or give them a shorter --timeout; "
                 + "or start another worker, or raise OUTBOX_MAX_IN_FLIGHT")
     }
 
     private func sayWhoHoldsAll() {
         let isDue = state.withLock { $0.full.isDue(isFull: $0.queues.isFull, at: .now) }
         guard isDue, let complaint else { return }
-        logger.warning("endpoints wait for each other", metadata: ["why": "this worker \(complaint.detail)", "fix": "\(complaint.fix)"])
+        logger.warning(
+            "endpoints wait for each other",
+            metadata: ["why": "this worker \(complaint.detail)", "fix": "\(complaint.fix)"])
     }
 
     /// What is not sent now waits in its lane: pairs of a batch are moved there, pairs of a lane still are there.

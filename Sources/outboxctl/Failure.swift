@@ -103,7 +103,8 @@ struct Failure {
             case "57014":
                 self.init(
                     .unreachable, "deadline", text,
-                    "The server ended it: see its statement_timeout, or narrow what is asked for")
+                    "Somebody ended it, with pg_cancel_backend or by a limit of the server; run it again, or narrow what is asked for"
+                )
             case "3F000", "42P01":
                 self.init(
                     .configuration, "schema_version_mismatch", "the database has no outbox schema",

@@ -494,4 +494,68 @@ import Testing
         proxy.stop()
         ledger.receiver.stop()
     }
+
+    private func proxied(_ database: TestDatabase) throws -> (CuttingProxy, String) {
+        let socket = try #require(database.connectionString.split(separator: "'").dropFirst().first)
+        let name = try #require(database.connectionString.split(separator: "=").last)
+        let proxy = try CuttingProxy(socketPath: "\(socket)/.s.PGSQL.5432", plan: [])
+        return (
+            proxy,
+            "host=127.0.0.1 port=\(proxy.port) user=outbox dbname=\(name) sslmode=disable gssencmode=disable connect_timeout=2"
+        )
+    }
+
+    @Test(.heavy, arguments: [true, false])
+    func `connections that are never answered again are given up, and the work goes on`(newPass: Bool) async throws {
+        let database = try await TestCluster.database()
+        let (proxy, target) = try proxied(database)
+        let ledger = try Ledger()
+        try await database.endpoint("e", url: ledger.url)
+        let worker = try await Daemon.start(target, keyFile: try Daemon.keyFile(), lease: "6s")
+        #expect(await worker.waitUntilReady())
+        try await database.publish(3)
+        #expect(try await eventually { try await database.deliveries("delivered") == 3 })
+        proxy.freeze(new: newPass)
+        try await database.publish(3)
+        // Longer than the deadline of a statement, and the wait for its cancel.
+        try await Task.sleep(for: .seconds(14))
+        proxy.thaw()
+        try await database.publish(3)
+        #expect(try await eventually { try await database.deliveries("delivered") == 9 })
+        let isRecorded = try await eventually {
+            try await database.number("SELECT count(*) FROM outbox.attempt") == ledger.all.count
+        }
+        #expect(isRecorded)
+        worker.signal(SIGTERM)
+        #expect(await worker.wait() == .exit(0))
+        proxy.stop()
+        ledger.receiver.stop()
+    }
+
+    @Test func `a worker for which the server has too few connections sends nothing that it could not record`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        try await database.endpoint("e", url: ledger.url)
+        let name = "few_\(UInt32.random(in: 0...UInt32.max))"
+        try await database.script("CREATE ROLE \(name) LOGIN CONNECTION LIMIT 1; GRANT outbox_worker TO \(name)")
+        let target = database.connectionString.replacing("user=outbox", with: "user=\(name)")
+        let worker = try ChildProcess(
+            ChildProcess.outboxctl, ["run", "--lease", "3s"],
+            environment: [
+                "DATABASE_URL": target, "OUTBOX_SECRET_KEY_FILE": try Daemon.keyFile(),
+                "OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8",
+            ])
+        try await database.publish(5)
+        #expect(await eventually { worker.errors.contains("too many connections") })
+        try await Task.sleep(for: .seconds(3))
+        #expect(ledger.all.isEmpty)
+        try await database.script("ALTER ROLE \(name) CONNECTION LIMIT -1")
+        #expect(try await eventually { try await database.deliveries("delivered") == 5 })
+        #expect(ledger.all.count == 5)
+        worker.signal(SIGTERM)
+        #expect(await worker.wait() == .exit(0))
+        ledger.receiver.stop()
+    }
 }

@@ -15,17 +15,54 @@ import Testing
         return (end, errors)
     }
 
-    @Test func `a statement that the server ends has a limit of its own, and no server that may be down`() async throws
-    {
+    @Test func `limits that a role has for its statements are not ours`() async throws {
         let database = try await TestCluster.database()
         let name = "hurried_\(UInt32.random(in: 0...UInt32.max))"
         try await database.script(
-            "CREATE ROLE \(name) LOGIN; ALTER ROLE \(name) SET statement_timeout = '1ms'; GRANT outbox_operator TO \(name)"
-        )
+            """
+            CREATE ROLE \(name) LOGIN; GRANT outbox_operator TO \(name);
+            ALTER ROLE \(name) SET statement_timeout = '300ms'; ALTER ROLE \(name) SET lock_timeout = '300ms'
+            """)
         let target = database.connectionString.replacing("user=outbox", with: "user=\(name)")
-        let (end, errors) = try await error(target, ["doctor"])
+        let holder = try database.newPool()
+        try await holder.run { try $0.script("BEGIN; LOCK TABLE outbox.endpoint IN ACCESS EXCLUSIVE MODE") }
+        let waiting = Task { try await error(target, ["endpoint", "list"]) }
+        let isOver = try await eventually {
+            try await database.number(
+                """
+                SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+                 WHERE NOT l.granted AND a.usename = \(name) AND l.waitstart < clock_timestamp() - interval '600 ms'
+                """) == 1
+        }
+        #expect(isOver)
+        try await holder.run { try $0.script("ROLLBACK") }
+        let (end, errors) = try await waiting.value
+        #expect(end == .exit(0), "\(errors)")
+        await holder.close()
+    }
+
+    @Test func `a statement that somebody ends was ended by somebody, and not by a server that is down`() async throws {
+        let database = try await TestCluster.database()
+        let holder = try database.newPool()
+        try await holder.run {
+            try $0.script(
+                "SET idle_in_transaction_session_timeout = 0; BEGIN; LOCK TABLE outbox.endpoint IN ACCESS EXCLUSIVE MODE"
+            )
+        }
+        let waiting = Task { try await error(database.connectionString, ["endpoint", "list"]) }
+        let isEnded = try await eventually {
+            try await database.number(
+                """
+                SELECT count(*) FROM (SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+                 WHERE application_name = 'outboxctl' AND wait_event_type = 'Lock' AND datname = current_database()) c
+                """) == 1
+        }
+        #expect(isEnded)
+        let (end, errors) = try await waiting.value
         #expect(end == .exit(69))
-        #expect(errors.contains("statement_timeout") && !errors.contains("Is the server running"), "\(errors)")
+        #expect(errors.contains("pg_cancel_backend") && !errors.contains("Is the server running"), "\(errors)")
+        try await holder.run { try $0.script("ROLLBACK") }
+        await holder.close()
     }
 
     @Test func `a statement that waits for somebody's lock sends to doctor, which names who has it`() async throws {

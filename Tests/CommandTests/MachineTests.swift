@@ -416,4 +416,26 @@ import Testing
         await holder.close()
         await waiting.close()
     }
+
+    @Test(arguments: [["--overlap", "1h"], ["--asymmetric"], ["--overlap", "0s"]])
+    func `with another key than the installation's nothing is sealed, and nothing changes`(flags: [String]) async throws
+    {
+        let setting = try await Setting()
+        _ = try await setting.object("endpoint", "create", "e", "--url", "https://example.com/")
+        let before = try await setting.database.column("SELECT s::text FROM outbox.secret s ORDER BY id")
+        let other = setting.environment.merging(["OUTBOX_SECRET_KEY_FILE": try Daemon.keyFile(Keyring.newKeyLine())]) {
+            $1
+        }
+        for arguments in [
+            ["endpoint", "secret", "rotate", "e"] + flags,
+            ["endpoint", "update", "e", "--auth", "bearer", "--auth-file", try temporaryFile("token")],
+            ["endpoint", "create", "f", "--url", "https://example.com/"],
+        ] {
+            let (end, _, errors) = try await ChildProcess.run(arguments, environment: other)
+            #expect(end == .exit(78), "\(arguments) \(errors)")
+            #expect(errors.contains("OUTBOX_SECRET_KEY_FILE"), "\(errors)")
+        }
+        #expect(try await setting.database.column("SELECT s::text FROM outbox.secret s ORDER BY id") == before)
+        #expect(try await setting.database.number("SELECT count(*) FROM outbox.endpoint") == 1)
+    }
 }

@@ -273,4 +273,64 @@ import Testing
         #expect(try await database.number("SELECT count(*) FROM outbox.delivery") == 0)
         #expect(try await database.number("SELECT count(*) FROM outbox.dead_letter WHERE reason = 'cancelled'") == 5000)
     }
+
+    @Test func `what becomes needed while a partition is looked at is not lost with it`() async throws {
+        let database = try await TestCluster.database()
+        let endpoint = try await database.endpoint("e", url: "https://example.com/").id
+        try await database.script(
+            """
+            CREATE TABLE outbox.event_old PARTITION OF outbox.event FOR VALUES FROM ('2020-01-01') TO ('2020-01-02');
+            INSERT INTO outbox.event (type, created_at) VALUES ('old', '2020-01-01 12:00')
+            """)
+        _ = try await database.pool.run { try $0.cut(batchSize: 10, budget: 10) }
+        try await database.script("DELETE FROM outbox.batch")
+        // Who looks has read everything, and waits for the last of it, when a delivery of the event begins to wait.
+        let holder = try database.newPool()
+        try await holder.run { try $0.script("BEGIN; LOCK TABLE outbox.batch IN ACCESS EXCLUSIVE MODE") }
+        let looking = Task { try await database.column("SELECT outbox.empty_expired_partition()") }
+        let isWaiting = try await eventually {
+            try await database.number(
+                "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'outbox.batch'::regclass") == 1
+        }
+        #expect(isWaiting)
+        try await holder.run {
+            try $0.script(
+                """
+                INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger)
+                SELECT id, '\(endpoint)', created_at, clock_timestamp(), 'retry' FROM outbox.event_old;
+                COMMIT
+                """)
+        }
+        #expect(try await looking.value == [nil])
+        #expect(try await database.number("SELECT count(*) FROM outbox.event_old") == 1)
+        await holder.close()
+    }
+
+    @Test func `a change of the unit leaves no gap`() async throws {
+        let database = try await TestCluster.database()
+        for unit in ["hour", "day", "hour", "day"] {
+            try await database.script("UPDATE outbox.setting SET partition_unit = '\(unit)'")
+            _ = try await database.pool.run { $0.keepHouse() }
+            let gaps = try await database.number(
+                """
+                SELECT count(*) FROM (SELECT lower, lag(upper) OVER (PARTITION BY parent ORDER BY lower) AS before FROM outbox.partitions
+                                       WHERE lower IS NOT NULL) p WHERE before <> lower
+                """)
+            #expect(gaps == 0, "\(unit)")
+        }
+        // From hours to days when only hours are there.
+        try await database.script(
+            """
+            DO $$ DECLARE p text; BEGIN FOR p IN SELECT name FROM outbox.partitions WHERE lower IS NOT NULL LOOP
+                EXECUTE format('DROP TABLE outbox.%I', p); END LOOP; END $$;
+            UPDATE outbox.setting SET partition_unit = 'hour'; SELECT outbox.make_partitions();
+            UPDATE outbox.setting SET partition_unit = 'day'; SELECT outbox.make_partitions()
+            """)
+        let ahead = try await database.number(
+            """
+            SELECT count(*) FROM generate_series(now(), now() + interval '3 days', interval '1 hour') t
+             WHERE NOT EXISTS (SELECT FROM outbox.partitions p WHERE p.parent = 'event' AND p.lower <= t AND p.upper > t)
+            """)
+        #expect(ahead == 0)
+    }
 }

@@ -102,11 +102,11 @@ package struct Daemon {
     }
 
     /// A key file with the tests' key.
-    package static func keyFile() throws -> String {
+    package static func keyFile(_ line: String = TestWorker.keyLine) throws -> String {
         let path = TestFolder.path("key")
         guard
             FileManager.default.createFile(
-                atPath: path, contents: Data(TestWorker.keyLine.utf8), attributes: [.posixPermissions: 0o600])
+                atPath: path, contents: Data(line.utf8), attributes: [.posixPermissions: 0o600])
         else {
             throw POSIXError(.EIO)
         }

@@ -12,6 +12,8 @@ package final class CuttingProxy: Sendable {
     private let socketPath: String
     private let plan: Mutex<[Cut]>
     private let cuts = Mutex(0)
+    /// Connections up to this one are frozen, and so is every new one while `accepts` is false.
+    private let freezing = Mutex((made: 0, frozen: 0, accepts: true))
 
     /// Relays 127.0.0.1:port to the server's unix socket, and cuts the next transactions that write attempts as planned.
     package init(socketPath: String, plan: [Cut]) throws {
@@ -33,10 +35,25 @@ package final class CuttingProxy: Sendable {
     /// How many connections were cut.
     package var cutCount: Int { cuts.withLock { $0 } }
 
+    /// From now on nothing passes on the connections that there are: they stay open, and nobody answers.
+    ///
+    /// - Parameter new: whether new ones pass.
+    package func freeze(new passes: Bool) {
+        freezing.withLock { $0 = ($0.made, $0.made, passes) }
+    }
+
+    /// New connections pass again.
+    package func thaw() { freezing.withLock { $0.accepts = true } }
+
     package func stop() { shutdown(listening, Int32(SHUT_RDWR)) }
 
     private func relay(_ client: Int32) {
         let server = connectToServer()
+        let number = freezing.withLock { state in
+            state.made += 1
+            if !state.accepts { state.frozen = max(state.frozen, state.made) }
+            return state.made
+        }
         defer {
             close(client)
             close(server)
@@ -48,7 +65,12 @@ package final class CuttingProxy: Sendable {
                 pollfd(fd: client, events: Int16(POLLIN), revents: 0),
                 pollfd(fd: server, events: Int16(POLLIN), revents: 0),
             ]
-            guard poll(&descriptors, 2, -1) > 0 else { continue }
+            guard poll(&descriptors, 2, 20) > 0 else { continue }
+            if freezing.withLock({ number <= $0.frozen }) {
+                usleep(20_000)
+                if descriptors[0].revents & Int16(POLLHUP) != 0 { return }
+                continue
+            }
             if descriptors[1].revents != 0 {
                 let count = read(server, &buffer, buffer.count)
                 guard count > 0, forward(buffer[..<count], to: client) else { return }

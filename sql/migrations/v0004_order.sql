@@ -191,6 +191,36 @@ LANGUAGE sql BEGIN ATOMIC
     SELECT outbox.let_go(endpoints, keys, (SELECT outbox.first_incomplete(c) FROM outbox.cut c ORDER BY c.id DESC LIMIT 1), after_loss);
 END;
 
+-- The same, and nobody waits for one delivery: returns the lanes in which something was locked, and
+-- nothing was let go.
+CREATE FUNCTION outbox.let_go_unless_locked(endpoints uuid[], keys text[], until bigint) RETURNS uuid[]
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '50ms' AS $$
+DECLARE
+    missed uuid[] := '{}';
+    lane   uuid;
+BEGIN
+    BEGIN
+        PERFORM outbox.let_go(endpoints, keys, until, false);
+        RETURN missed;
+    EXCEPTION
+        WHEN lock_not_available THEN NULL;
+    END;
+    FOR lane IN SELECT DISTINCT unnest(endpoints) LOOP
+        -- Who has locked that many has locked them all.
+        IF cardinality(missed) >= 10 THEN
+            missed := missed || lane;
+            CONTINUE;
+        END IF;
+        BEGIN
+            PERFORM outbox.let_go(array_agg(u.endpoint_id), array_agg(u.ordering_key), until, false)
+               FROM unnest(endpoints, keys) u(endpoint_id, ordering_key) WHERE u.endpoint_id = lane;
+        EXCEPTION
+            WHEN lock_not_available THEN missed := missed || lane;
+        END;
+    END LOOP;
+    RETURN missed;
+END $$;
+
 -- The lines of all lanes in order, after a place.
 CREATE FUNCTION outbox.next_lines(after outbox.lane_place, step int) RETURNS SETOF outbox.lane_place
 LANGUAGE sql STABLE BEGIN ATOMIC
@@ -231,12 +261,14 @@ BEGIN
       FROM outbox.next_lines(ROW(k.held_endpoint, k.held_key)::outbox.lane_place, step) n;
     locked := ARRAY(SELECT l.endpoint_id FROM outbox.lane l WHERE l.endpoint_id = ANY (endpoints)
                      ORDER BY l.endpoint_id FOR UPDATE SKIP LOCKED);
-    PERFORM outbox.let_go(array_agg(u.endpoint_id), array_agg(u.ordering_key), k.held_until, false)
-       FROM unnest(endpoints, keys) u(endpoint_id, ordering_key) WHERE u.endpoint_id IN (SELECT unnest(locked));
+    missed := outbox.let_go_unless_locked(
+        ARRAY(SELECT u.endpoint_id FROM unnest(endpoints) u(endpoint_id) WHERE u.endpoint_id IN (SELECT unnest(locked))),
+        ARRAY(SELECT u.ordering_key FROM unnest(endpoints, keys) u(endpoint_id, ordering_key)
+               WHERE u.endpoint_id IN (SELECT unnest(locked))), k.held_until);
     -- Nobody waits for one lane: whoever catches up with it begins at its first key.
-    missed := ARRAY(SELECT DISTINCT e FROM unnest(endpoints) e WHERE e NOT IN (SELECT unnest(locked)));
+    missed := missed || ARRAY(SELECT DISTINCT e FROM unnest(endpoints) e WHERE e NOT IN (SELECT unnest(locked)));
     IF missed <> '{}' THEN
-        k.behind := ARRAY(SELECT b FROM unnest(k.behind) b WHERE b.endpoint_id <> ALL (missed))
+        k.behind := ARRAY(SELECT b FROM unnest(k.behind) b WHERE b.endpoint_id NOT IN (SELECT unnest(missed)))
                     || ARRAY(SELECT ROW(m, '')::outbox.lane_place FROM unnest(missed) m);
     END IF;
     IF coalesce(cardinality(keys), 0) = step THEN
@@ -252,29 +284,27 @@ END $$;
 
 -- Catches up with lanes that are behind and free now: puts in line what waits for that, in its
 -- order, and lets go what a walk had to leave. So many deliveries and lines a step, the same for
--- each lane.
+-- each lane, and some hundred lanes: those that are still locked come last in the next one.
 CREATE FUNCTION outbox.catch_up(k outbox.cut, step int, OUT behind outbox.lane_place[], OUT is_unfinished boolean)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     until  bigint := outbox.first_incomplete(k);
+    first  outbox.lane_place[] := k.behind[1:500];
     locked uuid[] := ARRAY(SELECT l.endpoint_id FROM outbox.lane l
-                            WHERE l.endpoint_id = ANY (ARRAY(SELECT b.endpoint_id FROM unnest(k.behind) b))
+                            WHERE l.endpoint_id = ANY (ARRAY(SELECT b.endpoint_id FROM unnest(first) b))
                             ORDER BY l.endpoint_id FOR UPDATE SKIP LOCKED);
-    here   outbox.lane_place[] := ARRAY(SELECT b FROM unnest(k.behind) b
-                                         WHERE b.endpoint_id IN (SELECT unnest(locked)) LIMIT step);
-    share  int := step / greatest(1, cardinality(here));
+    share  int := step / greatest(1, cardinality(locked));
     lanes  uuid[];
     keys   text[];
+    missed uuid[];
     place  outbox.lane_place;
 BEGIN
-    is_unfinished := false;
-    behind := ARRAY(SELECT b FROM unnest(k.behind) b
-                     WHERE b.endpoint_id NOT IN (SELECT h.endpoint_id FROM unnest(here) h));
-    IF here = '{}' THEN RETURN; END IF;
+    behind := k.behind[501:];
+    is_unfinished := behind <> '{}' AND locked <> '{}';
     WITH next AS MATERIALIZED (
         SELECT u.*, n.ordered AND u.ordering_key IS NOT NULL AS is_in_line,
                greatest(clock_timestamp(), e.deliver_at) AS first_due_at
-          FROM unnest(here) b
+          FROM unnest(locked) b(endpoint_id)
          CROSS JOIN LATERAL (SELECT * FROM outbox.unrouted u WHERE u.endpoint_id = b.endpoint_id
                               ORDER BY u.pass, u.event_id LIMIT share) u
           JOIN outbox.endpoint n ON n.id = u.endpoint_id
@@ -297,16 +327,21 @@ BEGIN
          WHERE l.endpoint_id = ANY (ARRAY[r.endpoint_id]) AND l.due_at > r.due_at)
     SELECT array_agg(r.endpoint_id), array_agg(r.ordering_key) INTO lanes, keys
       FROM routed r WHERE r.ordering_key IS NOT NULL;
-    PERFORM outbox.let_go(lanes, keys, until, false);
-    FOREACH place IN ARRAY here LOOP
-        IF place.ordering_key IS NOT NULL THEN
+    missed := outbox.let_go_unless_locked(lanes, keys, until);
+    FOREACH place IN ARRAY first LOOP
+        IF place.endpoint_id = ANY (missed) THEN
+            place.ordering_key := '';
+        ELSIF place.ordering_key IS NOT NULL AND place.endpoint_id = ANY (locked) THEN
             keys := ARRAY(SELECT n.ordering_key FROM outbox.next_lines(place, share) n
                            WHERE n.endpoint_id = place.endpoint_id);
-            PERFORM outbox.let_go(array_fill(place.endpoint_id, ARRAY[cardinality(keys)]), keys, until, false);
-            place.ordering_key := keys[share];
+            IF outbox.let_go_unless_locked(array_fill(place.endpoint_id, ARRAY[cardinality(keys)]), keys, until) = '{}' THEN
+                place.ordering_key := keys[share];
+                is_unfinished := is_unfinished OR place.ordering_key IS NOT NULL;
+            END IF;
         END IF;
-        IF place.ordering_key IS NOT NULL
-        OR EXISTS (SELECT FROM outbox.unrouted u WHERE u.endpoint_id = place.endpoint_id) THEN
+        IF place.endpoint_id <> ALL (locked) OR place.ordering_key IS NOT NULL THEN
+            behind := behind || place;
+        ELSIF EXISTS (SELECT FROM outbox.unrouted u WHERE u.endpoint_id = place.endpoint_id) THEN
             behind := behind || place;
             is_unfinished := true;
         END IF;

@@ -65,7 +65,8 @@ GRANT EXECUTE ON FUNCTION outbox.key_of(text) TO outbox_operator, outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.first_incomplete(outbox.cut) TO outbox_worker, outbox_operator, outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.keeps_order(), outbox.keepers_of(text, text, text), outbox.events_of(bigint[]),
     outbox.route_ordered(bigint[], bigint, boolean, outbox.lane_place[]), outbox.next_lines(outbox.lane_place, int),
-    outbox.release_order(outbox.cut, bigint, int), outbox.catch_up(outbox.cut, int) TO outbox_worker;
+    outbox.release_order(outbox.cut, bigint, int), outbox.catch_up(outbox.cut, int),
+    outbox.let_go_unless_locked(uuid[], text[], bigint) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION
     outbox.make_batches(pg_snapshot, pg_snapshot, xid8[], boolean, bigint, int, int, bigint, boolean), outbox.snapshot(xid8, xid8[]) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.is_cut(outbox.cut, xid8, bigint) TO outbox_worker, outbox_reader, outbox_operator;
