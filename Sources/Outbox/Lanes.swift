@@ -87,10 +87,11 @@ extension Connection {
     ///
     /// - Parameters:
     ///   - excluded: endpoints that this worker cannot serve or already does.
+    ///   - customers: those that have enough lanes here.
     ///   - instance: which installation it must be; nil for any.
     package mutating func claimLanes(
         lease: LeaseID, worker: String, for duration: Duration, excluding excluded: [EndpointID],
-        instance: String? = nil
+        customers: [String] = [], instance: String? = nil
     ) throws -> LaneClaim {
         let rows = try query(
             """
@@ -100,6 +101,7 @@ extension Connection {
                    AND l.held_until <= clock_timestamp()
                    AND NOT (l.paused_from <= clock_timestamp() AND l.paused_until > clock_timestamp())
                    AND n.disabled_at IS NULL AND n.deleted_at IS NULL AND l.endpoint_id <> ALL (\(excluded))
+                   AND n.customer_id <> ALL (\(customers))
                  ORDER BY l.due_at LIMIT 16 FOR UPDATE OF l SKIP LOCKED),
             claimed AS (
                 UPDATE outbox.lane l

@@ -76,7 +76,7 @@ package struct Engine: Sendable {
         let cutter = Cutter(
             pool: pool, listener: listener, configuration: configuration, logger: logger, waking: claiming)
         let janitor = Janitor(pool: keeping, configuration: configuration, logger: logger) {
-            [sender.complaint, recorder.complaint, directory.complaint].compactMap(\.self)
+            [sender.complaint, laneRunner.complaint, recorder.complaint, directory.complaint].compactMap(\.self)
         }
         // Lanes stop after the sender has let go of their requests, and before the last outcomes are recorded.
         let watch = DirectoryWatch(directory: directory, logger: logger)

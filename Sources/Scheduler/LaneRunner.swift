@@ -1,7 +1,9 @@
+import Bytewise
 import Logging
 import Outbox
 import Postgres
 import ServiceLifecycle
+import Synchronization
 
 /// Claims lanes with due deliveries and works each one off, and looks after those that sleep meanwhile.
 final class LaneRunner: Service {
@@ -13,8 +15,19 @@ final class LaneRunner: Service {
         wakeups = parts.laneWakeups
     }
 
-    /// How many lanes one process works on at a time; each has up to a page of deliveries in memory.
-    static let mostLanes = 1024
+    /// How many lanes one process works on at a time; each has some deliveries in memory. As many as there are requests: who has a lane
+    /// may have one request in flight that takes minutes.
+    static let mostLanes = 4096
+    private let full = Mutex(FullWarning())
+
+    /// All the lanes that a process may have are taken.
+    var complaint: Complaint? {
+        full.withLock { $0.age(at: .now) }.map { age in
+            Complaint(
+                "lanes_full", age: age, detail: "works on \(Self.mostLanes) lanes, and takes no other before one is through",
+                fix: "Their endpoints answer slowly: give them a shorter --timeout, or start another worker")
+        }
+    }
     /// How soon deliveries are seen that another worker has added to a lane that sleeps here.
     private static let betweenLooks = Duration.milliseconds(50)
 
@@ -25,7 +38,11 @@ final class LaneRunner: Service {
                 try await wakeDue(lookAt: &lookAt)
                 if wakeups.takeClaimWish() || claimAt <= .now {
                     // A bounded number of lanes at a time, and none while the process stops.
-                    guard !parts.sender.isStopping, parts.keeper.lanes.count < Self.mostLanes else {
+                    let isFull = parts.keeper.lanes.count >= Self.mostLanes
+                    if full.withLock({ $0.isDue(isFull: isFull, at: .now) }), let complaint {
+                        parts.logger.warning("lanes wait for each other", metadata: ["why": "this worker \(complaint.detail)"])
+                    }
+                    guard !parts.sender.isStopping, !isFull else {
                         claimAt = .now
                         return .milliseconds(100)
                     }
@@ -72,13 +89,19 @@ final class LaneRunner: Service {
     private func claim() async throws -> (lanes: [(ClaimedLane, Lease)], nextDueAt: Timestamp?) {
         let leaseID = LeaseID.random()
         let asked = ContinuousClock.now
-        let excluded = parts.keeper.lanes + parts.directory.current.defective
+        let endpoints = parts.directory.current
+        let excluded = parts.keeper.lanes + endpoints.defective
+        // A customer has no more lanes than are free, where there are several: then half of them are left for the others.
+        let held = parts.keeper.laneCounts { endpoints.byID[$0]?.settings.customerID ?? "" }
+        let greedy =
+            endpoints.hasSeveralCustomers
+            ? held.parts.filter { $0.value >= Self.mostLanes - held.all }.map { String(decoding: $0.key.utf8, as: UTF8.self) } : []
         let claim: LaneClaim
         do {
             claim = try await parts.pool.run { [configuration = parts.configuration, instance = parts.instance] in
                 try $0.claimLanes(
                     lease: leaseID, worker: configuration.worker, for: configuration.lease, excluding: excluded,
-                    instance: instance)
+                    customers: greedy, instance: instance)
             }
         } catch let error as PostgresError where error.isOutcomeUnknown {
             try await parts.pool.run { try $0.releaseLeases(of: leaseID) }

@@ -34,6 +34,8 @@ struct LaneWork {
     private var recoveredAt: Timestamp?
 
     private static let mostSuspects = 10
+    /// With more leases than that in this process each lane has less in memory.
+    private static let (manyLanes, smallPage) = (1024, 40)
     /// How often a payload may take its worker along before it is parked.
     private static let mostCrashes = 3
 
@@ -111,6 +113,7 @@ struct LaneWork {
             return .notYet
         }
         var page = found.filter { !inFlight.contains($0.event) }
+        if parts.keeper.count > Self.manyLanes { page = Array(page.prefix(Self.smallPage)) }
         if let ramp {
             page = Array(page.prefix(ramp))
             await lease.wait(untilUnresolvedAtMost: 0)

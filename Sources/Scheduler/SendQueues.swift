@@ -193,14 +193,7 @@ struct SendQueues {
                 // At its cap: a finished request of this endpoint brings it back into the turn.
                 continue
             }
-            // Lanes are where the slow endpoints are: a quarter of what may be in flight is not theirs to take.
-            let isCrowded =
-                inFlightFromLanes.count >= mostInFlight / 4 * 3 || inFlightFromLanes.bytes >= mostBytes / 4 * 3
-            if !first.isFromBatch, isCrowded {
-                takeTurn(id, queue)
-                continue
-            }
-            guard hasShare(queue, of: endpoint, hasSeveralCustomers) else {
+            guard hasShare(queue, first, of: endpoint, hasSeveralCustomers) else {
                 waitForShare(id, queue)
                 continue
             }
@@ -212,11 +205,22 @@ struct SendQueues {
     }
 
     /// True when the endpoint may have another request in flight beside what the others have.
-    private mutating func hasShare(_ queue: Queue, of endpoint: Endpoint?, _ hasSeveralCustomers: Bool) -> Bool {
+    private mutating func hasShare(
+        _ queue: Queue, _ send: Send, of endpoint: Endpoint?, _ hasSeveralCustomers: Bool
+    ) -> Bool {
         let free = Load(count: mostInFlight, bytes: mostBytes) - inFlight
-        let forSeconds = free - Load(count: mostInFlight / 8, bytes: mostBytes / 8)
-        if queue.inFlight.count > 0, !queue.inFlight.isWithin(forSeconds) { return false }
-        if queue.inFlight.count == 0 { queue.share = share(of: endpoint?.settings.customerID ?? "") }
+        // However many have large events, as much is left as the last one takes; what is larger than an endpoint's share needs no more
+        // than that to be left.
+        if inFlight.count > 0, min(send.event.size, mostBytesPerEndpoint) > free.bytes / 2 { return false }
+        if queue.inFlight.count > 0 {
+            let forSeconds = free - Load(count: mostInFlight / 8, bytes: mostBytes / 8)
+            if !queue.inFlight.isWithin(forSeconds) { return false }
+            // Lanes are where the slow endpoints are: a quarter of what may be in flight is not theirs to take, but for first requests.
+            let forLanes = Load(count: mostInFlight / 4 * 3, bytes: mostBytes / 4 * 3) - inFlightFromLanes
+            if !send.isFromBatch, !queue.inFlight.isWithin(forLanes) { return false }
+        } else {
+            queue.share = share(of: endpoint?.settings.customerID ?? "")
+        }
         guard hasSeveralCustomers, let held = queue.share?.held, held.count > 0 else { return true }
         return held.isWithin(free)
     }

@@ -376,14 +376,14 @@ import Transport
     @Test func `an endpoint whose secret cannot be opened waits, and the others do not`() async throws {
         let database = try await TestCluster.database()
         let ledger = try Ledger()
-        let foreign = try Keyring(text: Keyring.newKeyLine())
-        var change = EndpointChange()
-        change.name = "foreign"
-        change.url = ledger.url
-        try await database.pool.run { [change] in
-            _ = try $0.createEndpoint(change, secret: .generate(), keyring: foreign)
-        }
+        try await database.endpoint("foreign", url: ledger.url)
         try await database.endpoint("own", url: ledger.url)
+        try await database.script(
+            """
+            UPDATE outbox.secret SET key_id = '00000000'
+             WHERE endpoint_id = (SELECT id FROM outbox.endpoint WHERE name = 'foreign');
+            UPDATE outbox.endpoint SET description = 'read it again'
+            """)
         try await TestWorker.run(database) {
             try await database.publish(5)
             #expect(try await eventually { try await database.deliveries("delivered") == 5 })

@@ -20,7 +20,7 @@ import Testing
         return id
     }
 
-    private mutating func add(_ count: Int, to endpoint: EndpointID, bytes: Int = 0) {
+    private mutating func add(_ count: Int, to endpoint: EndpointID, bytes: Int = 0, isFromLane: Bool = false) {
         for _ in 0..<count {
             number += 1
             let event = Event(
@@ -30,7 +30,8 @@ import Testing
                 occurredAt: .distantPast)
             let batch = HeldBatch(
                 id: BatchID(rawValue: 1), lease: .random(), server: ServerStart(time: .distantPast))
-            let lease = Lease(.batch(batch), claims: 1, unresolved: 1, trustedUntil: .now + .seconds(60))
+            let holder: Holder = isFromLane ? .lane(endpoint, .random()) : .batch(batch)
+            let lease = Lease(holder, claims: 1, unresolved: 1, trustedUntil: .now + .seconds(60))
             queues.add(Send(event: event, endpoint: endpoint, number: 1, trigger: .first, lease: lease, startBy: nil))
         }
     }
@@ -138,5 +139,35 @@ import Testing
         for _ in 0..<most { test.add(1, to: test.endpoint()) }
         #expect(test.start().count == most)
         #expect(test.queues.isFull)
+    }
+
+    @Test mutating func `however many have large events, a small one goes`() {
+        for _ in 0..<200 { add(3, to: endpoint(), bytes: 100 * 1024) }
+        _ = start()
+        let small = endpoint()
+        add(1, to: small, bytes: 100)
+        #expect(count(start(), small) == 1)
+    }
+
+    @Test mutating func `an event that is larger than half of all goes when much is free, and not only when all is`() {
+        let (large, other) = (endpoint(), endpoint())
+        add(1, to: other, bytes: 10 * 1024)
+        #expect(start().count == 1)
+        add(1, to: large, bytes: 700 * 1024)
+        #expect(count(start(), large) == 1)
+    }
+
+    @Test mutating func `lanes leave a quarter to batches, and first requests of lanes are no less than others`() {
+        let greedy = (0..<8).map { _ in endpoint() }
+        for id in greedy { add(100, to: id, isFromLane: true) }
+        let started = start()
+        #expect(started.count <= 75)
+        #expect(greedy.allSatisfy { count(started, $0) >= 5 })
+        let (late, batch) = (endpoint(), endpoint())
+        add(1, to: late, isFromLane: true)
+        add(10, to: batch)
+        let next = start()
+        #expect(count(next, late) == 1)
+        #expect(count(next, batch) == 10)
     }
 }
