@@ -101,7 +101,9 @@ extension Connection {
 
     /// Endpoints with their settings and state. Values that may be secret are masked: those of URL queries and of headers
     /// whose names sound like credentials.
-    package mutating func listEndpoints(_ id: EndpointID? = nil, search: String? = nil) throws -> Listing {
+    package mutating func listEndpoints(
+        _ id: EndpointID? = nil, search: String? = nil, limit: Int = .max
+    ) throws -> Listing {
         try listing(
             """
             SELECT n.id, n.name, n.customer_id, h.state, h.state_reason, h.paused_from, h.paused_until, n.method,
@@ -119,7 +121,7 @@ extension Connection {
               FROM outbox.endpoint n JOIN outbox.endpoint_health h ON h.endpoint_id = n.id
              WHERE n.deleted_at IS NULL AND (\(id) IS NULL OR n.id = \(id))
                AND (\(search) IS NULL OR position(lower(\(search)) IN lower(n.name || ' ' || coalesce(n.description, ''))) > 0)
-             ORDER BY n.customer_id, n.name
+             ORDER BY n.customer_id, n.name LIMIT \(limit)
             """)
     }
 

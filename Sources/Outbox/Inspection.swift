@@ -73,7 +73,9 @@ extension Connection {
                    (SELECT instance FROM outbox.setting) AS instance,
                    (SELECT count(*) FROM outbox.worker WHERE heartbeat_at > clock_timestamp() - interval '30 s') AS workers,
                    (SELECT count(*) FROM outbox.endpoint WHERE deleted_at IS NULL) AS endpoints,
-                   (SELECT count(*) FROM outbox.endpoint_health WHERE state <> 'active') AS endpoints_not_active,
+                   (SELECT count(*) FROM outbox.endpoint n JOIN outbox.lane l ON l.endpoint_id = n.id
+                     WHERE n.deleted_at IS NULL AND (n.disabled_at IS NOT NULL OR l.paused_from <= statement_timestamp()
+                           AND l.paused_until > statement_timestamp())) AS endpoints_not_active,
                    (SELECT coalesce(sum(waiting), 0)::bigint FROM outbox.backlog WHERE stage <> 'lane') AS events_waiting,
                    (SELECT count(*) FROM outbox.delivery) AS deliveries_waiting,
                    (SELECT count(*) FROM outbox.dead_letter WHERE reason <> 'cancelled') AS dead_letters,

@@ -30,10 +30,15 @@ extension ListFilter {
         return conditions
     }
 
-    /// The ids of a transaction come first: walked by id, everything newer would be read.
+    /// The ids of a transaction come first: walked by id, everything newer would be read. Of a giant one the newest.
     private func ofTransaction(_ id: String) -> [SQL] {
         guard let transactionID else { return [] }
-        return ["\(raw: id) = ANY (ARRAY(SELECT t.id FROM outbox.event t WHERE t.transaction_id = \(transactionID)))"]
+        return [
+            """
+            \(raw: id) = ANY (ARRAY(SELECT t.id FROM outbox.event t WHERE t.transaction_id = \(transactionID)
+                                     ORDER BY t.id DESC LIMIT \(raw: "\(max(limit, Trace.most))")))
+            """
+        ]
     }
 
     /// What must hold of a time in a column.

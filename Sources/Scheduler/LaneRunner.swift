@@ -24,7 +24,9 @@ final class LaneRunner: Service {
     var complaint: Complaint? {
         full.withLock { $0.age(at: .now) }.map { age in
             Complaint(
-                "lanes_full", age: age, detail: "works on \(Self.mostLanes) lanes, and takes no other before one is through",
+                "lanes_full", age: age,
+                detail:
+                    "works on \(Self.mostLanes) lanes, and takes no other before one is through",
                 fix: "Their endpoints answer slowly: give them a shorter --timeout, or start another worker")
         }
     }
@@ -40,7 +42,8 @@ final class LaneRunner: Service {
                     // A bounded number of lanes at a time, and none while the process stops.
                     let isFull = parts.keeper.lanes.count >= Self.mostLanes
                     if full.withLock({ $0.isDue(isFull: isFull, at: .now) }), let complaint {
-                        parts.logger.warning("lanes wait for each other", metadata: ["why": "this worker \(complaint.detail)"])
+                        parts.logger.warning(
+                            "lanes wait for each other", metadata: ["why": "this worker \(complaint.detail)"])
                     }
                     guard !parts.sender.isStopping, !isFull else {
                         claimAt = .now
@@ -93,9 +96,8 @@ final class LaneRunner: Service {
         let excluded = parts.keeper.lanes + endpoints.defective
         // A customer has no more lanes than are free, where there are several: then half of them are left for the others.
         let held = parts.keeper.laneCounts { endpoints.byID[$0]?.settings.customerID ?? "" }
-        let greedy =
-            endpoints.hasSeveralCustomers
-            ? held.parts.filter { $0.value >= Self.mostLanes - held.all }.map { String(decoding: $0.key.utf8, as: UTF8.self) } : []
+        let greedy = held.parts.filter { $0.value >= Self.mostLanes - held.all && endpoints.hasSeveralCustomers }
+            .map { String(decoding: $0.key.utf8, as: UTF8.self) }
         let claim: LaneClaim
         do {
             claim = try await parts.pool.run { [configuration = parts.configuration, instance = parts.instance] in

@@ -5,16 +5,22 @@ import Postgres
 struct Status: AsyncParsableCommand {
     static let configuration = CommandConfiguration(abstract: "How the installation stands, on one screen.")
     @OptionGroup var options: GlobalOptions
+    /// On one screen.
+    private static let most = 20
 
     func run() async throws {
         let (status, problems, endpoints) = try await Session.run(options) { connection in
-            (try connection.status(), try connection.problems(), try connection.listEndpoints())
+            (try connection.status(), try connection.problems(), try connection.listEndpoints(limit: Self.most + 1))
         }
         options.format.item(status)
         guard options.format == .table else { return }
         if !endpoints.rows.isEmpty {
             print("")
-            options.format.list(endpoints, columns: ["name", "state", "waiting", "dead_letters", "url"])
+            let shown = Listing(
+                columns: endpoints.columns, rows: Array(endpoints.rows.prefix(Self.most)),
+                json: Array(endpoints.json.prefix(Self.most)))
+            options.format.list(shown, columns: ["name", "state", "waiting", "dead_letters", "url"])
+            if endpoints.rows.count > Self.most { print("and more: outboxctl endpoint list") }
         }
         if !problems.rows.isEmpty {
             print("")

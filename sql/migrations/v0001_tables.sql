@@ -213,7 +213,7 @@ CREATE TABLE outbox.event (
 ) PARTITION BY RANGE (created_at);
 CREATE INDEX ON outbox.event (id);
 CREATE INDEX ON outbox.event (tx, id);
-CREATE INDEX ON outbox.event (transaction_id);
+CREATE INDEX ON outbox.event (transaction_id, id);
 CREATE TABLE outbox.event_default PARTITION OF outbox.event DEFAULT;
 
 CREATE FUNCTION outbox_private.set_body_limit(caller name, bytes bigint) RETURNS void
@@ -420,8 +420,7 @@ CREATE TABLE outbox.dead_letter (
 CREATE INDEX ON outbox.dead_letter (endpoint_id, ordering_key) WHERE ordering_key IS NOT NULL AND reason <> 'cancelled';
 CREATE INDEX ON outbox.dead_letter (endpoint_id, dead_at);
 CREATE INDEX ON outbox.dead_letter (fingerprint);
--- What ends with the events' retention.
-CREATE INDEX ON outbox.dead_letter (dead_at) WHERE reason = 'cancelled';
+CREATE INDEX ON outbox.dead_letter (dead_at);
 
 CREATE TABLE outbox.attempt (
     event_id      bigint NOT NULL,

@@ -240,12 +240,14 @@ SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
        nullif(l.paused_from::timestamptz, '-infinity') AS paused_from,
        CASE WHEN l.paused_until > statement_timestamp() THEN l.paused_until::timestamptz END AS paused_until,
        nullif(l.held_until::timestamptz, '-infinity') AS held_until,
-       coalesce(w.waiting, 0) AS waiting, w.oldest_at, x.dead_letters, r.attempts_5m, r.successes_5m, r.last_success_at, r.last_failure_at
+       coalesce(w.waiting, 0) AS waiting, w.oldest_at, coalesce(x.dead_letters, 0) AS dead_letters, r.attempts_5m, r.successes_5m, r.last_success_at, r.last_failure_at
   FROM outbox.endpoint n
   JOIN outbox.lane l ON l.endpoint_id = n.id
   LEFT JOIN (SELECT d.endpoint_id, count(*) AS waiting, min(d.event_at) AS oldest_at FROM outbox.delivery d GROUP BY d.endpoint_id) w
     ON w.endpoint_id = n.id
-  CROSS JOIN LATERAL (SELECT count(*) AS dead_letters FROM outbox.dead_letter d WHERE d.endpoint_id = n.id AND d.reason <> 'cancelled') x
+  -- One look at all of them, or at one endpoint's: never one for each endpoint, which may be a look at all.
+  LEFT JOIN (SELECT d.endpoint_id, count(*) AS dead_letters FROM outbox.dead_letter d WHERE d.reason <> 'cancelled' GROUP BY d.endpoint_id) x
+    ON x.endpoint_id = n.id
   CROSS JOIN LATERAL (
         SELECT count(*) AS attempts_5m, count(*) FILTER (WHERE a.outcome = 'success') AS successes_5m,
                max(a.started_at) FILTER (WHERE a.outcome = 'success') AS last_success_at,
@@ -304,8 +306,8 @@ UNION ALL
 SELECT 'delivery_in_limbo', format('ordering key of %s:%s stands still', d.event_id, d.endpoint_id),
        format('BEGIN; SELECT FROM outbox.lane WHERE endpoint_id = ''%1$s'' FOR UPDATE; SELECT outbox.advance(''{%1$s}'', ARRAY[%2$L], true); COMMIT;',
               d.endpoint_id, d.ordering_key)
-  FROM outbox.delivery d
- WHERE d.due_at = 'infinity' AND NOT outbox.is_blocked(d.endpoint_id, d.ordering_key)
+  FROM (SELECT * FROM outbox.delivery d WHERE d.due_at = 'infinity' LIMIT 2000) d
+ WHERE NOT outbox.is_blocked(d.endpoint_id, d.ordering_key)
    AND NOT EXISTS (SELECT FROM outbox.delivery o
                     WHERE o.endpoint_id = d.endpoint_id AND o.ordering_key = d.ordering_key
                       AND (o.due_at < 'infinity' OR (o.pass, o.event_id) < (d.pass, d.event_id)))
