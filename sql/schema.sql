@@ -327,7 +327,11 @@ constraint dedup dedup_key_has_1_to_256_bytes CHECK (((octet_length(key) >= 1) A
 constraint dedup dedup_pkey PRIMARY KEY (producer, customer_id, key)
 constraint delivery delivery_pkey PRIMARY KEY (event_id, endpoint_id, event_at)
 constraint delivery delivery_trigger_check CHECK ((trigger = ANY (ARRAY['first'::text, 'retry'::text, 'replay'::text])))
-constraint endpoint endpoint_connect_timeout_check CHECK (((connect_timeout >= '00:00:00.1'::interval) AND (connect_timeout <= '00:01:00'::interval)))
+constraint endpoint endpoint_change_type_check CHECK ((length(change_type) <= 256))
+constraint endpoint endpoint_connect_timeout_check CHECK (outbox.is_span(connect_timeout, '00:00:00.1'::interval, '00:01:00'::interval))
+constraint endpoint endpoint_customer_id_check CHECK ((length(customer_id) <= 256))
+constraint endpoint endpoint_description_check CHECK ((length(description) <= 4096))
+constraint endpoint endpoint_event_type_check CHECK ((length(event_type) <= 256))
 constraint endpoint endpoint_format_check CHECK ((format = ANY (ARRAY['standard'::text, 'citrix'::text, 'raw'::text, 'cloudevents'::text, 'cloudevents-binary'::text, 'template'::text])))
 constraint endpoint endpoint_headers_check CHECK ((jsonb_typeof(headers) = 'array'::text))
 constraint endpoint endpoint_max_concurrency_check CHECK (((max_concurrency >= 1) AND (max_concurrency <= 10000)))
@@ -340,7 +344,8 @@ constraint endpoint endpoint_pkey PRIMARY KEY (id)
 constraint endpoint endpoint_rates_check CHECK ((array_position(rates, NULL::text) IS NULL))
 constraint endpoint endpoint_rules_check CHECK ((jsonb_typeof(rules) = 'object'::text))
 constraint endpoint endpoint_template_kind_check CHECK ((template_kind = ANY (ARRAY['json'::text, 'xml'::text, 'text'::text])))
-constraint endpoint endpoint_timeout_check CHECK (((timeout >= '00:00:00.1'::interval) AND (timeout <= '00:05:00'::interval)))
+constraint endpoint endpoint_timeout_check CHECK (outbox.is_span(timeout, '00:00:00.1'::interval, '00:05:00'::interval))
+constraint endpoint endpoint_url_check CHECK ((length(url) <= 8192))
 constraint endpoint has_at_most_100_waits_of_0_to_30_days CHECK (outbox.is_schedule(retry_schedule))
 constraint generation generation_pkey PRIMARY KEY (id)
 constraint ghost ghost_pkey PRIMARY KEY (event_id, event_at)
@@ -355,8 +360,8 @@ constraint replay replay_state_check CHECK ((state = ANY (ARRAY['running'::text,
 constraint secret secret_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES outbox.endpoint(id)
 constraint secret secret_kind_check CHECK ((kind = ANY (ARRAY['v1'::text, 'v1a'::text, 'credentials'::text])))
 constraint secret secret_pkey PRIMARY KEY (id)
-constraint setting setting_attempt_retention_check CHECK (((attempt_retention >= '01:00:00'::interval) AND (attempt_retention <= '1000 years'::interval)))
-constraint setting setting_event_retention_check CHECK (((event_retention >= '01:00:00'::interval) AND (event_retention <= '1000 years'::interval)))
+constraint setting setting_attempt_retention_check CHECK (outbox.is_span(attempt_retention, '01:00:00'::interval, '1000 years'::interval))
+constraint setting setting_event_retention_check CHECK (outbox.is_span(event_retention, '01:00:00'::interval, '1000 years'::interval))
 constraint setting setting_instance_check CHECK ((instance ~ '^[0-9a-z]{1,32}$'::text))
 constraint setting setting_partition_unit_check CHECK ((partition_unit = ANY (ARRAY['hour'::text, 'day'::text])))
 constraint setting setting_pkey PRIMARY KEY (singleton)
@@ -436,6 +441,7 @@ function outbox.is_home(text) returns boolean 7ddc0f72f432524bc6274707f5d9aa4c
 function outbox.is_restored(outbox.cut) returns boolean d497053e10d899c3316326dd0e11b826
 function outbox.is_schedule(interval[]) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_service() returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.is_span(interval,interval,interval) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_under_way(name,oid,timestamp with time zone) returns boolean 222f63bd9c47c1e1b1c3962249a2f756
 function outbox.keepers_of(text,text,text) returns TABLE(id uuid, is_disabled boolean) d41d8cd98f00b204e9800998ecf8427e
 function outbox.keeps_house() returns boolean f6f669e07509f376f2ed5597fa1a1466
@@ -469,6 +475,7 @@ function outbox.set_body_limit(bigint) returns void d41d8cd98f00b204e9800998ecf8
 function outbox.snapshot(xid8,xid8[]) returns pg_snapshot d41d8cd98f00b204e9800998ecf8427e
 function outbox.stored_size(json,json) returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.transaction_uuid(timestamp with time zone,xid8) returns uuid d41d8cd98f00b204e9800998ecf8427e
+function outbox.up_to(bigint,integer) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.wake_worker() returns trigger 9c7c6fbc0c8b738f327d0ea7fa95f5ae
 function outbox.webhook_id(bigint,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.what_keeps(name,oid,timestamp with time zone,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
@@ -624,6 +631,7 @@ grant execute on is_home to outbox_operator
 grant execute on is_restored to outbox_operator
 grant execute on is_schedule to outbox_operator
 grant execute on is_service to outbox_operator
+grant execute on is_span to outbox_operator
 grant execute on key_of to outbox_operator
 grant execute on let_go to outbox_operator
 grant execute on masked_headers to outbox_operator
@@ -642,6 +650,7 @@ grant execute on require_home to outbox_operator
 grant execute on outbox_private.set_body_limit to outbox_operator
 grant execute on set_body_limit to outbox_operator
 grant execute on transaction_uuid to outbox_operator
+grant execute on up_to to outbox_operator
 grant execute on wake_worker to outbox_operator
 grant execute on webhook_id to outbox_operator
 grant execute on what_keeps to outbox_operator
@@ -667,6 +676,7 @@ grant execute on is_cut to outbox_reader
 grant execute on is_home to outbox_reader
 grant execute on is_restored to outbox_reader
 grant execute on key_of to outbox_reader
+grant execute on up_to to outbox_reader
 grant execute on webhook_id to outbox_reader
 grant execute on what_keeps to outbox_reader
 grant execute on advance to outbox_worker
@@ -690,6 +700,7 @@ grant execute on is_home to outbox_worker
 grant execute on is_restored to outbox_worker
 grant execute on is_schedule to outbox_worker
 grant execute on is_service to outbox_worker
+grant execute on is_span to outbox_worker
 grant execute on keepers_of to outbox_worker
 grant execute on keeps_order to outbox_worker
 grant execute on let_go_unless_locked to outbox_worker
@@ -711,5 +722,6 @@ grant execute on route_ordered to outbox_worker
 grant execute on snapshot to outbox_worker
 grant execute on stored_size to outbox_worker
 grant execute on transaction_uuid to outbox_worker
+grant execute on up_to to outbox_worker
 grant execute on webhook_id to outbox_worker
 grant execute on what_keeps to outbox_worker

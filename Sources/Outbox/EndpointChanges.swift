@@ -210,7 +210,9 @@ extension Connection {
                        paused_by = session_user, drain_rate = \(rate?.description)
                  WHERE endpoint_id = \(id)
                 """)
-            try connection.audit("endpoint.pause", endpoint: id, reason: reason)
+            try connection.audit(
+                "endpoint.pause", endpoint: id, reason: reason,
+                detail: ["from": from?.description, "until": until?.description, "rate": rate?.description])
         }
     }
 
@@ -227,7 +229,7 @@ extension Connection {
                        paused_by = NULL, drain_rate = \(rate?.description)
                  WHERE endpoint_id = \(id)
                 """)
-            try connection.audit("endpoint.resume", endpoint: id)
+            try connection.audit("endpoint.resume", endpoint: id, detail: ["rate": rate?.description])
         }
     }
 

@@ -10,24 +10,26 @@ extension Connection {
             """
             \(Self.waitingPair(pair)), explanation AS (
                 SELECT 1 AS place, 'disabled' AS reason, format('the endpoint is disabled since %s: %s', \(time("disabled_at")), disabled_reason) AS detail,
-                       'outboxctl endpoint enable ' || name AS fix FROM pair WHERE disabled_at IS NOT NULL
+                       'outboxctl endpoint enable ' || endpoint_id AS fix FROM pair WHERE disabled_at IS NOT NULL
                 UNION ALL
                 SELECT 2, 'paused', format('paused by %s until %s: %s', paused_by, CASE WHEN paused_until = 'infinity' THEN 'it is resumed'
-                       ELSE \(time("paused_until")) END, pause_reason), 'outboxctl endpoint resume ' || name
+                       ELSE \(time("paused_until")) END, pause_reason), 'outboxctl endpoint resume ' || endpoint_id
                   FROM pair WHERE paused_from <= clock_timestamp() AND paused_until > clock_timestamp()
                 UNION ALL
-                SELECT 3, 'failing', format('the endpoint has been failing since %s; the next probe is at %s', \(time("opened_at")), \(time("held_until"))),
-                       'outboxctl endpoint resume ' || name FROM pair WHERE opens > 0
+                SELECT 3, 'failing', format('the endpoint has been failing since %s; the next probe is %s', \(time("opened_at")),
+                                            CASE WHEN held_until > clock_timestamp() THEN 'at ' || \(time("held_until")) ELSE 'due' END),
+                       'outboxctl endpoint resume ' || endpoint_id FROM pair
+                 WHERE opens > 0 AND disabled_at IS NULL AND NOT (paused_from <= clock_timestamp() AND paused_until > clock_timestamp())
                 UNION ALL
                 SELECT 4, 'resting', format('the endpoint rests until %s, after an answer that there were too many requests, or that asked for it (Retry-After)',
-                                            \(time("held_until"))), 'outboxctl endpoint resume ' || name
+                                            \(time("held_until"))), 'outboxctl endpoint resume ' || endpoint_id
                   FROM pair WHERE opens = 0 AND held_until > clock_timestamp()
                 UNION ALL
                 -- The dead letter that blocks the key, or the first of its line.
                 SELECT 5, 'order', format('behind %s:%s%s of ordering key %s', coalesce(x.event_id, f.event_id), name,
                                           CASE WHEN x.event_id IS NOT NULL THEN ', a dead letter,' ELSE '' END, outbox.key_of(p.ordering_key)),
-                       CASE WHEN x.event_id IS NOT NULL THEN format('outboxctl dead replay %1$s %2$s, or: outboxctl dead drop %1$s %2$s', x.event_id, name)
-                            ELSE format('outboxctl delivery explain %s %s', f.event_id, name) END
+                       CASE WHEN x.event_id IS NOT NULL THEN format('outboxctl dead replay %1$s %2$s, or: outboxctl dead drop %1$s %2$s', x.event_id, p.endpoint_id)
+                            ELSE format('outboxctl delivery explain %s %s', f.event_id, p.endpoint_id) END
                   FROM pair p
                   LEFT JOIN LATERAL (SELECT event_id FROM outbox.dead_letter x
                                       WHERE x.endpoint_id = p.endpoint_id AND x.ordering_key = p.ordering_key AND x.reason <> 'cancelled'
@@ -45,14 +47,14 @@ extension Connection {
                 UNION ALL
                 SELECT 6, 'retry', format('attempt %s failed (%s); the next of %s is at %s', attempts,
                                           concat_ws(', ', last_status, last_error_class), cardinality(retry_schedule) + 1, \(time("due_at"))),
-                       format('outboxctl delivery retry %s %s', event_id, name)
+                       format('outboxctl delivery retry %s %s', event_id, endpoint_id)
                   FROM pair WHERE attempts > 0 AND due_at > clock_timestamp() AND due_at < 'infinity'
                 UNION ALL
-                SELECT 7, 'scheduled', 'not to be sent before ' || \(time("due_at")), format('outboxctl delivery retry %s %s', event_id, name)
+                SELECT 7, 'scheduled', 'not to be sent before ' || \(time("due_at")), format('outboxctl delivery retry %s %s', event_id, endpoint_id)
                   FROM pair WHERE attempts = 0 AND due_at > clock_timestamp() AND due_at < 'infinity'
                 UNION ALL
                 SELECT 8, 'limit', 'the endpoint takes at most ' || concat_ws(' and ', max_concurrency || ' requests at a time',
-                                          nullif(array_to_string(rates || drain_rate, ' and '), '')), 'outboxctl endpoint update ' || name
+                                          nullif(array_to_string(rates || drain_rate, ' and '), '')), format('outboxctl endpoint update %s --max-concurrency N --rate N/1s', endpoint_id)
                   FROM pair WHERE due_at <= clock_timestamp() AND (max_concurrency IS NOT NULL OR cardinality(rates) > 0 OR drain_rate IS NOT NULL)
                 UNION ALL
                 SELECT 9, 'due', format('due since %s, with %s before it; %s', \(time("due_at")), before,
@@ -104,7 +106,7 @@ extension Connection {
                    CASE WHEN state = 'delivered' THEN format('delivered with attempt %s at %s', attempts, \(time("last_at")))
                         WHEN state = 'cancelled' THEN format('cancelled at %s', \(time("last_at")))
                         ELSE format('given up after %s attempts at %s: %s', attempts, \(time("last_at")), concat_ws(', ', reason, last_status, last_error)) END AS detail,
-                   CASE WHEN state <> 'delivered' THEN format('outboxctl dead replay %s %s', event_id, endpoint) END AS fix
+                   CASE WHEN state <> 'delivered' THEN format('outboxctl dead replay %s %s', event_id, endpoint_id) END AS fix
               FROM outbox.deliveries
              WHERE event_id = \(pair.event.id) AND created_at = \(pair.event.createdAt) AND endpoint_id = \(pair.endpoint)
             """)
@@ -134,7 +136,7 @@ extension Connection {
                            CASE WHEN n.created_at > e.created_at THEN 'the endpoint was created after it' END,
                            CASE WHEN n.disabled_at IS NOT NULL THEN 'the endpoint is disabled since ' || \(time("n.disabled_at")) END,
                            'the endpoint did not want it when it was dispatched'),
-                       'outboxctl endpoint get ' || n.name
+                       'outboxctl endpoint get ' || n.id
                   FROM event e, outbox.endpoint n WHERE n.id = \(pair.endpoint))
             SELECT reason, detail, fix FROM explanation ORDER BY place LIMIT 1
             """)
@@ -143,5 +145,8 @@ extension Connection {
 
 /// A time as everything else prints it, to the second.
 private func time(_ column: StaticString) -> SQL {
-    "to_char(\(raw: "\(column)") AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')"
+    """
+    CASE WHEN \(raw: "\(column)") = 'infinity' THEN 'the end of time'
+         ELSE to_char(\(raw: "\(column)") AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') END
+    """
 }

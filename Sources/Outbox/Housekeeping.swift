@@ -132,6 +132,17 @@ extension Connection {
         try audit(action, object: "endpoint/\(endpoint)", reason: reason, detail: detail)
     }
 
+    /// With what was asked for, as far as it was.
+    mutating func audit(
+        _ action: String, endpoint: EndpointID, reason: String? = nil, detail: [String: String?]
+    ) throws {
+        let named = detail.compactMapValues(\.self).sorted { $0.key < $1.key }
+        let json = try query(
+            "SELECT coalesce(jsonb_object_agg(k, v), '{}')::text FROM unnest(\(named.map(\.key)), \(named.map(\.value))) d(k, v)"
+        ).first { row throws(PostgresError) in try row[0] as String }
+        try audit(action, endpoint: endpoint, reason: reason, detail: JSONText(json ?? "{}"))
+    }
+
     package mutating func audit(
         _ action: String, object: String, reason: String? = nil, detail: JSONText = JSONText("{}")
     ) throws {

@@ -130,7 +130,7 @@ extension Connection {
         let unusable = try allEndpoints(keyring: keyring).filter { $0.defect != nil }.map { endpoint in
             [
                 "endpoint_unusable", "\(endpoint.name) (\(endpoint.id)) cannot be called: \(endpoint.defect ?? "")",
-                "Give what is missing with: outboxctl endpoint update \(endpoint.name); or name the right OUTBOX_SECRET_KEY_FILE",
+                "When it is about a key, name the right OUTBOX_SECRET_KEY_FILE; else correct what is named with: outboxctl endpoint update \(endpoint.id)",
             ]
         }
         if unusable.isEmpty { return known }

@@ -41,7 +41,9 @@ extension Connection {
                  WHERE endpoint_id = \(id) AND kind = \(secret.scheme.rawValue) AND expires_at > clock_timestamp()
                 """)
             try connection.addSecret(secret, to: id, keyring: keyring)
-            try connection.audit("endpoint.secret.rotate", endpoint: id, reason: reason)
+            try connection.audit(
+                "endpoint.secret.rotate", endpoint: id, reason: reason,
+                detail: ["scheme": secret.scheme.rawValue, "overlap_seconds": "\(overlap.components.seconds)"])
         }
     }
 

@@ -75,8 +75,8 @@ struct EndpointOptions: ParsableArguments {
     @Flag(name: .long, inversion: .prefixedNo, help: "Do not try again after a failed rule.") var ruleFailureFinal:
         Bool?
 
-    @Option(name: .long, help: "For the whole request.") var timeout: DurationArgument?
-    @Option(name: .long, help: "For name, TCP and TLS.") var connectTimeout: DurationArgument?
+    @Option(name: .long, help: "For the whole request, 100ms to 5m.") var timeout: DurationArgument?
+    @Option(name: .long, help: "For name, TCP and TLS, 100ms to 1m.") var connectTimeout: DurationArgument?
     @Option(name: .long, help: "The waits after failures, as in 5s,30s,2m; \"none\" for no retry.")
     var retrySchedule: String?
     @Option(name: .long, help: "Requests in flight per worker process.") var maxInFlight: Int?
@@ -122,7 +122,9 @@ struct EndpointOptions: ParsableArguments {
         change.clientKey = try pem(clientKeyFile)
         if let preset { try change.apply(try Preset.named(preset)) }
         if let retrySchedule {
-            let waits = retrySchedule == "none" ? [] : retrySchedule.split(separator: ",").map(String.init)
+            let waits =
+                retrySchedule == "none"
+                ? [] : retrySchedule.split(separator: ",", omittingEmptySubsequences: false).map(String.init)
             change.retrySchedule = try waits.map { wait in
                 guard let wait = DurationArgument(argument: wait) else {
                     throw OperationRefusal(

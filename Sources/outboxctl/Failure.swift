@@ -63,7 +63,7 @@ struct Failure {
         }
     }
 
-    private init(_ exit: Exit, _ code: String, _ message: String, _ hint: String? = nil) {
+    init(_ exit: Exit, _ code: String, _ message: String, _ hint: String? = nil) {
         self.exit = exit
         self.code = code
         self.message = message
@@ -99,7 +99,10 @@ struct Failure {
             case "OB013": self.init(.configuration, "wrong_instance", text, error.hint)
             case "OB004": self.init(.notPermitted, "not_permitted", text, error.hint)
             case "42501":
-                self.init(.notPermitted, "not_permitted", text, "GRANT \(role) TO the user, or use another one")
+                self.init(
+                    .notPermitted, "not_permitted", text,
+                    "GRANT \(role) TO the user, or use another one; who is a member already lacks what was taken from that role: "
+                        + "a superuser's outboxctl doctor names it")
             case "57014":
                 self.init(
                     .unreachable, "deadline", text,

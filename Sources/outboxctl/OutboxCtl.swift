@@ -25,6 +25,15 @@ struct OutboxCtl: AsyncParsableCommand {
         var none = rlimit(rlim_cur: 0, rlim_max: 0)
         _ = setrlimit(__rlimit_resource_t(RLIMIT_CORE.rawValue), &none)
         let arguments = Array(CommandLine.arguments.dropFirst())
+        // What is no UTF-8 would be taken for something else.
+        if let number = (1..<Int(CommandLine.argc)).first(where: { index in
+            CommandLine.unsafeArgv[index].map { String(validatingCString: $0) == nil } ?? false
+        }) {
+            Failure(
+                .usage, "invalid_value", "argument \(number) is not UTF-8", "Write it in UTF-8, or give it in a file"
+            )
+            .report(asJSON: Output.isJSON(arguments))
+        }
         do {
             var command = try parseAsRoot(arguments)
             if var command = command as? any AsyncParsableCommand { try await command.run() } else { try command.run() }
@@ -43,6 +52,7 @@ struct OutboxCtl: AsyncParsableCommand {
     private static func role(for arguments: [String]) -> String {
         switch arguments.first {
         case "run": "outbox_worker"
+        case "db" where ["status", "validate", "rebase"].contains(arguments.dropFirst().first): "outbox_operator"
         case "db": "the schema's owner"
         default: "outbox_operator"
         }

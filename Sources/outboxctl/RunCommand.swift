@@ -78,6 +78,9 @@ struct Run: AsyncParsableCommand {
                         "fewer requests are in flight than OUTBOX_MAX_IN_FLIGHT says: this process may not have more open files (ulimit -n)",
                         metadata: ["max_in_flight": "\(configuration.mostInFlight)", "open_files": "\(descriptors)"])
                 }
+                guard configuration.pollInterval >= .milliseconds(10) else {
+                    throw SettingRefusal(description: "OUTBOX_POLL_INTERVAL must be at least 10ms")
+                }
                 guard configuration.lease >= .seconds(1) else {
                     throw SettingRefusal(description: "the lease must be at least 1s")
                 }

@@ -65,7 +65,8 @@ import Testing
         #expect(try await eventually { try await setting.database.deliveries("paused") == 30 })
         let why = try await setting.run("delivery", "explain", "7", "e")
         #expect(why.output.contains("paused: paused by") && why.output.contains("until it is resumed: CHG-2"), "\(why)")
-        #expect(why.output.contains("outboxctl endpoint resume e"))
+        let id = try #require(try await setting.database.column("SELECT id FROM outbox.endpoint")[0])
+        #expect(why.output.contains("outboxctl endpoint resume \(id)"))
         #expect(ledger.all.isEmpty)
 
         // Ten, ten a second later, and ten more; then everything is as fast as before.
@@ -138,7 +139,8 @@ import Testing
         #expect(try await eventually { try await reasons(1, "e") == ["retry"] })
         let behind = try await explain(2, "e")
         #expect(behind.map { $0["detail"] } == ["behind 1:e of ordering key a"])
-        #expect(behind.map { $0["fix"] } == ["outboxctl delivery explain 1 e"])
+        let id = try #require(try await setting.database.column("SELECT id FROM outbox.endpoint")[0])
+        #expect(behind.map { $0["fix"] } == ["outboxctl delivery explain 1 \(id)"])
         #expect(try await reasons(3, "e") == ["delivered"])
         let foreign = try await explain(4, "e")
         #expect(foreign.first?["reason"] == "no_match")

@@ -217,4 +217,34 @@ import Testing
                 $0.format = .cloudeventsBinary
             }?.contains("by the format") == true)
     }
+
+    @Test(arguments: [
+        "'1 year -360 days 1 s'", "'-1000000 years 360000000 days 1 s'", "'1 mon -30 days 10 s'", "'-1 h 1 h 1 min'",
+        "NULL",
+    ]) func `a time span of a row is within its bounds however it is counted`(value: String) async throws {
+        let database = try await TestCluster.database()
+        try await database.endpoint("e", url: "https://example.com/")
+        for assignment in [
+            "outbox.endpoint SET timeout = \(value)", "outbox.endpoint SET connect_timeout = \(value)",
+            "outbox.endpoint SET retry_schedule = ARRAY[\(value)]::interval[]",
+            "outbox.setting SET event_retention = interval \(value) + '5000000 years -1799999000 days'",
+        ] where !(value == "NULL" && assignment.contains("interval NULL")) {
+            await #expect(throws: PostgresError.self, "\(assignment)") {
+                try await database.script("UPDATE \(assignment)")
+            }
+        }
+    }
+
+    @Test(arguments: [
+        #"[{"name":"X-A","value":"canary","secret":"maybe"}]"#, #"[{"name":"X-A","value":"canary","secret":5}]"#,
+        #"[{"name":"X-A","value":"canary","secret":{"a":1}}]"#, #"[null]"#, #"["canary"]"#, "[5]",
+    ]) func `headers that somebody wrote by hand harm one endpoint, and show no value`(headers: String) async throws {
+        let database = try await TestCluster.database()
+        try await database.endpoint("e", url: "https://example.com/")
+        try await database.endpoint("other", url: "https://example.com/")
+        try await database.script("UPDATE outbox.endpoint SET headers = '\(headers)' WHERE name = 'e'")
+        let list = try await database.pool.run { try $0.listEndpoints() }
+        #expect(list.rows.count == 2)
+        #expect(!list.json.joined().contains("canary"))
+    }
 }

@@ -46,7 +46,7 @@ import Testing
             #expect(
                 found.first?.detail.contains("fails since 2020-02-03T04:05:06Z, and \(waiting) deliveries") == true,
                 "\(found)")
-            #expect(found.first?.fix.contains("outboxctl endpoint resume acme") == true, "\(found)")
+            #expect(found.first?.fix.contains("outboxctl endpoint resume \(id)") == true, "\(found)")
             isWell.isSet = true
             try await database.pool.run { try $0.resumeEndpoint(id, rate: nil) }
             #expect(try await eventually { try await problems(database, "endpoint_failing").isEmpty })
@@ -57,7 +57,7 @@ import Testing
     @Test func `an endpoint that is gone is named, with how many events passed it by`() async throws {
         let database = try await TestCluster.database()
         let ledger = try Ledger { _, _ in Receiver.Answer(410) }
-        try await database.endpoint("acme", url: ledger.url)
+        let id = try await database.endpoint("acme", url: ledger.url).id
         try await TestWorker.run(database) {
             try await database.publish()
             #expect(
@@ -70,7 +70,7 @@ import Testing
         let found = try await problems(database, "endpoint_disabled")
         // The event that says so passes it by, too: `outbox.*` goes only to who asked for it by name.
         #expect(found.first?.detail.contains("7 of the newest") == true, "\(found)")
-        #expect(found.first?.fix.contains("outboxctl endpoint enable acme") == true, "\(found)")
+        #expect(found.first?.fix.contains("outboxctl endpoint enable \(id)") == true, "\(found)")
         ledger.receiver.stop()
     }
 
@@ -180,5 +180,62 @@ import Testing
             for problem in found { try await database.script(problem.fix) }
             #expect(try await problems(database, "grant_missing").isEmpty, "\(right)")
         }
+    }
+
+    @Test func `a dead letter that holds up its ordering key is said, until others may pass`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger { request, _ in
+            Receiver.Answer(String(decoding: request.body, as: UTF8.self).contains("bad") ? 400 : 200)
+        }
+        let id = try await database.endpoint("acme", url: ledger.url, retries: []) { $0.isOrdered = true }.id
+        try await TestWorker.run(database) {
+            try await database.script(
+                "SELECT outbox.publish('t', '\"bad\"', ordering_key => 'a'), outbox.publish('t', '1', ordering_key => 'a')"
+            )
+            let isSaid = try await eventually { try await problems(database, "order_blocked").count == 1 }
+            #expect(isSaid)
+            let found = try await problems(database, "order_blocked")
+            #expect(found.first?.detail.hasPrefix("1 dead letters of acme") == true)
+            #expect(found.first?.fix.contains("outboxctl endpoint update \(id) --on-dead skip") == true)
+            var change = EndpointChange()
+            change.onDead = .skip
+            try await database.pool.run { [change] in
+                try $0.updateEndpoint(id, change, keyring: TestWorker.keyring)
+            }
+            #expect(try await eventually { try await problems(database, "order_blocked").isEmpty })
+        }
+        ledger.receiver.stop()
+    }
+
+    @Test func `what only a worker knows it says: that it cannot call an endpoint, and that it cannot record`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        try await database.endpoint("sealed", url: ledger.url)
+        try await database.endpoint("well", url: ledger.url) { $0.eventType = "well" }
+        try await database.script(
+            """
+            UPDATE outbox.secret SET key_id = '00000000'
+             WHERE endpoint_id = (SELECT id FROM outbox.endpoint WHERE name = 'sealed');
+            UPDATE outbox.endpoint SET description = 'read it again'
+            """)
+        try await TestWorker.run(database) {
+            // Whoever asks has no key at all.
+            #expect(try await eventually { try await problems(database, "endpoint_unusable").count == 1 })
+            let found = try await problems(database, "endpoint_unusable")
+            #expect(found.first?.detail.contains("cannot call 1 endpoints, among them sealed") == true, "\(found)")
+            try await database.script(
+                """
+                CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN RAISE EXCEPTION USING errcode = '53100', message = 'no space left'; END $$;
+                CREATE TRIGGER full_disk BEFORE INSERT ON outbox.attempt FOR EACH ROW EXECUTE FUNCTION full_disk()
+                """)
+            try await database.publish(1, type: "well")
+            #expect(try await eventually { try await problems(database, "records_stand").count == 1 })
+            try await database.script("DROP TRIGGER full_disk ON outbox.attempt")
+            #expect(try await eventually { try await problems(database, "records_stand").isEmpty })
+        }
+        ledger.receiver.stop()
     }
 }

@@ -57,6 +57,14 @@ END $$;
 CREATE FUNCTION outbox.current_timeline() RETURNS int
 LANGUAGE sql STABLE BEGIN ATOMIC SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int; END;
 
+-- True of a time span without negative parts, whose months and years are counted in either way that
+-- PostgreSQL counts them.
+CREATE FUNCTION outbox.is_span(span interval, lowest interval, highest interval) RETURNS boolean
+LANGUAGE sql IMMUTABLE RETURN span BETWEEN lowest AND highest
+    AND extract(epoch FROM span) BETWEEN extract(epoch FROM lowest) AND extract(epoch FROM highest)
+    AND least(extract(year FROM span), extract(month FROM span), extract(day FROM span), extract(hour FROM span),
+              extract(minute FROM span), extract(second FROM span)) >= 0;
+
 -- One row: what this installation is and how long it keeps things.
 CREATE TABLE outbox.setting (
     singleton           boolean PRIMARY KEY DEFAULT true CHECK (singleton),
@@ -69,8 +77,8 @@ CREATE TABLE outbox.setting (
     cluster             bigint NOT NULL DEFAULT outbox.cluster_identifier(),
     database            bigint NOT NULL DEFAULT outbox.database_identifier(),
     partition_unit      text NOT NULL DEFAULT 'day' CHECK (partition_unit IN ('hour', 'day')),
-    event_retention     interval NOT NULL DEFAULT '30 days' CHECK (event_retention BETWEEN '1 hour' AND '1000 years'),
-    attempt_retention   interval NOT NULL DEFAULT '30 days' CHECK (attempt_retention BETWEEN '1 hour' AND '1000 years')
+    event_retention     interval NOT NULL DEFAULT '30 days' CHECK (outbox.is_span(event_retention, '1 hour', '1000 years')),
+    attempt_retention   interval NOT NULL DEFAULT '30 days' CHECK (outbox.is_span(attempt_retention, '1 hour', '1000 years'))
 );
 INSERT INTO outbox.setting DEFAULT VALUES;
 
@@ -292,7 +300,7 @@ CREATE INDEX ON outbox.batch (customer_id, turn) WHERE claims = 0 AND customer_i
 -- the endpoint, or harm more than that.
 CREATE FUNCTION outbox.is_schedule(waits interval[]) RETURNS boolean
 LANGUAGE sql IMMUTABLE RETURN cardinality(waits) <= 100
-    AND coalesce((SELECT bool_and(coalesce(wait BETWEEN '0' AND '30 days', false)) FROM unnest(waits) wait), true);
+    AND coalesce((SELECT bool_and(coalesce(outbox.is_span(wait, '0', '30 days'), false)) FROM unnest(waits) wait), true);
 -- A time in the life of an endpoint; or never, or always.
 CREATE DOMAIN outbox.time_or_none AS timestamptz
     CONSTRAINT is_of_the_years_1_to_9999 CHECK (VALUE BETWEEN '0001-01-01' AND '9999-12-31' OR VALUE IN ('infinity', '-infinity'));
@@ -304,10 +312,10 @@ LANGUAGE sql VOLATILE RETURN least(clock_timestamp() + delay, timestamptz '9999-
 CREATE TABLE outbox.endpoint (
     id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     name            text NOT NULL CHECK (length(name) BETWEEN 1 AND 128),
-    customer_id     text NOT NULL DEFAULT '*',
-    description     text,
+    customer_id     text NOT NULL DEFAULT '*' CHECK (length(customer_id) <= 256),
+    description     text CHECK (length(description) <= 4096),
     method          text NOT NULL DEFAULT 'POST' CHECK (method IN ('POST', 'PUT', 'PATCH', 'GET')),
-    url             text NOT NULL,
+    url             text NOT NULL CHECK (length(url) <= 8192),
     url_has_parameters boolean NOT NULL DEFAULT false,
     headers         jsonb NOT NULL DEFAULT '[]' CHECK (jsonb_typeof(headers) = 'array'),  -- [{"name":…,"value":…}]
     format          text NOT NULL DEFAULT 'standard'
@@ -320,10 +328,10 @@ CREATE TABLE outbox.endpoint (
     client_certificate text,
     allows_http2    boolean NOT NULL DEFAULT false,
     most_bytes      int CHECK (most_bytes > 0),
-    event_type      text NOT NULL DEFAULT '*',
-    change_type     text NOT NULL DEFAULT '*',
-    timeout         interval NOT NULL DEFAULT '15 s' CHECK (timeout BETWEEN '100 ms' AND '5 min'),
-    connect_timeout interval NOT NULL DEFAULT '5 s' CHECK (connect_timeout BETWEEN '100 ms' AND '1 min'),
+    event_type      text NOT NULL DEFAULT '*' CHECK (length(event_type) <= 256),
+    change_type     text NOT NULL DEFAULT '*' CHECK (length(change_type) <= 256),
+    timeout         interval NOT NULL DEFAULT '15 s' CHECK (outbox.is_span(timeout, '100 ms', '5 min')),
+    connect_timeout interval NOT NULL DEFAULT '5 s' CHECK (outbox.is_span(connect_timeout, '100 ms', '1 min')),
     -- The waits after the first, second ... failure. About three days, then the dead letters.
     retry_schedule  interval[] NOT NULL DEFAULT '{5 s,30 s,2 min,10 min,30 min,1 h,3 h,6 h,12 h,24 h,24 h}'
                     CONSTRAINT has_at_most_100_waits_of_0_to_30_days CHECK (outbox.is_schedule(retry_schedule)),

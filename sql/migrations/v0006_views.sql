@@ -45,7 +45,7 @@ RETURN regexp_replace(regexp_replace(url, '([?&][^=&]*)=[^&]*', '\1=***', 'g'), 
 CREATE FUNCTION outbox.masked_headers(headers jsonb) RETURNS jsonb
 LANGUAGE sql IMMUTABLE BEGIN ATOMIC
     SELECT coalesce(jsonb_agg(jsonb_build_object('name', x ->> 'name', 'value',
-               CASE WHEN coalesce((x -> 'secret')::bool, false)
+               CASE WHEN coalesce(x -> 'secret', 'false') <> 'false'
                       OR x ->> 'name' ~* '(auth|token|secret|key|cookie|password|signature)' THEN '***' ELSE x ->> 'value' END)
                ORDER BY place), '[]')
       FROM jsonb_array_elements(headers) WITH ORDINALITY y(x, place);
@@ -284,9 +284,13 @@ SELECT r.rolname AS role, o.kind, o.object, o.column_name, a.privilege_type AS p
 -- The same, as it was when the schema was made.
 CREATE TABLE outbox.granted AS SELECT * FROM outbox.grants WITH NO DATA;
 
+-- A count that stops at `most`, as it is said.
+CREATE FUNCTION outbox.up_to(n bigint, most int) RETURNS text
+LANGUAGE sql IMMUTABLE RETURN CASE WHEN n >= most THEN 'at least ' ELSE '' END || n;
+
 -- What is wrong, and what to do about it. Empty is healthy.
 CREATE VIEW outbox.problems AS
-SELECT 'default_partition_used' AS problem, format('%s rows in outbox.%s_default', n, parent) AS detail,
+SELECT 'default_partition_used' AS problem, format('%s rows in outbox.%s_default', outbox.up_to(n, 10000), parent) AS detail,
        'They are delivered all the same. A worker moves some ten thousand at a time into partitions of their own; more than that stay until their retention ends.' AS fix
   FROM (SELECT 'event' AS parent, count(*) AS n FROM (SELECT FROM outbox.event_default LIMIT 10000) e
         UNION ALL SELECT 'attempt', count(*) FROM (SELECT FROM outbox.attempt_default LIMIT 10000) a) d WHERE n > 0
@@ -328,19 +332,20 @@ UNION ALL
 -- Twenty of each kind, and how many there are: when a network is down, all endpoints fail.
 SELECT 'endpoint_failing', concat(format('%s (%s) fails since %s, and %s deliveries wait for it', f.name, f.id,
                                          to_char(f.opened_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
-                                         (SELECT count(*) FROM (SELECT FROM outbox.delivery d WHERE d.endpoint_id = f.id LIMIT 10000) w)),
+                                         (SELECT outbox.up_to(count(*), 10000) FROM (SELECT FROM outbox.delivery d WHERE d.endpoint_id = f.id LIMIT 10000) w)),
                                   CASE WHEN f.all_of_them > 20 THEN format('; %s endpoints fail in all', f.all_of_them) END),
        format('See what it answers: outboxctl attempt list --endpoint %1$s --state failure; '
-              'a probe goes out every few minutes, or at once: outboxctl endpoint resume %1$s', f.name)
+              'a probe goes out every few minutes, or at once: outboxctl endpoint resume %1$s', f.id)
   FROM (SELECT n.id, n.name, l.opened_at, count(*) OVER () AS all_of_them FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
          WHERE l.opens > 0 AND l.opened_at < clock_timestamp() - interval '30 s' AND n.deleted_at IS NULL AND n.disabled_at IS NULL
+           AND NOT (l.paused_from <= clock_timestamp() AND l.paused_until > clock_timestamp())
          ORDER BY l.opened_at LIMIT 20) f
 UNION ALL
 -- Who disables an endpoint on purpose knows it; when the service did it, or events pass it by, it is said.
 SELECT 'endpoint_disabled', concat(format('%s (%s) is disabled since %s (%s): %s of the newest 10000 events were not routed to it', n.name, n.id,
                                           to_char(n.disabled_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), n.disabled_reason, m.events),
                                    CASE WHEN n.all_of_them > 20 THEN format('; %s endpoints are disabled in all', n.all_of_them) END),
-       format('outboxctl endpoint enable %1$s; or: outboxctl endpoint delete %1$s', n.name)
+       format('outboxctl endpoint enable %1$s; or: outboxctl endpoint delete %1$s --yes', n.id)
   FROM (SELECT *, count(*) OVER () AS all_of_them FROM outbox.endpoint n WHERE n.disabled_at IS NOT NULL AND n.deleted_at IS NULL
          ORDER BY n.disabled_at DESC LIMIT 20) n
  CROSS JOIN LATERAL (
@@ -349,7 +354,7 @@ SELECT 'endpoint_disabled', concat(format('%s (%s) is disabled since %s (%s): %s
           AND (n.event_type = e.type OR n.event_type = '*' AND e.type NOT LIKE 'outbox.%')) m
  WHERE m.events > 0 OR n.disabled_reason IN ('failing for five days', 'gone: the receiver answered 410')
 UNION ALL
-SELECT 'stream_stands', format('%s events wait to be cut, the oldest since %s, though a worker is there', b.waiting,
+SELECT 'stream_stands', format('%s events wait to be cut, the oldest since %s, though a worker is there', outbox.up_to(b.waiting, 10000),
                                to_char(b.oldest_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')),
        'See the log of the workers; and who holds outbox.cutting: SELECT pid FROM pg_locks WHERE relation = ''outbox.cutting''::regclass'
   FROM outbox.backlog b
@@ -360,6 +365,16 @@ SELECT c ->> 'problem', format('worker %s %s (since %s)', w.id, c ->> 'detail', 
        c ->> 'fix'
   FROM outbox.worker w CROSS JOIN LATERAL jsonb_array_elements(w.complaints) c
  WHERE w.heartbeat_at > clock_timestamp() - interval '30 s'
+UNION ALL
+SELECT 'order_blocked', format('%s dead letters of %s (%s) hold up what comes after them in their ordering keys', outbox.up_to(b.blocking, 1000), n.name, n.id),
+       format('outboxctl dead list --endpoint %1$s; then replay or drop them, or let others pass: outboxctl endpoint update %1$s --on-dead skip', n.id)
+  FROM (SELECT * FROM outbox.endpoint n WHERE n.ordered AND n.on_dead = 'block' AND n.deleted_at IS NULL LIMIT 1000) n
+ CROSS JOIN LATERAL (
+       SELECT count(*) AS blocking
+         FROM (SELECT x.ordering_key FROM outbox.dead_letter x
+                WHERE x.endpoint_id = n.id AND x.ordering_key IS NOT NULL AND x.reason <> 'cancelled' LIMIT 1000) x
+        WHERE EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = n.id AND d.ordering_key = x.ordering_key OFFSET 0)) b
+ WHERE b.blocking > 0
 UNION ALL
 SELECT 'grant_missing', format('the role %s lacks %s on %s %s, which the service needs', g.role, g.what, lower(g.kind), g.object),
        format('GRANT %s ON %s %s TO %I', g.what, g.kind, g.object, g.role)

@@ -78,7 +78,8 @@ GRANT EXECUTE ON FUNCTION outbox.expired_partitions(), outbox.what_keeps(name, o
 
 GRANT SELECT ON outbox.deliveries, outbox.attempts, outbox.dead_letters, outbox.backlog, outbox.endpoint_health,
     outbox.transactions, outbox.problems TO outbox_reader, outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.webhook_id(bigint, timestamptz) TO outbox_reader, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.webhook_id(bigint, timestamptz), outbox.up_to(bigint, int) TO outbox_reader, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.up_to(bigint, int) TO outbox_worker;
 GRANT SELECT ON outbox.partitions TO outbox_operator;
 GRANT SELECT ON outbox.setting TO outbox_reader;   -- read by outbox.is_home(), which outbox.problems calls
 
@@ -98,7 +99,7 @@ GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int, bool
     TO outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.current_timeline(), outbox.due_in(interval) TO outbox_worker;
 -- Asked by a check of outbox.endpoint, for whoever changes it.
-GRANT EXECUTE ON FUNCTION outbox.is_schedule(interval[]) TO outbox_worker, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.is_schedule(interval[]), outbox.is_span(interval, interval, interval) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.require_home(text) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.is_restored(outbox.cut), outbox.is_home(text), outbox.cluster_identifier(), outbox.database_identifier() TO outbox_worker, outbox_reader, outbox_operator;
 
