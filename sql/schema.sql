@@ -709,6 +709,7 @@ grant execute on line_of to outbox_worker
 grant execute on make_batches to outbox_worker
 grant execute on make_partitions to outbox_worker
 grant execute on move_default_rows to outbox_worker
+grant execute on needed_partitions to outbox_worker
 grant execute on next_lines to outbox_worker
 grant execute on partition_bounds to outbox_worker
 grant execute on outbox_private.record_audit to outbox_worker

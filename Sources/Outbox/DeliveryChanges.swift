@@ -64,7 +64,7 @@ extension Connection {
                        AND (\(pair?.endpoint) IS NULL OR d.endpoint_id = \(pair?.endpoint))
                        AND (\(pair == nil) = false OR d.reason <> 'cancelled')
                        AND (\(endpoint) IS NULL OR d.endpoint_id = \(endpoint)) AND (\(fingerprint) IS NULL OR d.fingerprint = \(fingerprint))
-                     ORDER BY d.endpoint_id, d.event_id LIMIT 1000
+                     ORDER BY d.endpoint_id, d.dead_at LIMIT 1000
                     """
                 ).map { row throws(PostgresError) in
                     Pair(event: EventKey(id: try row[0], createdAt: try row[1]), endpoint: try row[2])

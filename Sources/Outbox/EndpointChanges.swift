@@ -64,6 +64,10 @@ extension Connection {
             try connection.auditChange("endpoint.update", endpoint: id, from: before)
         }
         if change.isOrdered == false { while try dissolveLines(of: id) > 0 {} }
+        if change.onDead == .skip {
+            var key = ""
+            while let last = try releaseBlocked(of: id, after: key) { key = last }
+        }
     }
 
     /// The endpoint's settings as the audit log may show them: secrets masked, certificates and credentials as marks that

@@ -53,6 +53,12 @@ extension Connection {
                 house.failures[chore] = error
             }
         }
+        do {
+            house.hasLeftovers =
+                try query(
+                    "SELECT FROM outbox.expired_partitions() x WHERE x.oid <> ALL ((SELECT outbox.needed_partitions())::oid[]) LIMIT 1"
+                ).count > 0
+        } catch { house.failures[.dropping] = house.failures[.dropping] ?? error }
         return house
     }
 
@@ -204,6 +210,8 @@ package struct Housekeeping: Sendable {
     package fileprivate(set) var rows: [Chore: Int] = [:]
     /// What could not be done.
     package fileprivate(set) var failures: [Chore: any Error] = [:]
+    /// Expired partitions that nothing needs are there still: somebody had them in use, or their table.
+    package fileprivate(set) var hasLeftovers = false
     /// There was no time for all of it.
     package fileprivate(set) var isUnfinished = false
 

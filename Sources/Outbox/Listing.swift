@@ -6,12 +6,18 @@ package struct Listing: Sendable {
     package let rows: [[String?]]
     /// One JSON object per row, whose names are the columns.
     package let json: [String]
+    /// What whoever reads it has to know: that not everything was looked through.
+    package let note: String?
 
-    package init(columns: [String], rows: [[String?]], json: [String]) {
+    package init(columns: [String], rows: [[String?]], json: [String], note: String? = nil) {
         self.columns = columns
         self.rows = rows
         self.json = json
+        self.note = note
     }
+
+    /// The same with a note.
+    func noting(_ note: String) -> Listing { Listing(columns: columns, rows: rows, json: json, note: note) }
 
     /// The value of a column in the first row.
     package func first(_ column: String) -> String? {

@@ -12,6 +12,8 @@ package struct ListFilter: Sendable {
     package var since: Timestamp?
     package var until: Timestamp?
     package var limit = 100
+    /// Only of events from this one on (`lookingBack`).
+    fileprivate var from: EventID?
 
     package init() {}
 }
@@ -27,7 +29,13 @@ extension ListFilter {
         if let transactionID { conditions.append("e.transaction_id = \(transactionID)") }
         if let event { conditions.append("e.id = \(event.id)") }
         if let createdAt = event?.createdAt { conditions.append("e.created_at = \(createdAt)") }
+        if let from { conditions.append("e.id >= \(from)") }
         return conditions
+    }
+
+    /// True when what is asked for is known of the events alone, and no index has it.
+    fileprivate var looksAtEvents: Bool {
+        (eventType != nil || changeType != nil || customerID != nil) && event == nil && transactionID == nil
     }
 
     /// The ids of a transaction come first: walked by id, everything newer would be read. Of a giant one the newest.
@@ -59,6 +67,7 @@ extension ListFilter {
         var conditions = ofTransaction("\(row).event_id")
         if let event { conditions.append("\(raw: row).event_id = \(event.id)") }
         if let createdAt = event?.createdAt { conditions.append("\(raw: row).event_at = \(createdAt)") }
+        if let from { conditions.append("\(raw: row).event_id >= \(from)") }
         if let endpoint { conditions.append("\(raw: row).endpoint_id = \(endpoint)") }
         if time { conditions += within("\(row).event_at") }
         if eventType != nil || changeType != nil || customerID != nil || transactionID != nil {
@@ -82,8 +91,61 @@ private func all(_ conditions: [SQL]) -> SQL {
 }
 
 extension Connection {
+    /// What no index has is looked for back from the newest event, in growing steps, until the list is full or somebody would wait too
+    /// long; then the list says how far that went.
+    private mutating func lookingBack(
+        _ filter: ListFilter, _ list: (inout Connection, ListFilter) throws -> Listing
+    ) throws -> Listing {
+        guard filter.looksAtEvents, let newest = try newestEvent(before: filter.until) else {
+            return try list(&self, filter)
+        }
+        let patience = Duration.milliseconds(700)
+        let began = ContinuousClock.now
+        var span: Int64 = 20_000
+        while true {
+            var narrowed = filter
+            let from = newest - span
+            narrowed.from = from > 0 ? EventID(rawValue: from) : nil
+            let begin = ContinuousClock.now
+            let found = try list(&self, narrowed)
+            let (took, elapsed) = (ContinuousClock.now - begin, ContinuousClock.now - began)
+            if found.rows.count >= filter.limit || from <= 0 { return found }
+            // As many more as there is time for.
+            let more = min(4, (patience - elapsed) / max(took, .milliseconds(1)))
+            guard more > 1.2 else {
+                return found.noting(
+                    "looked for among the newest \(span) events\(filter.until == nil ? "" : " of that time"), down to event \(from); "
+                        + "for older ones: --until, --event-id or --transaction-id")
+            }
+            span = Int64(Double(span) * more)
+        }
+    }
+
+    /// The number of the newest event, or of the newest before a time: found by halves, since numbers are given in order of time but for
+    /// those of transactions that overlap.
+    private mutating func newestEvent(before time: Timestamp?) throws -> Int64? {
+        func event(_ statement: SQL) throws -> (id: Int64, at: Timestamp)? {
+            try query(statement).first { row throws(PostgresError) in (try row[0], try row[1]) }
+        }
+        let newest = try event("SELECT id, created_at FROM outbox.event ORDER BY id DESC LIMIT 1")
+        guard let newest, let time, newest.at >= time else { return newest?.id }
+        guard var low = try event("SELECT id, created_at FROM outbox.event ORDER BY id LIMIT 1")?.id else { return nil }
+        var high = newest.id
+        while high - low > 1 {
+            let middle = low + (high - low) / 2
+            let found = try event(
+                "SELECT id, created_at FROM outbox.event WHERE id >= \(middle) ORDER BY id LIMIT 1")
+            if let found, found.at < time { low = max(middle, found.id) } else { high = middle }
+        }
+        return high + 10_000
+    }
+
     /// Events, newest first.
     package mutating func listEvents(_ filter: ListFilter) throws -> Listing {
+        try lookingBack(filter) { try $0.listEvents(narrowed: $1) }
+    }
+
+    private mutating func listEvents(narrowed filter: ListFilter) throws -> Listing {
         try listing(
             """
             SELECT e.id, outbox.webhook_id(e.id, e.created_at) AS webhook_id, e.created_at, e.customer_id, e.type, e.change_type, e.transaction_id,
@@ -98,6 +160,10 @@ extension Connection {
     /// Each kind of pair is read newest first from its own table, and no further than the list goes; what is delivered is found by its
     /// events, where events are asked for. Names and events are looked up for what is left.
     package mutating func listDeliveries(_ filter: ListFilter) throws -> Listing {
+        try lookingBack(filter) { try $0.listDeliveries(narrowed: $1) }
+    }
+
+    private mutating func listDeliveries(narrowed filter: ListFilter) throws -> Listing {
         let kinds = Self.kinds(of: filter)
         let pairs = kinds.dropFirst().reduce(kinds.first ?? "SELECT * FROM outbox.delivery WHERE false") {
             "\($0) UNION ALL \($1)"
@@ -232,6 +298,10 @@ extension Connection {
 
     /// Attempts by the columns of `outbox.attempts`, newest first.
     package mutating func listAttempts(_ filter: ListFilter) throws -> Listing {
+        try lookingBack(filter) { try $0.listAttempts(narrowed: $1) }
+    }
+
+    private mutating func listAttempts(narrowed filter: ListFilter) throws -> Listing {
         let conditions = filter.ofRow("a", time: false) + (filter.state.map { ["a.outcome = \($0)"] } ?? [])
         func list(_ time: [SQL]) throws -> Listing {
             try listing(
@@ -246,7 +316,7 @@ extension Connection {
                 """)
         }
         // An event's or an endpoint's have an index.
-        if filter.event != nil || filter.transactionID != nil || filter.endpoint != nil {
+        if filter.event != nil || filter.transactionID != nil || filter.endpoint != nil || filter.from != nil {
             return try list(filter.within("a.started_at"))
         }
         // All others are in order of time only as far as their partitions are: looked through in growing steps, back from the newest.
@@ -270,14 +340,22 @@ extension Connection {
 
     /// Dead letters by the columns of `outbox.dead_letters`, newest first.
     package mutating func listDeadLetters(_ filter: ListFilter) throws -> Listing {
+        try lookingBack(filter) { try $0.listDeadLetters(narrowed: $1) }
+    }
+
+    private mutating func listDeadLetters(narrowed filter: ListFilter) throws -> Listing {
         let conditions: [SQL] =
             ["d.reason <> 'cancelled'"] + filter.ofRow("d", time: false) + filter.within("d.dead_at")
+        // By number, and not by time, where only some are looked at.
+        let source: SQL =
+            filter.from.map { "(SELECT * FROM outbox.dead_letter d WHERE d.event_id >= \($0) OFFSET 0)" }
+            ?? "outbox.dead_letter"
         return try listing(
             """
             SELECT d.event_id || ':' || d.endpoint_id AS id, d.event_id, outbox.webhook_id(d.event_id, d.event_at) AS webhook_id, d.endpoint_id,
                    n.name AS endpoint, e.customer_id, e.event_type, e.change_type, e.transaction_id, d.reason, d.attempts,
                    d.status, d.error_class, d.error, d.fingerprint, d.dead_at, d.event_at AS created_at
-              FROM (SELECT * FROM outbox.dead_letter d WHERE \(all(conditions)) ORDER BY d.dead_at DESC, d.event_id DESC, d.endpoint_id
+              FROM (SELECT * FROM \(source) d WHERE \(all(conditions)) ORDER BY d.dead_at DESC, d.event_id DESC, d.endpoint_id
                      LIMIT \(filter.rows)) d
               LEFT JOIN LATERAL (
                    SELECT e.customer_id::text, e.type::text AS event_type, e.change_type::text, e.transaction_id FROM outbox.event e

@@ -48,17 +48,21 @@ extension Connection {
         // The cut puts events in line under the same lock.
         try lockLanes([id])
         try query("UPDATE outbox.endpoint SET ordered = coalesce(\(change.isOrdered), ordered) WHERE id = \(id)")
-        if change.isOrdered == false {
-            try query(
-                "UPDATE outbox.dead_letter SET ordering_key = NULL WHERE endpoint_id = \(id) AND ordering_key IS NOT NULL"
-            )
-        } else if change.onDead == .skip {
-            let blocked = try query(
+    }
+
+    /// Lets some lines go that dead letters held up, those after a key, where others may pass now; returns the last key, nil at the end.
+    /// In steps, as `cancelDeleted`.
+    mutating func releaseBlocked(of id: EndpointID, after key: String) throws -> String? {
+        try transaction { connection in
+            try connection.lockLanes([id])
+            let blocked = try connection.query(
                 """
                 SELECT DISTINCT endpoint_id, ordering_key FROM outbox.dead_letter
-                 WHERE endpoint_id = \(id) AND ordering_key IS NOT NULL AND reason <> 'cancelled'
+                 WHERE endpoint_id = \(id) AND ordering_key > \(key) AND reason <> 'cancelled' ORDER BY ordering_key LIMIT 1000
                 """)
-            try advance(blocked, afterLoss: false)
+            let last = try blocked.map { row throws(PostgresError) in try row[1] as String }.last
+            try connection.advance(blocked, afterLoss: false)
+            return last
         }
     }
 
@@ -67,17 +71,25 @@ extension Connection {
     mutating func dissolveLines(of id: EndpointID) throws -> Int {
         try transaction { connection in
             try connection.lowerDueTime(of: [id])
-            return try connection.query(
+            let parked = try connection.query(
                 """
-                UPDATE outbox.delivery d
-                   SET ordering_key = NULL, pass = 0,
-                       due_at = CASE WHEN d.due_at < 'infinity' THEN d.due_at
-                                     ELSE greatest(clock_timestamp(), (SELECT e.deliver_at FROM outbox.event e
-                                                                        WHERE e.id = d.event_id AND e.created_at = d.event_at)) END
-                 WHERE (d.event_id, d.endpoint_id, d.event_at) IN (SELECT w.event_id, w.endpoint_id, w.event_at FROM outbox.delivery w
-                                                        WHERE w.endpoint_id = \(id) AND w.ordering_key IS NOT NULL LIMIT 2000)
+                UPDATE outbox.dead_letter SET ordering_key = NULL
+                 WHERE ctid = ANY (ARRAY(SELECT x.ctid FROM outbox.dead_letter x
+                                          WHERE x.endpoint_id = \(id) AND x.ordering_key IS NOT NULL LIMIT 2000))
                 """
             ).affected
+            return try parked
+                + connection.query(
+                    """
+                    UPDATE outbox.delivery d
+                       SET ordering_key = NULL, pass = 0,
+                           due_at = CASE WHEN d.due_at < 'infinity' THEN d.due_at
+                                         ELSE greatest(clock_timestamp(), (SELECT e.deliver_at FROM outbox.event e
+                                                                            WHERE e.id = d.event_id AND e.created_at = d.event_at)) END
+                     WHERE (d.event_id, d.endpoint_id, d.event_at) IN (SELECT w.event_id, w.endpoint_id, w.event_at FROM outbox.delivery w
+                                                            WHERE w.endpoint_id = \(id) AND w.ordering_key IS NOT NULL LIMIT 2000)
+                    """
+                ).affected
         }
     }
 }

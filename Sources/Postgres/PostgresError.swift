@@ -87,7 +87,10 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
 
     /// True when the server does not believe who is connecting, or wants a password.
     public var refusesCredentials: Bool {
-        kind == .unreachable && (message.contains("authentication failed") || message.contains("no password supplied"))
+        kind == .unreachable
+            && [
+                "authentication failed", "no password supplied", "is not permitted to log in", "pg_hba.conf",
+            ].contains { message.contains($0) }
     }
 
     /// True when there is no database that answers, and one may be there later: a server that is starting, a name that nobody knows
@@ -96,8 +99,10 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
         switch kind {
         case .unreachable: !refusesCredentials
         case .connectionLost: true
-        case .server: (sqlState ?? "").hasPrefix("57P") || (sqlState ?? "").hasPrefix("53")
-        case .configuration, .deadline, .value: false
+        // Somebody has a lock, or makes the database too busy.
+        case .deadline: true
+        case .server: ["57", "53", "55"].contains(String((sqlState ?? "").prefix(2)))
+        case .configuration, .value: false
         }
     }
 

@@ -67,6 +67,7 @@ final class Janitor: Service {
                         nextHousekeeping = .now + Self.housekeeping
                         let house = try await pool.run { $0.keepHouse() }
                         Self.report(house, to: logger)
+                        if house.hasLeftovers { nextHousekeeping = .now + .seconds(30) }
                         if house.isUnfinished { nextHousekeeping = .now }
                     }
                 } catch {

@@ -40,7 +40,9 @@ struct DatabaseWorker: Service {
             } catch let error as PostgresError where error.mayPass {
                 if tries.isMultiple(of: 20) {
                     logger.warning(
-                        "the database is not there yet; waiting for it",
+                        error.kind == .unreachable || error.kind == .connectionLost
+                            ? "the database is not there yet; waiting for it"
+                            : "the database does not let this worker begin yet; trying again",
                         metadata: ["worker": "\(configuration.worker)", "error": "\(error)"])
                 }
                 tries += 1

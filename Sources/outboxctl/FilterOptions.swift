@@ -25,6 +25,7 @@ struct FilterOptions: ParsableArguments {
 
     /// The list as it is shown, and a word where it ends before its end.
     func shown(_ listing: Listing) -> Listing {
+        if let note = listing.note { StandardError.say("outboxctl: \(note)") }
         if listing.rows.count <= limit { return listing }
         StandardError.say("outboxctl: only the first \(limit) are shown; for more: --limit, --since, --until")
         return Listing(

@@ -74,6 +74,7 @@ GRANT EXECUTE ON FUNCTION outbox.cut(int, int), outbox.require_read_committed(),
     outbox.make_partitions(), outbox.empty_expired_partition(), outbox.drop_expired_partition(),
     outbox.move_default_rows(name), outbox.delete_expired_rows(name, int),
     outbox.webhook_id(bigint, timestamptz), outbox.partition_bounds(timestamptz) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.needed_partitions() TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.expired_partitions(), outbox.what_keeps(name, oid, timestamptz, timestamptz) TO outbox_worker, outbox_reader, outbox_operator;
 
 GRANT SELECT ON outbox.deliveries, outbox.attempts, outbox.dead_letters, outbox.backlog, outbox.endpoint_health,
