@@ -12,6 +12,8 @@ package struct ListFilter: Sendable {
     package var since: Timestamp?
     package var until: Timestamp?
     package var limit = 100
+    /// For how long it is looked back for what no index has: as an operator waits for an answer.
+    package var patience = Duration.milliseconds(700)
     /// Only of events from this one on (`lookingBack`).
     fileprivate var from: EventID?
 
@@ -99,7 +101,6 @@ extension Connection {
         guard filter.looksAtEvents, let newest = try newestEvent(before: filter.until) else {
             return try list(&self, filter)
         }
-        let patience = Duration.milliseconds(700)
         let began = ContinuousClock.now
         var span: Int64 = 20_000
         while true {
@@ -111,7 +112,7 @@ extension Connection {
             let (took, elapsed) = (ContinuousClock.now - begin, ContinuousClock.now - began)
             if found.rows.count >= filter.limit || from <= 0 { return found }
             // As many more as there is time for.
-            let more = min(4, (patience - elapsed) / max(took, .milliseconds(1)))
+            let more = min(4, (filter.patience - elapsed) / max(took, .milliseconds(1)))
             guard more > 1.2 else {
                 return found.noting(
                     "looked for among the newest \(span) events\(filter.until == nil ? "" : " of that time"), down to event \(from); "

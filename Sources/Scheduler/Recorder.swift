@@ -49,7 +49,7 @@ final class Recorder: Service {
     /// How many outcomes one transaction writes at most, and how many may wait before claiming stops.
     private static let largestGroup = 1000
     /// Our own locks last for milliseconds.
-    static let longestLock = Duration.milliseconds(200)
+    static let longestLock = Duration.milliseconds(100)
     /// After so long it is said that something is left.
     private static let long = Duration.seconds(10)
     private let mostUnrecorded: Int
@@ -281,7 +281,8 @@ final class Recorder: Service {
         if endpoints.isEmpty {
             // The batches themselves: after what others have to say.
             inbox.withLock { $0.finished += finished }
-            return await Task.detached { try? await Task.sleep(for: .milliseconds(100)) }.value ?? ()
+            await Task.detached { try? await Task.sleep(for: .milliseconds(100)) }.value
+            return
         }
         guard endpoints.count > 1 || !finished.isEmpty else {
             inbox.withLock { inbox in
@@ -292,12 +293,13 @@ final class Recorder: Service {
             return complain(about: endpoints)
         }
         let some = endpoints.count > 1 ? Set(endpoints.prefix(endpoints.count / 2)) : endpoints
+        let others = reports.filter { !some.contains($0.outcome.pair.endpoint) }
         await record(
             reports.filter { some.contains($0.outcome.pair.endpoint) }, finished: [],
             effects: effects.filter { some.contains($0.key) })
-        await record(
-            reports.filter { !some.contains($0.outcome.pair.endpoint) }, finished: finished,
-            effects: effects.filter { !some.contains($0.key) })
+        // However many are locked, a stop ends in its time.
+        if let end = inbox.withLock({ $0.giveUpAt }), end <= .now { return giveUp(others) }
+        await record(others, finished: finished, effects: effects.filter { !some.contains($0.key) })
     }
 
     /// Says now and then that somebody has lanes locked, who is not named in the database.

@@ -165,4 +165,39 @@ import Testing
         }
         await pool.close()
     }
+
+    @Test func `what no index has is looked for back from the newest event, and the list says how far`() async throws {
+        let database = try await TestCluster.database()
+        let endpoint = try await database.endpoint("e", url: "https://example.com/").id
+        try await database.script(
+            """
+            INSERT INTO outbox.event (type) VALUES ('rare');
+            INSERT INTO outbox.dead_letter (event_id, event_at, endpoint_id, reason, attempts, fingerprint)
+            SELECT id, created_at, '\(endpoint)', 'exhausted', 1, 'x' FROM outbox.event;
+            INSERT INTO outbox.attempt (event_id, event_at, endpoint_id, number, trigger, lease_id, worker, started_at, total_us, outcome, status)
+            SELECT id, created_at, '\(endpoint)', 1, 'first', '\(UniqueID.random())', 'w', clock_timestamp(), 1000, 'failure', 500 FROM outbox.event;
+            """)
+        let middle = try #require(
+            try await database.pool.query("SELECT clock_timestamp()") { row throws(PostgresError) in
+                try row[0] as Timestamp
+            }.first)
+        try await database.script("INSERT INTO outbox.event (type) SELECT 'common' FROM generate_series(1, 25000)")
+        let lists: [@Sendable (inout Connection, ListFilter) throws -> Listing] = [
+            { try $0.listEvents($1) }, { try $0.listDeliveries($1) }, { try $0.listAttempts($1) },
+            { try $0.listDeadLetters($1) },
+        ]
+        for list in lists {
+            var filter = ListFilter()
+            filter.eventType = "rare"
+            let whole = try await database.pool.run { [filter] in try list(&$0, filter) }
+            #expect(whole.rows.count == 1 && whole.note == nil)
+            filter.patience = .zero
+            let part = try await database.pool.run { [filter] in try list(&$0, filter) }
+            #expect(part.rows.isEmpty && part.note?.contains("newest 20000 events") == true)
+            // From a time on that is asked for.
+            filter.until = middle
+            let older = try await database.pool.run { [filter] in try list(&$0, filter) }
+            #expect(older.rows.count == 1)
+        }
+    }
 }
