@@ -1,3 +1,4 @@
+import FoundationEssentials
 package import Postgres
 
 extension Connection {
@@ -142,11 +143,8 @@ extension Connection {
     mutating func audit(
         _ action: String, endpoint: EndpointID, reason: String? = nil, detail: [String: String?]
     ) throws {
-        let named = detail.compactMapValues(\.self).sorted { $0.key < $1.key }
-        let json = try query(
-            "SELECT coalesce(jsonb_object_agg(k, v), '{}')::text FROM unnest(\(named.map(\.key)), \(named.map(\.value))) d(k, v)"
-        ).first { row throws(PostgresError) in try row[0] as String }
-        try audit(action, endpoint: endpoint, reason: reason, detail: JSONText(json ?? "{}"))
+        let json = try JSONEncoder().encode(detail.compactMapValues(\.self))
+        try audit(action, endpoint: endpoint, reason: reason, detail: JSONText(Array(json)))
     }
 
     package mutating func audit(

@@ -46,8 +46,10 @@ package final class Attempt: Sendable {
         self.requestID = requestID
     }
 
+    var hasTexts: Bool { error != nil || response != nil || requestID != nil }
+
     /// The same without the texts that the receiver chose.
-    package var withoutTexts: Attempt {
+    var withoutTexts: Attempt {
         Attempt(
             number: number, trigger: trigger, startedAt: startedAt, dns: dns, connect: connect, tls: tls,
             firstByte: firstByte, total: total, isSuccess: isSuccess, status: status, errorClass: errorClass)
@@ -138,12 +140,14 @@ package struct Outcome: Sendable {
         self.note = note
     }
 
-    /// What is to be written in its place when the database refuses it for its values: it is parked, then without its attempt; nil when
-    /// nothing is left to leave out.
-    package func parked(because refusal: PostgresError) -> Outcome? {
+    /// What is to be written in its place when the database refuses it for its values: without the texts that others chose, then parked
+    /// where it was to wait, then without its attempt; nil when nothing is left to leave out.
+    package func reduced(because refusal: PostgresError) -> Outcome? {
         var outcome = self
-        if case .wait = resolution {
+        if attempt?.hasTexts == true || note.map({ $0.error != $0.errorClass }) == true {
             outcome.attempt = attempt?.withoutTexts
+            outcome.note = note.map { ($0.errorClass, $0.errorClass) }
+        } else if case .wait = resolution {
             outcome.resolution = .dead(.permanent)
             outcome.note = ("not_recordable", "the database refused to have it wait: \(refusal)")
         } else {

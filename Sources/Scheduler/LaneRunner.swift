@@ -89,15 +89,23 @@ final class LaneRunner: Service {
         lookAt = min(nextLook, .now + min(untilDue ?? Self.betweenLooks, Self.betweenLooks))
     }
 
+    /// A customer has no more lanes than are free, where there are several: then half of them are left for the others.
+    private func greedyCustomers(of lanes: [EndpointID], _ endpoints: EndpointDirectory.Snapshot) -> [String] {
+        guard endpoints.hasSeveralCustomers, lanes.count >= Self.mostLanes / 2 else { return [] }
+        let held = lanes.reduce(into: [ExactText: Int]()) {
+            $0[endpoints.byID[$1]?.settings.customerID ?? "", default: 0] += 1
+        }
+        return held.filter { $0.value >= Self.mostLanes - lanes.count }
+            .map { String(decoding: $0.key.utf8, as: UTF8.self) }
+    }
+
     private func claim() async throws -> (lanes: [(ClaimedLane, Lease)], nextDueAt: Timestamp?) {
         let leaseID = LeaseID.random()
         let asked = ContinuousClock.now
         let endpoints = parts.directory.current
-        let excluded = parts.keeper.lanes + endpoints.defective
-        // A customer has no more lanes than are free, where there are several: then half of them are left for the others.
-        let held = parts.keeper.laneCounts { endpoints.byID[$0]?.settings.customerID ?? "" }
-        let greedy = held.parts.filter { $0.value >= Self.mostLanes - held.all && endpoints.hasSeveralCustomers }
-            .map { String(decoding: $0.key.utf8, as: UTF8.self) }
+        let held = parts.keeper.lanes
+        let excluded = held + endpoints.defective
+        let greedy = greedyCustomers(of: held, endpoints)
         let claim: LaneClaim
         do {
             claim = try await parts.pool.run { [configuration = parts.configuration, instance = parts.instance] in

@@ -36,12 +36,6 @@ final class LeaseKeeper: Service {
         held.withLock { held in held.keys.compactMap { if case .lane(let endpoint, _) = $0 { endpoint } else { nil } } }
     }
 
-    /// How many lanes are held here, and how many of each of these parts.
-    func laneCounts<Part: Hashable>(by part: (EndpointID) -> Part) -> (all: Int, parts: [Part: Int]) {
-        let lanes = lanes
-        return (lanes.count, lanes.reduce(into: [:]) { $0[part($1), default: 0] += 1 })
-    }
-
     func run() async {
         await withGracefulShutdownHandler {
             while !wakeup.isStopped && !Task.isCancelled {

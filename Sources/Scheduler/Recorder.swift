@@ -239,7 +239,7 @@ final class Recorder: Service {
     }
 
     /// Something of a group is refused by the database for good, and keeps none of the rest from being recorded: what it is is found out
-    /// by halves. By itself it is parked, and what is refused even so is left to the next claim of its batch.
+    /// by halves. Of it less and less is written, and what is refused even so is left to the next claim of its batch.
     private func recordApart(
         _ reports: [Report], finished: [Lease], effects: [EndpointID: EndpointEffect], refusal: PostgresError
     ) async {
@@ -260,7 +260,7 @@ final class Recorder: Service {
         }
         let pair = report.outcome.pair
         let named = metadata.merging(["event": "\(pair.event.id)", "endpoint": "\(pair.endpoint)"]) { $1 }
-        guard let parked = report.outcome.parked(because: refusal) else {
+        guard let less = report.outcome.reduced(because: refusal) else {
             logger.error("the database refuses an outcome; the event will be sent again", metadata: named)
             report.lease.lose()
             report.lease.resolve(1, events: [pair.event])
@@ -268,9 +268,8 @@ final class Recorder: Service {
             if !finished.isEmpty { await record([], finished: finished, effects: effects) }
             return
         }
-        logger.error("the database refuses an outcome; the delivery is parked", metadata: named)
-        report.outcome = parked
-        report.effect = nil
+        logger.warning("the database refuses an outcome; less of it is written", metadata: named)
+        report.outcome = less
         await record([report], finished: finished, effects: effects)
     }
 
@@ -329,8 +328,6 @@ final class Recorder: Service {
 
     /// Writes the group however long it takes.
     private func write(_ group: RecordGroup) async -> Written {
-        var group = group
-        var hasTexts = true
         var pause = Duration.milliseconds(20)
         var complaints = 0
         while true {
@@ -341,12 +338,7 @@ final class Recorder: Service {
                 return .written(receipt, written)
             case .failure(let error):
                 let error = error as? PostgresError
-                if error?.isOfValues == true, let error {
-                    if !hasTexts { return .refused(error) }
-                    // Text that the database refuses must not keep the outcome itself from being written.
-                    (group, hasTexts) = (group.withoutTexts(), false)
-                    continue
-                }
+                if let error, error.isOfValues { return .refused(error) }
                 if error?.sqlState == "55P03" { return .locked }
                 let text = error.map(\.description) ?? "unknown"
                 standing.withLock { $0 = ($0?.since ?? .now, text) }
@@ -409,17 +401,5 @@ final class Recorder: Service {
         }
         logger.error("stopping without recording", metadata: ["outcomes": "\(reports.count + rest.count)"])
         for report in reports + rest { report.lease.resolve(1) }
-    }
-}
-
-extension RecordGroup {
-    /// The same outcomes without the texts that receivers chose.
-    fileprivate func withoutTexts() -> RecordGroup {
-        var group = self
-        for index in group.outcomes.indices {
-            group.outcomes[index].attempt = group.outcomes[index].attempt?.withoutTexts
-            if let note = group.outcomes[index].note { group.outcomes[index].note = (note.errorClass, note.errorClass) }
-        }
-        return group
     }
 }

@@ -35,7 +35,7 @@ struct DatabaseWorker: Service {
         var tries = 0
         while !isStopping {
             do {
-                if migrates { try await migrate() }
+                if migrates { try await session.use { _ = try Migrator.migrate(&$0) } }
                 return try await Engine(configuration, keyring: keyring, logger: logger)
             } catch let error as PostgresError where error.mayPass {
                 if tries.isMultiple(of: 20) {
@@ -53,15 +53,6 @@ struct DatabaseWorker: Service {
     }
 
     private var isStopping: Bool { Task.isShuttingDownGracefully || Task.isCancelled }
-
-    private func migrate() async throws {
-        let pool = try ConnectionPool(session.target, size: 1)
-        do { try await pool.run { _ = try Migrator.migrate(&$0) } } catch {
-            await pool.close()
-            throw error
-        }
-        await pool.close()
-    }
 }
 
 /// Services that start in this order, and stop in reverse.

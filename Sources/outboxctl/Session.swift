@@ -25,12 +25,7 @@ struct Session: Sendable {
         let cluster = try await EmbeddedCluster(folder: embeddedFolder, environment: environment)
         let session = Session(target: try ConnectionTarget(cluster.connectionString, name: name), cluster: cluster)
         do {
-            let pool = try ConnectionPool(session.target, size: 1)
-            do { try await pool.run { _ = try Migrator.migrate(&$0) } } catch {
-                await pool.close()
-                throw error
-            }
-            await pool.close()
+            try await session.use { _ = try Migrator.migrate(&$0) }
             return session
         } catch {
             try cluster.leave()
@@ -91,8 +86,8 @@ struct Session: Sendable {
     }
 
     /// One connection for the closure.
-    private func use<Value: Sendable>(
-        isHurried: Bool, _ body: @escaping @Sendable (inout Connection) throws -> Value
+    func use<Value: Sendable>(
+        isHurried: Bool = false, _ body: @escaping @Sendable (inout Connection) throws -> Value
     ) async throws -> Value {
         let pool = try ConnectionPool(
             target, size: 1, session: SessionSetUp(settings: isHurried ? [("lock_timeout", "4s")] : []))

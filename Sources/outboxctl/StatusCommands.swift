@@ -9,11 +9,15 @@ struct Status: AsyncParsableCommand {
     private static let most = 20
 
     func run() async throws {
-        let (status, problems, endpoints) = try await Session.run(options) { connection in
-            (try connection.status(), try connection.problems(), try connection.listEndpoints(limit: Self.most + 1))
+        let isTable = options.format == .table
+        let (status, more) = try await Session.run(options) { connection in
+            (
+                try connection.status(),
+                isTable ? (try connection.problems(), try connection.listEndpoints(limit: Self.most + 1)) : nil
+            )
         }
         options.format.item(status)
-        guard options.format == .table else { return }
+        guard let (problems, endpoints) = more else { return }
         if !endpoints.rows.isEmpty {
             print("")
             let shown = Listing(

@@ -29,7 +29,8 @@ import Testing
     func `of what a table refuses only that one is parked, or sent again`(table: String) async throws {
         let database = try await TestCluster.database()
         let ledger = try Ledger { request, _ in
-            Receiver.Answer(String(decoding: request.body, as: UTF8.self).contains("bad") ? 500 : 200)
+            String(decoding: request.body, as: UTF8.self).contains("bad")
+                ? Receiver.Answer(500, body: Array("no".utf8)) : Receiver.Answer()
         }
         try await database.endpoint("e", url: ledger.url, retries: table == "dead_letter" ? [] : [.seconds(3600)])
         try await database.script(
@@ -40,6 +41,12 @@ import Testing
         try await TestWorker.run(database, configure: { $0.lease = .seconds(60) }) {
             let isDelivered = try await eventually { try await database.deliveries("delivered") == 7 }
             #expect(isDelivered)
+            // What the receiver said of the other one is kept.
+            let said = try await eventually {
+                try await database.number(
+                    "SELECT count(*) FROM outbox.attempt WHERE event_id = 5 AND response IS NOT NULL") == 1
+            }
+            #expect(said)
             if table == "delivery" {
                 #expect(try await eventually { try await database.deliveries("dead") == 1 })
                 let error = try await database.column("SELECT error FROM outbox.dead_letter").first ?? nil

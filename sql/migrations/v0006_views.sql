@@ -368,7 +368,11 @@ SELECT c ->> 'problem', format('worker %s %s (since %s)', w.id, c ->> 'detail', 
 UNION ALL
 SELECT 'order_blocked', format('%s dead letters of %s (%s) hold up what comes after them in their ordering keys', outbox.up_to(b.blocking, 1000), n.name, n.id),
        format('outboxctl dead list --endpoint %1$s; then replay or drop them, or let others pass: outboxctl endpoint update %1$s --on-dead skip', n.id)
-  FROM (SELECT * FROM outbox.endpoint n WHERE n.ordered AND n.on_dead = 'block' AND n.deleted_at IS NULL LIMIT 1000) n
+  FROM (SELECT * FROM outbox.endpoint n
+         WHERE n.ordered AND n.on_dead = 'block' AND n.deleted_at IS NULL
+           AND EXISTS (SELECT FROM outbox.dead_letter x
+                        WHERE x.endpoint_id = n.id AND x.ordering_key IS NOT NULL AND x.reason <> 'cancelled' OFFSET 0)
+         LIMIT 20) n
  CROSS JOIN LATERAL (
        SELECT count(*) AS blocking
          FROM (SELECT x.ordering_key FROM outbox.dead_letter x
