@@ -61,6 +61,7 @@ column batch.claims integer not null default 0
 column batch.lease_id uuid
 column batch.worker text
 column batch.lease_until timestamp with time zone not null default '-infinity'::timestamp with time zone
+column closed.before timestamp with time zone not null
 column cut.id bigint not null
 column cut.done pg_snapshot not null
 column cut.large xid8[] not null default '{}'::xid8[]
@@ -142,6 +143,7 @@ column delivery.last_status integer
 column delivery.last_error_class text
 column delivery.last_error text
 column delivery.ordering_key text
+column delivery.deliver_at timestamp with time zone
 column delivery.pass bigint not null default 0
 column endpoint.id uuid not null default gen_random_uuid()
 column endpoint.name text not null
@@ -283,6 +285,11 @@ column stat.successes bigint not null
 column stat.failures bigint not null
 column stat.dead bigint not null
 column stat.latency_buckets bigint[] not null
+column stray.tx xid8 not null
+column stray.id bigint not null
+column stray.created_at timestamp with time zone not null
+column stray.customer_id text not null
+column stray.bytes integer not null
 column timeline.cluster bigint not null default outbox.cluster_identifier()
 column timeline.database bigint not null default outbox.database_identifier()
 column timeline.timeline integer not null default outbox.current_timeline()
@@ -307,6 +314,7 @@ column unrouted.event_id bigint not null
 column unrouted.endpoint_id uuid not null
 column unrouted.event_at timestamp with time zone not null
 column unrouted.ordering_key text
+column unrouted.deliver_at timestamp with time zone
 column unrouted.pass bigint not null
 column unrouted.noted_at timestamp with time zone not null default clock_timestamp()
 column worker.id text not null
@@ -320,6 +328,7 @@ constraint attempt attempt_outcome_check CHECK ((outcome = ANY (ARRAY['success':
 constraint attempt attempt_trigger_check CHECK ((trigger = ANY (ARRAY['first'::text, 'retry'::text, 'replay'::text, 'test'::text, 'evaluate'::text])))
 constraint audit audit_pkey PRIMARY KEY (id)
 constraint batch batch_pkey PRIMARY KEY (id)
+constraint closed closed_pkey PRIMARY KEY (before)
 constraint cut cut_pkey PRIMARY KEY (id)
 constraint dead_letter dead_letter_pkey PRIMARY KEY (event_id, endpoint_id, event_at)
 constraint dead_letter dead_letter_reason_check CHECK ((reason = ANY (ARRAY['exhausted'::text, 'permanent'::text, 'worker_crashed'::text, 'render_error'::text, 'event_missing'::text, 'cancelled'::text])))
@@ -379,6 +388,7 @@ CREATE INDEX batch_customer_id_turn_idx ON outbox.batch USING btree (customer_id
 CREATE INDEX batch_id_idx ON outbox.batch USING btree (id) WHERE (claims > 0)
 CREATE UNIQUE INDEX batch_pkey ON outbox.batch USING btree (id)
 CREATE INDEX batch_turn_id_idx ON outbox.batch USING btree (turn, id) WHERE (claims = 0)
+CREATE UNIQUE INDEX closed_pkey ON outbox.closed USING btree (before)
 CREATE UNIQUE INDEX cut_pkey ON outbox.cut USING btree (id)
 CREATE INDEX dead_letter_dead_at_idx ON outbox.dead_letter USING btree (dead_at)
 CREATE INDEX dead_letter_endpoint_id_dead_at_idx ON outbox.dead_letter USING btree (endpoint_id, dead_at)
@@ -409,6 +419,7 @@ CREATE INDEX secret_endpoint_id_idx ON outbox.secret USING btree (endpoint_id)
 CREATE UNIQUE INDEX secret_pkey ON outbox.secret USING btree (id)
 CREATE UNIQUE INDEX setting_pkey ON outbox.setting USING btree (singleton)
 CREATE INDEX stat_minute_idx ON outbox.stat USING btree (minute)
+CREATE INDEX stray_tx_id_idx ON outbox.stray USING btree (tx, id)
 CREATE UNIQUE INDEX timeline_pkey ON outbox.timeline USING btree (cluster, database, timeline)
 CREATE UNIQUE INDEX token_hash_key ON outbox.token USING btree (hash)
 CREATE UNIQUE INDEX token_pkey ON outbox.token USING btree (id)
@@ -417,20 +428,26 @@ CREATE INDEX unrouted_endpoint_id_pass_event_id_idx ON outbox.unrouted USING btr
 CREATE UNIQUE INDEX unrouted_pkey ON outbox.unrouted USING btree (event_id, endpoint_id, event_at)
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
 function outbox.advance(uuid[],text[],boolean) returns void d41d8cd98f00b204e9800998ecf8427e
+function outbox.attach_partition(name,name,timestamp with time zone,timestamp with time zone) returns void c618f74f94e121f78d47d818ba73b0d1
+function outbox.attempts_at(bigint[],timestamp with time zone) returns SETOF outbox.attempt 5881abb13ba8fc064ff4f84ec5ead5d9
 function outbox.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox.catch_up(outbox.cut,integer) returns record 09b85c37e10c426b83391b1d6152cab7
+function outbox.catch_up(outbox.cut,integer) returns record e7f99e1e1cc4ba12f1191c4a26237981
+function outbox.close_partition() returns text security definer cfe17dd756f7d208c4040c2d518d68ff
 function outbox.cluster_identifier() returns bigint 1478b8f8722d7789ed37739735c4d8a5
 function outbox.current_identity() returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_transaction_id() returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox.cut(integer,integer) returns integer 07a9fbf2dc1d772f844879888e05db3f
+function outbox.cut(integer,integer) returns integer 035b0c1091c0e175bc9be749b792eb0a
 function outbox.database_identifier() returns bigint 5abb3e3d928ae2125fb5b3c544975fc8
 function outbox.delete_expired_rows(name,integer) returns integer security definer 58212bfebafd7156ab0d138e6f25028b
+function outbox.delete_strays(integer) returns integer 179ba391db339dbf6d3bda73d5f95b22
 function outbox.drop_expired_partition() returns text security definer 92ee80faa9261a1394e52291eac719d7
 function outbox.due_in(interval) returns timestamp with time zone d41d8cd98f00b204e9800998ecf8427e
 function outbox.emit() returns trigger 558240afa24da3c625ca1e3f27751744
 function outbox.empty_expired_partition() returns text security definer 1c54528c7cf79f81743b4f57784fccbf
 function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
+function outbox.events_at(bigint[],timestamp with time zone[]) returns SETOF outbox.event 90a4455dabf366bfa8d5412ef4756c50
+function outbox.events_in(int8multirange,timestamp with time zone,timestamp with time zone) returns SETOF outbox.event 92f1c0951db3ad4519cc125333f011cf
 function outbox.events_of(bigint[]) returns SETOF outbox.event d41d8cd98f00b204e9800998ecf8427e
 function outbox.expired_partitions() returns TABLE(oid oid, name name, parent name, lower timestamp with time zone, upper timestamp with time zone) security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.first_incomplete(outbox.cut) returns bigint d41d8cd98f00b204e9800998ecf8427e
@@ -451,18 +468,20 @@ function outbox.let_go(uuid[],text[],bigint,boolean) returns void d41d8cd98f00b2
 function outbox.let_go_unless_locked(uuid[],text[],bigint) returns uuid[] dcfe958d68d2ed2b1c5413c96a9522ff
 function outbox.line_of(text,text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.lock_unneeded(name,oid,timestamp with time zone) returns boolean 59528451cee745ab1aaafdba24d94473
-function outbox.make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record bef37480d8bfc4ce875bb274139ec246
-function outbox.make_partition(name,name,timestamp with time zone,timestamp with time zone) returns boolean ecc6c56a70fd126b55ea0397f6e6a23f
+function outbox.make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record c2c834e924c8d7e425a1ffb825610de3
+function outbox.make_partition(name,name,timestamp with time zone,timestamp with time zone) returns boolean c986e88da9d54a01c4996aee34e76be9
 function outbox.make_partitions() returns integer security definer b7abbd03fe36e786dea38a9879ee6876
 function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
-function outbox.move_default_rows(name) returns text security definer edac57ac5b7ca976880d6bfcf6878547
+function outbox.move_default_rows(name) returns text security definer f233a31b8175bf3922d153214cc4e913
 function outbox.needed_partitions() returns oid[] d41d8cd98f00b204e9800998ecf8427e
 function outbox.next_lines(outbox.lane_place,integer) returns SETOF outbox.lane_place d41d8cd98f00b204e9800998ecf8427e
+function outbox.note_strays(regclass,timestamp with time zone) returns void c487cde4eb426dedab4e1d3d59ee56a5
 function outbox.partition_bounds(timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
 function outbox.partition_to_make(name,timestamp with time zone) returns TABLE(name name, lower timestamp with time zone, upper timestamp with time zone) d41d8cd98f00b204e9800998ecf8427e
 function outbox.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox.rebase(integer,boolean,boolean) returns record d41d8cd98f00b204e9800998ecf8427e
+function outbox.recent_starts(uuid,interval,integer) returns SETOF timestamp with time zone 6ae3f62e44487d2b600f79e206701ba1
 function outbox.record_audit(text,text,text,jsonb) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.record_trial(uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
@@ -470,11 +489,12 @@ function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut 5097
 function outbox.require_home(text) returns void 66d50045ef1d513a335ba1d4bee13f1f
 function outbox.require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
 function outbox.require_read_committed() returns void 8237d3499001653ad834575c5a5d3d47
-function outbox.route_ordered(bigint[],bigint,boolean,outbox.lane_place[]) returns outbox.lane_place[] 4c0d0f2f0b9ce7c80abf69dfc39a9e7e
+function outbox.route_ordered(bigint[],bigint,boolean,outbox.lane_place[]) returns outbox.lane_place[] beee159bc84fb9a2aee254bf3479e55a
 function outbox.set_body_limit(bigint) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.snapshot(xid8,xid8[]) returns pg_snapshot d41d8cd98f00b204e9800998ecf8427e
 function outbox.stored_size(json,json) returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.transaction_uuid(timestamp with time zone,xid8) returns uuid d41d8cd98f00b204e9800998ecf8427e
+function outbox.uncut(xid8[],bigint,xid8,pg_snapshot,integer) returns TABLE(tx xid8, id bigint, created_at timestamp with time zone, customer_id text, bytes integer) 6caea89e6d9e0c0a27f038c3d066cd9e
 function outbox.up_to(bigint,integer) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.wake_worker() returns trigger 9c7c6fbc0c8b738f327d0ea7fa95f5ae
 function outbox.webhook_id(bigint,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
@@ -485,8 +505,9 @@ function outbox_api.publish(text,json,text,text,json,text,uuid,text,text,timesta
 function outbox_private.append_audit(name,text,text,text,jsonb) returns void security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox_private.check_producer(name,text) returns void a5d545f73a8cdba678eb94773c6ddeff
 function outbox_private.grant_publish(name,name,text[]) returns void security definer 8fdb3e13ab05d9ca3a399e7c3dead404
+function outbox_private.note_stray() returns trigger security definer 36443d2482d50a13ae31f2ca3ab72ea4
 function outbox_private.publish(name,text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 387678dfc8fd603893c79fd63a7c22d6
-function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer af6ff7e6f81e56504897fbd283be2a98
+function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer 268630297985100689f0a971062b4e2f
 function outbox_private.record_audit(name,text,text,text,jsonb) returns void security definer d10b0646a39843f41d8d16d6b359253b
 function outbox_private.record_trial(name,uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer 116b113d4137d6b6dd70c7be3874e588
 function outbox_private.set_body_limit(name,bigint) returns void security definer a93ee6d59ae25391c8b86a9c1afe742b
@@ -561,6 +582,8 @@ grant delete on batch to outbox_worker
 grant insert on batch to outbox_worker
 grant select on batch to outbox_worker
 grant update on batch to outbox_worker
+grant delete on closed to outbox_worker
+grant select on closed to outbox_worker
 grant delete on cut to outbox_worker
 grant insert on cut to outbox_worker
 grant select on cut to outbox_worker
@@ -602,6 +625,8 @@ grant select on secret to outbox_worker
 grant select on setting to outbox_worker
 grant insert on stat to outbox_worker
 grant select on stat to outbox_worker
+grant delete on stray to outbox_worker
+grant select on stray to outbox_worker
 grant insert on timeline to outbox_worker
 grant select on timeline to outbox_worker
 grant select on transactions to outbox_worker
@@ -613,6 +638,7 @@ grant insert on worker to outbox_worker
 grant select on worker to outbox_worker
 grant update on worker to outbox_worker
 grant execute on advance to outbox_operator
+grant execute on attempts_at to outbox_operator
 grant execute on begin_operation to outbox_operator
 grant execute on outbox_api.begin_operation to outbox_operator
 grant execute on cluster_identifier to outbox_operator
@@ -621,6 +647,7 @@ grant execute on current_transaction_id to outbox_operator
 grant execute on database_identifier to outbox_operator
 grant execute on emit to outbox_operator
 grant execute on outbox_api.emit to outbox_operator
+grant execute on events_at to outbox_operator
 grant execute on expired_partitions to outbox_operator
 grant execute on first_incomplete to outbox_operator
 grant execute on outbox_private.grant_publish to outbox_operator
@@ -641,6 +668,7 @@ grant execute on publish to outbox_operator
 grant execute on outbox_api.publish to outbox_operator
 grant execute on outbox_private.rebase to outbox_operator
 grant execute on rebase to outbox_operator
+grant execute on recent_starts to outbox_operator
 grant execute on outbox_private.record_audit to outbox_operator
 grant execute on record_audit to outbox_operator
 grant execute on outbox_private.record_trial to outbox_operator
@@ -667,8 +695,10 @@ grant execute on outbox_api.publish to outbox_producer
 grant execute on refuse_body to outbox_producer
 grant execute on transaction_uuid to outbox_producer
 grant execute on wake_worker to outbox_producer
+grant execute on attempts_at to outbox_reader
 grant execute on cluster_identifier to outbox_reader
 grant execute on database_identifier to outbox_reader
+grant execute on events_at to outbox_reader
 grant execute on expired_partitions to outbox_reader
 grant execute on first_incomplete to outbox_reader
 grant execute on is_blocked to outbox_reader
@@ -676,11 +706,14 @@ grant execute on is_cut to outbox_reader
 grant execute on is_home to outbox_reader
 grant execute on is_restored to outbox_reader
 grant execute on key_of to outbox_reader
+grant execute on recent_starts to outbox_reader
 grant execute on up_to to outbox_reader
 grant execute on webhook_id to outbox_reader
 grant execute on what_keeps to outbox_reader
 grant execute on advance to outbox_worker
+grant execute on attempts_at to outbox_worker
 grant execute on catch_up to outbox_worker
+grant execute on close_partition to outbox_worker
 grant execute on cluster_identifier to outbox_worker
 grant execute on current_identity to outbox_worker
 grant execute on current_timeline to outbox_worker
@@ -688,9 +721,12 @@ grant execute on current_transaction_id to outbox_worker
 grant execute on cut to outbox_worker
 grant execute on database_identifier to outbox_worker
 grant execute on delete_expired_rows to outbox_worker
+grant execute on delete_strays to outbox_worker
 grant execute on drop_expired_partition to outbox_worker
 grant execute on due_in to outbox_worker
 grant execute on empty_expired_partition to outbox_worker
+grant execute on events_at to outbox_worker
+grant execute on events_in to outbox_worker
 grant execute on events_of to outbox_worker
 grant execute on expired_partitions to outbox_worker
 grant execute on first_incomplete to outbox_worker
@@ -712,6 +748,7 @@ grant execute on move_default_rows to outbox_worker
 grant execute on needed_partitions to outbox_worker
 grant execute on next_lines to outbox_worker
 grant execute on partition_bounds to outbox_worker
+grant execute on recent_starts to outbox_worker
 grant execute on outbox_private.record_audit to outbox_worker
 grant execute on record_audit to outbox_worker
 grant execute on refuse_body to outbox_worker
@@ -723,6 +760,7 @@ grant execute on route_ordered to outbox_worker
 grant execute on snapshot to outbox_worker
 grant execute on stored_size to outbox_worker
 grant execute on transaction_uuid to outbox_worker
+grant execute on uncut to outbox_worker
 grant execute on up_to to outbox_worker
 grant execute on webhook_id to outbox_worker
 grant execute on what_keeps to outbox_worker

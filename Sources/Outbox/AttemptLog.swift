@@ -58,7 +58,7 @@ extension Connection {
         if let outcome = written.first(where: { $0.attempt != nil }), let attempt = outcome.attempt {
             return try query(
                 """
-                SELECT FROM outbox.attempt a WHERE \(lookUp("a", outcome.pair))
+                SELECT FROM \(attemptRows(of: [outcome.pair.event])) a WHERE \(lookUp("a", outcome.pair))
                    AND lease_id = \(outcome.holder.lease) AND number = \(attempt.number) AND started_at = \(attempt.startedAt) LIMIT 1
                 """
             ).count > 0
@@ -74,12 +74,15 @@ extension Connection {
         if events.isEmpty { return 0 }
         return try query(
             """
+            WITH known AS MATERIALIZED (
+                SELECT e.id, e.created_at FROM outbox.events_at(\(events.map(\.id)), \(events.map(\.createdAt))) e),
+            sent AS MATERIALIZED (
+                SELECT a.event_id, a.event_at FROM \(attemptRows(of: events)) a WHERE a.trigger NOT IN ('test', 'evaluate'))
             INSERT INTO outbox.ghost (event_id, event_at, worker)
             SELECT DISTINCT k.id, k.created_at, \(worker)
               FROM unnest(\(events.map(\.id)), \(events.map(\.createdAt))) AS k(id, created_at)
-             WHERE NOT EXISTS (SELECT FROM outbox.event e WHERE e.id = k.id AND e.created_at = k.created_at)
-               AND EXISTS (SELECT FROM outbox.attempt a WHERE a.event_id = k.id AND a.event_at = k.created_at
-                              AND a.trigger NOT IN ('test', 'evaluate'))
+             WHERE NOT EXISTS (SELECT FROM known e WHERE e.id = k.id AND e.created_at = k.created_at)
+               AND EXISTS (SELECT FROM sent a WHERE a.event_id = k.id AND a.event_at = k.created_at)
             ON CONFLICT DO NOTHING
             """
         ).affected
@@ -88,7 +91,7 @@ extension Connection {
     /// The same for events that have the numbers of these, which somebody else's attempts of them show.
     package mutating func noteGhosts(numberedAs events: [EventKey], worker: String) throws -> Int {
         let sent = try query(
-            "SELECT DISTINCT event_id, event_at FROM outbox.attempt WHERE event_id = ANY (\(events.map(\.id)))"
+            "SELECT DISTINCT event_id, event_at FROM \(attemptRows(of: events))"
         ).map { row throws(PostgresError) in EventKey(id: try row[0], createdAt: try row[1]) }
         return try noteGhosts(among: Array(Set(sent).subtracting(events)), worker: worker)
     }

@@ -71,6 +71,11 @@ func pairRows(_ pairs: [Pair]) -> SQL {
     "\(pairs.map(\.event.id)), \(pairs.map(\.event.createdAt)), \(pairs.map(\.endpoint))"
 }
 
+/// All attempts at events of these numbers since the first of them was published.
+func attemptRows(of events: [EventKey]) -> SQL {
+    "outbox.attempts_at(\(Array(Set(events.map(\.id)))), \(events.map(\.createdAt).min()))"
+}
+
 extension Connection {
     /// Claims the free batch whose turn it is and reads its events, in one statement and so one short transaction. One that
     /// lost its worker comes first.
@@ -104,14 +109,9 @@ extension Connection {
               LEFT JOIN claimed c ON true
              CROSS JOIN (SELECT (NULL::outbox.event).*) e
             UNION ALL
-            -- What is said once is not sent with every event. Times and ranges come from one relation: from two, every partition
-            -- would be searched for every range.
+            -- What is said once is not sent with every event.
             SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, \(raw: Event.columns)
-              FROM (SELECT unnest(c.ids) AS range, c.first_at, c.last_at FROM claimed c) b
-             CROSS JOIN LATERAL (
-                   SELECT * FROM outbox.event e
-                    WHERE e.id >= lower(b.range) AND e.id < upper(b.range)
-                      AND e.created_at >= b.first_at AND e.created_at <= b.last_at) e
+              FROM claimed c CROSS JOIN LATERAL outbox.events_in(c.ids, c.first_at, c.last_at) e
             """)
         var (now, generation) = (Timestamp.distantPast, Generation.unknown)
         var (held, claims, size, ordered): (HeldBatch?, Int, Int, [EndpointID]) = (nil, 0, 0, [])
@@ -152,8 +152,8 @@ extension Connection {
     package mutating func resolvedPairs(of events: [EventKey]) throws -> Set<Pair> {
         let pairs = try query(
             """
-            SELECT event_id, event_at, endpoint_id FROM outbox.attempt
-             WHERE event_id = ANY (\(events.map(\.id))) AND outcome = 'success' AND trigger NOT IN ('test', 'evaluate')
+            SELECT event_id, event_at, endpoint_id FROM \(attemptRows(of: events))
+             WHERE outcome = 'success' AND trigger NOT IN ('test', 'evaluate')
             UNION SELECT event_id, event_at, endpoint_id FROM outbox.delivery WHERE event_id = ANY (\(events.map(\.id)))
             UNION SELECT event_id, event_at, endpoint_id FROM outbox.dead_letter WHERE event_id = ANY (\(events.map(\.id)))
             """

@@ -84,6 +84,8 @@ extension Connection {
         case .partitions:
             try query("SELECT outbox.make_partitions()")
             return .rows(0)
+        case .closing: return try named("SELECT outbox.close_partition()")
+        case .strays: return try counted("SELECT outbox.delete_strays(\(raw: "\(Housekeeping.step)"))")
         case .emptying: return try named("SELECT outbox.empty_expired_partition()")
         case .dropping: return try named("SELECT outbox.drop_expired_partition()")
         case .movingEvents: return try named("SELECT outbox.move_default_rows('event')")
@@ -179,6 +181,8 @@ package struct Housekeeping: Sendable {
     /// The things to do, in the order in which they are done.
     package enum Chore: String, CaseIterable, Sendable {
         case partitions
+        case closing = "closed partitions"
+        case strays
         case movingEvents = "events of the default partition"
         case movingAttempts = "attempts of the default partition"
         case emptying = "expired partitions"

@@ -138,9 +138,8 @@ extension Connection {
     ) throws -> [Duration] {
         try query(
             """
-            SELECT (extract(epoch FROM clock_timestamp() - started_at) * 1000000)::bigint FROM outbox.attempt
-             WHERE endpoint_id = \(endpoint) AND started_at > statement_timestamp() - \(period)
-             ORDER BY started_at DESC LIMIT \(raw: "\(count)")
+            SELECT (extract(epoch FROM clock_timestamp() - at) * 1000000)::bigint
+              FROM outbox.recent_starts(\(endpoint), \(period), \(Int32(clamping: count))) AS at
             """
         ).map { row throws(PostgresError) in .microseconds(try row[0] as Int64) }
     }
@@ -175,13 +174,22 @@ extension Connection {
             } else { waiting }
         return try query(
             """
+            -- At most sixteen hours of events are read at once, since each is a partition or two.
+            WITH page AS MATERIALIZED (
+                SELECT * FROM (
+                    SELECT h.*, count(*) FILTER (WHERE h.is_other_hour) OVER (ORDER BY h.due_at, h.event_id ROWS UNBOUNDED PRECEDING) AS hours
+                      FROM (SELECT r.*, date_trunc('hour', r.event_at) <> lag(date_trunc('hour', r.event_at)) OVER (
+                                       ORDER BY r.due_at, r.event_id) AS is_other_hour FROM (\(rows)) r) h) p
+                 WHERE p.hours < 16),
+            event AS MATERIALIZED (
+                SELECT e.*, outbox.stored_size(e.before, e.after) AS bytes
+                  FROM outbox.events_at(ARRAY(SELECT p.event_id FROM page p), ARRAY(SELECT p.event_at FROM page p)) e)
             SELECT d.event_id, d.event_at, d.due_at, d.attempts, d.crashes, d.trigger, d.ordering_key IS NOT NULL, e.id IS NOT NULL,
                    \(raw: Event.columns)
-              FROM (SELECT p.*, sum(outbox.stored_size(b.before, b.after)) OVER (
+              FROM (SELECT p.*, sum(b.bytes) OVER (
                                ORDER BY p.due_at, p.event_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
-                      FROM (\(rows)) p
-                      LEFT JOIN outbox.event b ON b.id = p.event_id AND b.created_at = p.event_at) d
-              LEFT JOIN outbox.event e ON e.id = d.event_id AND e.created_at = d.event_at
+                      FROM page p LEFT JOIN event b ON b.id = p.event_id AND b.created_at = p.event_at) d
+              LEFT JOIN event e ON e.id = d.event_id AND e.created_at = d.event_at
              WHERE coalesce(d.bytes_before, 0) < 1048576
              ORDER BY d.due_at, d.event_id
             """

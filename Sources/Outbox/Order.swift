@@ -84,8 +84,7 @@ extension Connection {
                     UPDATE outbox.delivery d
                        SET ordering_key = NULL, pass = 0,
                            due_at = CASE WHEN d.due_at < 'infinity' THEN d.due_at
-                                         ELSE greatest(clock_timestamp(), (SELECT e.deliver_at FROM outbox.event e
-                                                                            WHERE e.id = d.event_id AND e.created_at = d.event_at)) END
+                                         ELSE greatest(clock_timestamp(), d.deliver_at) END
                      WHERE (d.event_id, d.endpoint_id, d.event_at) IN (SELECT w.event_id, w.endpoint_id, w.event_at FROM outbox.delivery w
                                                             WHERE w.endpoint_id = \(id) AND w.ordering_key IS NOT NULL LIMIT 2000)
                     """

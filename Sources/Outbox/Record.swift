@@ -197,6 +197,7 @@ extension Connection {
             // A batch that was claimed before may have been delivered by its former holder in the meantime.
             try query(
                 """
+                WITH delivered AS MATERIALIZED (\(deliveries(of: entering.map(\.0).filter(\.mayBeShared).map(\.pair.event))))
                 INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, attempts, trigger, last_at, last_status,
                                              last_error_class, last_error)
                 SELECT w.event_id, w.endpoint_id, w.event_at, outbox.due_in(w.delay), w.attempts, w.trigger, w.last_at, w.status,
@@ -206,8 +207,8 @@ extension Connection {
                               \(entering.map(\.0.errorClass)), \(entering.map(\.0.error)), \(entering.map(\.0.mayBeShared)))
                        AS w(event_id, event_at, endpoint_id, delay, attempts, trigger, last_at, status, error_class, error, shared)
                  WHERE NOT (w.shared AND (
-                           EXISTS (SELECT FROM outbox.attempt a WHERE a.event_id = w.event_id AND a.event_at = w.event_at
-                                      AND a.endpoint_id = w.endpoint_id AND a.outcome = 'success' AND a.trigger NOT IN ('test', 'evaluate'))
+                           EXISTS (SELECT FROM delivered a
+                                    WHERE a.event_id = w.event_id AND a.event_at = w.event_at AND a.endpoint_id = w.endpoint_id)
                         OR EXISTS (SELECT FROM outbox.dead_letter x
                                     WHERE x.event_id = w.event_id AND x.event_at = w.event_at AND x.endpoint_id = w.endpoint_id)))
                 ON CONFLICT (event_id, endpoint_id, event_at) DO NOTHING
@@ -243,7 +244,8 @@ extension Connection {
         if dead.isEmpty { return [] }
         let parked = try query(
             """
-            WITH parked AS (
+            WITH delivered AS MATERIALIZED (\(deliveries(of: dead.map(\.0).filter { $0.holder.batch != nil }.map(\.pair.event)))),
+            parked AS (
                 SELECT * FROM unnest(\(pairRows(dead.map(\.0.pair))), \(dead.map(\.1.rawValue)), \(dead.map { Int32(clamping: $0.0.attempts) }),
                               \(dead.map { $0.0.attempt?.status.map { Int32($0) } }), \(dead.map(\.0.errorClass)), \(dead.map(\.0.error)),
                               \(dead.map { fingerprint($0.0, $0.1) }), \(dead.map { $0.0.holder.batch != nil }))
@@ -258,8 +260,8 @@ extension Connection {
                    g.ordering_key, coalesce(g.pass, 0)
               FROM parked p LEFT JOIN gone g ON g.event_id = p.event_id AND g.event_at = p.event_at AND g.endpoint_id = p.endpoint_id
              WHERE CASE WHEN p.from_batch
-                        THEN NOT EXISTS (SELECT FROM outbox.attempt a WHERE a.event_id = p.event_id AND a.event_at = p.event_at
-                                            AND a.endpoint_id = p.endpoint_id AND a.outcome = 'success' AND a.trigger NOT IN ('test', 'evaluate'))
+                        THEN NOT EXISTS (SELECT FROM delivered a WHERE a.event_id = p.event_id AND a.event_at = p.event_at
+                                            AND a.endpoint_id = p.endpoint_id)
                              AND NOT EXISTS (SELECT FROM outbox.delivery d
                                               WHERE d.event_id = p.event_id AND d.event_at = p.event_at AND d.endpoint_id = p.endpoint_id)
                         ELSE g.event_id IS NOT NULL END
@@ -292,20 +294,28 @@ extension Connection {
     /// recorded successes clear them; a replay that an operator asked for stays. Successes of a lane clear as they come.
     private mutating func heal(_ lost: Set<Holder>, events: [LeaseID: [EventKey]]) throws {
         for holder in lost {
-            guard let lease = holder.batch?.lease, let events = events[lease]?.map(\.id) else { continue }
+            guard let lease = holder.batch?.lease, let events = events[lease], !events.isEmpty else { continue }
             try query(
                 """
-                DELETE FROM outbox.delivery d USING outbox.attempt a
-                 WHERE a.event_id = ANY (\(events)) AND a.lease_id = \(lease) AND a.outcome = 'success'
+                DELETE FROM outbox.delivery d USING \(attemptRows(of: events)) a
+                 WHERE a.lease_id = \(lease) AND a.outcome = 'success'
                    AND \(lookUp("d", by: "a")) AND d.trigger <> 'replay'
                 """)
             try query(
                 """
-                DELETE FROM outbox.dead_letter d USING outbox.attempt a
-                 WHERE a.event_id = ANY (\(events)) AND a.lease_id = \(lease) AND a.outcome = 'success'
+                DELETE FROM outbox.dead_letter d USING \(attemptRows(of: events)) a
+                 WHERE a.lease_id = \(lease) AND a.outcome = 'success'
                    AND \(lookUp("d", by: "a"))
                 """)
         }
+    }
+
+    /// The pairs of these events that a worker has delivered, as a statement.
+    private func deliveries(of events: [EventKey]) -> SQL {
+        """
+        SELECT a.event_id, a.event_at, a.endpoint_id FROM \(attemptRows(of: events)) a
+         WHERE a.outcome = 'success' AND a.trigger NOT IN ('test', 'evaluate')
+        """
     }
 
     private func fingerprint(_ outcome: Outcome, _ reason: DeadReason) -> String {

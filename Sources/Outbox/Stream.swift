@@ -71,6 +71,7 @@ extension Connection {
                 """
             ).affected
         }
-        return removed
+        return try removed
+            + query("DELETE FROM outbox.closed WHERE before < (SELECT max(c.before) FROM outbox.closed c) - interval '1 day'").affected
     }
 }

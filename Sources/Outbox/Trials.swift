@@ -5,7 +5,7 @@ extension Connection {
     /// An event.
     package mutating func readEvent(_ key: EventKey) throws -> Event {
         let found = try query(
-            "SELECT \(raw: Event.columns) FROM outbox.event e WHERE e.id = \(key.id) AND e.created_at = \(key.createdAt)"
+            "SELECT \(raw: Event.columns) FROM outbox.events_at(\([key.id]), \([key.createdAt])) e"
         )
         .first { row throws(PostgresError) in try Event(row: row, from: 0) }
         guard let found else {

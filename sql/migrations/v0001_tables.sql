@@ -224,6 +224,21 @@ CREATE INDEX ON outbox.event (tx, id);
 CREATE INDEX ON outbox.event (transaction_id, id);
 CREATE TABLE outbox.event_default PARTITION OF outbox.event DEFAULT;
 
+-- The cut looks at no partition that ends before the newest of these times: whatever is in one is
+-- in a batch (outbox.close_partition), or in outbox.stray.
+CREATE TABLE outbox.closed (before timestamptz PRIMARY KEY);
+
+-- Events that were created before that, because a clock was set back or because somebody wrote
+-- created_at: what the cut needs of them.
+CREATE TABLE outbox.stray (
+    tx          xid8 NOT NULL,
+    id          bigint NOT NULL,
+    created_at  timestamptz NOT NULL,
+    customer_id text NOT NULL,
+    bytes       int NOT NULL
+);
+CREATE INDEX ON outbox.stray (tx, id);
+
 CREATE FUNCTION outbox_private.set_body_limit(caller name, bytes bigint) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -398,6 +413,7 @@ CREATE TABLE outbox.delivery (
     last_error_class text,
     last_error       text,
     ordering_key     text,                       -- only where the endpoint keeps order: outbox.line_of(customer, key)
+    deliver_at       timestamptz,                -- the event's, while it waits for others of its ordering key
     pass             bigint NOT NULL DEFAULT 0,  -- the place in its key's line: (pass, event_id)
     PRIMARY KEY (event_id, endpoint_id, event_at)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);

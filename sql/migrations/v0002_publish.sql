@@ -30,6 +30,15 @@ CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT
     WHEN (pg_sequence_last_value('outbox.asleep_until') > 1)
     EXECUTE FUNCTION outbox.wake_worker();
 
+-- For partitions that the cut looks at no more (outbox.close_partition).
+CREATE FUNCTION outbox_private.note_stray() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO outbox.stray (tx, id, created_at, customer_id, bytes)
+    VALUES (NEW.tx, NEW.id, NEW.created_at, NEW.customer_id, outbox.stored_size(NEW.before, NEW.after));
+    RETURN NULL;
+END $$;
+
 -- Throws unless the role, no member of outbox_producer, may publish for the customer:
 -- outbox.grant_publish gave it some, and operators may for all.
 CREATE FUNCTION outbox_private.check_producer(caller name, customer text) RETURNS void

@@ -21,6 +21,43 @@ END $$;
 CREATE FUNCTION outbox.is_cut(k outbox.cut, tx xid8, id bigint) RETURNS boolean
 LANGUAGE sql STABLE RETURN pg_visible_in_snapshot(tx, k.done) OR coalesce(tx = k.large[1] AND id <= k.at_id, false);
 
+-- What the cut needs of events that may be in no batch, in the order of (tx, id): of the
+-- transactions `late` those after `at_id`, and those from `newer` on that are visible in `target`;
+-- so many of them.
+--
+-- The rows of a transaction are asked for as a range of (tx, id), which is what one index has in
+-- order. With `tx = x` and ordered by id the planner may walk all ids instead.
+--
+-- The statement is planned with its values, so that a partition that is closed is not even locked:
+-- a plan that is kept locks them all.
+CREATE FUNCTION outbox.uncut(late xid8[], at_id bigint, newer xid8, target pg_snapshot, most int)
+RETURNS TABLE (tx xid8, id bigint, created_at timestamptz, customer_id text, bytes int)
+LANGUAGE plpgsql STABLE SET enable_sort = off SET jit = off SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    before timestamptz := coalesce((SELECT max(c.before) FROM outbox.closed c), '-infinity');
+    events text := 'SELECT e.tx, e.id, e.created_at, e.customer_id::text, outbox.stored_size(e.before, e.after) AS bytes
+                      FROM outbox.event e WHERE e.created_at >= $6 AND ';
+    strays text := 'SELECT e.tx, e.id, e.created_at, e.customer_id, e.bytes FROM outbox.stray e WHERE ';
+    source text;
+    parts  text[];
+BEGIN
+    FOREACH source IN ARRAY CASE WHEN EXISTS (SELECT FROM outbox.stray) THEN ARRAY[events, strays] ELSE ARRAY[events] END LOOP
+        IF late <> '{}' THEN
+            parts := parts || format(
+                '(SELECT o.* FROM unnest($1) AS x(tx) CROSS JOIN LATERAL (%s (e.tx, e.id) > (x.tx, $2) AND e.tx <= x.tx
+                                                                           ORDER BY e.tx, e.id LIMIT $5) o)', source);
+        END IF;
+        IF newer < pg_snapshot_xmax(target) THEN
+            parts := parts || format(
+                '(%s e.tx >= $3 AND e.tx < pg_snapshot_xmax($4) AND pg_visible_in_snapshot(e.tx, $4) ORDER BY e.tx, e.id LIMIT $5)', source);
+        END IF;
+    END LOOP;
+    IF parts <> '{}' THEN
+        RETURN QUERY EXECUTE format('SELECT * FROM (%s) u ORDER BY u.tx, u.id LIMIT $5', array_to_string(parts, ' UNION ALL '))
+                       USING late, at_id, newer, target, most, before;
+    END IF;
+END $$;
+
 -- A snapshot in which everything before `xmax` is visible but these transactions.
 CREATE FUNCTION outbox.snapshot(xmax xid8, hidden xid8[]) RETURNS pg_snapshot
 LANGUAGE sql STABLE BEGIN ATOMIC
@@ -37,9 +74,6 @@ CREATE TYPE outbox.batch_place AS (turn bigint, id bigint);
 --
 -- When there is more, the transactions that have more than half of `most` are `large`: they are
 -- left out, and so is everything from `until` on.
---
--- The rows of a transaction are asked for as a range of (tx, id), which is what one index has in
--- order. With `tx = x` and ordered by id the planner may walk all ids instead.
 --
 -- Batches have turns, and are claimed by turn: a customer that makes up a good part of this cut
 -- gets batches of its own, each a turn after the one before; everybody else's are due in turn
@@ -59,16 +93,7 @@ DECLARE
     lim   int  := most + (NOT within)::int;
 BEGIN
     WITH candidate AS MATERIALIZED (
-        SELECT * FROM (
-            (SELECT o.* FROM unnest(late) AS x(tx) CROSS JOIN LATERAL (
-                    SELECT e.tx, e.id, e.created_at, e.customer_id, outbox.stored_size(e.before, e.after) AS bytes
-                      FROM outbox.event e
-                     WHERE (e.tx, e.id) > (x.tx, at_id) AND e.tx <= x.tx ORDER BY e.tx, e.id LIMIT lim) o)
-            UNION ALL
-            (SELECT e.tx, e.id, e.created_at, e.customer_id, outbox.stored_size(e.before, e.after) FROM outbox.event e
-              WHERE e.tx >= newer AND e.tx < pg_snapshot_xmax(target) AND pg_visible_in_snapshot(e.tx, target)
-              ORDER BY e.tx, e.id LIMIT lim)) u
-        ORDER BY u.tx, u.id LIMIT lim),
+        SELECT u.tx, u.id, u.created_at, u.customer_id, u.bytes FROM outbox.uncut(late, at_id, newer, target, lim) u),
     total AS MATERIALIZED (
         SELECT t.n, t.n > most AS is_more, CASE WHEN t.n > most THEN (SELECT c.tx FROM candidate c ORDER BY c.tx DESC LIMIT 1) END AS last_tx,
                CASE WHEN t.n > most THEN ARRAY(SELECT c.tx FROM candidate c GROUP BY c.tx HAVING count(*) > greatest(1, most / 2)) ELSE '{}' END AS large
@@ -193,9 +218,7 @@ BEGIN
     seen := pg_current_snapshot();
     late := ARRAY(SELECT x FROM pg_snapshot_xip(k.done) x WHERE pg_visible_in_snapshot(x, seen) EXCEPT SELECT unnest(k.large));
     -- Mostly there is nothing, and that is cheap to see.
-    IF EXISTS (SELECT FROM outbox.event e WHERE e.tx >= pg_snapshot_xmax(k.done) AND e.tx < pg_snapshot_xmax(seen)
-                                            AND pg_visible_in_snapshot(e.tx, seen))
-    OR late <> '{}' AND EXISTS (SELECT FROM outbox.event e WHERE e.tx = ANY (late)) THEN
+    IF EXISTS (SELECT FROM outbox.uncut(late, 0, pg_snapshot_xmax(k.done), seen, 1)) THEN
         step := outbox.make_batches(k.done, seen, late, false, 0, batch_size, budget, k.turn, waiting > 0);
         total := step.n;
         changed := true;
@@ -332,6 +355,8 @@ BEGIN
         -- first transaction id that any cluster gives out.
         UPDATE outbox.event SET tx = '3' WHERE tx >= pg_snapshot_xmin(pg_current_snapshot());
         GET DIAGNOSTICS changed = ROW_COUNT;
+        -- They are in batches now.
+        DELETE FROM outbox.stray;
         INSERT INTO outbox.cut (done, held, behind, turn, last_turn, first_turn, first_id)
         VALUES (pg_current_snapshot(), coalesce(k.held, outbox.first_incomplete(k)), k.behind, k.turn, k.last_turn, k.first_turn, k.first_id);
         UPDATE outbox.setting SET cluster = outbox.cluster_identifier(), database = outbox.database_identifier();

@@ -49,13 +49,56 @@ LANGUAGE sql STABLE BEGIN ATOMIC
      WHERE n.change_type IN ('*', keepers_of.change_type) OFFSET 0;
 END;
 
+-- Events by their numbers and the times that they are between.
+--
+-- This and the two functions after it are planned with their values, as outbox.uncut is: a
+-- partition that can have nothing of it is not even locked.
+CREATE FUNCTION outbox.events_in(ids int8multirange, first_at timestamptz, last_at timestamptz) RETURNS SETOF outbox.event
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY EXECUTE
+        'SELECT e.* FROM unnest($1) AS range CROSS JOIN LATERAL (
+             SELECT * FROM outbox.event e WHERE e.id >= lower(range) AND e.id < upper(range)
+                                            AND e.created_at >= $2 AND e.created_at <= $3) e' USING ids, first_at, last_at;
+END $$;
+
+-- Events by their keys: a look at each hour that has some.
+CREATE FUNCTION outbox.events_at(ids bigint[], times timestamptz[]) RETURNS SETOF outbox.event
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    hour record;
+BEGIN
+    FOR hour IN SELECT array_agg(k.id) AS ids, array_agg(k.at) AS times, min(k.at) AS first_at, max(k.at) AS last_at
+                  FROM unnest(events_at.ids, events_at.times) AS k(id, at) GROUP BY date_bin('1 hour', k.at, '2000-01-01 00:00+00') LOOP
+        RETURN QUERY EXECUTE
+            'SELECT e.* FROM (SELECT DISTINCT * FROM unnest($1, $2) AS k(id, at)) k CROSS JOIN LATERAL (
+                 SELECT * FROM outbox.event e WHERE e.id = k.id AND e.created_at = k.at AND e.created_at >= $3 AND e.created_at <= $4) e'
+            USING hour.ids, hour.times, hour.first_at, hour.last_at;
+    END LOOP;
+END $$;
+
+-- Attempts at events of these numbers. None is made before its event, but for what clocks differ.
+CREATE FUNCTION outbox.attempts_at(ids bigint[], since timestamptz) RETURNS SETOF outbox.attempt
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF ids = '{}' THEN RETURN; END IF;
+    RETURN QUERY EXECUTE
+        'SELECT a.* FROM (SELECT DISTINCT * FROM unnest($1) AS k(id)) k CROSS JOIN LATERAL (
+             SELECT * FROM outbox.attempt a WHERE a.event_id = k.id AND a.started_at >= $2) a' USING ids, since - interval '1 hour';
+END $$;
+
+-- When the last requests to an endpoint started, newest first.
+CREATE FUNCTION outbox.recent_starts(endpoint_id uuid, period interval, most int) RETURNS SETOF timestamptz
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY EXECUTE
+        'SELECT a.started_at FROM outbox.attempt a WHERE a.endpoint_id = $1 AND a.started_at > $2 ORDER BY a.started_at DESC LIMIT $3'
+        USING endpoint_id, statement_timestamp() - period, most;
+END $$;
+
 CREATE FUNCTION outbox.events_of(batches bigint[]) RETURNS SETOF outbox.event
 LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT e.* FROM outbox.batch b
-     CROSS JOIN LATERAL unnest(b.ids) AS range
-     CROSS JOIN LATERAL (
-           SELECT * FROM outbox.event e WHERE e.id >= lower(range) AND e.id < upper(range)
-              AND e.created_at >= b.first_at AND e.created_at <= b.last_at) e
+    SELECT e.* FROM outbox.batch b CROSS JOIN LATERAL outbox.events_in(b.ids, b.first_at, b.last_at) e
      WHERE b.id = ANY (events_of.batches);
 END;
 
@@ -67,6 +110,7 @@ CREATE TABLE outbox.unrouted (
     endpoint_id  uuid NOT NULL,
     event_at     timestamptz NOT NULL,
     ordering_key text,              -- its line, as in outbox.delivery
+    deliver_at   timestamptz,
     pass         bigint NOT NULL,
     noted_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (event_id, endpoint_id, event_at)
@@ -123,20 +167,21 @@ BEGIN
          -- Not as a join, either: one look into a hash table.
          WHERE NOT n.is_disabled AND (n.id IN (SELECT unnest(keepers))) IS TRUE),
     missed AS (
-        INSERT INTO outbox.unrouted (event_id, endpoint_id, event_at, ordering_key, pass)
-        SELECT l.event_id, l.endpoint_id, l.created_at, l.ordering_key,
+        INSERT INTO outbox.unrouted (event_id, endpoint_id, event_at, ordering_key, deliver_at, pass)
+        SELECT l.event_id, l.endpoint_id, l.created_at, l.ordering_key, l.deliver_at,
                CASE WHEN l.ordering_key IS NULL THEN 0 ELSE route_ordered.pass END
           FROM line l WHERE l.is_missed
         ON CONFLICT DO NOTHING RETURNING endpoint_id),
     routed AS (
-        INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, ordering_key, pass)
+        INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, ordering_key, deliver_at, pass)
         SELECT l.event_id, l.endpoint_id, l.created_at,
                CASE WHEN l.ordering_key IS NULL
                       OR is_whole AND l.place = 1 AND NOT outbox.is_blocked(l.endpoint_id, l.ordering_key)
                          AND NOT EXISTS (SELECT FROM outbox.delivery d
                                           WHERE d.endpoint_id = l.endpoint_id AND d.ordering_key = l.ordering_key)
                     THEN greatest(clock_timestamp(), l.deliver_at) ELSE 'infinity' END,
-               'first', l.ordering_key, CASE WHEN l.ordering_key IS NULL THEN 0 ELSE route_ordered.pass END
+               'first', l.ordering_key, CASE WHEN l.ordering_key IS NOT NULL THEN l.deliver_at END,
+               CASE WHEN l.ordering_key IS NULL THEN 0 ELSE route_ordered.pass END
           FROM line l WHERE NOT l.is_missed
         ON CONFLICT DO NOTHING RETURNING endpoint_id, due_at),
     lowered AS (
@@ -161,7 +206,7 @@ LANGUAGE sql BEGIN ATOMIC
     WITH head AS (
         SELECT h.event_id, h.event_at, h.endpoint_id,
                greatest(clock_timestamp() + CASE WHEN after_loss THEN n.timeout + interval '1 s' ELSE '0' END,
-                        (SELECT e.deliver_at FROM outbox.event e WHERE e.id = h.event_id AND e.created_at = h.event_at)) AS due_at
+                        h.deliver_at) AS due_at
           FROM (SELECT DISTINCT * FROM unnest(endpoints, keys) AS u(endpoint_id, ordering_key)) k
           JOIN outbox.endpoint n ON n.id = k.endpoint_id
          CROSS JOIN LATERAL (
@@ -303,22 +348,21 @@ BEGIN
     is_unfinished := behind <> '{}' AND locked <> '{}';
     WITH next AS MATERIALIZED (
         SELECT u.*, n.ordered AND u.ordering_key IS NOT NULL AS is_in_line,
-               greatest(clock_timestamp(), e.deliver_at) AS first_due_at
+               greatest(clock_timestamp(), u.deliver_at) AS first_due_at
           FROM unnest(locked) b(endpoint_id)
          CROSS JOIN LATERAL (SELECT * FROM outbox.unrouted u WHERE u.endpoint_id = b.endpoint_id
                               ORDER BY u.pass, u.event_id LIMIT share) u
-          JOIN outbox.endpoint n ON n.id = u.endpoint_id
-          LEFT JOIN outbox.event e ON e.id = u.event_id AND e.created_at = u.event_at),
+          JOIN outbox.endpoint n ON n.id = u.endpoint_id),
     gone AS (
         DELETE FROM outbox.unrouted u USING next x
          WHERE u.event_id = ANY (ARRAY[x.event_id]) AND u.endpoint_id = ANY (ARRAY[x.endpoint_id])
            AND u.event_at = ANY (ARRAY[x.event_at])),
     -- Where order has ended meanwhile nothing stands in line.
     routed AS (
-        INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, ordering_key, pass)
+        INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, ordering_key, deliver_at, pass)
         SELECT x.event_id, x.endpoint_id, x.event_at,
                CASE WHEN x.is_in_line THEN 'infinity' ELSE x.first_due_at END, 'first',
-               CASE WHEN x.is_in_line THEN x.ordering_key END, CASE WHEN x.is_in_line THEN x.pass ELSE 0 END
+               CASE WHEN x.is_in_line THEN x.ordering_key END, CASE WHEN x.is_in_line THEN x.deliver_at END, CASE WHEN x.is_in_line THEN x.pass ELSE 0 END
           FROM next x
         ON CONFLICT DO NOTHING RETURNING endpoint_id, due_at, ordering_key),
     lowered AS (

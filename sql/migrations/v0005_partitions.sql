@@ -43,6 +43,25 @@ LANGUAGE sql STABLE SET timezone = 'UTC' BEGIN ATOMIC
      WHERE c.at < b.upper;
 END;
 
+-- Has whoever adds to a partition note it: the cut does not look there. In the catalog, and not as
+-- something that the trigger asks for: that is seen by transactions of every age and isolation.
+CREATE FUNCTION outbox.note_strays(partition regclass, before timestamptz) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+BEGIN
+    EXECUTE format('CREATE OR REPLACE TRIGGER note_stray AFTER INSERT ON %s FOR EACH ROW %s EXECUTE FUNCTION outbox_private.note_stray()',
+                   partition, 'WHEN (NEW.created_at < ' || quote_literal(before) || ')');
+END $$;
+
+-- Attaches a partition. One of events that ends before what is closed is closed from the beginning.
+CREATE FUNCTION outbox.attach_partition(parent name, name name, lower timestamptz, upper timestamptz) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+BEGIN
+    IF attach_partition.parent = 'event' AND EXISTS (SELECT FROM outbox.closed c WHERE c.before > attach_partition.lower) THEN
+        PERFORM outbox.note_strays(format('outbox.%I', name)::regclass, (SELECT max(c.before) FROM outbox.closed c));
+    END IF;
+    EXECUTE format('ALTER TABLE outbox.%I ATTACH PARTITION outbox.%I FOR VALUES FROM (%L) TO (%L)', parent, name, lower, upper);
+END $$;
+
 -- Makes a partition beside its parent and attaches it, which does not stop producers. False when a
 -- lock is not to be had at once, another worker makes it, or rows of that time are in the DEFAULT
 -- partition.
@@ -50,7 +69,7 @@ CREATE FUNCTION outbox.make_partition(parent name, name name, lower timestamptz,
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 BEGIN
     EXECUTE format('CREATE TABLE outbox.%I (LIKE outbox.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name, parent);
-    EXECUTE format('ALTER TABLE outbox.%I ATTACH PARTITION outbox.%I FOR VALUES FROM (%L) TO (%L)', parent, name, lower, upper);
+    PERFORM outbox.attach_partition(parent, name, lower, upper);
     RETURN true;
 EXCEPTION
     WHEN invalid_object_definition OR check_violation OR duplicate_table OR lock_not_available OR unique_violation THEN
@@ -123,7 +142,7 @@ BEGIN
     EXECUTE format('WITH moved AS (DELETE FROM %s WHERE %I >= $1 AND %I < $2 RETURNING *) '
                    'INSERT INTO outbox.%I SELECT * FROM moved',
                    source, key, key, p.name) USING p.lower, p.upper;
-    EXECUTE format('ALTER TABLE outbox.%I ATTACH PARTITION outbox.%I FOR VALUES FROM (%L) TO (%L)', parent, p.name, p.lower, p.upper);
+    PERFORM outbox.attach_partition(parent, p.name, p.lower, p.upper);
     RETURN p.name;
 EXCEPTION
     WHEN lock_not_available OR duplicate_table OR invalid_object_definition THEN RETURN NULL;
@@ -202,6 +221,53 @@ BEGIN
     RETURN true;
 EXCEPTION
     WHEN lock_not_available THEN RETURN false;
+END $$;
+
+-- Closes the oldest partition of events that the cut still looks at, when it ended an hour ago and
+-- everything in it is in a batch, and returns its name; NULL when there is none, or somebody adds to
+-- it. However many partitions are kept, a cut reads and locks those of the last hours.
+--
+-- Its lock stops nobody but those who would add to it, and waits for nobody. Under it nothing is
+-- there that is not committed.
+CREATE FUNCTION outbox.close_partition() RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+    k     outbox.cut;
+    p     record;
+    found boolean;
+BEGIN
+    IF NOT outbox.keeps_house() THEN RETURN NULL; END IF;
+    SELECT x.oid::regclass AS partition, x.name, x.upper INTO p FROM outbox.partitions x
+     WHERE x.parent = 'event' AND x.upper > coalesce((SELECT max(c.before) FROM outbox.closed c), '-infinity')
+     ORDER BY x.upper LIMIT 1;
+    IF p.upper IS NULL OR p.upper > clock_timestamp() - interval '1 hour' THEN RETURN NULL; END IF;
+    EXECUTE format('LOCK TABLE %s, outbox.event_default IN SHARE ROW EXCLUSIVE MODE NOWAIT', p.partition);
+    SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s e WHERE e.tx >= pg_snapshot_xmin($1) AND NOT outbox.is_cut($2, e.tx, e.id))
+                        OR EXISTS (SELECT FROM outbox.event_default e
+                                    WHERE e.tx >= pg_snapshot_xmin($1) AND e.created_at < $3 AND NOT outbox.is_cut($2, e.tx, e.id))', p.partition)
+       INTO found USING k.done, k, p.upper;
+    IF found OR outbox.is_restored(k) THEN RETURN NULL; END IF;
+    PERFORM outbox.note_strays(p.partition, p.upper);
+    PERFORM outbox.note_strays('outbox.event_default', p.upper);
+    INSERT INTO outbox.closed (before) VALUES (p.upper);
+    RETURN p.name;
+EXCEPTION
+    WHEN lock_not_available THEN RETURN NULL;
+END $$;
+
+-- Deletes strays that are in batches; returns how many.
+CREATE FUNCTION outbox.delete_strays(most int) RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    k outbox.cut;
+    n int;
+BEGIN
+    SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
+    DELETE FROM outbox.stray s WHERE s.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM outbox.stray o WHERE outbox.is_cut(k, o.tx, o.id) LIMIT delete_strays.most));
+    GET DIAGNOSTICS n = ROW_COUNT;
+    RETURN n;
 END $$;
 
 -- Empties one expired partition, and returns its name; NULL when there is none, or somebody else
