@@ -494,7 +494,7 @@ function outbox.set_body_limit(bigint) returns void d41d8cd98f00b204e9800998ecf8
 function outbox.snapshot(xid8,xid8[]) returns pg_snapshot d41d8cd98f00b204e9800998ecf8427e
 function outbox.stored_size(json,json) returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.transaction_uuid(timestamp with time zone,xid8) returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox.uncut(xid8[],bigint,xid8,pg_snapshot,integer) returns TABLE(tx xid8, id bigint, created_at timestamp with time zone, customer_id text, bytes integer) 6caea89e6d9e0c0a27f038c3d066cd9e
+function outbox.uncut(xid8[],bigint,xid8,pg_snapshot,integer) returns TABLE(tx xid8, id bigint, created_at timestamp with time zone, customer_id text, bytes integer) security definer 6caea89e6d9e0c0a27f038c3d066cd9e
 function outbox.up_to(bigint,integer) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.wake_worker() returns trigger 9c7c6fbc0c8b738f327d0ea7fa95f5ae
 function outbox.webhook_id(bigint,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
@@ -678,6 +678,7 @@ grant execute on require_home to outbox_operator
 grant execute on outbox_private.set_body_limit to outbox_operator
 grant execute on set_body_limit to outbox_operator
 grant execute on transaction_uuid to outbox_operator
+grant execute on uncut to outbox_operator
 grant execute on up_to to outbox_operator
 grant execute on wake_worker to outbox_operator
 grant execute on webhook_id to outbox_operator
@@ -707,6 +708,7 @@ grant execute on is_home to outbox_reader
 grant execute on is_restored to outbox_reader
 grant execute on key_of to outbox_reader
 grant execute on recent_starts to outbox_reader
+grant execute on uncut to outbox_reader
 grant execute on up_to to outbox_reader
 grant execute on webhook_id to outbox_reader
 grant execute on what_keeps to outbox_reader

@@ -215,15 +215,13 @@ SELECT d.event_id || ':' || d.endpoint_id AS id, d.event_id, outbox.webhook_id(d
 CREATE VIEW outbox.backlog AS
 SELECT 'stream' AS stage, NULL::uuid AS endpoint_id, NULL::text AS endpoint, count(*) AS waiting, min(created_at) AS oldest_at
   FROM (SELECT e.created_at
-          FROM (SELECT c AS k, c.* FROM outbox.cut c ORDER BY c.id DESC LIMIT 1) n
-         -- Two ranges of an index, each of which is bounded; with OR all events would be read.
+          FROM (SELECT * FROM outbox.cut c ORDER BY c.id DESC LIMIT 1) n
          CROSS JOIN LATERAL (
-               (SELECT e.created_at FROM outbox.event e
-                 WHERE e.tx >= pg_snapshot_xmax(n.done) AND NOT outbox.is_cut(n.k, e.tx, e.id) ORDER BY e.tx LIMIT 10000)
+               SELECT e.created_at FROM outbox.uncut(n.large[1:1], n.at_id, pg_snapshot_xmax(n.done), n.done, 10000) e
                UNION ALL
-               (SELECT e.created_at FROM outbox.event e
-                 WHERE e.tx = ANY (ARRAY(SELECT pg_snapshot_xip(n.done))) AND e.tx < pg_snapshot_xmax(n.done)
-                   AND NOT outbox.is_cut(n.k, e.tx, e.id) LIMIT 10000)) e
+               SELECT e.created_at
+                 FROM outbox.uncut(ARRAY(SELECT x FROM pg_snapshot_xip(n.done) x EXCEPT SELECT n.large[1]), 0,
+                                   pg_snapshot_xmax(n.done), pg_current_snapshot(), 10000) e) e
          LIMIT 10000) uncut
 UNION ALL
 SELECT 'batch', NULL, NULL, coalesce(sum(size), 0), min(first_at) FROM outbox.batch

@@ -72,7 +72,8 @@ GRANT EXECUTE ON FUNCTION
 GRANT EXECUTE ON FUNCTION outbox.is_cut(outbox.cut, xid8, bigint) TO outbox_worker, outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.events_at(bigint[], timestamptz[]), outbox.attempts_at(bigint[], timestamptz),
     outbox.recent_starts(uuid, interval, int) TO outbox_worker, outbox_operator, outbox_reader;
-GRANT EXECUTE ON FUNCTION outbox.uncut(xid8[], bigint, xid8, pg_snapshot, int), outbox.close_partition(), outbox.delete_strays(int),
+GRANT EXECUTE ON FUNCTION outbox.uncut(xid8[], bigint, xid8, pg_snapshot, int) TO outbox_worker, outbox_operator, outbox_reader;
+GRANT EXECUTE ON FUNCTION outbox.close_partition(), outbox.delete_strays(int),
     outbox.cut(int, int), outbox.require_read_committed(), outbox.require_leases(bigint, bigint), outbox.stored_size(json, json),
     outbox.make_partitions(), outbox.empty_expired_partition(), outbox.drop_expired_partition(),
     outbox.move_default_rows(name), outbox.delete_expired_rows(name, int),

@@ -1,0 +1,206 @@
+import Outbox
+import Postgres
+import Receiver
+import Scheduler
+import TestSupport
+import Testing
+
+/// A month by the hour: what a worker does takes the locks of the hours that it works on, and waits for nobody who has
+/// another one.
+@Suite struct ManyPartitionsTests {
+    /// Partitions of one hour each, from so many hours ago on to three hours ahead, in both logs.
+    private func byTheHour(_ database: TestDatabase, hoursAgo: Int) async throws {
+        try await database.script(
+            """
+            UPDATE outbox.setting SET partition_unit = 'hour', event_retention = '60 days', attempt_retention = '60 days';
+            DO $$ DECLARE x record; begin_at timestamptz := date_trunc('hour', now()); BEGIN
+                FOR x IN SELECT * FROM outbox.partitions WHERE lower IS NOT NULL LOOP
+                    EXECUTE format('DROP TABLE outbox.%I', x.name);
+                END LOOP;
+                FOR x IN SELECT p.parent, begin_at + h * interval '1 hour' AS lower
+                           FROM unnest('{event,attempt}'::name[]) p(parent), generate_series(-\(hoursAgo), 3) h LOOP
+                    PERFORM outbox.make_partition(x.parent, x.parent || to_char(x.lower AT TIME ZONE 'UTC', '_YYYYMMDDHH24'),
+                                                  x.lower, x.lower + interval '1 hour');
+                END LOOP;
+            END $$
+            """)
+    }
+
+    private func close(_ database: TestDatabase) async throws -> [String] {
+        var closed: [String] = []
+        while case let name?? = try await database.column("SELECT outbox.close_partition()").first {
+            closed.append(name)
+        }
+        return closed
+    }
+
+    @Test func `with 1440 of them a statement takes at most a hundred locks, and none of another hour`() async throws {
+        let database = try await TestCluster.database()
+        try await byTheHour(database, hoursAgo: 716)
+        #expect(try await database.number("SELECT count(*) FROM outbox.partitions WHERE lower IS NOT NULL") == 1440)
+        _ = try await database.pool.run { try $0.cut(batchSize: 100, budget: 1000) }
+        #expect(try await close(database).count == 715)
+        let endpoint = try await database.endpoint("e", url: "http://127.0.0.1:1/").id
+        try await database.publish(200)
+        try await database.script(
+            """
+            INSERT INTO outbox.event (type, created_at)
+            SELECT 'old', now() - n * interval '20 min' FROM generate_series(1, 2000) n;
+            INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger)
+            SELECT id, '\(endpoint)', created_at, clock_timestamp(), 'retry' FROM outbox.event WHERE type = 'old';
+            """)
+        let pool = try database.newPool(session: WorkerSession.planning)
+        func locks(_ name: String, _ body: @escaping @Sendable (inout Connection) throws -> Int) async throws {
+            let (found, taken) = try await pool.run { connection in
+                try connection.query("BEGIN")
+                let found = try body(&connection)
+                let taken = try connection.query("SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid()").first {
+                    row throws(PostgresError) in try row[0] as Int
+                }
+                try connection.query("COMMIT")
+                return (found, taken ?? 0)
+            }
+            #expect(found > 0, "\(name)")
+            #expect(taken <= 100, "\(name)")
+        }
+        try await database.script("DELETE FROM outbox.stray")
+        try await locks("cut") {
+            guard case .events(let count) = try $0.cut(batchSize: 100, budget: 1000) else { return 0 }
+            return count
+        }
+        try await locks("claim") {
+            try $0.claimBatch(lease: .random(), worker: "w", for: .seconds(60)).batch?.events.count ?? 0
+        }
+        try await locks("page") {
+            let page = try $0.lanePage(of: endpoint, after: .start(.none), recoveredAt: nil)
+            #expect(page.allSatisfy { $0.content != nil })
+            return page.count
+        }
+        try await locks("starts") { try $0.recentStarts(of: endpoint, atMost: 10, within: .seconds(60)).count + 1 }
+        let event = EventKey(id: EventID(rawValue: 1), createdAt: try await databaseTime(database))
+        try await locks("resolved") { try $0.resolvedPairs(of: [event]).count + 1 }
+        await pool.close()
+    }
+
+    private func databaseTime(_ database: TestDatabase) async throws -> Timestamp {
+        try await database.pool.run { connection in
+            try connection.query("SELECT clock_timestamp()").first { row throws(PostgresError) in
+                try row[0] as Timestamp
+            }
+                ?? .distantPast
+        }
+    }
+
+    @Test func `who has locked every other hour holds up nothing that is published, sent, tried again and recorded`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        try await byTheHour(database, hoursAgo: 50)
+        _ = try await database.pool.run { try $0.cut(batchSize: 100, budget: 1000) }
+        _ = try await close(database)
+        let ledger = try Ledger { _, number in Receiver.Answer(number.isMultiple(of: 3) ? 500 : 200) }
+        try await database.endpoint("plain", url: ledger.url) { $0.eventType = "plain" }
+        try await database.endpoint("lined", url: ledger.url) {
+            $0.eventType = "lined"
+            $0.isOrdered = true
+        }
+        try await database.endpoint("limited", url: ledger.url) {
+            $0.eventType = "limited"
+            $0.maxConcurrency = 2
+            $0.rates = [try RateLimit("1000/1s")]
+        }
+        let holder = try database.newPool()
+        try await holder.run { connection in
+            try connection.script(
+                """
+                SET idle_in_transaction_session_timeout = 0; BEGIN;
+                DO $$ DECLARE name name; BEGIN
+                    FOR name IN SELECT x.name FROM outbox.partitions x
+                                 WHERE x.upper < now() - interval '2 hours' LOOP
+                        EXECUTE format('LOCK TABLE outbox.%I IN ACCESS EXCLUSIVE MODE', name);
+                    END LOOP;
+                END $$
+                """)
+        }
+        try await TestWorker.run(database, configure: { $0.lease = .seconds(3) }) {
+            for type in ["plain", "lined", "limited"] {
+                try await database.script(
+                    "SELECT outbox.publish('\(type)', to_json(n), ordering_key => (n % 3)::text) FROM generate_series(1, 30) n"
+                )
+            }
+            let isDrained = try await eventually { try await database.isDrained() }
+            #expect(isDrained)
+        }
+        #expect(ledger.counts.count == 90)
+        await holder.close()
+        ledger.receiver.stop()
+    }
+
+    @Test func `an event that comes into an hour that is closed is delivered once, whatever its transaction saw`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        try await byTheHour(database, hoursAgo: 6)
+        let ledger = try Ledger()
+        try await database.endpoint("e", url: ledger.url)
+        let old = try database.newPool()
+        let insert = """
+            INSERT INTO outbox.event (type, created_at) VALUES ('test', date_trunc('hour', now()) - interval '4 hours'),
+                                                               ('test', '2019-01-01Z'), ('test', '2040-01-01Z')
+            """
+        // It has its snapshot from before.
+        try await old.run { try $0.script("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM outbox.closed") }
+        try await TestWorker.run(database) {
+            let isClosed = try await eventually {
+                _ = try await close(database)
+                return try await database.number("SELECT count(*) FROM outbox.closed") == 5
+            }
+            #expect(isClosed)
+            try await old.run { try $0.script("\(insert); COMMIT") }
+            try await database.script(insert)
+            // A partition that is made for such a time now is closed from the beginning.
+            try await database.script(
+                """
+                SELECT outbox.make_partition('event', 'event_older', date_trunc('hour', now()) - interval '9 hours',
+                                             date_trunc('hour', now()) - interval '8 hours');
+                INSERT INTO outbox.event (type, created_at) VALUES ('test', date_trunc('hour', now()) - interval '9 hours')
+                """)
+            let isDone = try await eventually { try await database.isDrained() && ledger.counts.count == 7 }
+            #expect(isDone)
+            let isTidy = try await eventually {
+                _ = try await database.pool.run { $0.keepHouse() }
+                return try await database.number("SELECT count(*) FROM outbox.stray") == 0
+            }
+            #expect(isTidy)
+        }
+        #expect(ledger.all.count == 7)
+        await old.close()
+        ledger.receiver.stop()
+    }
+
+    @Test func `an hour is not closed while something in it is not committed, or not in a batch`() async throws {
+        let database = try await TestCluster.database()
+        try await byTheHour(database, hoursAgo: 6)
+        let writer = try database.newPool()
+        let insert =
+            "INSERT INTO outbox.event (type, created_at) VALUES ('test', date_trunc('hour', now()) - interval '3 hours')"
+        try await writer.run { try $0.script("BEGIN; \(insert)") }
+        func cut() async throws -> Cut { try await database.pool.run { try $0.cut(batchSize: 100, budget: 1000) } }
+        _ = try await cut()
+        #expect(try await close(database).count == 3)
+        try await writer.run { try $0.script("COMMIT") }
+        #expect(try await close(database).isEmpty)
+        // Nor while the same is true of the default partition, in which something of that hour may be.
+        #expect(try await cut() == .events(1))
+        try await writer.run {
+            try $0.script("BEGIN; INSERT INTO outbox.event (type, created_at) VALUES ('test', '2019-01-01Z')")
+        }
+        #expect(try await close(database).isEmpty)
+        try await writer.run { try $0.script("COMMIT") }
+        #expect(try await close(database).isEmpty)
+        #expect(try await cut() == .events(1))
+        #expect(try await close(database).count == 2)
+        #expect(try await cut() == .events(0))
+        await writer.close()
+    }
+}
