@@ -475,6 +475,7 @@ function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.move_default_rows(name) returns text security definer f233a31b8175bf3922d153214cc4e913
 function outbox.needed_partitions() returns oid[] d41d8cd98f00b204e9800998ecf8427e
+function outbox.newest_events(integer) returns TABLE(created_at timestamp with time zone, customer_id text, type text, change_type text) security definer 68acc5d9f479ab9d31360cc6b667c7b8
 function outbox.next_lines(outbox.lane_place,integer) returns SETOF outbox.lane_place d41d8cd98f00b204e9800998ecf8427e
 function outbox.note_strays(regclass,timestamp with time zone) returns void c487cde4eb426dedab4e1d3d59ee56a5
 function outbox.partition_bounds(timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
@@ -663,6 +664,7 @@ grant execute on key_of to outbox_operator
 grant execute on let_go to outbox_operator
 grant execute on masked_headers to outbox_operator
 grant execute on masked_url to outbox_operator
+grant execute on newest_events to outbox_operator
 grant execute on outbox_private.publish to outbox_operator
 grant execute on publish to outbox_operator
 grant execute on outbox_api.publish to outbox_operator
@@ -707,6 +709,7 @@ grant execute on is_cut to outbox_reader
 grant execute on is_home to outbox_reader
 grant execute on is_restored to outbox_reader
 grant execute on key_of to outbox_reader
+grant execute on newest_events to outbox_reader
 grant execute on recent_starts to outbox_reader
 grant execute on uncut to outbox_reader
 grant execute on up_to to outbox_reader
@@ -748,6 +751,7 @@ grant execute on make_batches to outbox_worker
 grant execute on make_partitions to outbox_worker
 grant execute on move_default_rows to outbox_worker
 grant execute on needed_partitions to outbox_worker
+grant execute on newest_events to outbox_worker
 grant execute on next_lines to outbox_worker
 grant execute on partition_bounds to outbox_worker
 grant execute on recent_starts to outbox_worker

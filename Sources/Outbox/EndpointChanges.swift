@@ -237,30 +237,35 @@ extension Connection {
         }
     }
 
-    /// Routes no new events to it and sends nothing; what waits stays.
+    /// Routes no new events to it and sends nothing; what waits stays. One that is disabled already stays so since then, and only gets
+    /// another reason, when one is given.
     package mutating func disableEndpoint(_ id: EndpointID, reason: String?) throws {
         try transaction { connection in
-            try connection.query(
+            let changed = try connection.query(
                 """
                 UPDATE outbox.endpoint
-                   SET disabled_at = coalesce(disabled_at, clock_timestamp()), disabled_reason = \(reason ?? "disabled by an operator"),
+                   SET disabled_at = coalesce(disabled_at, clock_timestamp()),
+                       disabled_reason = coalesce(\(reason), disabled_reason, 'disabled by an operator'),
                        generation = generation + 1, updated_at = clock_timestamp()
-                 WHERE id = \(id)
-                """)
-            try connection.audit("endpoint.disable", endpoint: id, reason: reason)
+                 WHERE id = \(id) AND (disabled_at IS NULL OR disabled_reason IS DISTINCT FROM coalesce(\(reason), disabled_reason))
+                """
+            ).affected
+            if changed > 0 { try connection.audit("endpoint.disable", endpoint: id, reason: reason) }
         }
     }
 
-    /// Undoes `disableEndpoint`; what waited goes out.
+    /// Undoes `disableEndpoint`; what waited goes out. Of one that is not disabled nothing changes.
     package mutating func enableEndpoint(_ id: EndpointID) throws {
         try transaction { connection in
             try connection.lockLanes([id])
-            try connection.query(
+            let changed = try connection.query(
                 """
                 UPDATE outbox.endpoint
                    SET disabled_at = NULL, disabled_reason = NULL, generation = generation + 1, updated_at = clock_timestamp()
-                 WHERE id = \(id)
-                """)
+                 WHERE id = \(id) AND disabled_at IS NOT NULL
+                """
+            ).affected
+            if changed == 0 { return }
             // What it failed for until now is over: the five days begin anew.
             try connection.query(
                 "UPDATE outbox.lane SET opens = least(opens, 1), opened_at = NULL WHERE endpoint_id = \(id)")

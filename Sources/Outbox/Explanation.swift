@@ -117,7 +117,7 @@ extension Connection {
         _ = try event(pair.event)
         return try listing(
             """
-            WITH event AS (SELECT * FROM outbox.event WHERE id = \(pair.event.id) AND created_at = \(pair.event.createdAt)),
+            WITH event AS (SELECT * FROM outbox.events_at(\([pair.event.id]), \([pair.event.createdAt]))),
             newest AS (SELECT c AS k FROM outbox.cut c ORDER BY c.id DESC LIMIT 1),
             explanation AS (
                 SELECT 1 AS place, 'on_its_way' AS reason,

@@ -8,7 +8,7 @@ extension Connection {
             SELECT e.id, outbox.webhook_id(e.id, e.created_at) AS webhook_id, e.created_at, e.customer_id, e.type, e.change_type, e.transaction_id,
                    e.identity, e.ordering_key, e.deliver_at, coalesce(e.occurred_at, e.created_at) AS occurred_at, e.headers,
                    e.before, e.after
-              FROM outbox.event e WHERE e.id = \(key.id) AND e.created_at = \(key.createdAt)
+              FROM outbox.events_at(\([key.id]), \([key.createdAt])) e
             """)
         guard !found.rows.isEmpty else {
             throw OperationRefusal(.notFound, "event \(key.id) not found", hint: "See: outboxctl event list")
@@ -162,9 +162,12 @@ extension Connection {
     /// Looks an event up as people write it. One whose row is gone is still known by what waits or is parked for it.
     package mutating func eventKey(_ text: String) throws -> EventKey {
         let reference = try eventReference(text)
+        let here: SQL =
+            reference.createdAt.map { "SELECT e.created_at FROM outbox.events_at(\([reference.id]), \([$0])) e" }
+            ?? "SELECT created_at FROM outbox.event WHERE id = \(reference.id)"
         let known = try query(
             """
-            SELECT created_at FROM outbox.event WHERE id = \(reference.id)
+            \(here)
             UNION SELECT event_at FROM outbox.delivery WHERE event_id = \(reference.id)
             UNION SELECT event_at FROM outbox.dead_letter WHERE event_id = \(reference.id)
             ORDER BY 1 DESC

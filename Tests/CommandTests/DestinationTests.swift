@@ -113,7 +113,8 @@ import Testing
             #expect(trial.connected == [], "\(name)")
         }
         #expect(trials["public.test"]?.first?.exit == 0, "\(trials["public.test"]?.first?.error ?? "")")
-        #expect(trials["public.test"]?.first?.connected == [publicAddress])
+        // On a slow machine a connection is begun a second time while the first one is on its way.
+        #expect(Set(trials["public.test"]?.first?.connected ?? []) == [publicAddress])
         // A name that changes its mind: good the first time, refused the second.
         #expect(trials["rebind.test"]?.map(\.exit) == [0, 1])
     }

@@ -7,7 +7,7 @@ import Testing
 
 /// A month by the hour: what a worker does takes the locks of the hours that it works on, and waits for nobody who has
 /// another one.
-@Suite(.heavy) struct ManyPartitionsTests {
+@Suite struct ManyPartitionsTests {
     /// Partitions of one hour each, from so many hours ago on to three hours ahead, in both logs.
     private func byTheHour(_ database: TestDatabase, hoursAgo: Int) async throws {
         try await database.script(
@@ -34,7 +34,9 @@ import Testing
         return closed
     }
 
-    @Test func `with 1440 of them a statement takes at most a hundred locks, and none of another hour`() async throws {
+    @Test(.heavy) func `with 1440 of them a statement takes at most a hundred locks, and none of another hour`()
+        async throws
+    {
         let database = try await TestCluster.database()
         try await byTheHour(database, hoursAgo: 716)
         #expect(try await database.number("SELECT count(*) FROM outbox.partitions WHERE lower IS NOT NULL") == 1440)
@@ -93,7 +95,8 @@ import Testing
         }
     }
 
-    @Test func `who has locked every other hour holds up nothing that is published, sent, tried again and recorded`()
+    @Test(.heavy)
+    func `who has locked every other hour holds up nothing that is published, sent, tried again and recorded`()
         async throws
     {
         let database = try await TestCluster.database()
@@ -139,7 +142,8 @@ import Testing
         ledger.receiver.stop()
     }
 
-    @Test func `an event that comes into an hour that is closed is delivered once, whatever its transaction saw`()
+    @Test(.heavy)
+    func `an event that comes into an hour that is closed is delivered once, whatever its transaction saw`()
         async throws
     {
         let database = try await TestCluster.database()
@@ -181,7 +185,8 @@ import Testing
         ledger.receiver.stop()
     }
 
-    @Test func `an hour is not closed while something in it is not committed, or not in a batch`() async throws {
+    @Test(.heavy) func `an hour is not closed while something in it is not committed, or not in a batch`() async throws
+    {
         let database = try await TestCluster.database()
         try await byTheHour(database, hoursAgo: 6)
         let writer = try database.newPool()

@@ -81,4 +81,36 @@ import Testing
         }
         #expect(events.count == 4, "\(events)")
     }
+
+    @Test
+    func `an endpoint that is disabled or enabled twice is so since the first time, and no worker reads it again`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        let id = try await database.endpoint("e", url: "http://127.0.0.1:1/").id
+        func state() async throws -> [String?] {
+            try await database.column(
+                """
+                SELECT concat_ws(' ', n.disabled_at, n.disabled_reason, n.generation, (SELECT count(*) FROM outbox.audit),
+                                 (SELECT max(g.id) FROM outbox.generation g)) FROM outbox.endpoint n
+                """)
+        }
+        try await database.pool.run { try $0.disableEndpoint(id, reason: "broken") }
+        let disabled = try await state()
+        try await database.pool.run { try $0.disableEndpoint(id, reason: nil) }
+        try await database.pool.run { try $0.disableEndpoint(id, reason: "broken") }
+        #expect(try await state() == disabled)
+        // Another reason is news, the time is not.
+        try await database.pool.run { try $0.disableEndpoint(id, reason: "gone") }
+        #expect(
+            try await database.number(
+                """
+                SELECT count(*) FROM outbox.endpoint WHERE disabled_reason = 'gone' AND generation = 3
+                   AND disabled_at = '\(raw: disabled[0]?.prefix(while: { $0 != "+" }).description ?? "")+00'
+                """) == 1)
+        try await database.pool.run { try $0.enableEndpoint(id) }
+        let enabled = try await state()
+        try await database.pool.run { try $0.enableEndpoint(id) }
+        #expect(try await state() == enabled)
+    }
 }

@@ -85,6 +85,7 @@ GRANT SELECT ON outbox.deliveries, outbox.attempts, outbox.dead_letters, outbox.
     outbox.transactions, outbox.problems TO outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.webhook_id(bigint, timestamptz), outbox.up_to(bigint, int) TO outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.up_to(bigint, int) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.newest_events(int) TO outbox_worker, outbox_reader, outbox_operator;
 GRANT SELECT ON outbox.partitions TO outbox_operator;
 GRANT SELECT ON outbox.setting TO outbox_reader;   -- read by outbox.is_home(), which outbox.problems calls
 
