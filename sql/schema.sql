@@ -429,7 +429,7 @@ CREATE UNIQUE INDEX unrouted_pkey ON outbox.unrouted USING btree (event_id, endp
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
 function outbox.advance(uuid[],text[],boolean) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.attach_partition(name,name,timestamp with time zone,timestamp with time zone) returns void c618f74f94e121f78d47d818ba73b0d1
-function outbox.attempts_at(bigint[],timestamp with time zone) returns SETOF outbox.attempt 5881abb13ba8fc064ff4f84ec5ead5d9
+function outbox.attempts_at(bigint[],timestamp with time zone) returns SETOF outbox.attempt 99282eae377784bc490a5233a09f08c6
 function outbox.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox.catch_up(outbox.cut,integer) returns record e7f99e1e1cc4ba12f1191c4a26237981
 function outbox.close_partition() returns text security definer cfe17dd756f7d208c4040c2d518d68ff
@@ -446,8 +446,8 @@ function outbox.due_in(interval) returns timestamp with time zone d41d8cd98f00b2
 function outbox.emit() returns trigger 558240afa24da3c625ca1e3f27751744
 function outbox.empty_expired_partition() returns text security definer 1c54528c7cf79f81743b4f57784fccbf
 function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
-function outbox.events_at(bigint[],timestamp with time zone[]) returns SETOF outbox.event 90a4455dabf366bfa8d5412ef4756c50
-function outbox.events_in(int8multirange,timestamp with time zone,timestamp with time zone) returns SETOF outbox.event 92f1c0951db3ad4519cc125333f011cf
+function outbox.events_at(bigint[],timestamp with time zone[]) returns SETOF outbox.event 89341f55a25510fc74589b237dbd84cc
+function outbox.events_in(int8multirange,timestamp with time zone,timestamp with time zone) returns SETOF outbox.event 97c4125b6ac5ba5c909bcb7e092aef92
 function outbox.events_of(bigint[]) returns SETOF outbox.event d41d8cd98f00b204e9800998ecf8427e
 function outbox.expired_partitions() returns TABLE(oid oid, name name, parent name, lower timestamp with time zone, upper timestamp with time zone) security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.first_incomplete(outbox.cut) returns bigint d41d8cd98f00b204e9800998ecf8427e

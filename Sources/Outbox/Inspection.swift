@@ -162,17 +162,19 @@ extension Connection {
     /// Looks an event up as people write it. One whose row is gone is still known by what waits or is parked for it.
     package mutating func eventKey(_ text: String) throws -> EventKey {
         let reference = try eventReference(text)
-        let here: SQL =
-            reference.createdAt.map { "SELECT e.created_at FROM outbox.events_at(\([reference.id]), \([$0])) e" }
-            ?? "SELECT created_at FROM outbox.event WHERE id = \(reference.id)"
-        let known = try query(
+        var times = try query(
             """
-            \(here)
-            UNION SELECT event_at FROM outbox.delivery WHERE event_id = \(reference.id)
+            SELECT event_at FROM outbox.delivery WHERE event_id = \(reference.id)
             UNION SELECT event_at FROM outbox.dead_letter WHERE event_id = \(reference.id)
-            ORDER BY 1 DESC
             """
-        ).map { row throws(PostgresError) in EventKey(id: reference.id, createdAt: try row[0]) }
+        ).map { row throws(PostgresError) in try row[0] as Timestamp }
+        for span in try reference.createdAt.map({ [Span(begin: $0, end: $0 + .microseconds(1))] }) ?? spans(of: "event")
+        {
+            times += try query(
+                "SELECT e.created_at FROM outbox.event e WHERE e.id = \(reference.id) AND \(span.holds("e.created_at"))"
+            ).map { row throws(PostgresError) in try row[0] as Timestamp }
+        }
+        let known = Set(times).sorted(by: >).map { EventKey(id: reference.id, createdAt: $0) }
         if let createdAt = reference.createdAt, let key = known.first(where: { $0.createdAt == createdAt }) {
             return key
         }

@@ -16,6 +16,8 @@ package struct ListFilter: Sendable {
     package var patience = Duration.milliseconds(700)
     /// Only of events from this one on (`lookingBack`).
     fileprivate var from: EventID?
+    /// The events of the transaction (`resolved`).
+    fileprivate var ofTransaction: [EventKey]?
 
     package init() {}
 }
@@ -40,15 +42,12 @@ extension ListFilter {
         (eventType != nil || changeType != nil || customerID != nil) && event == nil && transactionID == nil
     }
 
-    /// The ids of a transaction come first: walked by id, everything newer would be read. Of a giant one the newest.
-    private func ofTransaction(_ id: String) -> [SQL] {
-        guard let transactionID else { return [] }
-        return [
-            """
-            \(raw: id) = ANY (ARRAY(SELECT t.id FROM outbox.event t WHERE t.transaction_id = \(transactionID)
-                                     ORDER BY t.id DESC LIMIT \(raw: "\(max(limit, Trace.most))")))
-            """
-        ]
+    /// When the oldest event was published that the list is about, where that is known.
+    private var firstAt: Timestamp? { ofTransaction?.map(\.createdAt).min() ?? event?.createdAt }
+
+    /// Of an attempt: none is made before its event, but for what clocks differ.
+    fileprivate func attempted(_ attempt: String) -> [SQL] {
+        firstAt.map { ["\(raw: attempt).started_at >= \($0 + .seconds(-3600))"] } ?? []
     }
 
     /// What must hold of a time in a column.
@@ -60,19 +59,31 @@ extension ListFilter {
     }
 
     /// The events, by an alias `e`.
-    fileprivate var events: [SQL] { ofEvent + ofTransaction("e.id") + within("e.created_at") }
+    fileprivate var events: [SQL] {
+        var conditions = ofEvent + within("e.created_at")
+        if let keys = ofTransaction {
+            conditions.append("e.id = ANY (\(keys.map(\.id)))")
+            conditions.append(
+                "e.created_at >= \(keys.map(\.createdAt).min()) AND e.created_at <= \(keys.map(\.createdAt).max())")
+        }
+        return conditions
+    }
 
     /// What must hold of a row that belongs to an event, by its alias: looked up one by one, never joined.
     ///
     /// - Parameter time: true when it is the event's time that is asked for, and not the row's own.
     fileprivate func ofRow(_ row: String, time: Bool) -> [SQL] {
-        var conditions = ofTransaction("\(row).event_id")
+        var conditions: [SQL] = []
+        if let keys = ofTransaction {
+            conditions.append("\(raw: row).event_id = ANY (\(keys.map(\.id)))")
+            conditions.append("\(raw: row).event_at = ANY (\(keys.map(\.createdAt)))")
+        }
         if let event { conditions.append("\(raw: row).event_id = \(event.id)") }
         if let createdAt = event?.createdAt { conditions.append("\(raw: row).event_at = \(createdAt)") }
         if let from { conditions.append("\(raw: row).event_id >= \(from)") }
         if let endpoint { conditions.append("\(raw: row).endpoint_id = \(endpoint)") }
         if time { conditions += within("\(row).event_at") }
-        if eventType != nil || changeType != nil || customerID != nil || transactionID != nil {
+        if eventType != nil || changeType != nil || customerID != nil {
             conditions.append(
                 """
                 EXISTS (SELECT FROM outbox.event e WHERE e.id = \(raw: row).event_id AND e.created_at = \(raw: row).event_at
@@ -93,11 +104,30 @@ private func all(_ conditions: [SQL]) -> SQL {
 }
 
 extension Connection {
+    /// With the events of the transaction that is asked for, of a giant one the newest: a TransactionId does not say when it was.
+    private mutating func resolved(_ filter: ListFilter) throws -> ListFilter {
+        guard let transaction = filter.transactionID, filter.ofTransaction == nil else { return filter }
+        var filter = filter
+        let most = max(filter.limit, Trace.most)
+        var keys: [EventKey] = []
+        for span in try spans(of: "event") where keys.count < most {
+            keys += try query(
+                """
+                SELECT e.id, e.created_at FROM outbox.event e WHERE e.transaction_id = \(transaction) AND \(span.holds("e.created_at"))
+                 ORDER BY e.id DESC LIMIT \(raw: "\(most - keys.count)")
+                """
+            ).map { row throws(PostgresError) in EventKey(id: try row[0], createdAt: try row[1]) }
+        }
+        filter.ofTransaction = keys
+        return filter
+    }
+
     /// What no index has is looked for back from the newest event, in growing steps, until the list is full or somebody would wait too
     /// long; then the list says how far that went.
     private mutating func lookingBack(
         _ filter: ListFilter, _ list: (inout Connection, ListFilter) throws -> Listing
     ) throws -> Listing {
+        let filter = try resolved(filter)
         guard filter.looksAtEvents, let newest = try newestEvent(before: filter.until) else {
             return try list(&self, filter)
         }
@@ -174,7 +204,8 @@ extension Connection {
             WITH pair AS (\(pairs)),
             newest AS (
                 SELECT p.*, n.name, n.disabled_at FROM pair p LEFT JOIN outbox.endpoint n ON n.id = p.endpoint_id
-                 ORDER BY p.event_id DESC, n.name, p.endpoint_id, p.event_at LIMIT \(filter.rows))
+                 ORDER BY p.event_id DESC, n.name, p.endpoint_id, p.event_at LIMIT \(filter.rows)),
+            \(Self.eventsOf("newest"))
             SELECT p.event_id || ':' || p.endpoint_id AS id, p.event_id, outbox.webhook_id(p.event_id, p.event_at) AS webhook_id, p.endpoint_id,
                    p.name AS endpoint, e.customer_id, e.event_type, e.change_type, e.transaction_id,
                    CASE WHEN p.state = 'waiting' AND \(Self.isPaused("l", "p")) THEN 'paused' ELSE p.state END AS state,
@@ -183,11 +214,18 @@ extension Connection {
                    p.last_at, p.last_status, p.last_error_class, p.last_error, p.reason, p.event_at AS created_at
               FROM newest p
               LEFT JOIN outbox.lane l ON l.endpoint_id = p.endpoint_id
-              LEFT JOIN LATERAL (
-                   SELECT e.customer_id::text, e.type::text AS event_type, e.change_type::text, e.transaction_id FROM outbox.event e
-                    WHERE e.id = p.event_id AND e.created_at = p.event_at OFFSET 0) e ON true
+              LEFT JOIN event e ON e.id = p.event_id AND e.created_at = p.event_at
              ORDER BY p.event_id DESC, p.name, p.endpoint_id, p.event_at
             """)
+    }
+
+    /// What lists show of the events of these rows, as a part of a statement.
+    private static func eventsOf(_ rows: String) -> SQL {
+        """
+        event AS MATERIALIZED (
+            SELECT e.id, e.created_at, e.customer_id::text, e.type::text AS event_type, e.change_type::text, e.transaction_id
+              FROM outbox.events_at(ARRAY(SELECT r.event_id FROM \(raw: rows) r), ARRAY(SELECT r.event_at FROM \(raw: rows) r)) e)
+        """
     }
 
     private static func isPaused(_ lane: String, _ endpoint: String) -> SQL {
@@ -246,21 +284,29 @@ extension Connection {
         return kinds
     }
 
-    /// Of an attempt `x`, that it is the first recorded success of a pair that has nothing outstanding. `OFFSET 0`: each is looked up;
-    /// as a join, all would be read. No attempt is made before its event, but for what clocks differ.
-    private static let isDelivery: [SQL] = [
-        "x.outcome = 'success' AND x.trigger NOT IN ('test', 'evaluate')",
-        "EXISTS (SELECT FROM outbox.event e WHERE e.id = x.event_id AND e.created_at = x.event_at OFFSET 0)",
-        "NOT EXISTS (SELECT FROM outbox.delivery d WHERE \(lookUp("d", by: "x")) OFFSET 0)",
-        "NOT EXISTS (SELECT FROM outbox.dead_letter d WHERE \(lookUp("d", by: "x")) OFFSET 0)",
-        """
-        NOT EXISTS (SELECT FROM outbox.attempt o
-                     WHERE o.event_id = x.event_id AND o.event_at = x.event_at AND o.endpoint_id IS NOT DISTINCT FROM x.endpoint_id
-                       AND o.outcome = 'success' AND o.trigger NOT IN ('test', 'evaluate')
-                       AND o.started_at >= x.event_at - interval '1 day' AND o.started_at <= x.started_at
-                       AND (o.started_at, o.number, o.lease_id) < (x.started_at, x.number, x.lease_id) OFFSET 0)
-        """,
-    ]
+    /// Of an attempt `x`, that it may be a delivery's.
+    private static let isSuccess: SQL = "x.outcome = 'success' AND x.trigger NOT IN ('test', 'evaluate')"
+
+    /// Of one that is, that its event is here.
+    private static let hasEvent: SQL =
+        "EXISTS (SELECT FROM outbox.event e WHERE e.id = x.event_id AND e.created_at = x.event_at OFFSET 0)"
+
+    /// Of one that is, that it is the first recorded success of a pair that has nothing outstanding. `OFFSET 0`: each is looked up; as a
+    /// join, all would be read.
+    private static func isDelivery(_ filter: ListFilter) -> [SQL] {
+        [
+            isSuccess,
+            "NOT EXISTS (SELECT FROM outbox.delivery d WHERE \(lookUp("d", by: "x")) OFFSET 0)",
+            "NOT EXISTS (SELECT FROM outbox.dead_letter d WHERE \(lookUp("d", by: "x")) OFFSET 0)",
+            """
+            NOT EXISTS (SELECT FROM outbox.attempt o
+                         WHERE o.event_id = x.event_id AND o.event_at = x.event_at AND o.endpoint_id IS NOT DISTINCT FROM x.endpoint_id
+                           AND o.outcome = 'success' AND o.trigger NOT IN ('test', 'evaluate')
+                           AND o.started_at >= x.event_at - interval '1 day' AND o.started_at <= x.started_at AND \(all(filter.attempted("o")))
+                           AND (o.started_at, o.number, o.lease_id) < (x.started_at, x.number, x.lease_id) OFFSET 0)
+            """,
+        ] + filter.attempted("x")
+    }
 
     private static func delivered(_ filter: ListFilter) -> SQL {
         let columns: SQL = """
@@ -272,13 +318,13 @@ extension Connection {
             return """
                 (SELECT p.* FROM outbox.event e
                   CROSS JOIN LATERAL (SELECT \(columns) FROM outbox.attempt x
-                                       WHERE x.event_id = e.id AND x.event_at = e.created_at AND \(all(endpoint + isDelivery)) OFFSET 0) p
+                                       WHERE x.event_id = e.id AND x.event_at = e.created_at AND \(all(endpoint + isDelivery(filter))) OFFSET 0) p
                   WHERE \(all(filter.events)) ORDER BY e.id DESC FETCH FIRST \(filter.rows) ROWS WITH TIES)
                 """
         }
         guard let id = filter.endpoint else {
             return """
-                (SELECT \(columns) FROM outbox.attempt x WHERE \(all(isDelivery))
+                (SELECT \(columns) FROM outbox.attempt x WHERE \(all(isDelivery(filter) + [hasEvent]))
                   ORDER BY x.event_id DESC FETCH FIRST \(filter.rows) ROWS WITH TIES)
                 """
         }
@@ -287,13 +333,13 @@ extension Connection {
         return """
             (SELECT \(columns) FROM (
                 SELECT *, x.event_id + 0 AS place FROM outbox.attempt x
-                 WHERE x.endpoint_id = \(id) AND \(isDelivery[0])
+                 WHERE x.endpoint_id = \(id) AND \(isSuccess)
                    AND x.started_at >= coalesce((
                        SELECT min(f.event_at) - interval '1 day' FROM (
-                           SELECT x.event_at FROM outbox.attempt x WHERE x.endpoint_id = \(id) AND \(all(isDelivery))
+                           SELECT x.event_at FROM outbox.attempt x WHERE x.endpoint_id = \(id) AND \(all(isDelivery(filter) + [hasEvent]))
                             ORDER BY x.started_at DESC LIMIT \(filter.rows)) f HAVING count(*) = \(filter.rows)), '-infinity')
                  ORDER BY place DESC OFFSET 0) x
-              WHERE \(all(isDelivery)) ORDER BY x.place DESC FETCH FIRST \(filter.rows) ROWS WITH TIES)
+              WHERE \(all(isDelivery(filter) + [hasEvent])) ORDER BY x.place DESC FETCH FIRST \(filter.rows) ROWS WITH TIES)
             """
     }
 
@@ -303,7 +349,8 @@ extension Connection {
     }
 
     private mutating func listAttempts(narrowed filter: ListFilter) throws -> Listing {
-        let conditions = filter.ofRow("a", time: false) + (filter.state.map { ["a.outcome = \($0)"] } ?? [])
+        let conditions =
+            filter.ofRow("a", time: false) + filter.attempted("a") + (filter.state.map { ["a.outcome = \($0)"] } ?? [])
         func list(_ time: [SQL]) throws -> Listing {
             try listing(
                 """
@@ -353,14 +400,15 @@ extension Connection {
             ?? "outbox.dead_letter"
         return try listing(
             """
+            WITH newest AS MATERIALIZED (
+                SELECT * FROM \(source) d WHERE \(all(conditions)) ORDER BY d.dead_at DESC, d.event_id DESC, d.endpoint_id
+                 LIMIT \(filter.rows)),
+            \(Self.eventsOf("newest"))
             SELECT d.event_id || ':' || d.endpoint_id AS id, d.event_id, outbox.webhook_id(d.event_id, d.event_at) AS webhook_id, d.endpoint_id,
                    n.name AS endpoint, e.customer_id, e.event_type, e.change_type, e.transaction_id, d.reason, d.attempts,
                    d.status, d.error_class, d.error, d.fingerprint, d.dead_at, d.event_at AS created_at
-              FROM (SELECT * FROM \(source) d WHERE \(all(conditions)) ORDER BY d.dead_at DESC, d.event_id DESC, d.endpoint_id
-                     LIMIT \(filter.rows)) d
-              LEFT JOIN LATERAL (
-                   SELECT e.customer_id::text, e.type::text AS event_type, e.change_type::text, e.transaction_id FROM outbox.event e
-                    WHERE e.id = d.event_id AND e.created_at = d.event_at OFFSET 0) e ON true
+              FROM newest d
+              LEFT JOIN event e ON e.id = d.event_id AND e.created_at = d.event_at
               LEFT JOIN outbox.endpoint n ON n.id = d.endpoint_id
              ORDER BY d.dead_at DESC, d.event_id DESC, d.endpoint_id
             """)

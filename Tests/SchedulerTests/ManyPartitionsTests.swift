@@ -54,7 +54,10 @@ import Testing
             SELECT id, '\(endpoint)', created_at, clock_timestamp(), 'retry' FROM outbox.event WHERE type = 'old';
             """)
         let pool = try database.newPool(session: WorkerSession.planning)
-        func locks(_ name: String, _ body: @escaping @Sendable (inout Connection) throws -> Int) async throws {
+        let operators = try database.newPool()
+        func locks(
+            _ name: String, _ pool: ConnectionPool, _ body: @escaping @Sendable (inout Connection) throws -> Int
+        ) async throws {
             let (found, taken) = try await pool.run { connection in
                 try connection.query("BEGIN")
                 let found = try body(&connection)
@@ -68,22 +71,43 @@ import Testing
             #expect(taken <= 100, "\(name)")
         }
         try await database.script("DELETE FROM outbox.stray")
-        try await locks("cut") {
+        try await locks("cut", pool) {
             guard case .events(let count) = try $0.cut(batchSize: 100, budget: 1000) else { return 0 }
             return count
         }
-        try await locks("claim") {
+        try await locks("claim", pool) {
             try $0.claimBatch(lease: .random(), worker: "w", for: .seconds(60)).batch?.events.count ?? 0
         }
-        try await locks("page") {
+        try await locks("page", pool) {
             let page = try $0.lanePage(of: endpoint, after: .start(.none), recoveredAt: nil)
             #expect(page.allSatisfy { $0.content != nil })
             return page.count
         }
-        try await locks("starts") { try $0.recentStarts(of: endpoint, atMost: 10, within: .seconds(60)).count + 1 }
+        try await locks("starts", pool) {
+            try $0.recentStarts(of: endpoint, atMost: 10, within: .seconds(60)).count + 1
+        }
         let event = EventKey(id: EventID(rawValue: 1), createdAt: try await databaseTime(database))
-        try await locks("resolved") { try $0.resolvedPairs(of: [event]).count + 1 }
+        let old = try await database.pool.run { connection in
+            try connection.query(
+                "SELECT id, created_at FROM outbox.event WHERE type = 'old' ORDER BY created_at LIMIT 1"
+            ).first {
+                row throws(PostgresError) in EventKey(id: try row[0], createdAt: try row[1])
+            }
+        }
+        let key = try #require(old)
+        try await locks("get", operators) { try $0.event(key).rows.count }
+        var filter = ListFilter()
+        filter.event = try await database.pool.run { try $0.eventReference(key.webhookID(instance: try $0.instance())) }
+        for state in ["waiting", "dead"] {
+            filter.state = state
+            try await locks("deliveries", operators) { [filter] in try $0.listDeliveries(filter).rows.count + 1 }
+        }
+        try await locks("events", operators) { [filter] in try $0.listEvents(filter).rows.count }
+        try await locks("dead letters", operators) { [filter] in try $0.listDeadLetters(filter).rows.count + 1 }
+        try await locks("problems", operators) { try $0.problems().rows.count + 1 }
+        try await locks("resolved", pool) { try $0.resolvedPairs(of: [event]).count + 1 }
         await pool.close()
+        await operators.close()
     }
 
     private func databaseTime(_ database: TestDatabase) async throws -> Timestamp {
