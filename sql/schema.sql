@@ -428,11 +428,11 @@ CREATE INDEX unrouted_endpoint_id_pass_event_id_idx ON outbox.unrouted USING btr
 CREATE UNIQUE INDEX unrouted_pkey ON outbox.unrouted USING btree (event_id, endpoint_id, event_at)
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
 function outbox.advance(uuid[],text[],boolean) returns void d41d8cd98f00b204e9800998ecf8427e
-function outbox.attach_partition(name,name,timestamp with time zone,timestamp with time zone) returns void c618f74f94e121f78d47d818ba73b0d1
-function outbox.attempts_at(bigint[],timestamp with time zone) returns SETOF outbox.attempt 99282eae377784bc490a5233a09f08c6
+function outbox.attach_partition(name,name,timestamp with time zone,timestamp with time zone) returns void d610ec83d479a8bfd9cd91c3545da56b
+function outbox.attempts_at(bigint[],timestamp with time zone) returns SETOF outbox.attempt 96729c6f98c8143a6b8f0f01c2a5f673
 function outbox.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox.catch_up(outbox.cut,integer) returns record e7f99e1e1cc4ba12f1191c4a26237981
-function outbox.close_partition() returns text security definer cfe17dd756f7d208c4040c2d518d68ff
+function outbox.close_partition() returns text security definer 4c9a609682f57bf81c1f40473908f8c0
 function outbox.cluster_identifier() returns bigint 1478b8f8722d7789ed37739735c4d8a5
 function outbox.current_identity() returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf8427e
@@ -461,7 +461,7 @@ function outbox.is_service() returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_span(interval,interval,interval) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_under_way(name,oid,timestamp with time zone) returns boolean 222f63bd9c47c1e1b1c3962249a2f756
 function outbox.keepers_of(text,text,text) returns TABLE(id uuid, is_disabled boolean) d41d8cd98f00b204e9800998ecf8427e
-function outbox.keeps_house() returns boolean f6f669e07509f376f2ed5597fa1a1466
+function outbox.keeps_house() returns boolean 2db106f7363526b5ccb2651cc4412555
 function outbox.keeps_order() returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.key_of(text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.let_go(uuid[],text[],bigint,boolean) returns void d41d8cd98f00b204e9800998ecf8427e
@@ -477,7 +477,7 @@ function outbox.move_default_rows(name) returns text security definer f233a31b81
 function outbox.needed_partitions() returns oid[] d41d8cd98f00b204e9800998ecf8427e
 function outbox.newest_events(integer) returns TABLE(created_at timestamp with time zone, customer_id text, type text, change_type text) security definer 68acc5d9f479ab9d31360cc6b667c7b8
 function outbox.next_lines(outbox.lane_place,integer) returns SETOF outbox.lane_place d41d8cd98f00b204e9800998ecf8427e
-function outbox.note_strays(regclass,timestamp with time zone) returns void c487cde4eb426dedab4e1d3d59ee56a5
+function outbox.note_strays(regclass,timestamp with time zone) returns void 9e95d1b7228de41d6784706a746e088b
 function outbox.partition_bounds(timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
 function outbox.partition_to_make(name,timestamp with time zone) returns TABLE(name name, lower timestamp with time zone, upper timestamp with time zone) d41d8cd98f00b204e9800998ecf8427e
 function outbox.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint d41d8cd98f00b204e9800998ecf8427e
@@ -494,8 +494,9 @@ function outbox.route_ordered(bigint[],bigint,boolean,outbox.lane_place[]) retur
 function outbox.set_body_limit(bigint) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.snapshot(xid8,xid8[]) returns pg_snapshot d41d8cd98f00b204e9800998ecf8427e
 function outbox.stored_size(json,json) returns integer d41d8cd98f00b204e9800998ecf8427e
+function outbox.stream_backlog() returns record security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.transaction_uuid(timestamp with time zone,xid8) returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox.uncut(xid8[],bigint,xid8,pg_snapshot,integer) returns TABLE(tx xid8, id bigint, created_at timestamp with time zone, customer_id text, bytes integer) security definer 6caea89e6d9e0c0a27f038c3d066cd9e
+function outbox.uncut(xid8[],bigint,xid8,pg_snapshot,integer) returns TABLE(tx xid8, id bigint, created_at timestamp with time zone, customer_id text, bytes integer) 6caea89e6d9e0c0a27f038c3d066cd9e
 function outbox.up_to(bigint,integer) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.wake_worker() returns trigger 9c7c6fbc0c8b738f327d0ea7fa95f5ae
 function outbox.webhook_id(bigint,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
@@ -583,7 +584,6 @@ grant delete on batch to outbox_worker
 grant insert on batch to outbox_worker
 grant select on batch to outbox_worker
 grant update on batch to outbox_worker
-grant delete on closed to outbox_worker
 grant select on closed to outbox_worker
 grant delete on cut to outbox_worker
 grant insert on cut to outbox_worker
@@ -639,7 +639,6 @@ grant insert on worker to outbox_worker
 grant select on worker to outbox_worker
 grant update on worker to outbox_worker
 grant execute on advance to outbox_operator
-grant execute on attempts_at to outbox_operator
 grant execute on begin_operation to outbox_operator
 grant execute on outbox_api.begin_operation to outbox_operator
 grant execute on cluster_identifier to outbox_operator
@@ -670,7 +669,6 @@ grant execute on publish to outbox_operator
 grant execute on outbox_api.publish to outbox_operator
 grant execute on outbox_private.rebase to outbox_operator
 grant execute on rebase to outbox_operator
-grant execute on recent_starts to outbox_operator
 grant execute on outbox_private.record_audit to outbox_operator
 grant execute on record_audit to outbox_operator
 grant execute on outbox_private.record_trial to outbox_operator
@@ -679,8 +677,8 @@ grant execute on refuse_body to outbox_operator
 grant execute on require_home to outbox_operator
 grant execute on outbox_private.set_body_limit to outbox_operator
 grant execute on set_body_limit to outbox_operator
+grant execute on stream_backlog to outbox_operator
 grant execute on transaction_uuid to outbox_operator
-grant execute on uncut to outbox_operator
 grant execute on up_to to outbox_operator
 grant execute on wake_worker to outbox_operator
 grant execute on webhook_id to outbox_operator
@@ -698,10 +696,8 @@ grant execute on outbox_api.publish to outbox_producer
 grant execute on refuse_body to outbox_producer
 grant execute on transaction_uuid to outbox_producer
 grant execute on wake_worker to outbox_producer
-grant execute on attempts_at to outbox_reader
 grant execute on cluster_identifier to outbox_reader
 grant execute on database_identifier to outbox_reader
-grant execute on events_at to outbox_reader
 grant execute on expired_partitions to outbox_reader
 grant execute on first_incomplete to outbox_reader
 grant execute on is_blocked to outbox_reader
@@ -710,8 +706,7 @@ grant execute on is_home to outbox_reader
 grant execute on is_restored to outbox_reader
 grant execute on key_of to outbox_reader
 grant execute on newest_events to outbox_reader
-grant execute on recent_starts to outbox_reader
-grant execute on uncut to outbox_reader
+grant execute on stream_backlog to outbox_reader
 grant execute on up_to to outbox_reader
 grant execute on webhook_id to outbox_reader
 grant execute on what_keeps to outbox_reader
@@ -765,6 +760,7 @@ grant execute on require_read_committed to outbox_worker
 grant execute on route_ordered to outbox_worker
 grant execute on snapshot to outbox_worker
 grant execute on stored_size to outbox_worker
+grant execute on stream_backlog to outbox_worker
 grant execute on transaction_uuid to outbox_worker
 grant execute on uncut to outbox_worker
 grant execute on up_to to outbox_worker

@@ -91,7 +91,7 @@ extension Connection {
     /// The same for events that have the numbers of these, which somebody else's attempts of them show.
     package mutating func noteGhosts(numberedAs events: [EventKey], worker: String) throws -> Int {
         let sent = try query(
-            "SELECT DISTINCT event_id, event_at FROM \(attemptRows(of: events))"
+            "SELECT DISTINCT event_id, event_at FROM outbox.attempts_at(\(events.map(\.id)), '-infinity')"
         ).map { row throws(PostgresError) in EventKey(id: try row[0], createdAt: try row[1]) }
         return try noteGhosts(among: Array(Set(sent).subtracting(events)), worker: worker)
     }

@@ -71,9 +71,6 @@ extension Connection {
                 """
             ).affected
         }
-        return try removed
-            + query(
-                "DELETE FROM outbox.closed WHERE before < (SELECT max(c.before) FROM outbox.closed c) - interval '1 day'"
-            ).affected
+        return removed
     }
 }

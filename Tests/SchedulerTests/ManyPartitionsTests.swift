@@ -235,4 +235,55 @@ import Testing
         #expect(try await cut() == .events(0))
         await writer.close()
     }
+
+    @Test(.heavy) func `whoever makes or closes one meets whoever closes another, and looks at what is there`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        try await byTheHour(database, hoursAgo: 6)
+        let (first, second) = (try database.newPool(), try database.newPool())
+        try await database.script(
+            """
+            DO $$ BEGIN EXECUTE 'DROP TABLE outbox.event' || to_char(now() AT TIME ZONE 'UTC' - interval '4 hours', '_YYYYMMDDHH24'); END $$;
+            SELECT outbox.close_partition(); SELECT outbox.close_partition()
+            """)
+        try await first.run { try $0.script("BEGIN; SELECT outbox.close_partition()") }
+        let made = Task {
+            try await second.run {
+                try $0.script(
+                    """
+                    SELECT outbox.make_partition('event', 'event_between', date_trunc('hour', now()) - interval '4 hours',
+                                                 date_trunc('hour', now()) - interval '3 hours')
+                    """)
+            }
+        }
+        let isWaiting = try await eventually {
+            try await database.number(
+                "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            ) > 0
+        }
+        #expect(isWaiting)
+        try await first.run { try $0.script("COMMIT") }
+        try await made.value
+        try await database.script(
+            "INSERT INTO outbox.event (type, created_at) VALUES ('test', date_trunc('hour', now()) - interval '210 min')"
+        )
+        #expect(try await database.pool.run { try $0.cut(batchSize: 100, budget: 1000) } == .events(1))
+        // Who replicates fires no common trigger.
+        try await database.script(
+            """
+            SET session_replication_role = replica;
+            INSERT INTO outbox.event (type, created_at) VALUES ('test', date_trunc('hour', now()) - interval '210 min');
+            RESET session_replication_role
+            """)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 100, budget: 1000) } == .events(1))
+        let refusal = await #expect(throws: PostgresError.self) {
+            try await first.run {
+                try $0.script("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT outbox.close_partition(); COMMIT")
+            }
+        }
+        #expect(refusal?.sqlState == "OB014")
+        await first.close()
+        await second.close()
+    }
 }

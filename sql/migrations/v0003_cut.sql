@@ -29,10 +29,10 @@ LANGUAGE sql STABLE RETURN pg_visible_in_snapshot(tx, k.done) OR coalesce(tx = k
 -- order. With `tx = x` and ordered by id the planner may walk all ids instead.
 --
 -- The statement is planned with its values, so that a partition that is closed is not even locked:
--- a plan that is kept locks them all. With the owner's rights, for who may only see how much waits.
+-- a plan that is kept locks them all.
 CREATE FUNCTION outbox.uncut(late xid8[], at_id bigint, newer xid8, target pg_snapshot, most int)
 RETURNS TABLE (tx xid8, id bigint, created_at timestamptz, customer_id text, bytes int)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET enable_sort = off SET jit = off SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET enable_sort = off SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     before timestamptz := coalesce((SELECT max(c.before) FROM outbox.closed c), '-infinity');
     events text := 'SELECT e.tx, e.id, e.created_at, e.customer_id::text, outbox.stored_size(e.before, e.after) AS bytes

@@ -78,14 +78,15 @@ BEGIN
     END LOOP;
 END $$;
 
--- Attempts at events of these numbers. None is made before its event, but for what clocks differ.
+-- Attempts at events of these numbers, from an hour before a time on. None is made before its event,
+-- but for what clocks differ; when one was an hour ahead, what was sent then may be sent again.
 CREATE FUNCTION outbox.attempts_at(ids bigint[], since timestamptz) RETURNS SETOF outbox.attempt
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF ids = '{}' THEN RETURN; END IF;
     RETURN QUERY EXECUTE
         'SELECT a.* FROM (SELECT DISTINCT * FROM unnest($1) AS k(id)) k CROSS JOIN LATERAL (
-             SELECT * FROM outbox.attempt a WHERE a.event_id = k.id AND a.started_at >= $2 OFFSET 0) a' USING ids, since - interval '1 hour';
+             SELECT * FROM outbox.attempt a WHERE a.event_id = k.id AND a.started_at >= $2 OFFSET 0) a' USING ids, least(since, statement_timestamp()) - interval '1 hour';
 END $$;
 
 -- When the last requests to an endpoint started, newest first.

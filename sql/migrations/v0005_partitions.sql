@@ -50,12 +50,16 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $
 BEGIN
     EXECUTE format('CREATE OR REPLACE TRIGGER note_stray AFTER INSERT ON %s FOR EACH ROW %s EXECUTE FUNCTION outbox_private.note_stray()',
                    partition, 'WHEN (NEW.created_at < ' || quote_literal(before) || ')');
+    -- Also for who replicates or restores.
+    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER note_stray', partition);
 END $$;
 
 -- Attaches a partition. One of events that ends before what is closed is closed from the beginning.
 CREATE FUNCTION outbox.attach_partition(parent name, name name, lower timestamptz, upper timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 BEGIN
+    -- Whoever closes one meanwhile has this lock.
+    IF attach_partition.parent = 'event' THEN LOCK TABLE outbox.event_default IN SHARE UPDATE EXCLUSIVE MODE; END IF;
     IF attach_partition.parent = 'event' AND EXISTS (SELECT FROM outbox.closed c WHERE c.before > attach_partition.lower) THEN
         PERFORM outbox.note_strays(format('outbox.%I', name)::regclass, (SELECT max(c.before) FROM outbox.closed c));
     END IF;
@@ -194,10 +198,12 @@ END $$;
 -- Has no rows: whoever has its lock keeps house, as with outbox.cutting.
 CREATE TABLE outbox.keeping ();
 
--- True when this transaction keeps house now: one at a time does.
+-- True when this transaction keeps house now: one at a time does. What it finds under a lock must be
+-- what is there, and not what was there when it began.
 CREATE FUNCTION outbox.keeps_house() RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    PERFORM outbox.require_read_committed();
     LOCK TABLE outbox.keeping IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
     RETURN true;
 EXCEPTION
@@ -251,6 +257,7 @@ BEGIN
     PERFORM outbox.note_strays(p.partition, p.upper);
     PERFORM outbox.note_strays('outbox.event_default', p.upper);
     INSERT INTO outbox.closed (before) VALUES (p.upper);
+    DELETE FROM outbox.closed c WHERE c.before < p.upper - interval '1 day';
     RETURN p.name;
 EXCEPTION
     WHEN lock_not_available THEN RETURN NULL;

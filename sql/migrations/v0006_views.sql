@@ -210,19 +210,26 @@ SELECT d.event_id || ':' || d.endpoint_id AS id, d.event_id, outbox.webhook_id(d
   LEFT JOIN outbox.endpoint n ON n.id = d.endpoint_id
  WHERE d.reason <> 'cancelled';
 
+-- How many events are committed and not yet cut, up to 10,000, and since when. With the owner's
+-- rights, for who may see that and not the events.
+CREATE FUNCTION outbox.stream_backlog(OUT waiting bigint, OUT oldest_at timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
+    SELECT count(*), min(u.created_at)
+      FROM (SELECT e.created_at
+              FROM (SELECT * FROM outbox.cut c ORDER BY c.id DESC LIMIT 1) n
+             CROSS JOIN LATERAL (
+                   SELECT e.created_at FROM outbox.uncut(n.large[1:1], n.at_id, pg_snapshot_xmax(n.done), n.done, 10000) e
+                   UNION ALL
+                   SELECT e.created_at
+                     FROM outbox.uncut(ARRAY(SELECT x FROM pg_snapshot_xip(n.done) x EXCEPT SELECT n.large[1]), 0,
+                                       pg_snapshot_xmax(n.done), pg_current_snapshot(), 10000) e) e
+             LIMIT 10000) u;
+END;
+
 -- What waits, and where: committed but not yet cut, cut but not yet dispatched, waiting in an
--- endpoint's lane. The count of what is not yet cut stops at 10,000.
+-- endpoint's lane.
 CREATE VIEW outbox.backlog AS
-SELECT 'stream' AS stage, NULL::uuid AS endpoint_id, NULL::text AS endpoint, count(*) AS waiting, min(created_at) AS oldest_at
-  FROM (SELECT e.created_at
-          FROM (SELECT * FROM outbox.cut c ORDER BY c.id DESC LIMIT 1) n
-         CROSS JOIN LATERAL (
-               SELECT e.created_at FROM outbox.uncut(n.large[1:1], n.at_id, pg_snapshot_xmax(n.done), n.done, 10000) e
-               UNION ALL
-               SELECT e.created_at
-                 FROM outbox.uncut(ARRAY(SELECT x FROM pg_snapshot_xip(n.done) x EXCEPT SELECT n.large[1]), 0,
-                                   pg_snapshot_xmax(n.done), pg_current_snapshot(), 10000) e) e
-         LIMIT 10000) uncut
+SELECT 'stream' AS stage, NULL::uuid AS endpoint_id, NULL::text AS endpoint, s.waiting, s.oldest_at FROM outbox.stream_backlog() s
 UNION ALL
 SELECT 'batch', NULL, NULL, coalesce(sum(size), 0), min(first_at) FROM outbox.batch
 UNION ALL

@@ -55,7 +55,7 @@ GRANT INSERT ON outbox.cut, outbox.batch, outbox.attempt, outbox.delivery, outbo
 GRANT UPDATE ON outbox.cutting TO outbox_worker;
 GRANT UPDATE ON outbox.batch, outbox.lane, outbox.delivery, outbox.dead_letter, outbox.worker TO outbox_worker;
 GRANT UPDATE (disabled_at, disabled_reason, generation, updated_at) ON outbox.endpoint TO outbox_worker;
-GRANT DELETE ON outbox.cut, outbox.stray, outbox.closed, outbox.generation, outbox.batch, outbox.delivery, outbox.unrouted, outbox.dead_letter, outbox.worker, outbox.dedup, outbox.secret,
+GRANT DELETE ON outbox.cut, outbox.stray, outbox.generation, outbox.batch, outbox.delivery, outbox.unrouted, outbox.dead_letter, outbox.worker, outbox.dedup, outbox.secret,
     outbox.ghost TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text), outbox.let_go(uuid[], text[], bigint, boolean),
     outbox.advance(uuid[], text[], boolean) TO outbox_worker, outbox_operator;
@@ -70,9 +70,10 @@ GRANT EXECUTE ON FUNCTION outbox.keeps_order(), outbox.keepers_of(text, text, te
 GRANT EXECUTE ON FUNCTION
     outbox.make_batches(pg_snapshot, pg_snapshot, xid8[], boolean, bigint, int, int, bigint, boolean), outbox.snapshot(xid8, xid8[]) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.is_cut(outbox.cut, xid8, bigint) TO outbox_worker, outbox_reader, outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.events_at(bigint[], timestamptz[]), outbox.attempts_at(bigint[], timestamptz),
-    outbox.recent_starts(uuid, interval, int) TO outbox_worker, outbox_operator, outbox_reader;
-GRANT EXECUTE ON FUNCTION outbox.uncut(xid8[], bigint, xid8, pg_snapshot, int) TO outbox_worker, outbox_operator, outbox_reader;
+GRANT EXECUTE ON FUNCTION outbox.events_at(bigint[], timestamptz[]) TO outbox_worker, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.attempts_at(bigint[], timestamptz), outbox.recent_starts(uuid, interval, int) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.uncut(xid8[], bigint, xid8, pg_snapshot, int) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.stream_backlog() TO outbox_worker, outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.close_partition(), outbox.delete_strays(int),
     outbox.cut(int, int), outbox.require_read_committed(), outbox.require_leases(bigint, bigint), outbox.stored_size(json, json),
     outbox.make_partitions(), outbox.empty_expired_partition(), outbox.drop_expired_partition(),
