@@ -30,7 +30,7 @@ import Testing
                 let upkeep = try database.newPool(size: 2)
                 for _ in 0..<2 {
                     group.addTask {
-                        while isProducing.isSet { _ = try await upkeep.run { $0.keepHouse() } }
+                        while isProducing.isSet, !Task.isCancelled { _ = try await upkeep.run { $0.keepHouse() } }
                     }
                 }
                 try await withThrowingTaskGroup(of: Void.self) { inserting in
