@@ -428,11 +428,11 @@ CREATE INDEX unrouted_endpoint_id_pass_event_id_idx ON outbox.unrouted USING btr
 CREATE UNIQUE INDEX unrouted_pkey ON outbox.unrouted USING btree (event_id, endpoint_id, event_at)
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
 function outbox.advance(uuid[],text[],boolean) returns void d41d8cd98f00b204e9800998ecf8427e
-function outbox.attach_partition(name,name,timestamp with time zone,timestamp with time zone) returns void d610ec83d479a8bfd9cd91c3545da56b
-function outbox.attempts_at(bigint[],timestamp with time zone) returns SETOF outbox.attempt 96729c6f98c8143a6b8f0f01c2a5f673
+function outbox.attach_partition(name,name,timestamp with time zone,timestamp with time zone) returns void f22e45bf32c546db9d468022fb0c726e
+function outbox.attempts_at(bigint[],timestamp with time zone) returns SETOF outbox.attempt 18d43d489960995d00353c1a85b6dfc1
 function outbox.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox.catch_up(outbox.cut,integer) returns record e7f99e1e1cc4ba12f1191c4a26237981
-function outbox.close_partition() returns text security definer 4c9a609682f57bf81c1f40473908f8c0
+function outbox.catch_up(outbox.cut,integer) returns record 0925e18ba0840ac5378411bc9a3de529
+function outbox.close_partition() returns text security definer d1c4d16fccc4bd6fe77047fd63df8142
 function outbox.cluster_identifier() returns bigint 1478b8f8722d7789ed37739735c4d8a5
 function outbox.current_identity() returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf8427e
@@ -446,12 +446,14 @@ function outbox.due_in(interval) returns timestamp with time zone d41d8cd98f00b2
 function outbox.emit() returns trigger 558240afa24da3c625ca1e3f27751744
 function outbox.empty_expired_partition() returns text security definer 1c54528c7cf79f81743b4f57784fccbf
 function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
-function outbox.events_at(bigint[],timestamp with time zone[]) returns SETOF outbox.event 89341f55a25510fc74589b237dbd84cc
+function outbox.events_at(bigint[],timestamp with time zone[]) returns SETOF outbox.event 726b607878efd34aee19206d5411d61d
 function outbox.events_in(int8multirange,timestamp with time zone,timestamp with time zone) returns SETOF outbox.event 97c4125b6ac5ba5c909bcb7e092aef92
 function outbox.events_of(bigint[]) returns SETOF outbox.event d41d8cd98f00b204e9800998ecf8427e
 function outbox.expired_partitions() returns TABLE(oid oid, name name, parent name, lower timestamp with time zone, upper timestamp with time zone) security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.first_incomplete(outbox.cut) returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox.grant_publish(name,text[]) returns void d41d8cd98f00b204e9800998ecf8427e
+function outbox.has_gone_back() returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.has_uncut(oid,timestamp with time zone) returns boolean fda1541214647161bf7cfa654acb3479
 function outbox.is_blocked(uuid,text) returns boolean security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_cut(outbox.cut,xid8,bigint) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_home(text) returns boolean 7ddc0f72f432524bc6274707f5d9aa4c
@@ -459,7 +461,7 @@ function outbox.is_restored(outbox.cut) returns boolean d497053e10d899c3316326dd
 function outbox.is_schedule(interval[]) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_service() returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_span(interval,interval,interval) returns boolean d41d8cd98f00b204e9800998ecf8427e
-function outbox.is_under_way(name,oid,timestamp with time zone) returns boolean 222f63bd9c47c1e1b1c3962249a2f756
+function outbox.is_under_way(name,oid,timestamp with time zone) returns boolean 340d0d909c0f05f19f09021eb808f11f
 function outbox.keepers_of(text,text,text) returns TABLE(id uuid, is_disabled boolean) d41d8cd98f00b204e9800998ecf8427e
 function outbox.keeps_house() returns boolean 2db106f7363526b5ccb2651cc4412555
 function outbox.keeps_order() returns boolean d41d8cd98f00b204e9800998ecf8427e
@@ -477,12 +479,12 @@ function outbox.move_default_rows(name) returns text security definer f233a31b81
 function outbox.needed_partitions() returns oid[] d41d8cd98f00b204e9800998ecf8427e
 function outbox.newest_events(integer) returns TABLE(created_at timestamp with time zone, customer_id text, type text, change_type text) security definer 68acc5d9f479ab9d31360cc6b667c7b8
 function outbox.next_lines(outbox.lane_place,integer) returns SETOF outbox.lane_place d41d8cd98f00b204e9800998ecf8427e
-function outbox.note_strays(regclass,timestamp with time zone) returns void 9e95d1b7228de41d6784706a746e088b
+function outbox.note_strays(regclass,timestamp with time zone) returns void 7b33fbfab9c3042a2a615289600b3736
 function outbox.partition_bounds(timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
 function outbox.partition_to_make(name,timestamp with time zone) returns TABLE(name name, lower timestamp with time zone, upper timestamp with time zone) d41d8cd98f00b204e9800998ecf8427e
 function outbox.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox.rebase(integer,boolean,boolean) returns record d41d8cd98f00b204e9800998ecf8427e
-function outbox.recent_starts(uuid,interval,integer) returns SETOF timestamp with time zone 6ae3f62e44487d2b600f79e206701ba1
+function outbox.recent_starts(uuid,interval,integer) returns SETOF timestamp with time zone e5934b78ec13a7b98f984b2716a388ab
 function outbox.record_audit(text,text,text,jsonb) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.record_trial(uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
@@ -496,7 +498,7 @@ function outbox.snapshot(xid8,xid8[]) returns pg_snapshot d41d8cd98f00b204e98009
 function outbox.stored_size(json,json) returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.stream_backlog() returns record security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.transaction_uuid(timestamp with time zone,xid8) returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox.uncut(xid8[],bigint,xid8,pg_snapshot,integer) returns TABLE(tx xid8, id bigint, created_at timestamp with time zone, customer_id text, bytes integer) 6caea89e6d9e0c0a27f038c3d066cd9e
+function outbox.uncut(xid8[],bigint,xid8,pg_snapshot,integer) returns TABLE(tx xid8, id bigint, created_at timestamp with time zone, customer_id text, bytes integer) 17f61136d536db226f3dd4a2a6cc3f5e
 function outbox.up_to(bigint,integer) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.wake_worker() returns trigger 9c7c6fbc0c8b738f327d0ea7fa95f5ae
 function outbox.webhook_id(bigint,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
@@ -730,6 +732,7 @@ grant execute on events_in to outbox_worker
 grant execute on events_of to outbox_worker
 grant execute on expired_partitions to outbox_worker
 grant execute on first_incomplete to outbox_worker
+grant execute on has_gone_back to outbox_worker
 grant execute on is_blocked to outbox_worker
 grant execute on is_cut to outbox_worker
 grant execute on is_home to outbox_worker

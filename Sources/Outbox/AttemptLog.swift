@@ -90,8 +90,13 @@ extension Connection {
 
     /// The same for events that have the numbers of these, which somebody else's attempts of them show.
     package mutating func noteGhosts(numberedAs events: [EventKey], worker: String) throws -> Int {
+        // A number comes again only where the database has gone back: elsewhere no partition from before the events is looked at.
         let sent = try query(
-            "SELECT DISTINCT event_id, event_at FROM outbox.attempts_at(\(events.map(\.id)), '-infinity')"
+            """
+            SELECT DISTINCT event_id, event_at
+              FROM outbox.attempts_at(\(events.map(\.id)), CASE WHEN outbox.has_gone_back() THEN '-infinity'
+                                                               ELSE \(events.map(\.createdAt).min()) END)
+            """
         ).map { row throws(PostgresError) in EventKey(id: try row[0], createdAt: try row[1]) }
         return try noteGhosts(among: Array(Set(sent).subtracting(events)), worker: worker)
     }

@@ -1,108 +1,5 @@
 package import Postgres
 
-/// What lists are narrowed by; nil means everything.
-package struct ListFilter: Sendable {
-    package var endpoint: EndpointID?
-    package var eventType: String?
-    package var changeType: String?
-    package var customerID: String?
-    package var transactionID: UniqueID?
-    package var event: EventReference?
-    package var state: String?
-    package var since: Timestamp?
-    package var until: Timestamp?
-    package var limit = 100
-    /// For how long it is looked back for what no index has: as an operator waits for an answer.
-    package var patience = Duration.milliseconds(700)
-    /// Only of events from this one on (`lookingBack`).
-    fileprivate var from: EventID?
-    /// The events of the transaction (`resolved`).
-    fileprivate var ofTransaction: [EventKey]?
-
-    package init() {}
-}
-
-/// Only the conditions that are asked for stand in a statement: of `$1 IS NULL OR type = $1` no index knows anything.
-extension ListFilter {
-    /// What must hold of an event `e`, its time aside.
-    private var ofEvent: [SQL] {
-        var conditions: [SQL] = []
-        if let eventType { conditions.append("e.type = \(eventType)") }
-        if let changeType { conditions.append("e.change_type = \(changeType)") }
-        if let customerID { conditions.append("e.customer_id = \(customerID)") }
-        if let transactionID { conditions.append("e.transaction_id = \(transactionID)") }
-        if let event { conditions.append("e.id = \(event.id)") }
-        if let createdAt = event?.createdAt { conditions.append("e.created_at = \(createdAt)") }
-        if let from { conditions.append("e.id >= \(from)") }
-        return conditions
-    }
-
-    /// True when what is asked for is known of the events alone, and no index has it.
-    fileprivate var looksAtEvents: Bool {
-        (eventType != nil || changeType != nil || customerID != nil) && event == nil && transactionID == nil
-    }
-
-    /// When the oldest event was published that the list is about, where that is known.
-    private var firstAt: Timestamp? { ofTransaction?.map(\.createdAt).min() ?? event?.createdAt }
-
-    /// Of an attempt: none is made before its event, but for what clocks differ.
-    fileprivate func attempted(_ attempt: String) -> [SQL] {
-        firstAt.map { ["\(raw: attempt).started_at >= \($0 + .seconds(-3600))"] } ?? []
-    }
-
-    /// What must hold of a time in a column.
-    fileprivate func within(_ column: String) -> [SQL] {
-        var conditions: [SQL] = []
-        if let since { conditions.append("\(raw: column) >= \(since)") }
-        if let until { conditions.append("\(raw: column) < \(until)") }
-        return conditions
-    }
-
-    /// The events, by an alias `e`.
-    fileprivate var events: [SQL] {
-        var conditions = ofEvent + within("e.created_at")
-        if let keys = ofTransaction {
-            conditions.append("e.id = ANY (\(keys.map(\.id)))")
-            conditions.append(
-                "e.created_at >= \(keys.map(\.createdAt).min()) AND e.created_at <= \(keys.map(\.createdAt).max())")
-        }
-        return conditions
-    }
-
-    /// What must hold of a row that belongs to an event, by its alias: looked up one by one, never joined.
-    ///
-    /// - Parameter time: true when it is the event's time that is asked for, and not the row's own.
-    fileprivate func ofRow(_ row: String, time: Bool) -> [SQL] {
-        var conditions: [SQL] = []
-        if let keys = ofTransaction {
-            conditions.append("\(raw: row).event_id = ANY (\(keys.map(\.id)))")
-            conditions.append("\(raw: row).event_at = ANY (\(keys.map(\.createdAt)))")
-        }
-        if let event { conditions.append("\(raw: row).event_id = \(event.id)") }
-        if let createdAt = event?.createdAt { conditions.append("\(raw: row).event_at = \(createdAt)") }
-        if let from { conditions.append("\(raw: row).event_id >= \(from)") }
-        if let endpoint { conditions.append("\(raw: row).endpoint_id = \(endpoint)") }
-        if time { conditions += within("\(row).event_at") }
-        if eventType != nil || changeType != nil || customerID != nil {
-            conditions.append(
-                """
-                EXISTS (SELECT FROM outbox.event e WHERE e.id = \(raw: row).event_id AND e.created_at = \(raw: row).event_at
-                           AND \(all(ofEvent)) OFFSET 0)
-                """)
-        }
-        return conditions
-    }
-
-    /// True when events are asked for, and not only an endpoint or a state.
-    fileprivate var namesEvents: Bool { !events.isEmpty }
-
-    fileprivate var rows: SQL { "\(raw: "\(limit)")" }
-}
-
-private func all(_ conditions: [SQL]) -> SQL {
-    conditions.reduce(nil as SQL?) { all, next in all.map { "\($0) AND \(next)" } ?? next } ?? "true"
-}
-
 extension Connection {
     /// With the events of the transaction that is asked for, of a giant one the newest: a TransactionId does not say when it was.
     private mutating func resolved(_ filter: ListFilter) throws -> ListFilter {
@@ -181,7 +78,7 @@ extension Connection {
             """
             SELECT e.id, outbox.webhook_id(e.id, e.created_at) AS webhook_id, e.created_at, e.customer_id, e.type, e.change_type, e.transaction_id,
                    e.identity, e.ordering_key, e.deliver_at, coalesce(e.occurred_at, e.created_at) AS occurred_at
-              FROM (SELECT * FROM outbox.event e WHERE \(all(filter.events)) ORDER BY e.id DESC LIMIT \(filter.rows)) e
+              FROM (SELECT * FROM outbox.event e WHERE \(conjunction(filter.events)) ORDER BY e.id DESC LIMIT \(filter.rows)) e
              ORDER BY e.id DESC
             """)
     }
@@ -239,7 +136,7 @@ extension Connection {
     private static func kinds(of filter: ListFilter) -> [SQL] {
         var kinds: [SQL] = []
         func newest(_ select: SQL, _ conditions: [SQL]) -> SQL {
-            "(\(select) WHERE \(all(conditions)) ORDER BY x.event_id DESC FETCH FIRST \(filter.rows) ROWS WITH TIES)"
+            "(\(select) WHERE \(conjunction(conditions)) ORDER BY x.event_id DESC FETCH FIRST \(filter.rows) ROWS WITH TIES)"
         }
         let row = filter.ofRow("x", time: true)
         if filter.state == nil || filter.state == "waiting" || filter.state == "paused" {
@@ -302,7 +199,7 @@ extension Connection {
             NOT EXISTS (SELECT FROM outbox.attempt o
                          WHERE o.event_id = x.event_id AND o.event_at = x.event_at AND o.endpoint_id IS NOT DISTINCT FROM x.endpoint_id
                            AND o.outcome = 'success' AND o.trigger NOT IN ('test', 'evaluate')
-                           AND o.started_at >= x.event_at - interval '1 day' AND o.started_at <= x.started_at AND \(all(filter.attempted("o")))
+                           AND o.started_at >= x.event_at - interval '1 day' AND o.started_at <= x.started_at AND \(conjunction(filter.attempted("o")))
                            AND (o.started_at, o.number, o.lease_id) < (x.started_at, x.number, x.lease_id) OFFSET 0)
             """,
         ] + filter.attempted("x")
@@ -318,13 +215,13 @@ extension Connection {
             return """
                 (SELECT p.* FROM outbox.event e
                   CROSS JOIN LATERAL (SELECT \(columns) FROM outbox.attempt x
-                                       WHERE x.event_id = e.id AND x.event_at = e.created_at AND \(all(endpoint + isDelivery(filter))) OFFSET 0) p
-                  WHERE \(all(filter.events)) ORDER BY e.id DESC FETCH FIRST \(filter.rows) ROWS WITH TIES)
+                                       WHERE x.event_id = e.id AND x.event_at = e.created_at AND \(conjunction(endpoint + isDelivery(filter))) OFFSET 0) p
+                  WHERE \(conjunction(filter.events)) ORDER BY e.id DESC FETCH FIRST \(filter.rows) ROWS WITH TIES)
                 """
         }
         guard let id = filter.endpoint else {
             return """
-                (SELECT \(columns) FROM outbox.attempt x WHERE \(all(isDelivery(filter) + [hasEvent]))
+                (SELECT \(columns) FROM outbox.attempt x WHERE \(conjunction(isDelivery(filter) + [hasEvent]))
                   ORDER BY x.event_id DESC FETCH FIRST \(filter.rows) ROWS WITH TIES)
                 """
         }
@@ -336,10 +233,10 @@ extension Connection {
                  WHERE x.endpoint_id = \(id) AND \(isSuccess)
                    AND x.started_at >= coalesce((
                        SELECT min(f.event_at) - interval '1 day' FROM (
-                           SELECT x.event_at FROM outbox.attempt x WHERE x.endpoint_id = \(id) AND \(all(isDelivery(filter) + [hasEvent]))
+                           SELECT x.event_at FROM outbox.attempt x WHERE x.endpoint_id = \(id) AND \(conjunction(isDelivery(filter) + [hasEvent]))
                             ORDER BY x.started_at DESC LIMIT \(filter.rows)) f HAVING count(*) = \(filter.rows)), '-infinity')
                  ORDER BY place DESC OFFSET 0) x
-              WHERE \(all(isDelivery(filter) + [hasEvent])) ORDER BY x.place DESC FETCH FIRST \(filter.rows) ROWS WITH TIES)
+              WHERE \(conjunction(isDelivery(filter) + [hasEvent])) ORDER BY x.place DESC FETCH FIRST \(filter.rows) ROWS WITH TIES)
             """
     }
 
@@ -357,7 +254,7 @@ extension Connection {
                 SELECT a.event_id, outbox.webhook_id(a.event_id, a.event_at) AS webhook_id, a.endpoint_id, n.name AS endpoint, a.number, a.trigger,
                        a.started_at, a.outcome, a.status, a.error_class, a.error, a.dns_us, a.connect_us, a.tls_us, a.first_byte_us,
                        a.total_us, a.request_id, a.worker, a.lease_id, a.event_at AS created_at
-                  FROM (SELECT * FROM outbox.attempt a WHERE \(all(conditions + time)) ORDER BY a.started_at DESC, a.event_id DESC, a.endpoint_id
+                  FROM (SELECT * FROM outbox.attempt a WHERE \(conjunction(conditions + time)) ORDER BY a.started_at DESC, a.event_id DESC, a.endpoint_id
                          LIMIT \(filter.rows)) a
                   LEFT JOIN outbox.endpoint n ON n.id = a.endpoint_id
                  ORDER BY a.started_at DESC, a.event_id DESC, a.endpoint_id
@@ -401,7 +298,7 @@ extension Connection {
         return try listing(
             """
             WITH newest AS MATERIALIZED (
-                SELECT * FROM \(source) d WHERE \(all(conditions)) ORDER BY d.dead_at DESC, d.event_id DESC, d.endpoint_id
+                SELECT * FROM \(source) d WHERE \(conjunction(conditions)) ORDER BY d.dead_at DESC, d.event_id DESC, d.endpoint_id
                  LIMIT \(filter.rows)),
             \(Self.eventsOf("newest"))
             SELECT d.event_id || ':' || d.endpoint_id AS id, d.event_id, outbox.webhook_id(d.event_id, d.event_at) AS webhook_id, d.endpoint_id,

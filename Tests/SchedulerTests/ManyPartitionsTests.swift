@@ -105,6 +105,7 @@ import Testing
         try await locks("events", operators) { [filter] in try $0.listEvents(filter).rows.count }
         try await locks("dead letters", operators) { [filter] in try $0.listDeadLetters(filter).rows.count + 1 }
         try await locks("problems", operators) { try $0.problems().rows.count + 1 }
+        try await locks("ghosts", pool) { try $0.noteGhosts(numberedAs: [event], worker: "w") + 1 }
         try await locks("resolved", pool) { try $0.resolvedPairs(of: [event]).count + 1 }
         await pool.close()
         await operators.close()

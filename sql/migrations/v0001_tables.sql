@@ -123,6 +123,14 @@ CREATE TABLE outbox.timeline (
 );
 INSERT INTO outbox.timeline DEFAULT VALUES;
 
+-- True when the installation has been elsewhere: what was there may be missing here.
+CREATE FUNCTION outbox.has_gone_back() RETURNS boolean
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT EXISTS (SELECT FROM outbox.timeline t
+                    WHERE t.timeline <> outbox.current_timeline()
+                       OR t.cluster <> outbox.cluster_identifier() OR t.database <> outbox.database_identifier());
+END;
+
 -- Events that were sent and are not in this database: a failover or a restore has lost them. Their
 -- attempts are true records of requests, and count for no event of the same number.
 CREATE TABLE outbox.ghost (

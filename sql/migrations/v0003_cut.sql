@@ -41,7 +41,7 @@ DECLARE
     source text;
     parts  text[];
 BEGIN
-    FOREACH source IN ARRAY CASE WHEN EXISTS (SELECT FROM outbox.stray) THEN ARRAY[events, strays] ELSE ARRAY[events] END LOOP
+    FOREACH source IN ARRAY ARRAY[events] || CASE WHEN EXISTS (SELECT FROM outbox.stray) THEN ARRAY[strays] END LOOP
         IF late <> '{}' THEN
             parts := parts || format(
                 '(SELECT o.* FROM unnest($1) AS x(tx) CROSS JOIN LATERAL (%s (e.tx, e.id) > (x.tx, $2) AND e.tx <= x.tx
@@ -49,12 +49,14 @@ BEGIN
         END IF;
         IF newer < pg_snapshot_xmax(target) THEN
             parts := parts || format(
-                '(%s e.tx >= $3 AND e.tx < pg_snapshot_xmax($4) AND pg_visible_in_snapshot(e.tx, $4) ORDER BY e.tx, e.id LIMIT $5)', source);
+                '(%s e.tx >= $3 AND e.tx < pg_snapshot_xmax($4) AND pg_visible_in_snapshot(e.tx, $4)
+                  ORDER BY e.tx, e.id LIMIT $5)', source);
         END IF;
     END LOOP;
     IF parts <> '{}' THEN
-        RETURN QUERY EXECUTE format('SELECT * FROM (%s) u ORDER BY u.tx, u.id LIMIT $5', array_to_string(parts, ' UNION ALL '))
-                       USING late, at_id, newer, target, most, before;
+        RETURN QUERY EXECUTE
+            format('SELECT * FROM (%s) u ORDER BY u.tx, u.id LIMIT $5', array_to_string(parts, ' UNION ALL '))
+            USING late, at_id, newer, target, most, before;
     END IF;
 END $$;
 

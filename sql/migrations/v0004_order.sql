@@ -70,10 +70,12 @@ DECLARE
     hour record;
 BEGIN
     FOR hour IN SELECT array_agg(k.id) AS ids, array_agg(k.at) AS times, min(k.at) AS first_at, max(k.at) AS last_at
-                  FROM unnest(events_at.ids, events_at.times) AS k(id, at) GROUP BY date_bin('1 hour', k.at, '2000-01-01 00:00+00') LOOP
+                  FROM unnest(events_at.ids, events_at.times) AS k(id, at)
+                 GROUP BY date_bin('1 hour', k.at, '2000-01-01 00:00+00') LOOP
         RETURN QUERY EXECUTE
             'SELECT e.* FROM (SELECT DISTINCT * FROM unnest($1, $2) AS k(id, at)) k CROSS JOIN LATERAL (
-                 SELECT * FROM outbox.event e WHERE e.id = k.id AND e.created_at = k.at AND e.created_at >= $3 AND e.created_at <= $4 OFFSET 0) e'
+                 SELECT * FROM outbox.event e WHERE e.id = k.id AND e.created_at = k.at
+                                                AND e.created_at >= $3 AND e.created_at <= $4 OFFSET 0) e'
             USING hour.ids, hour.times, hour.first_at, hour.last_at;
     END LOOP;
 END $$;
@@ -86,7 +88,8 @@ BEGIN
     IF ids = '{}' THEN RETURN; END IF;
     RETURN QUERY EXECUTE
         'SELECT a.* FROM (SELECT DISTINCT * FROM unnest($1) AS k(id)) k CROSS JOIN LATERAL (
-             SELECT * FROM outbox.attempt a WHERE a.event_id = k.id AND a.started_at >= $2 OFFSET 0) a' USING ids, least(since, statement_timestamp()) - interval '1 hour';
+             SELECT * FROM outbox.attempt a WHERE a.event_id = k.id AND a.started_at >= $2 OFFSET 0) a'
+        USING ids, least(since, statement_timestamp()) - interval '1 hour';
 END $$;
 
 -- When the last requests to an endpoint started, newest first.
@@ -94,7 +97,8 @@ CREATE FUNCTION outbox.recent_starts(endpoint_id uuid, period interval, most int
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN QUERY EXECUTE
-        'SELECT a.started_at FROM outbox.attempt a WHERE a.endpoint_id = $1 AND a.started_at > $2 ORDER BY a.started_at DESC LIMIT $3'
+        'SELECT a.started_at FROM outbox.attempt a WHERE a.endpoint_id = $1 AND a.started_at > $2
+          ORDER BY a.started_at DESC LIMIT $3'
         USING endpoint_id, statement_timestamp() - period, most;
 END $$;
 
@@ -364,7 +368,8 @@ BEGIN
         INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, ordering_key, deliver_at, pass)
         SELECT x.event_id, x.endpoint_id, x.event_at,
                CASE WHEN x.is_in_line THEN 'infinity' ELSE x.first_due_at END, 'first',
-               CASE WHEN x.is_in_line THEN x.ordering_key END, CASE WHEN x.is_in_line THEN x.deliver_at END, CASE WHEN x.is_in_line THEN x.pass ELSE 0 END
+               CASE WHEN x.is_in_line THEN x.ordering_key END, CASE WHEN x.is_in_line THEN x.deliver_at END,
+               CASE WHEN x.is_in_line THEN x.pass ELSE 0 END
           FROM next x
         ON CONFLICT DO NOTHING RETURNING endpoint_id, due_at, ordering_key),
     lowered AS (

@@ -48,22 +48,26 @@ END;
 CREATE FUNCTION outbox.note_strays(partition regclass, before timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 BEGIN
-    EXECUTE format('CREATE OR REPLACE TRIGGER note_stray AFTER INSERT ON %s FOR EACH ROW %s EXECUTE FUNCTION outbox_private.note_stray()',
-                   partition, 'WHEN (NEW.created_at < ' || quote_literal(before) || ')');
+    EXECUTE format('CREATE OR REPLACE TRIGGER note_stray AFTER INSERT ON %s FOR EACH ROW '
+                   'WHEN (NEW.created_at < %L) EXECUTE FUNCTION outbox_private.note_stray()', partition, before);
     -- Also for who replicates or restores.
     EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER note_stray', partition);
 END $$;
 
--- Attaches a partition. One of events that ends before what is closed is closed from the beginning.
+-- Attaches a partition. One of events is closed from the beginning, as far as it is before what is.
 CREATE FUNCTION outbox.attach_partition(parent name, name name, lower timestamptz, upper timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+    before timestamptz;
 BEGIN
-    -- Whoever closes one meanwhile has this lock.
-    IF attach_partition.parent = 'event' THEN LOCK TABLE outbox.event_default IN SHARE UPDATE EXCLUSIVE MODE; END IF;
-    IF attach_partition.parent = 'event' AND EXISTS (SELECT FROM outbox.closed c WHERE c.before > attach_partition.lower) THEN
-        PERFORM outbox.note_strays(format('outbox.%I', name)::regclass, (SELECT max(c.before) FROM outbox.closed c));
+    IF attach_partition.parent = 'event' THEN
+        -- Whoever closes one meanwhile has this lock.
+        LOCK TABLE outbox.event_default IN SHARE UPDATE EXCLUSIVE MODE;
+        SELECT max(c.before) INTO before FROM outbox.closed c;
+        IF before > lower THEN PERFORM outbox.note_strays(format('outbox.%I', name)::regclass, before); END IF;
     END IF;
-    EXECUTE format('ALTER TABLE outbox.%I ATTACH PARTITION outbox.%I FOR VALUES FROM (%L) TO (%L)', parent, name, lower, upper);
+    EXECUTE format('ALTER TABLE outbox.%I ATTACH PARTITION outbox.%I FOR VALUES FROM (%L) TO (%L)',
+                   parent, name, lower, upper);
 END $$;
 
 -- Makes a partition beside its parent and attaches it, which does not stop producers. False when a
@@ -178,21 +182,28 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         ON n.hour < x.upper AND (n.is_batch OR x.parent = 'event' AND n.hour + interval '1 hour' > x.lower);
 END;
 
--- True when there is something in a partition that is not cut, or that is in a batch: asked under
--- its lock, of indexes only. Whatever else needs an event was needed before.
-CREATE FUNCTION outbox.is_under_way(parent name, partition oid, upper timestamptz) RETURNS boolean
+-- True when something in a partition, created before a time or at any, is in no batch: asked under its
+-- lock, of an index only.
+CREATE FUNCTION outbox.has_uncut(partition oid, before timestamptz DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     k     outbox.cut;
     found boolean;
 BEGIN
-    IF EXISTS (SELECT FROM outbox.batch b WHERE b.first_at < is_under_way.upper) THEN RETURN true; END IF;
-    IF is_under_way.parent <> 'event' THEN RETURN false; END IF;
     SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
     EXECUTE format('SELECT EXISTS (SELECT FROM %s e WHERE e.tx >= pg_snapshot_xmin($1) '
-                   'AND NOT outbox.is_cut($2, e.tx, e.id))', partition::regclass)
-       INTO found USING k.done, k;
+                   'AND NOT outbox.is_cut($2, e.tx, e.id) AND ($3 IS NULL OR e.created_at < $3))', partition::regclass)
+       INTO found USING k.done, k, before;
     RETURN found;
+END $$;
+
+-- True when there is something in a partition that is not cut, or that is in a batch: asked under
+-- its lock, of indexes only. Whatever else needs an event was needed before.
+CREATE FUNCTION outbox.is_under_way(parent name, partition oid, upper timestamptz) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM outbox.batch b WHERE b.first_at < is_under_way.upper)
+           OR is_under_way.parent = 'event' AND outbox.has_uncut(partition);
 END $$;
 
 -- Has no rows: whoever has its lock keeps house, as with outbox.cutting.
@@ -238,9 +249,7 @@ END $$;
 CREATE FUNCTION outbox.close_partition() RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
-    k     outbox.cut;
-    p     record;
-    found boolean;
+    p record;
 BEGIN
     IF NOT outbox.keeps_house() THEN RETURN NULL; END IF;
     SELECT x.oid::regclass AS partition, x.name, x.upper INTO p FROM outbox.partitions x
@@ -248,12 +257,10 @@ BEGIN
      ORDER BY x.upper LIMIT 1;
     IF p.upper IS NULL OR p.upper > clock_timestamp() - interval '1 hour' THEN RETURN NULL; END IF;
     EXECUTE format('LOCK TABLE %s, outbox.event_default IN SHARE ROW EXCLUSIVE MODE NOWAIT', p.partition);
-    SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
-    EXECUTE format('SELECT EXISTS (SELECT FROM %s e WHERE e.tx >= pg_snapshot_xmin($1) AND NOT outbox.is_cut($2, e.tx, e.id))
-                        OR EXISTS (SELECT FROM outbox.event_default e
-                                    WHERE e.tx >= pg_snapshot_xmin($1) AND e.created_at < $3 AND NOT outbox.is_cut($2, e.tx, e.id))', p.partition)
-       INTO found USING k.done, k, p.upper;
-    IF found OR outbox.is_restored(k) THEN RETURN NULL; END IF;
+    IF outbox.has_uncut(p.partition) OR outbox.has_uncut('outbox.event_default'::regclass, p.upper)
+       OR (SELECT outbox.is_restored(c) FROM outbox.cut c ORDER BY c.id DESC LIMIT 1) THEN
+        RETURN NULL;
+    END IF;
     PERFORM outbox.note_strays(p.partition, p.upper);
     PERFORM outbox.note_strays('outbox.event_default', p.upper);
     INSERT INTO outbox.closed (before) VALUES (p.upper);

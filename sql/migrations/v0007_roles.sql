@@ -63,7 +63,8 @@ GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text) TO outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.line_of(text, text) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.key_of(text) TO outbox_operator, outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.first_incomplete(outbox.cut) TO outbox_worker, outbox_operator, outbox_reader;
-GRANT EXECUTE ON FUNCTION outbox.keeps_order(), outbox.keepers_of(text, text, text), outbox.events_of(bigint[]), outbox.events_in(int8multirange, timestamptz, timestamptz),
+GRANT EXECUTE ON FUNCTION outbox.keeps_order(), outbox.keepers_of(text, text, text), outbox.events_of(bigint[]),
+    outbox.events_in(int8multirange, timestamptz, timestamptz),
     outbox.route_ordered(bigint[], bigint, boolean, outbox.lane_place[]), outbox.next_lines(outbox.lane_place, int),
     outbox.release_order(outbox.cut, bigint, int), outbox.catch_up(outbox.cut, int),
     outbox.let_go_unless_locked(uuid[], text[], bigint) TO outbox_worker;
@@ -104,7 +105,7 @@ GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int, bool
     outbox_private.record_trial(name, uuid, bigint, timestamptz, text, uuid, timestamptz, int[], boolean, int, text, text, bytea, text),
     outbox.record_trial(uuid, bigint, timestamptz, text, uuid, timestamptz, int[], boolean, int, text, text, bytea, text)
     TO outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.current_timeline(), outbox.due_in(interval) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.current_timeline(), outbox.has_gone_back(), outbox.due_in(interval) TO outbox_worker;
 -- Asked by a check of outbox.endpoint, for whoever changes it.
 GRANT EXECUTE ON FUNCTION outbox.is_schedule(interval[]), outbox.is_span(interval, interval, interval) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.require_home(text) TO outbox_worker, outbox_operator;
