@@ -62,7 +62,7 @@ package struct WaitingDelivery: Sendable {
     /// Others of its ordering key wait for it.
     package let isOrdered: Bool
     /// Nil only when the event's row is gone, which retention never lets happen.
-    package let content: Event?
+    package fileprivate(set) var content: Event?
 }
 
 /// Where a lane's reader has got to; rows before it are in flight or were moved.
@@ -172,7 +172,7 @@ extension Connection {
                  ORDER BY due_at, event_id LIMIT 200
                 """
             } else { waiting }
-        return try query(
+        let found = try query(
             """
             -- At most sixteen hours of events are read at once, since each is a partition or two.
             WITH page AS MATERIALIZED (
@@ -183,23 +183,36 @@ extension Connection {
                  WHERE p.hours <= 16),
             event AS MATERIALIZED (
                 SELECT e.*, outbox.stored_size(e.before, e.after) AS bytes
-                  FROM outbox.events_at(ARRAY(SELECT p.event_id FROM page p), ARRAY(SELECT p.event_at FROM page p)) e)
-            SELECT d.event_id, d.event_at, d.due_at, d.attempts, d.crashes, d.trigger, d.ordering_key IS NOT NULL, e.id IS NOT NULL,
-                   \(raw: Event.columns)
-              FROM (SELECT p.*, sum(b.bytes) OVER (
+                  FROM outbox.events_at(ARRAY(SELECT p.event_id FROM page p), ARRAY(SELECT p.event_at FROM page p)) e),
+            -- Looked up in an array, and joined by whoever reads the rows: a worker's plans would compare each with each.
+            size AS MATERIALIZED (SELECT array_agg(e.id) AS ids, array_agg(e.bytes) AS bytes FROM event e),
+            chosen AS MATERIALIZED (
+                SELECT * FROM (
+                    SELECT p.*, sum(s.bytes[array_position(s.ids, p.event_id)]) OVER (
                                ORDER BY p.due_at, p.event_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
-                      FROM page p LEFT JOIN event b ON b.id = p.event_id AND b.created_at = p.event_at) d
-              LEFT JOIN event e ON e.id = d.event_id AND e.created_at = d.event_at
-             WHERE coalesce(d.bytes_before, 0) < 1048576
-             ORDER BY d.due_at, d.event_id
-            """
-        ).map { row throws(PostgresError) in
-            WaitingDelivery(
-                event: EventKey(id: try row[0], createdAt: try row[1]), dueAt: try row[2], attempts: try row[3],
-                crashes: try row[4],
-                trigger: Trigger(rawValue: try row[5]) ?? .retry, isOrdered: try row[6],
-                content: try row[7] ? try Event(row: row, from: 8) : nil)
+                      FROM page p CROSS JOIN size s) c
+                 WHERE coalesce(c.bytes_before, 0) < 1048576)
+            SELECT d.event_id, d.event_at, d.due_at, d.attempts, d.crashes, d.trigger, d.ordering_key IS NOT NULL, \(raw: Event.columns)
+              FROM chosen d CROSS JOIN (SELECT (NULL::outbox.event).*) e
+            UNION ALL
+            SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, \(raw: Event.columns)
+              FROM event e WHERE e.id = ANY (ARRAY(SELECT d.event_id FROM chosen d))
+            """)
+        var (page, events): ([WaitingDelivery], [EventKey: Event]) = ([], [:])
+        // The rows come in no order that SQL would promise: of deliveries, and of events.
+        _ = try found.map { row throws(PostgresError) in
+            guard let id = try row[0] as EventID? else {
+                let event = try Event(row: row, from: 7)
+                return events[event.key] = event
+            }
+            page.append(
+                WaitingDelivery(
+                    event: EventKey(id: id, createdAt: try row[1]), dueAt: try row[2], attempts: try row[3],
+                    crashes: try row[4],
+                    trigger: Trigger(rawValue: try row[5]) ?? .retry, isOrdered: try row[6], content: nil))
         }
+        for index in page.indices { page[index].content = events[page[index].event] }
+        return page.sorted { ($0.dueAt, $0.event.id.rawValue) < ($1.dueAt, $1.event.id.rawValue) }
     }
 
     /// Which of these deliveries are still in the lane.
