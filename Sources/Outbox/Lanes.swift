@@ -174,13 +174,12 @@ extension Connection {
             } else { waiting }
         let found = try query(
             """
-            -- At most sixteen hours of events are read at once, since each is a partition or two.
+            -- Up to where the events are of few partitions.
             WITH page AS MATERIALIZED (
                 SELECT * FROM (
-                    SELECT h.*, count(*) FILTER (WHERE h.is_new_hour) OVER (ORDER BY h.due_at, h.event_id ROWS UNBOUNDED PRECEDING) AS hours
-                      FROM (SELECT r.*, row_number() OVER (PARTITION BY date_trunc('hour', r.event_at)
-                                                               ORDER BY r.due_at, r.event_id) = 1 AS is_new_hour FROM (\(rows)) r) h) p
-                 WHERE p.hours <= 16),
+                    SELECT r.*, max(r.event_at) OVER so_far - min(r.event_at) OVER so_far AS span FROM (\(rows)) r
+                    WINDOW so_far AS (ORDER BY r.due_at, r.event_id ROWS UNBOUNDED PRECEDING)) p
+                 WHERE p.span <= (SELECT outbox.few_partitions())),
             event AS MATERIALIZED (
                 SELECT e.*, outbox.stored_size(e.before, e.after) AS bytes
                   FROM outbox.events_at(ARRAY(SELECT p.event_id FROM page p), ARRAY(SELECT p.event_at FROM page p)) e),

@@ -121,7 +121,9 @@ extension Connection {
         """
         event AS MATERIALIZED (
             SELECT e.id, e.created_at, e.customer_id::text, e.type::text AS event_type, e.change_type::text, e.transaction_id
-              FROM outbox.events_at(ARRAY(SELECT r.event_id FROM \(raw: rows) r), ARRAY(SELECT r.event_at FROM \(raw: rows) r)) e)
+              FROM (SELECT array_agg(k.event_id) AS ids, array_agg(k.event_at) AS times
+                      FROM (SELECT DISTINCT r.event_id, r.event_at FROM \(raw: rows) r) k) k
+             CROSS JOIN LATERAL outbox.events_at(k.ids, k.times) e)
         """
     }
 
