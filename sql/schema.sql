@@ -446,11 +446,12 @@ function outbox.due_in(interval) returns timestamp with time zone d41d8cd98f00b2
 function outbox.emit() returns trigger 558240afa24da3c625ca1e3f27751744
 function outbox.empty_expired_partition() returns text security definer 1c54528c7cf79f81743b4f57784fccbf
 function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
-function outbox.events_at(bigint[],timestamp with time zone[]) returns SETOF outbox.event 24f69b23278463d8f8f78bf3aec72fca
+function outbox.events_at(bigint[],timestamp with time zone[]) returns SETOF outbox.event d41d8cd98f00b204e9800998ecf8427e
 function outbox.events_in(int8multirange,timestamp with time zone,timestamp with time zone) returns SETOF outbox.event 97c4125b6ac5ba5c909bcb7e092aef92
 function outbox.events_of(bigint[]) returns SETOF outbox.event d41d8cd98f00b204e9800998ecf8427e
 function outbox.expired_partitions() returns TABLE(oid oid, name name, parent name, lower timestamp with time zone, upper timestamp with time zone) security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.few_partitions() returns interval d41d8cd98f00b204e9800998ecf8427e
+function outbox.first_events_at(bigint[],timestamp with time zone[]) returns SETOF outbox.event 635f3cc6ea4ac8259d08d43bfa98ecac
 function outbox.first_incomplete(outbox.cut) returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox.grant_publish(name,text[]) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.has_gone_back() returns boolean d41d8cd98f00b204e9800998ecf8427e
@@ -653,6 +654,7 @@ grant execute on outbox_api.emit to outbox_operator
 grant execute on events_at to outbox_operator
 grant execute on expired_partitions to outbox_operator
 grant execute on few_partitions to outbox_operator
+grant execute on first_events_at to outbox_operator
 grant execute on first_incomplete to outbox_operator
 grant execute on outbox_private.grant_publish to outbox_operator
 grant execute on grant_publish to outbox_operator
@@ -734,6 +736,7 @@ grant execute on events_in to outbox_worker
 grant execute on events_of to outbox_worker
 grant execute on expired_partitions to outbox_worker
 grant execute on few_partitions to outbox_worker
+grant execute on first_events_at to outbox_worker
 grant execute on first_incomplete to outbox_worker
 grant execute on has_gone_back to outbox_worker
 grant execute on is_blocked to outbox_worker

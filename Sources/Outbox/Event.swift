@@ -54,6 +54,9 @@ package final class Event: Sendable {
         coalesce(e.occurred_at, e.created_at), e.deliver_at, nullif(e.headers, '{}')::text, e.ordering_key
         """
 
+    /// Nothing in their place.
+    static let noColumns = Array(repeating: "NULL", count: 13).joined(separator: ", ")
+
     /// Reads the columns from the given place on.
     init(row: Row, from first: Int) throws(PostgresError) {
         id = try row[first]

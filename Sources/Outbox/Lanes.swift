@@ -174,28 +174,18 @@ extension Connection {
             } else { waiting }
         let found = try query(
             """
-            -- Up to where the events are of few partitions.
-            WITH page AS MATERIALIZED (
-                SELECT * FROM (
-                    SELECT r.*, max(r.event_at) OVER so_far - min(r.event_at) OVER so_far AS span FROM (\(rows)) r
-                    WINDOW so_far AS (ORDER BY r.due_at, r.event_id ROWS UNBOUNDED PRECEDING)) p
-                 WHERE p.span <= (SELECT outbox.few_partitions())),
-            event AS MATERIALIZED (
-                SELECT e.*, outbox.stored_size(e.before, e.after) AS bytes
-                  FROM outbox.events_at(ARRAY(SELECT p.event_id FROM page p), ARRAY(SELECT p.event_at FROM page p)) e),
-            -- Looked up in an array, and joined by whoever reads the rows: a worker's plans would compare each with each.
-            size AS MATERIALIZED (SELECT array_agg(e.id) AS ids, array_agg(e.bytes) AS bytes FROM event e),
-            chosen AS MATERIALIZED (
-                SELECT * FROM (
-                    SELECT p.*, sum(s.bytes[array_position(s.ids, p.event_id)]) OVER (
-                               ORDER BY p.due_at, p.event_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
-                      FROM page p CROSS JOIN size s) c
-                 WHERE coalesce(c.bytes_before, 0) < 1048576)
-            SELECT d.event_id, d.event_at, d.due_at, d.attempts, d.crashes, d.trigger, d.ordering_key IS NOT NULL, \(raw: Event.columns)
-              FROM chosen d CROSS JOIN (SELECT (NULL::outbox.event).*) e
+            WITH page AS MATERIALIZED (\(rows))
+            SELECT d.event_id, d.event_at, d.due_at, d.attempts, d.crashes, d.trigger, d.ordering_key IS NOT NULL, \(raw: Event.noColumns)
+              FROM page d
             UNION ALL
+            -- In the order of the page, so far as few partitions have them, and up to 1 MiB of them.
             SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, \(raw: Event.columns)
-              FROM event e WHERE e.id = ANY (ARRAY(SELECT d.event_id FROM chosen d))
+              FROM (SELECT e.*, sum(outbox.stored_size(e.before, e.after)) OVER (
+                               ORDER BY e.ordinality ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+                      FROM outbox.first_events_at(
+                               ARRAY(SELECT d.event_id FROM page d ORDER BY d.due_at, d.event_id),
+                               ARRAY(SELECT d.event_at FROM page d ORDER BY d.due_at, d.event_id)) WITH ORDINALITY e) e
+             WHERE coalesce(e.bytes_before, 0) < 1048576
             """)
         var (page, events): ([WaitingDelivery], [EventKey: Event]) = ([], [:])
         // The rows come in no order that SQL would promise: of deliveries, and of events.
@@ -211,7 +201,11 @@ extension Connection {
                     trigger: Trigger(rawValue: try row[5]) ?? .retry, isOrdered: try row[6], content: nil))
         }
         for index in page.indices { page[index].content = events[page[index].event] }
-        return page.sorted { ($0.dueAt, $0.event.id.rawValue) < ($1.dueAt, $1.event.id.rawValue) }
+        page.sort { ($0.dueAt, $0.event.id.rawValue) < ($1.dueAt, $1.event.id.rawValue) }
+        // What comes after the last event that was read is for another page. When none was, the first one's row is gone, and of the
+        // others nobody knows.
+        let last = page.lastIndex { $0.content != nil } ?? 0
+        return Array(page.prefix(last + 1))
     }
 
     /// Which of these deliveries are still in the lane.

@@ -287,4 +287,36 @@ import Testing
         await first.close()
         await second.close()
     }
+
+    @Test func `a page ends where its events are of many hours, and takes none for gone that it did not look for`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        let endpoint = try await database.endpoint("e", url: "http://127.0.0.1:1/").id
+        try await database.script(
+            """
+            UPDATE outbox.setting SET partition_unit = 'hour';
+            INSERT INTO outbox.event (type, created_at) SELECT 'old', now() - n * interval '1 day' FROM generate_series(1, 3) n;
+            INSERT INTO outbox.event (type, created_at) SELECT 'new', now() - n * interval '1 min' FROM generate_series(1, 3) n;
+            -- The first one's event is gone, and so is one of the last.
+            INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger) VALUES
+                (99, '\(endpoint)', now() - interval '9 days', now() - interval '2 hours', 'retry'),
+                (98, '\(endpoint)', now(), now() - interval '150 s', 'retry');
+            INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger)
+            SELECT id, '\(endpoint)', created_at, CASE type WHEN 'old' THEN now() - interval '1 hour' ELSE created_at END, 'retry'
+              FROM outbox.event
+            """)
+        var (pages, cursor): ([[String]], LaneCursor) = ([], .start(.none))
+        while true {
+            let page = try await database.pool.run { [cursor] in
+                try $0.lanePage(of: endpoint, after: cursor, recoveredAt: nil)
+            }
+            guard let last = page.last else { break }
+            pages.append(page.map { "\($0.event.id)\($0.content == nil ? " gone" : "")" })
+            cursor = LaneCursor(dueAt: last.dueAt, event: last.event.id)
+        }
+        #expect(pages == [["99 gone"], ["1"], ["2"], ["3"], ["6", "98 gone", "5", "4"]])
+        let infinite = "outbox.first_events_at('{1,2}', '{-infinity,infinity}')"
+        #expect(try await database.number("SELECT count(*) FROM \(raw: infinite)") == 0)
+    }
 }

@@ -66,25 +66,42 @@ BEGIN
                                             AND e.created_at >= $2 AND e.created_at <= $3 OFFSET 0) e' USING ids, first_at, last_at;
 END $$;
 
--- Events by their keys, each of which is named once: in one look when they are of few partitions, or
--- in one for each hour that has some. (`OFFSET 0`, here and there: each is looked up, whatever the
--- statistics say; as a join, all would be read.)
-CREATE FUNCTION outbox.events_at(ids bigint[], times timestamptz[]) RETURNS SETOF outbox.event
+-- Events by their keys, in their order: of the first ones, as far as few partitions have them.
+-- (`OFFSET 0`, here and there: each is looked up, whatever the statistics say; as a join, all would
+-- be read.)
+CREATE FUNCTION outbox.first_events_at(ids bigint[], times timestamptz[]) RETURNS SETOF outbox.event
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    few  boolean := (SELECT max(t) - min(t) <= outbox.few_partitions() FROM unnest(times) t);
-    part record;
+    few      interval := outbox.few_partitions();
+    first_at timestamptz;
+    last_at  timestamptz;
+    n        int;
 BEGIN
-    FOR part IN SELECT array_agg(k.id) AS ids, array_agg(k.at) AS times, min(k.at) AS first_at, max(k.at) AS last_at
-                  FROM unnest(events_at.ids, events_at.times) AS k(id, at)
-                 GROUP BY CASE WHEN NOT few THEN date_bin('1 hour', k.at, '2000-01-01 00:00+00') END LOOP
-        RETURN QUERY EXECUTE
-            'SELECT e.* FROM unnest($1, $2) AS k(id, at) CROSS JOIN LATERAL (
-                 SELECT * FROM outbox.event e WHERE e.id = k.id AND e.created_at = k.at
-                                                AND e.created_at >= $3 AND e.created_at <= $4 OFFSET 0) e'
-            USING part.ids, part.times, part.first_at, part.last_at;
-    END LOOP;
+    SELECT min(t), max(t) INTO first_at, last_at FROM unnest(times) t;
+    IF last_at > first_at + few THEN
+        n := (SELECT count(*) FROM (
+                     SELECT max(k.at) OVER so_far <= min(k.at) OVER so_far + few AS is_of_few
+                       FROM unnest(times) WITH ORDINALITY AS k(at, place)
+                     WINDOW so_far AS (ORDER BY k.place ROWS UNBOUNDED PRECEDING)) s
+               WHERE s.is_of_few);
+        RETURN QUERY SELECT * FROM outbox.first_events_at(ids[:n], times[:n]);
+        RETURN;
+    END IF;
+    RETURN QUERY EXECUTE
+        'SELECT e.* FROM unnest($1, $2) WITH ORDINALITY AS k(id, at, place) CROSS JOIN LATERAL (
+             SELECT * FROM outbox.event e WHERE e.id = k.id AND e.created_at = k.at
+                                            AND e.created_at >= $3 AND e.created_at <= $4 OFFSET 0) e
+          ORDER BY k.place' USING ids, times, first_at, last_at;
 END $$;
+
+-- Events by their keys, each of which is named once: a look at each hour that has some.
+CREATE FUNCTION outbox.events_at(ids bigint[], times timestamptz[]) RETURNS SETOF outbox.event
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT e.*
+      FROM (SELECT array_agg(k.id) AS ids, array_agg(k.at) AS times FROM unnest(events_at.ids, events_at.times) AS k(id, at)
+             GROUP BY date_bin('1 hour', k.at, '2000-01-01 00:00+00')) h
+     CROSS JOIN LATERAL outbox.first_events_at(h.ids, h.times) e;
+END;
 
 -- Attempts at events of these numbers, from an hour before a time on. None is made before its event,
 -- but for what clocks differ; when one was an hour ahead, what was sent then may be sent again.

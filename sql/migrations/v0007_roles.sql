@@ -71,7 +71,8 @@ GRANT EXECUTE ON FUNCTION outbox.keeps_order(), outbox.keepers_of(text, text, te
 GRANT EXECUTE ON FUNCTION
     outbox.make_batches(pg_snapshot, pg_snapshot, xid8[], boolean, bigint, int, int, bigint, boolean), outbox.snapshot(xid8, xid8[]) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.is_cut(outbox.cut, xid8, bigint) TO outbox_worker, outbox_reader, outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.events_at(bigint[], timestamptz[]), outbox.few_partitions() TO outbox_worker, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.events_at(bigint[], timestamptz[]), outbox.few_partitions(),
+    outbox.first_events_at(bigint[], timestamptz[]) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.attempts_at(bigint[], timestamptz), outbox.recent_starts(uuid, interval, int) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.uncut(xid8[], bigint, xid8, pg_snapshot, int) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.stream_backlog() TO outbox_worker, outbox_reader, outbox_operator;
