@@ -210,16 +210,22 @@ import Testing
         let ledger = try Ledger()
         let id = try await database.endpoint("partner", url: ledger.url).id
         try await TestWorker.run(database) {
-            let now = try await database.pool.query("SELECT clock_timestamp()") { row throws(PostgresError) in
-                try row[0] as Timestamp
-            }[0]
-            try await database.pool.run {
-                try $0.pauseEndpoint(id, from: now + .seconds(2), until: now + .seconds(4), reason: "maintenance")
+            // Each time is moved when what comes before it has been seen: a machine may take longer for that than a pause lasts.
+            func announce(from: Duration, until: Duration) async throws {
+                try await database.pool.run { connection in
+                    let now = try connection.query("SELECT clock_timestamp()").first { row throws(PostgresError) in
+                        try row[0] as Timestamp
+                    }
+                    let time = now ?? .distantPast
+                    try connection.pauseEndpoint(id, from: time + from, until: time + until, reason: "maintenance")
+                }
             }
+            try await announce(from: .seconds(600), until: .seconds(1200))
             #expect(try await database.column("SELECT state FROM outbox.endpoint_health") == ["active"])
             try await database.publish()
             let goesBefore = await eventually { ledger.all.count == 1 }
             #expect(goesBefore)
+            try await announce(from: .seconds(1), until: .seconds(600))
             let begins = try await eventually {
                 try await database.column("SELECT state || ' ' || state_reason FROM outbox.endpoint_health") == [
                     "paused maintenance"
@@ -230,6 +236,7 @@ import Testing
             let waits = try await eventually { try await database.deliveries("paused") == 10 }
             #expect(waits)
             #expect(ledger.all.count == 1)
+            try await announce(from: .zero, until: .seconds(1))
             let isThrough = try await eventually { try await database.deliveries("delivered") == 11 }
             #expect(isThrough)
             #expect(ledger.eventIDs.suffix(10).sorted() == ids)
