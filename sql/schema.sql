@@ -194,6 +194,18 @@ column endpoint_health.attempts_5m bigint
 column endpoint_health.successes_5m bigint
 column endpoint_health.last_success_at timestamp with time zone
 column endpoint_health.last_failure_at timestamp with time zone
+column endpoint_state.endpoint_id uuid
+column endpoint_state.endpoint text
+column endpoint_state.customer_id text
+column endpoint_state.state text
+column endpoint_state.state_reason text
+column endpoint_state.failing_since timestamp with time zone
+column endpoint_state.paused_from timestamp with time zone
+column endpoint_state.paused_until timestamp with time zone
+column endpoint_state.held_until timestamp with time zone
+column endpoint_state.waiting bigint
+column endpoint_state.oldest_at timestamp with time zone
+column endpoint_state.dead_letters bigint
 column event.id bigint not null
 column event.tx xid8 not null default pg_current_xact_id()
 column event.created_at timestamp with time zone not null default clock_timestamp()
@@ -522,6 +534,7 @@ view backlog
 view dead_letters
 view deliveries
 view endpoint_health
+view endpoint_state
 view grants
 view partitions
 view problems
@@ -550,6 +563,7 @@ grant insert on endpoint to outbox_operator
 grant select on endpoint to outbox_operator
 grant update on endpoint to outbox_operator
 grant select on endpoint_health to outbox_operator
+grant select on endpoint_state to outbox_operator
 grant select on event to outbox_operator
 grant delete on ghost to outbox_operator
 grant select on ghost to outbox_operator
@@ -575,6 +589,7 @@ grant select on backlog to outbox_reader
 grant select on dead_letters to outbox_reader
 grant select on deliveries to outbox_reader
 grant select on endpoint_health to outbox_reader
+grant select on endpoint_state to outbox_reader
 grant select on problems to outbox_reader
 grant select on setting to outbox_reader
 grant select on transactions to outbox_reader
@@ -608,6 +623,7 @@ grant select on delivery to outbox_worker
 grant update on delivery to outbox_worker
 grant select on endpoint to outbox_worker
 grant select on endpoint_health to outbox_worker
+grant select on endpoint_state to outbox_worker
 grant select on event to outbox_worker
 grant select on event_default to outbox_worker
 grant delete on generation to outbox_worker

@@ -118,7 +118,7 @@ extension Connection {
                    n.authentication ->> 'kind' AS authentication, n.allows_http2, n.most_bytes, n.max_concurrency, n.rates, n.ordered, n.on_dead,
                    n.ca_certificate IS NOT NULL AS has_ca_certificate, n.client_certificate IS NOT NULL AS has_client_certificate,
                    h.failing_since, h.waiting, h.dead_letters, n.generation, n.created_at, n.updated_at
-              FROM outbox.endpoint n JOIN outbox.endpoint_health h ON h.endpoint_id = n.id
+              FROM outbox.endpoint n JOIN outbox.endpoint_state h ON h.endpoint_id = n.id
              WHERE n.deleted_at IS NULL AND (\(id) IS NULL OR n.id = \(id))
                AND (\(search) IS NULL OR position(lower(\(search)) IN lower(n.name || ' ' || coalesce(n.description, ''))) > 0)
              ORDER BY n.customer_id, n.name LIMIT \(limit)

@@ -107,8 +107,9 @@ extension Connection {
                         WHEN state = 'cancelled' THEN format('cancelled at %s', \(time("last_at")))
                         ELSE format('given up after %s attempts at %s: %s', attempts, \(time("last_at")), concat_ws(', ', reason, last_status, last_error)) END AS detail,
                    CASE WHEN state <> 'delivered' THEN format('outboxctl dead replay %s %s', event_id, endpoint_id) END AS fix
-              FROM outbox.deliveries
-             WHERE event_id = \(pair.event.id) AND created_at = \(pair.event.createdAt) AND endpoint_id = \(pair.endpoint)
+              FROM json_to_record(\(try listDeliveries(ListFilter(pair)).json.first ?? "{}")::json) AS d(
+                   event_id bigint, endpoint_id uuid, state text, attempts int, last_at timestamptz, last_status int, last_error text, reason text)
+             WHERE state IS NOT NULL
             """)
     }
 

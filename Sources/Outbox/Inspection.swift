@@ -18,11 +18,7 @@ extension Connection {
 
     /// One delivery by the columns of `outbox.deliveries`.
     package mutating func delivery(_ pair: Pair) throws -> Listing {
-        let found = try listing(
-            """
-            SELECT d.* FROM outbox.deliveries d
-             WHERE d.event_id = \(pair.event.id) AND d.created_at = \(pair.event.createdAt) AND d.endpoint_id = \(pair.endpoint)
-            """)
+        let found = try listDeliveries(ListFilter(pair))
         guard !found.rows.isEmpty else {
             throw OperationRefusal(
                 .notFound, "there is no delivery of event \(pair.event.id) to that endpoint",
@@ -35,11 +31,7 @@ extension Connection {
 
     /// One dead letter by the columns of `outbox.dead_letters`.
     package mutating func deadLetter(_ pair: Pair) throws -> Listing {
-        let found = try listing(
-            """
-            SELECT d.* FROM outbox.dead_letters d
-             WHERE d.event_id = \(pair.event.id) AND d.created_at = \(pair.event.createdAt) AND d.endpoint_id = \(pair.endpoint)
-            """)
+        let found = try listDeadLetters(ListFilter(pair))
         guard !found.rows.isEmpty else {
             throw OperationRefusal(
                 .notFound, "event \(pair.event.id) is not among that endpoint's dead letters",
@@ -67,8 +59,12 @@ extension Connection {
 
     /// One row that says how the installation stands.
     package mutating func status() throws -> Listing {
-        try listing(
+        let problems = try query("SELECT count(*) FROM outbox.problems").first { row throws(PostgresError) in
+            try row[0] as Int
+        }
+        return try listing(
             """
+            WITH backlog AS MATERIALIZED (SELECT stage, sum(waiting)::bigint AS waiting, min(oldest_at) AS oldest_at FROM outbox.backlog GROUP BY stage)
             SELECT (SELECT max(version) FROM outbox.migration) AS schema_version,
                    (SELECT instance FROM outbox.setting) AS instance,
                    (SELECT count(*) FROM outbox.worker WHERE heartbeat_at > clock_timestamp() - interval '30 s') AS workers,
@@ -76,12 +72,12 @@ extension Connection {
                    (SELECT count(*) FROM outbox.endpoint n JOIN outbox.lane l ON l.endpoint_id = n.id
                      WHERE n.deleted_at IS NULL AND (n.disabled_at IS NOT NULL OR l.paused_from <= statement_timestamp()
                            AND l.paused_until > statement_timestamp())) AS endpoints_not_active,
-                   (SELECT coalesce(sum(waiting), 0)::bigint FROM outbox.backlog WHERE stage <> 'lane') AS events_waiting,
-                   (SELECT count(*) FROM outbox.delivery) AS deliveries_waiting,
+                   (SELECT coalesce(sum(waiting), 0)::bigint FROM backlog WHERE stage <> 'lane') AS events_waiting,
+                   (SELECT coalesce(sum(waiting), 0)::bigint FROM backlog WHERE stage = 'lane') AS deliveries_waiting,
                    (SELECT count(*) FROM outbox.dead_letter WHERE reason <> 'cancelled') AS dead_letters,
-                   (SELECT coalesce(greatest(0, extract(epoch FROM clock_timestamp() - min(oldest_at))), 0)::float8 FROM outbox.backlog)
+                   (SELECT coalesce(greatest(0, extract(epoch FROM clock_timestamp() - min(oldest_at))), 0)::float8 FROM backlog)
                        AS oldest_waiting_seconds,
-                   (SELECT count(*) FROM outbox.problems) AS problems
+                   \(problems)::bigint AS problems
             """)
     }
 

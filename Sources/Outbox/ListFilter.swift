@@ -14,43 +14,65 @@ package struct ListFilter: Sendable {
     package var limit = 100
     /// For how long it is looked back for what no index has: as an operator waits for an answer.
     package var patience = Duration.milliseconds(700)
-    /// Only of events from this one on (`lookingBack`).
-    var from: EventID?
-    /// The events of the transaction (`resolved`).
-    var ofTransaction: [EventKey]?
+    /// Of these events only (`EventWalk`).
+    private(set) var keys: [EventKey]?
 
     package init() {}
+
+    /// Of one pair only.
+    init(_ pair: Pair) {
+        (endpoint, keys) = (pair.endpoint, [pair.event])
+    }
+
+    /// The same, of these of the events that it asks for.
+    func of(_ keys: [EventKey]) -> ListFilter {
+        var filter = self
+        (filter.eventType, filter.changeType, filter.customerID, filter.transactionID) = (nil, nil, nil, nil)
+        filter.keys = keys
+        return filter
+    }
+
+    /// True when it asks for what only events have.
+    var asksForEvents: Bool { eventType != nil || changeType != nil || customerID != nil || transactionID != nil }
+
+    /// True when an index of events has what is asked for, or nothing is.
+    var hasIndex: Bool { event != nil || transactionID != nil || !asksForEvents }
+
+    /// The most rows of a statement.
+    var rows: SQL { "\(raw: "\(limit)")" }
 }
 
 /// Only the conditions that are asked for stand in a statement: of `$1 IS NULL OR type = $1` no index knows anything.
 extension ListFilter {
-    /// What must hold of an event `e`, its time aside.
-    private var ofEvent: [SQL] {
+    /// Of an event.
+    func events(_ event: String) -> [SQL] {
         var conditions: [SQL] = []
-        if let eventType { conditions.append("e.type = \(eventType)") }
-        if let changeType { conditions.append("e.change_type = \(changeType)") }
-        if let customerID { conditions.append("e.customer_id = \(customerID)") }
-        if let transactionID { conditions.append("e.transaction_id = \(transactionID)") }
-        if let event { conditions.append("e.id = \(event.id)") }
-        if let createdAt = event?.createdAt { conditions.append("e.created_at = \(createdAt)") }
-        if let from { conditions.append("e.id >= \(from)") }
+        if let eventType { conditions.append("\(raw: event).type = \(eventType)") }
+        if let changeType { conditions.append("\(raw: event).change_type = \(changeType)") }
+        if let customerID { conditions.append("\(raw: event).customer_id = \(customerID)") }
+        if let transactionID { conditions.append("\(raw: event).transaction_id = \(transactionID)") }
+        if let reference = self.event { conditions.append("\(raw: event).id = \(reference.id)") }
+        if let createdAt = self.event?.createdAt { conditions.append("\(raw: event).created_at = \(createdAt)") }
         return conditions
     }
 
-    /// True when what is asked for is known of the events alone, and no index has it.
-    var looksAtEvents: Bool {
-        (eventType != nil || changeType != nil || customerID != nil) && event == nil && transactionID == nil
+    /// Of a row that belongs to an event and an endpoint.
+    func pairs(_ row: String) -> [SQL] {
+        var conditions: [SQL] = []
+        if let keys {
+            conditions.append("\(raw: row).event_id = ANY (\(keys.map(\.id)))")
+            conditions.append("\(raw: row).event_at = ANY (\(keys.map(\.createdAt)))")
+        }
+        if let event { conditions.append("\(raw: row).event_id = \(event.id)") }
+        if let createdAt = event?.createdAt { conditions.append("\(raw: row).event_at = \(createdAt)") }
+        // Not `=` where events are named: another index, of all that the endpoint ever got, would be taken for as good.
+        if let endpoint {
+            conditions.append("\(raw: row).endpoint_id \(raw: namesEvents ? "IS NOT DISTINCT FROM" : "=") \(endpoint)")
+        }
+        return conditions
     }
 
-    /// When the oldest event was published that the list is about, where that is known.
-    private var firstAt: Timestamp? { ofTransaction?.map(\.createdAt).min() ?? event?.createdAt }
-
-    /// Of an attempt: none is made before its event, but for what clocks differ.
-    func attempted(_ attempt: String) -> [SQL] {
-        firstAt.map { ["\(raw: attempt).started_at >= \($0 + .seconds(-3600))"] } ?? []
-    }
-
-    /// What must hold of a time in a column.
+    /// Of a time in a column.
     func within(_ column: String) -> [SQL] {
         var conditions: [SQL] = []
         if let since { conditions.append("\(raw: column) >= \(since)") }
@@ -58,45 +80,13 @@ extension ListFilter {
         return conditions
     }
 
-    /// The events, by an alias `e`.
-    var events: [SQL] {
-        var conditions = ofEvent + within("e.created_at")
-        if let keys = ofTransaction {
-            conditions.append("e.id = ANY (\(keys.map(\.id)))")
-            conditions.append(
-                "e.created_at >= \(keys.map(\.createdAt).min()) AND e.created_at <= \(keys.map(\.createdAt).max())")
-        }
-        return conditions
+    /// True when it names the events, so that an index finds what belongs to them.
+    var namesEvents: Bool { keys != nil || event != nil }
+
+    /// From when on there may be attempts at the events that are named: none is made before its event, but for what clocks differ.
+    var attemptedSince: Timestamp? {
+        (keys?.map(\.createdAt).min() ?? event?.createdAt).map { $0 + .seconds(-3600) }
     }
-
-    /// What must hold of a row that belongs to an event, by its alias: looked up one by one, never joined.
-    ///
-    /// - Parameter time: true when it is the event's time that is asked for, and not the row's own.
-    func ofRow(_ row: String, time: Bool) -> [SQL] {
-        var conditions: [SQL] = []
-        if let keys = ofTransaction {
-            conditions.append("\(raw: row).event_id = ANY (\(keys.map(\.id)))")
-            conditions.append("\(raw: row).event_at = ANY (\(keys.map(\.createdAt)))")
-        }
-        if let event { conditions.append("\(raw: row).event_id = \(event.id)") }
-        if let createdAt = event?.createdAt { conditions.append("\(raw: row).event_at = \(createdAt)") }
-        if let from { conditions.append("\(raw: row).event_id >= \(from)") }
-        if let endpoint { conditions.append("\(raw: row).endpoint_id = \(endpoint)") }
-        if time { conditions += within("\(row).event_at") }
-        if eventType != nil || changeType != nil || customerID != nil {
-            conditions.append(
-                """
-                EXISTS (SELECT FROM outbox.event e WHERE e.id = \(raw: row).event_id AND e.created_at = \(raw: row).event_at
-                           AND \(conjunction(ofEvent)) OFFSET 0)
-                """)
-        }
-        return conditions
-    }
-
-    /// True when events are asked for, and not only an endpoint or a state.
-    var namesEvents: Bool { !events.isEmpty }
-
-    var rows: SQL { "\(raw: "\(limit)")" }
 }
 
 /// All of them hold.

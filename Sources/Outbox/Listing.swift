@@ -17,7 +17,7 @@ package struct Listing: Sendable {
     }
 
     /// The same with a note.
-    func noting(_ note: String) -> Listing { Listing(columns: columns, rows: rows, json: json, note: note) }
+    func noting(_ note: String?) -> Listing { Listing(columns: columns, rows: rows, json: json, note: note) }
 
     /// The value of a column in the first row.
     package func first(_ column: String) -> String? {

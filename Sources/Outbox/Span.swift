@@ -14,18 +14,32 @@ struct Span: Sendable {
         case (nil, nil): "true"
         }
     }
+
+    /// True when some of it is from one time on and before another.
+    func overlaps(since: Timestamp?, until: Timestamp?) -> Bool {
+        if let since, let end, end <= since { return false }
+        if let until, let begin, begin >= until { return false }
+        return true
+    }
 }
 
 extension Connection {
-    /// All time, newest first, in spans of sixteen partitions of a log: whoever does not know when something was looks through one after
-    /// the other, each in a statement of its own. However many partitions there are, no statement locks more of them.
-    mutating func spans(of log: String) throws -> [Span] {
-        let begins = try query(
+    /// All time that has something from one time on and before another, newest first, in spans of at most sixteen partitions of a log: the
+    /// present and what is to come, then four, then sixteen each time. Whoever does not know when something was looks through one after the
+    /// other, each in a statement of its own. However many partitions there are, no statement locks more of them.
+    mutating func spans(of log: String, since: Timestamp? = nil, until: Timestamp? = nil) throws -> [Span] {
+        let lower = try query(
             """
-            SELECT p.lower FROM outbox.partitions p WHERE p.parent = \(log) AND p.lower IS NOT NULL ORDER BY p.lower DESC
+            SELECT p.lower, p.lower > clock_timestamp() FROM outbox.partitions p
+             WHERE p.parent = \(log) AND p.lower IS NOT NULL ORDER BY p.lower DESC
             """
-        ).map { row throws(PostgresError) in try row[0] as Timestamp }
-        let bounds = stride(from: 15, to: begins.count, by: 16).map { begins[$0] }
+        ).map { row throws(PostgresError) in (begin: try row[0] as Timestamp, isToCome: try row[1] as Bool) }
+        var (bounds, place, size) = ([Timestamp](), min(lower.prefix(while: \.isToCome).count, 15), 4)
+        while place < lower.count {
+            bounds.append(lower[place].begin)
+            (place, size) = (place + size, 16)
+        }
         return zip([nil] + bounds, bounds + [nil]).map { Span(begin: $1, end: $0) }
+            .filter { $0.overlaps(since: since, until: until) }
     }
 }

@@ -55,7 +55,12 @@ struct EventCommand: AsyncParsableCommand {
 
         func run() async throws {
             let listing = try await Session.run(options) { [filter] connection in
-                try connection.listEvents(try filter.resolve(&connection, states: []))
+                guard filter.endpoint == nil else {
+                    throw OperationRefusal(
+                        .invalid, "an event is for every endpoint that takes it",
+                        hint: "See: outboxctl delivery list --endpoint")
+                }
+                return try connection.listEvents(try filter.resolve(&connection, states: []))
             }
             options.format.list(
                 filter.shown(listing),

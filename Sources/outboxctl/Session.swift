@@ -89,8 +89,9 @@ struct Session: Sendable {
     func use<Value: Sendable>(
         isHurried: Bool = false, _ body: @escaping @Sendable (inout Connection) throws -> Value
     ) async throws -> Value {
+        let session = OperatorSession.planning
         let pool = try ConnectionPool(
-            target, size: 1, session: SessionSetUp(settings: isHurried ? [("lock_timeout", "4s")] : []))
+            target, size: 1, session: isHurried ? session.with(("lock_timeout", "4s")) : session)
         let result: Result<Value, any Error>
         do { result = .success(try await pool.run(body)) } catch { result = .failure(error) }
         await pool.close()

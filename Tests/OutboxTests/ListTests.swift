@@ -140,7 +140,7 @@ import Testing
         async throws
     {
         let database = try await filled(30_000, isAnalyzed: isAnalyzed)
-        let pool = try database.newPool()
+        let pool = try database.newPool(session: OperatorSession.planning)
         func read() async throws -> Int {
             try await pool.run { connection in
                 try connection.query("SELECT pg_stat_force_next_flush()")

@@ -111,6 +111,126 @@ import Testing
         await operators.close()
     }
 
+    @Test(.heavy) func `an operator's command needs no more locks than a hundred at a time, whatever it looks for`()
+        async throws
+    {
+        let server = try await TestServer.make(settings: [
+            "max_connections=20", "max_locks_per_transaction=1024", "autovacuum=off",
+        ])
+        let database = try TestDatabase(connectionString: server.connectionString)
+        try await database.pool.run { _ = try Migrator.migrate(&$0) }
+        try await byTheHour(database, hoursAgo: 220)
+        let endpoint = try await database.endpoint("e", url: "http://127.0.0.1:1/").id
+        let other = try await database.endpoint("other", url: "http://127.0.0.1:1/").id
+        // An event every hour: one is delivered at once, one a week later, one is a dead letter, one waits.
+        try await database.script(
+            """
+            INSERT INTO outbox.event (type, customer_id, created_at, transaction_id)
+            SELECT 't' || n % 4, 'c' || n % 8, now() - n * interval '1 hour',
+                   ('00000000-0000-7000-8000-' || lpad((n % 30)::text, 12, '0'))::uuid FROM generate_series(210, 1, -1) n;
+            INSERT INTO outbox.attempt (event_id, event_at, endpoint_id, number, trigger, lease_id, worker, started_at, total_us, outcome, status)
+            SELECT e.id, e.created_at, '\(endpoint)', k, 'first', gen_random_uuid(), 'w',
+                   e.created_at + CASE WHEN e.id % 4 = 1 AND k = 2 THEN '3 days' ELSE '1 s' END::interval, 1000,
+                   CASE WHEN e.id % 4 = 0 OR e.id % 4 = 1 AND k = 2 THEN 'success' ELSE 'failure' END, 200
+              FROM outbox.event e, generate_series(1, 2) k WHERE e.id % 4 < 3 AND e.created_at < now() - interval '100 hours' AND k <= 1 + e.id % 4;
+            INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, fingerprint)
+            SELECT id, '\(endpoint)', created_at, 'exhausted', 3, 'f' FROM outbox.event WHERE id % 4 = 2;
+            INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger)
+            SELECT id, '\(endpoint)', created_at, clock_timestamp(), 'retry' FROM outbox.event WHERE id % 4 = 3;
+            """)
+        let transaction = try #require(UniqueID("00000000-0000-7000-8000-000000000022"))
+        let noon = try await databaseTime(database) + .seconds(-4 * 86_400)
+        let cases: [(SQL, @Sendable (inout ListFilter) -> Void)] = [
+            ("true", { _ in }), ("event_type = 't1'", { $0.eventType = "t1" }),
+            ("customer_id = 'c2'", { $0.customerID = "c2" }),
+            ("event_type = 'none'", { $0.eventType = "none" }),
+            ("endpoint_id = \(endpoint)", { $0.endpoint = endpoint }),
+            ("endpoint_id = \(other)", { $0.endpoint = other }),
+            ("transaction_id = \(transaction)", { $0.transactionID = transaction }),
+            ("created_at >= \(noon)", { $0.since = noon }), ("created_at < \(noon)", { $0.until = noon }),
+        ]
+        let states: [String?] = [nil, "delivered", "waiting", "dead"]
+        @Sendable func filter(_ change: (inout ListFilter) -> Void, _ state: String?) -> ListFilter {
+            var filter = ListFilter()
+            change(&filter)
+            (filter.state, filter.limit, filter.patience) = (state, 5000, .seconds(60))
+            return filter
+        }
+        var expected: [[Int]] = []
+        for (condition, change) in cases {
+            var counts: [Int] = []
+            for state in states {
+                let isOfState: SQL = state.map { "state = \($0)" } ?? "true"
+                counts.append(
+                    try await database.number(
+                        "SELECT count(*) FROM outbox.deliveries WHERE \(condition) AND \(isOfState)"))
+            }
+            counts.append(
+                try await database.number(
+                    """
+                    SELECT count(*) FROM (SELECT a.event_id, a.endpoint_id, a.started_at AS created_at, e.type AS event_type, e.customer_id, e.transaction_id
+                                            FROM outbox.attempt a JOIN outbox.event e ON e.id = a.event_id) a WHERE \(condition)
+                    """))
+            if filter(change, nil).endpoint == nil {
+                counts.append(
+                    try await database.number(
+                        "SELECT count(*) FROM (SELECT id, created_at, type AS event_type, customer_id, transaction_id FROM outbox.event) e WHERE \(condition)"
+                    ))
+            }
+            expected.append(counts)
+        }
+        #expect(expected[0].allSatisfy { $0 > 20 })
+
+        while case .events(1...) = try await database.pool.run({ try $0.cut(batchSize: 100, budget: 1000) }) {}
+        try await database.script("INSERT INTO outbox.closed VALUES (date_trunc('hour', now()) - interval '4 hours')")
+
+        // Somebody else leaves room for so many: each backend has sixteen more in a place of its own.
+        let others = try database.newPool()
+        _ = await #expect(throws: PostgresError.self) {
+            try await others.run {
+                try $0.script("SELECT pg_advisory_lock(n) FROM generate_series(1, 1000000) n", within: .seconds(60))
+            }
+        }
+        try await others.run { try $0.script("SELECT pg_advisory_unlock(n) FROM generate_series(1, 84) n") }
+        let operators = try database.newPool(session: OperatorSession.planning)
+        let refusal = await #expect(throws: PostgresError.self) {
+            try await operators.run { _ = try $0.listing("SELECT count(*) FROM outbox.event") }
+        }
+        #expect(refusal?.sqlState == "53200")
+        for ((condition, change), counts) in zip(cases, expected) {
+            for (state, count) in zip(states, counts) {
+                let found = try await operators.run { try $0.listDeliveries(filter(change, state)) }
+                #expect(found.rows.count == count, "\(condition) \(state ?? "")")
+            }
+            let attempts = try await operators.run { try $0.listAttempts(filter(change, nil)) }
+            #expect(attempts.rows.count == counts[4], "\(condition)")
+            if counts.count > 5 {
+                let events = try await operators.run { try $0.listEvents(filter(change, nil)) }
+                #expect(events.rows.count == counts[5], "\(condition)")
+            }
+            _ = try await operators.run { try $0.listDeadLetters(filter(change, nil)) }
+        }
+        // One of each state, by its bare number.
+        for (number, reason) in [(4, "delivered"), (5, "delivered"), (6, "dead"), (7, "due")] {
+            let (state, found) = try await operators.run { connection in
+                let pair = Pair(event: try connection.eventKey("\(number)"), endpoint: endpoint)
+                if reason == "dead" { _ = try connection.deadLetter(pair) }
+                return (
+                    try connection.delivery(pair).first("state"), try connection.explainDelivery(pair).first("reason")
+                )
+            }
+            #expect(state == (reason == "due" ? "waiting" : reason) && found == reason)
+        }
+        #expect(try await operators.run { try $0.trace(transaction) }.events.rows.count == 7)
+        _ = try await operators.run { try $0.status() }
+        _ = try await operators.run { try $0.problems() }
+        #expect(try await operators.run { try $0.listEndpoints() }.rows.count == 2)
+        await others.close()
+        await operators.close()
+        await database.pool.close()
+        try await server.stop()
+    }
+
     private func databaseTime(_ database: TestDatabase) async throws -> Timestamp {
         try await database.pool.run { connection in
             try connection.query("SELECT clock_timestamp()").first { row throws(PostgresError) in

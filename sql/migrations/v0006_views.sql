@@ -174,7 +174,7 @@ WITH pair AS (
            d.attempts, NULL, NULL, d.dead_at, d.status, d.error_class, d.error, d.reason
       FROM outbox.dead_letter d
     UNION ALL
-    -- The first recorded success of a pair that has nothing outstanding. One of an event that is
+    -- The last success of a pair that has nothing outstanding. One of an event that is
     -- not here is a true record of a request, and no delivery.
     SELECT a.event_id, a.endpoint_id, a.event_at, 'delivered', a.number, a.trigger, NULL, a.started_at, a.status, NULL, NULL, NULL
       FROM outbox.attempt a
@@ -186,7 +186,7 @@ WITH pair AS (
                         -- Not `=`: the index by endpoint and time would be walked from its
                         -- beginning for every row.
                         WHERE o.event_id = a.event_id AND o.event_at = a.event_at AND o.endpoint_id IS NOT DISTINCT FROM a.endpoint_id
-                          AND o.outcome = 'success' AND o.trigger NOT IN ('test', 'evaluate') AND (o.started_at, o.number, o.lease_id) < (a.started_at, a.number, a.lease_id)))
+                          AND o.outcome = 'success' AND o.trigger NOT IN ('test', 'evaluate') AND (o.started_at, o.number, o.lease_id) > (a.started_at, a.number, a.lease_id)))
 SELECT p.event_id || ':' || p.endpoint_id AS id, p.event_id, outbox.webhook_id(p.event_id, p.event_at) AS webhook_id, p.endpoint_id,
        n.name AS endpoint, e.customer_id::text, e.type::text AS event_type, e.change_type::text, e.transaction_id, p.state, p.attempts,
        p.trigger, p.due_at, p.last_at, p.last_status, p.last_error_class, p.last_error, p.reason, p.event_at AS created_at
@@ -236,7 +236,8 @@ UNION ALL
 SELECT 'lane', n.id, n.name, count(*), min(d.event_at)
   FROM (SELECT endpoint_id, event_at FROM outbox.delivery UNION ALL SELECT endpoint_id, event_at FROM outbox.unrouted) d JOIN outbox.endpoint n ON n.id = d.endpoint_id GROUP BY n.id, n.name;
 
-CREATE VIEW outbox.endpoint_health AS
+-- Without attempts, which are looked up in a month of partitions.
+CREATE VIEW outbox.endpoint_state AS
 SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
        CASE WHEN n.disabled_at IS NOT NULL THEN 'disabled' WHEN l.paused_from <= statement_timestamp() AND l.paused_until > statement_timestamp() THEN 'paused'
             ELSE 'active' END AS state,
@@ -245,7 +246,7 @@ SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
        nullif(l.paused_from::timestamptz, '-infinity') AS paused_from,
        CASE WHEN l.paused_until > statement_timestamp() THEN l.paused_until::timestamptz END AS paused_until,
        nullif(l.held_until::timestamptz, '-infinity') AS held_until,
-       coalesce(w.waiting, 0) AS waiting, w.oldest_at, coalesce(x.dead_letters, 0) AS dead_letters, r.attempts_5m, r.successes_5m, r.last_success_at, r.last_failure_at
+       coalesce(w.waiting, 0) AS waiting, w.oldest_at, coalesce(x.dead_letters, 0) AS dead_letters
   FROM outbox.endpoint n
   JOIN outbox.lane l ON l.endpoint_id = n.id
   LEFT JOIN (SELECT d.endpoint_id, count(*) AS waiting, min(d.event_at) AS oldest_at FROM outbox.delivery d GROUP BY d.endpoint_id) w
@@ -253,14 +254,18 @@ SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
   -- One look at all of them, or at one endpoint's: never one for each endpoint, which may be a look at all.
   LEFT JOIN (SELECT d.endpoint_id, count(*) AS dead_letters FROM outbox.dead_letter d WHERE d.reason <> 'cancelled' GROUP BY d.endpoint_id) x
     ON x.endpoint_id = n.id
+ WHERE n.deleted_at IS NULL;
+
+CREATE VIEW outbox.endpoint_health AS
+SELECT s.*, r.attempts_5m, r.successes_5m, r.last_success_at, r.last_failure_at
+  FROM outbox.endpoint_state s
   CROSS JOIN LATERAL (
         SELECT count(*) AS attempts_5m, count(*) FILTER (WHERE a.outcome = 'success') AS successes_5m,
                max(a.started_at) FILTER (WHERE a.outcome = 'success') AS last_success_at,
                max(a.started_at) FILTER (WHERE a.outcome = 'failure') AS last_failure_at
           FROM outbox.attempt a
-         WHERE a.endpoint_id = n.id AND a.started_at > statement_timestamp() - interval '5 min'
-           AND a.trigger NOT IN ('test', 'evaluate')) r
- WHERE n.deleted_at IS NULL;
+         WHERE a.endpoint_id = s.endpoint_id AND a.started_at > statement_timestamp() - interval '5 min'
+           AND a.trigger NOT IN ('test', 'evaluate')) r;
 
 CREATE VIEW outbox.transactions AS
 SELECT e.transaction_id, min(e.created_at) AS first_at, max(e.created_at) AS last_at, count(*) AS events,

@@ -84,7 +84,7 @@ GRANT EXECUTE ON FUNCTION outbox.close_partition(), outbox.delete_strays(int),
 GRANT EXECUTE ON FUNCTION outbox.needed_partitions() TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.expired_partitions(), outbox.what_keeps(name, oid, timestamptz, timestamptz) TO outbox_worker, outbox_reader, outbox_operator;
 
-GRANT SELECT ON outbox.deliveries, outbox.attempts, outbox.dead_letters, outbox.backlog, outbox.endpoint_health,
+GRANT SELECT ON outbox.deliveries, outbox.attempts, outbox.dead_letters, outbox.backlog, outbox.endpoint_state, outbox.endpoint_health,
     outbox.transactions, outbox.problems TO outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.webhook_id(bigint, timestamptz), outbox.up_to(bigint, int) TO outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.up_to(bigint, int) TO outbox_worker;

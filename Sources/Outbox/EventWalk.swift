@@ -1,0 +1,116 @@
+import Postgres
+
+/// The events that a filter asks for, newest first, in steps of which each looks at few partitions, and, where no index has what is asked
+/// for, at so many numbers.
+struct EventWalk {
+    private let filter: ListFilter
+    /// What is left to look at, the next one first; of the first, the numbers that are left.
+    private var spans: ArraySlice<Span>
+    private var numbers: Range<Int64>?
+    private var reach: Int64 = 20_000
+    private var most: Int
+    private let began = ContinuousClock.now
+    private var took = Duration.zero
+    private var looked: Int64 = 0
+    private var deepest: Int64 = 0
+
+    fileprivate init(_ filter: ListFilter, spans: [Span]) {
+        (self.filter, self.spans) = (filter, spans[...])
+        most = filter.transactionID == nil ? max(filter.limit, 100) : max(filter.limit, Trace.most)
+    }
+
+    /// What to tell whoever asked, when looking on would take longer than somebody waits; nil when there is time, or nothing is left.
+    fileprivate var end: String? {
+        if filter.hasIndex || spans.isEmpty || filter.patience - (ContinuousClock.now - began) > took { return nil }
+        return
+            "looked for among the newest \(looked) events\(filter.until == nil ? "" : " of that time"), down to event \(deepest); "
+            + "for older ones: --until, --event-id or --transaction-id"
+    }
+
+    /// The next of them; empty when this step found none, and nil when there are no more.
+    fileprivate mutating func next(on connection: inout Connection) throws -> [EventKey]? {
+        guard let span = spans.first else { return nil }
+        let begin = ContinuousClock.now
+        guard let numbers = try self.numbers ?? connection.numbers(in: span, before: filter.until) else {
+            spans.removeFirst()
+            return []
+        }
+        var first = numbers.lowerBound
+        if !filter.hasIndex { first = max(first, numbers.upperBound - reach) }
+        let conditions: [SQL] =
+            filter.events("e") + filter.within("e.created_at")
+            + [span.holds("e.created_at"), "e.id >= \(first)", "e.id < \(numbers.upperBound)"]
+        let keys = try connection.query(
+            """
+            SELECT e.id, e.created_at FROM outbox.event e WHERE \(conjunction(conditions))
+             ORDER BY e.id DESC FETCH FIRST \(raw: "\(most)") ROWS WITH TIES
+            """
+        ).map { row throws(PostgresError) in EventKey(id: try row[0], createdAt: try row[1]) }
+        // When there may be more of them among these numbers, they are next.
+        if keys.count >= most, let last = keys.last { first = last.id.rawValue }
+        looked += numbers.upperBound - first
+        deepest = first
+        self.numbers = first > numbers.lowerBound ? numbers.lowerBound..<first : nil
+        if self.numbers == nil { spans.removeFirst() }
+        took = ContinuousClock.now - begin
+        if took * 5 < filter.patience - (ContinuousClock.now - self.began) {
+            (reach, most) = (min(reach * 4, 1 << 40), max(min(most * 4, 5000), most))
+        }
+        return keys
+    }
+}
+
+extension Connection {
+    /// Rows that belong to the events that a filter asks for, as many as there may be in the list, and a word when not everything was
+    /// looked through. Without any such question they are looked for at once.
+    ///
+    /// - Parameter eventTime: true when since and until are about events, and not about the rows.
+    mutating func walk<Row>(
+        _ filter: ListFilter, eventTime: Bool, _ rows: (inout Connection, ListFilter) throws -> [Row]
+    ) throws -> (rows: [Row], note: String?) {
+        guard filter.asksForEvents else { return (try rows(&self, filter), nil) }
+        var events = filter
+        if !eventTime { events.since = nil }
+        return try walkEvents(events) { try rows(&$0, filter.of($1)) }
+    }
+
+    /// Rows that belong to the events of a filter, by the keys of some at a time.
+    mutating func walkEvents<Row>(
+        _ filter: ListFilter, _ rows: (inout Connection, [EventKey]) throws -> [Row]
+    ) throws -> (rows: [Row], note: String?) {
+        let at = filter.event?.createdAt
+        var walk = EventWalk(
+            filter,
+            spans: try spans(
+                of: "event", since: at ?? filter.since, until: at.map { $0 + .microseconds(1) } ?? filter.until))
+        var found: [Row] = []
+        while let keys = try walk.next(on: &self) {
+            if !keys.isEmpty { found += try rows(&self, keys) }
+            if found.count >= filter.limit { break }
+            if let end = walk.end { return (found, end) }
+        }
+        return (found, nil)
+    }
+
+    /// The numbers of events in a span of time, before a time in it; nil when there are none.
+    fileprivate mutating func numbers(in span: Span, before time: Timestamp?) throws -> Range<Int64>? {
+        func event(_ condition: SQL, _ order: StaticString) throws -> (id: Int64, at: Timestamp)? {
+            try query(
+                """
+                SELECT e.id, e.created_at FROM outbox.event e WHERE \(span.holds("e.created_at")) AND \(condition)
+                 ORDER BY e.id \(raw: "\(order)") LIMIT 1
+                """
+            ).first { row throws(PostgresError) in (try row[0], try row[1]) }
+        }
+        guard let newest = try event("true", "DESC"), let oldest = try event("true", "ASC") else { return nil }
+        guard let time, newest.at >= time else { return oldest.id..<newest.id + 1 }
+        // Found by halves, since numbers are given in order of time but for those of transactions that overlap.
+        var (low, high) = (oldest.id, newest.id)
+        while high - low > 1 {
+            let middle = low + (high - low) / 2
+            let found = try event("e.id >= \(middle)", "ASC")
+            if let found, found.at < time { low = max(middle, found.id) } else { high = middle }
+        }
+        return oldest.id..<min(high + 10_000, newest.id + 1)
+    }
+}
