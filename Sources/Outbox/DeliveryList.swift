@@ -86,7 +86,7 @@ extension Connection {
         }
         guard let first = kinds.first else { return [] }
         let all = kinds.dropFirst().reduce(first) { "\($0) UNION ALL \($1)" }
-        return try query("SELECT p.event_id, p.event_at, row_to_json(p)::text FROM (\(all)) p").map {
+        return try queryInOrder("SELECT p.event_id, p.event_at, row_to_json(p)::text FROM (\(all)) p") {
             row throws(PostgresError) in
             try FoundRow(row)
         }
@@ -100,7 +100,7 @@ extension Connection {
         let since = [filter.attemptedSince, filter.since.map { $0 + .seconds(-3600) }].compactMap { $0 }.max()
         for span in try spans(of: "attempt", since: since) {
             while let statement = scan.statement(in: span) {
-                let page = try query(statement).map { row throws(PostgresError) in
+                let page = try queryInOrder(statement) { row throws(PostgresError) in
                     DeliveredScan.Success(
                         row: try FoundRow(row), endpoint: try row[3], startedAt: try row[4])
                 }

@@ -40,12 +40,12 @@ struct EventWalk {
         let conditions: [SQL] =
             filter.events("e") + filter.within("e.created_at")
             + [span.holds("e.created_at"), "e.id >= \(first)", "e.id < \(numbers.upperBound)"]
-        let keys = try connection.query(
+        let keys = try connection.queryInOrder(
             """
             SELECT e.id, e.created_at FROM outbox.event e WHERE \(conjunction(conditions))
              ORDER BY e.id DESC FETCH FIRST \(raw: "\(most)") ROWS WITH TIES
             """
-        ).map { row throws(PostgresError) in EventKey(id: try row[0], createdAt: try row[1]) }
+        ) { row throws(PostgresError) in EventKey(id: try row[0], createdAt: try row[1]) }
         // When there may be more of them among these numbers, they are next.
         if keys.count >= most, let last = keys.last { first = last.id.rawValue }
         looked += numbers.upperBound - first
@@ -94,23 +94,24 @@ extension Connection {
 
     /// The numbers of events in a span of time, before a time in it; nil when there are none.
     fileprivate mutating func numbers(in span: Span, before time: Timestamp?) throws -> Range<Int64>? {
-        func event(_ condition: SQL, _ order: StaticString) throws -> (id: Int64, at: Timestamp)? {
-            try query(
+        func event(_ condition: SQL, _ order: StaticString) throws -> EventKey? {
+            try queryInOrder(
                 """
                 SELECT e.id, e.created_at FROM outbox.event e WHERE \(span.holds("e.created_at")) AND \(condition)
                  ORDER BY e.id \(raw: "\(order)") LIMIT 1
                 """
-            ).first { row throws(PostgresError) in (try row[0], try row[1]) }
+            ) { row throws(PostgresError) in EventKey(id: try row[0], createdAt: try row[1]) }.first
         }
         guard let newest = try event("true", "DESC"), let oldest = try event("true", "ASC") else { return nil }
-        guard let time, newest.at >= time else { return oldest.id..<newest.id + 1 }
+        let all = oldest.id.rawValue..<newest.id.rawValue + 1
+        guard let time, newest.createdAt >= time else { return all }
         // Found by halves, since numbers are given in order of time but for those of transactions that overlap.
-        var (low, high) = (oldest.id, newest.id)
+        var (low, high) = (all.lowerBound, newest.id.rawValue)
         while high - low > 1 {
             let middle = low + (high - low) / 2
             let found = try event("e.id >= \(middle)", "ASC")
-            if let found, found.at < time { low = max(middle, found.id) } else { high = middle }
+            if let found, found.createdAt < time { low = max(middle, found.id.rawValue) } else { high = middle }
         }
-        return oldest.id..<min(high + 10_000, newest.id + 1)
+        return all.lowerBound..<min(high + 10_000, all.upperBound)
     }
 }

@@ -84,8 +84,16 @@ extension Connection {
         let outcome: [SQL] = filter.state.map { ["a.outcome = \($0)"] } ?? []
         let conditions = filter.pairs("a") + outcome + filter.within("a.started_at")
         let since = [filter.since, filter.attemptedSince].compactMap { $0 }.max()
+        // Of all others only the partitions are in order of time, and pages within them (BRIN).
+        let hasIndex = filter.namesEvents || filter.endpoint != nil
+        let now =
+            try hasIndex
+            ? nil : query("SELECT clock_timestamp()").first { row throws(PostgresError) in try row[0] as Timestamp }
         var found: [FoundRow] = []
-        for span in try spans(of: "attempt", since: since, until: filter.until) where found.count < filter.limit {
+        let parts = try spans(of: "attempt", since: since, until: filter.until).flatMap { span in
+            now.map { span.parts(before: min(filter.until ?? $0, $0)) } ?? [span]
+        }
+        for span in parts where found.count < filter.limit && span.overlaps(since: since, until: filter.until) {
             found += try query(
                 """
                 SELECT a.event_id, a.event_at, row_to_json(a)::text FROM (

@@ -21,9 +21,34 @@ struct Span: Sendable {
         if let until, let begin, begin >= until { return false }
         return true
     }
+
+    /// It in parts, newest first, each eight times as long as the one before: the first is the last minute before a time.
+    func parts(before now: Timestamp) -> [Span] {
+        var (parts, end, length) = ([Span](), self.end, Duration.seconds(60))
+        while true {
+            let begin = min(end ?? now, now) + (.zero - length)
+            guard length < .seconds(86_400 * 365), self.begin.map({ begin > $0 }) ?? true else {
+                return parts + [Span(begin: self.begin, end: end)]
+            }
+            parts.append(Span(begin: begin, end: end))
+            (end, length) = (begin, length * 8)
+        }
+    }
 }
 
 extension Connection {
+    /// Runs a statement that an index has in order, up to a limit, and not by sorting everything. Before a new partition has statistics,
+    /// the planner takes it for small.
+    mutating func queryInOrder<Value>(
+        _ statement: SQL, _ read: (Row) throws(PostgresError) -> Value
+    ) throws -> [Value] {
+        if isInTransaction { return try query(statement).map(read) }
+        return try transaction { connection in
+            try connection.query("SET LOCAL enable_sort = off")
+            return try connection.query(statement).map(read)
+        }
+    }
+
     /// All time that has something from one time on and before another, newest first, in spans of at most sixteen partitions of a log: the
     /// present and what is to come, then four, then sixteen each time. Whoever does not know when something was looks through one after the
     /// other, each in a statement of its own. However many partitions there are, no statement locks more of them.

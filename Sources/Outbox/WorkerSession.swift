@@ -33,12 +33,9 @@ package enum WorkerSession {
 
 /// How an operator's connection is set up, beside what every connection is.
 package enum OperatorSession {
-    /// Lists are read newest first, by an index, and no further than they go. Before a new partition has statistics, the planner takes it
-    /// for small, and would read and sort all of it. And each is planned with its values, which say what partitions it is about: only to
-    /// find out what a plan for all values costs, all of them are locked.
-    package static let planning = SessionSetUp(settings: [
-        ("enable_sort", "off"), ("plan_cache_mode", "force_custom_plan"),
-    ])
+    /// Each statement is planned with its values, which say what partitions it is about: only to find out what a plan for all values
+    /// costs, all of them are locked.
+    package static let planning = SessionSetUp(settings: [("plan_cache_mode", "force_custom_plan")])
 }
 
 extension Connection {

@@ -17,7 +17,7 @@ public struct Connection: ~Copyable {
     private let handle: OpaquePointer
     private var prepared: [String: String] = [:]
     private var statementsMade = 0
-    private var isInTransaction = false
+    package private(set) var isInTransaction = false
     private let session: SessionSetUp
     private let target: ConnectionTarget
     /// True when somebody stands between us and the server who may give each transaction another server connection: then no

@@ -477,6 +477,7 @@ CREATE TABLE outbox.attempt (
 ) PARTITION BY RANGE (started_at);
 CREATE INDEX ON outbox.attempt (event_id);
 CREATE INDEX ON outbox.attempt (endpoint_id, started_at);
+CREATE INDEX ON outbox.attempt USING brin (started_at) WITH (pages_per_range = 32, autosummarize = on);
 CREATE TABLE outbox.attempt_default PARTITION OF outbox.attempt DEFAULT;
 
 CREATE TABLE outbox.worker (
