@@ -203,9 +203,6 @@ column endpoint_state.failing_since timestamp with time zone
 column endpoint_state.paused_from timestamp with time zone
 column endpoint_state.paused_until timestamp with time zone
 column endpoint_state.held_until timestamp with time zone
-column endpoint_state.waiting bigint
-column endpoint_state.oldest_at timestamp with time zone
-column endpoint_state.dead_letters bigint
 column event.id bigint not null
 column event.tx xid8 not null default pg_current_xact_id()
 column event.created_at timestamp with time zone not null default clock_timestamp()

@@ -104,7 +104,16 @@ extension Connection {
     package mutating func listEndpoints(
         _ id: EndpointID? = nil, search: String? = nil, limit: Int = .max
     ) throws -> Listing {
-        try listing(
+        var conditions: [SQL] = ["n.deleted_at IS NULL"]
+        if let id { conditions.append("n.id = \(id)") }
+        if let search {
+            conditions.append("position(lower(\(search)) IN lower(n.name || ' ' || coalesce(n.description, ''))) > 0")
+        }
+        // Counted is only for those that are shown.
+        let ids = try query(
+            "SELECT n.id FROM outbox.endpoint n WHERE \(conjunction(conditions)) ORDER BY n.customer_id, n.name LIMIT \(limit)"
+        ).map { row throws(PostgresError) in try row[0] as EndpointID }
+        return try listing(
             """
             SELECT n.id, n.name, n.customer_id, h.state, h.state_reason, h.paused_from, h.paused_until, n.method,
                    outbox.masked_url(n.url) AS url, n.format, n.event_type, n.change_type,
@@ -117,11 +126,13 @@ extension Connection {
                    n.template, n.template_kind, n.url_has_parameters, n.rules::text AS rules,
                    n.authentication ->> 'kind' AS authentication, n.allows_http2, n.most_bytes, n.max_concurrency, n.rates, n.ordered, n.on_dead,
                    n.ca_certificate IS NOT NULL AS has_ca_certificate, n.client_certificate IS NOT NULL AS has_client_certificate,
-                   h.failing_since, h.waiting, h.dead_letters, n.generation, n.created_at, n.updated_at
+                   h.failing_since, coalesce(w.waiting, 0) AS waiting, coalesce(x.dead_letters, 0) AS dead_letters, n.generation, n.created_at, n.updated_at
               FROM outbox.endpoint n JOIN outbox.endpoint_state h ON h.endpoint_id = n.id
-             WHERE n.deleted_at IS NULL AND (\(id) IS NULL OR n.id = \(id))
-               AND (\(search) IS NULL OR position(lower(\(search)) IN lower(n.name || ' ' || coalesce(n.description, ''))) > 0)
-             ORDER BY n.customer_id, n.name LIMIT \(limit)
+              LEFT JOIN (SELECT endpoint_id, count(*) AS waiting FROM outbox.delivery WHERE endpoint_id = ANY (\(ids)) GROUP BY endpoint_id) w
+                ON w.endpoint_id = n.id
+              LEFT JOIN (SELECT endpoint_id, count(*) AS dead_letters FROM outbox.dead_letter
+                          WHERE endpoint_id = ANY (\(ids)) AND reason <> 'cancelled' GROUP BY endpoint_id) x ON x.endpoint_id = n.id
+             WHERE n.id = ANY (\(ids)) ORDER BY n.customer_id, n.name
             """)
     }
 

@@ -58,26 +58,27 @@ extension Connection {
     }
 
     /// One row that says how the installation stands.
-    package mutating func status() throws -> Listing {
-        let problems = try query("SELECT count(*) FROM outbox.problems").first { row throws(PostgresError) in
-            try row[0] as Int
-        }
+    ///
+    /// - Parameter problems: how many there are, when somebody knows it.
+    package mutating func status(problems known: Int? = nil) throws -> Listing {
+        let problems = try known ?? self.problems().rows.count
         return try listing(
             """
-            WITH backlog AS MATERIALIZED (SELECT stage, sum(waiting)::bigint AS waiting, min(oldest_at) AS oldest_at FROM outbox.backlog GROUP BY stage)
+            WITH stream AS MATERIALIZED (SELECT sum(waiting)::bigint AS waiting, min(oldest_at) AS oldest_at FROM outbox.backlog WHERE stage <> 'lane'),
+            lane AS MATERIALIZED (SELECT sum(n)::bigint AS waiting, min(oldest_at) AS oldest_at FROM (
+                    SELECT count(*) AS n, min(event_at) AS oldest_at FROM outbox.delivery
+                    UNION ALL SELECT count(*), min(event_at) FROM outbox.unrouted) l)
             SELECT (SELECT max(version) FROM outbox.migration) AS schema_version,
                    (SELECT instance FROM outbox.setting) AS instance,
                    (SELECT count(*) FROM outbox.worker WHERE heartbeat_at > clock_timestamp() - interval '30 s') AS workers,
                    (SELECT count(*) FROM outbox.endpoint WHERE deleted_at IS NULL) AS endpoints,
-                   (SELECT count(*) FROM outbox.endpoint n JOIN outbox.lane l ON l.endpoint_id = n.id
-                     WHERE n.deleted_at IS NULL AND (n.disabled_at IS NOT NULL OR l.paused_from <= statement_timestamp()
-                           AND l.paused_until > statement_timestamp())) AS endpoints_not_active,
-                   (SELECT coalesce(sum(waiting), 0)::bigint FROM backlog WHERE stage <> 'lane') AS events_waiting,
-                   (SELECT coalesce(sum(waiting), 0)::bigint FROM backlog WHERE stage = 'lane') AS deliveries_waiting,
+                   (SELECT count(*) FROM outbox.endpoint_state WHERE state <> 'active') AS endpoints_not_active,
+                   coalesce(stream.waiting, 0) AS events_waiting, coalesce(lane.waiting, 0) AS deliveries_waiting,
                    (SELECT count(*) FROM outbox.dead_letter WHERE reason <> 'cancelled') AS dead_letters,
-                   (SELECT coalesce(greatest(0, extract(epoch FROM clock_timestamp() - min(oldest_at))), 0)::float8 FROM backlog)
+                   coalesce(greatest(0, extract(epoch FROM clock_timestamp() - least(stream.oldest_at, lane.oldest_at))), 0)::float8
                        AS oldest_waiting_seconds,
                    \(problems)::bigint AS problems
+              FROM stream, lane
             """)
     }
 
@@ -214,7 +215,7 @@ package struct EventReference: Sendable {
 /// Everything that one operation caused.
 package struct Trace: Sendable {
     /// So many of each at most.
-    package static let most = 10_000
+    package static let most = 3000
 
     let transaction: UniqueID
     package let events: Listing

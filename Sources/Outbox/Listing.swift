@@ -19,6 +19,11 @@ package struct Listing: Sendable {
     /// The same with a note.
     func noting(_ note: String?) -> Listing { Listing(columns: columns, rows: rows, json: json, note: note) }
 
+    /// The first rows.
+    package func prefix(_ count: Int) -> Listing {
+        Listing(columns: columns, rows: Array(rows.prefix(count)), json: Array(json.prefix(count)), note: note)
+    }
+
     /// The value of a column in the first row.
     package func first(_ column: String) -> String? {
         guard let index = columns.firstIndex(of: column), let row = rows.first else { return nil }

@@ -57,11 +57,18 @@ struct EndpointCommand: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "List endpoints.")
         @OptionGroup var options: GlobalOptions
         @Option(name: .long, help: "Only those whose name or description contains this text.") var search: String?
+        @Option(name: .long, help: "At most so many rows, 1 to 100000.") var limit = 100
+
+        func validate() throws {
+            guard (1...100_000).contains(limit) else { throw ValidationError("--limit must be 1 to 100000") }
+        }
 
         func run() async throws {
-            let listing = try await Session.run(options) { [search] in try $0.listEndpoints(search: search) }
+            let listing = try await Session.run(options) { [search, limit] in
+                try $0.listEndpoints(search: search, limit: limit + 1)
+            }
             options.format.list(
-                listing,
+                listing.first(limit, orMore: "--limit, --search"),
                 columns: [
                     "name", "customer_id", "state", "failing_since", "method", "url", "format", "event_type",
                     "change_type", "waiting", "dead_letters",

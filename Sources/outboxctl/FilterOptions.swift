@@ -26,10 +26,7 @@ struct FilterOptions: ParsableArguments {
     /// The list as it is shown, and a word where it ends before its end.
     func shown(_ listing: Listing) -> Listing {
         if let note = listing.note { StandardError.say("outboxctl: \(note)") }
-        if listing.rows.count <= limit { return listing }
-        StandardError.say("outboxctl: only the first \(limit) are shown; for more: --limit, --since, --until")
-        return Listing(
-            columns: listing.columns, rows: Array(listing.rows.prefix(limit)), json: Array(listing.json.prefix(limit)))
+        return listing.first(limit, orMore: "--limit, --since, --until")
     }
 
     /// The filter, with names looked up.
@@ -56,6 +53,15 @@ struct FilterOptions: ParsableArguments {
         // One more than is shown tells whether there are more.
         filter.limit = limit + 1
         return filter
+    }
+}
+
+extension Listing {
+    /// So many rows, and a word when there are more.
+    func first(_ limit: Int, orMore flags: String) -> Listing {
+        if rows.count <= limit { return self }
+        StandardError.say("outboxctl: only the first \(limit) are shown; for more: \(flags)")
+        return prefix(limit)
     }
 }
 

@@ -10,26 +10,24 @@ struct Status: AsyncParsableCommand {
 
     func run() async throws {
         let isTable = options.format == .table
-        let (status, more) = try await Session.run(options) { connection in
-            (
-                try connection.status(),
-                isTable ? (try connection.problems(), try connection.listEndpoints(limit: Self.most + 1)) : nil
+        let (status, problems, endpoints) = try await Session.run(options) { connection in
+            let problems = try connection.problems()
+            return (
+                try connection.status(problems: problems.rows.count), problems,
+                isTable ? try connection.listEndpoints(limit: Self.most + 1) : nil
             )
         }
         options.format.item(status)
-        guard let (problems, endpoints) = more else { return }
-        if !endpoints.rows.isEmpty {
-            print("")
-            let shown = Listing(
-                columns: endpoints.columns, rows: Array(endpoints.rows.prefix(Self.most)),
-                json: Array(endpoints.json.prefix(Self.most)))
-            options.format.list(shown, columns: ["name", "state", "waiting", "dead_letters", "url"])
-            if endpoints.rows.count > Self.most { print("and more: outboxctl endpoint list") }
-        }
-        if !problems.rows.isEmpty {
-            print("")
-            options.format.list(problems)
-        }
+        guard let endpoints else { return }
+        show(endpoints, columns: ["name", "state", "waiting", "dead_letters", "url"], more: "outboxctl endpoint list")
+        show(problems, columns: nil, more: "outboxctl doctor")
+    }
+
+    private func show(_ listing: Listing, columns: [String]?, more: String) {
+        if listing.rows.isEmpty { return }
+        print("")
+        options.format.list(listing.prefix(Self.most), columns: columns)
+        if listing.rows.count > Self.most { print("and more: \(more)") }
     }
 }
 

@@ -236,7 +236,7 @@ UNION ALL
 SELECT 'lane', n.id, n.name, count(*), min(d.event_at)
   FROM (SELECT endpoint_id, event_at FROM outbox.delivery UNION ALL SELECT endpoint_id, event_at FROM outbox.unrouted) d JOIN outbox.endpoint n ON n.id = d.endpoint_id GROUP BY n.id, n.name;
 
--- Without attempts, which are looked up in a month of partitions.
+-- What an endpoint's lane and its own row say of it: nothing is counted for that.
 CREATE VIEW outbox.endpoint_state AS
 SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
        CASE WHEN n.disabled_at IS NOT NULL THEN 'disabled' WHEN l.paused_from <= statement_timestamp() AND l.paused_until > statement_timestamp() THEN 'paused'
@@ -245,20 +245,20 @@ SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
        l.opened_at::timestamptz AS failing_since,
        nullif(l.paused_from::timestamptz, '-infinity') AS paused_from,
        CASE WHEN l.paused_until > statement_timestamp() THEN l.paused_until::timestamptz END AS paused_until,
-       nullif(l.held_until::timestamptz, '-infinity') AS held_until,
-       coalesce(w.waiting, 0) AS waiting, w.oldest_at, coalesce(x.dead_letters, 0) AS dead_letters
+       nullif(l.held_until::timestamptz, '-infinity') AS held_until
   FROM outbox.endpoint n
   JOIN outbox.lane l ON l.endpoint_id = n.id
-  LEFT JOIN (SELECT d.endpoint_id, count(*) AS waiting, min(d.event_at) AS oldest_at FROM outbox.delivery d GROUP BY d.endpoint_id) w
-    ON w.endpoint_id = n.id
-  -- One look at all of them, or at one endpoint's: never one for each endpoint, which may be a look at all.
-  LEFT JOIN (SELECT d.endpoint_id, count(*) AS dead_letters FROM outbox.dead_letter d WHERE d.reason <> 'cancelled' GROUP BY d.endpoint_id) x
-    ON x.endpoint_id = n.id
  WHERE n.deleted_at IS NULL;
 
 CREATE VIEW outbox.endpoint_health AS
-SELECT s.*, r.attempts_5m, r.successes_5m, r.last_success_at, r.last_failure_at
+SELECT s.*, coalesce(w.waiting, 0) AS waiting, w.oldest_at, coalesce(x.dead_letters, 0) AS dead_letters,
+       r.attempts_5m, r.successes_5m, r.last_success_at, r.last_failure_at
   FROM outbox.endpoint_state s
+  LEFT JOIN (SELECT d.endpoint_id, count(*) AS waiting, min(d.event_at) AS oldest_at FROM outbox.delivery d GROUP BY d.endpoint_id) w
+    ON w.endpoint_id = s.endpoint_id
+  -- One look at all of them, or at one endpoint's: never one for each endpoint, which may be a look at all.
+  LEFT JOIN (SELECT d.endpoint_id, count(*) AS dead_letters FROM outbox.dead_letter d WHERE d.reason <> 'cancelled' GROUP BY d.endpoint_id) x
+    ON x.endpoint_id = s.endpoint_id
   CROSS JOIN LATERAL (
         SELECT count(*) AS attempts_5m, count(*) FILTER (WHERE a.outcome = 'success') AS successes_5m,
                max(a.started_at) FILTER (WHERE a.outcome = 'success') AS last_success_at,
