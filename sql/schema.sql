@@ -438,7 +438,7 @@ CREATE INDEX unrouted_endpoint_id_pass_event_id_idx ON outbox.unrouted USING btr
 CREATE UNIQUE INDEX unrouted_pkey ON outbox.unrouted USING btree (event_id, endpoint_id, event_at)
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
 function outbox.advance(uuid[],text[],boolean) returns void d41d8cd98f00b204e9800998ecf8427e
-function outbox.attach_partition(name,name,timestamp with time zone,timestamp with time zone) returns void f22e45bf32c546db9d468022fb0c726e
+function outbox.attach_partition(name,name,timestamp with time zone,timestamp with time zone) returns void 1ba9568858bf94141c6a26cc7d746a2f
 function outbox.attempts_at(bigint[],timestamp with time zone) returns SETOF outbox.attempt 18d43d489960995d00353c1a85b6dfc1
 function outbox.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox.catch_up(outbox.cut,integer) returns record 0925e18ba0840ac5378411bc9a3de529
@@ -487,7 +487,7 @@ function outbox.make_partition(name,name,timestamp with time zone,timestamp with
 function outbox.make_partitions() returns integer security definer b7abbd03fe36e786dea38a9879ee6876
 function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
-function outbox.move_default_rows(name) returns text security definer f233a31b8175bf3922d153214cc4e913
+function outbox.move_default_rows(name) returns text security definer c22c09936618db63a0fe61174df9b83d
 function outbox.needed_partitions() returns oid[] d41d8cd98f00b204e9800998ecf8427e
 function outbox.newest_events(integer) returns TABLE(created_at timestamp with time zone, customer_id text, type text, change_type text) security definer 68acc5d9f479ab9d31360cc6b667c7b8
 function outbox.next_lines(outbox.lane_place,integer) returns SETOF outbox.lane_place d41d8cd98f00b204e9800998ecf8427e
@@ -501,7 +501,7 @@ function outbox.record_audit(text,text,text,jsonb) returns void d41d8cd98f00b204
 function outbox.record_trial(uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
 function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut 509715051bfdf50ceb0595a521ceaea4
-function outbox.require_home(text) returns void 66d50045ef1d513a335ba1d4bee13f1f
+function outbox.require_home(text) returns void 7e5678dfa91493ebc32d0ed31d620d2a
 function outbox.require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
 function outbox.require_read_committed() returns void 8237d3499001653ad834575c5a5d3d47
 function outbox.route_ordered(bigint[],bigint,boolean,outbox.lane_place[]) returns outbox.lane_place[] beee159bc84fb9a2aee254bf3479e55a

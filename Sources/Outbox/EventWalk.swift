@@ -16,7 +16,7 @@ struct EventWalk {
 
     fileprivate init(_ filter: ListFilter, spans: [Span]) {
         (self.filter, self.spans) = (filter, spans[...])
-        most = filter.transactionID == nil ? max(filter.limit, 100) : max(filter.limit, Trace.most)
+        most = max(filter.limit, 100)
     }
 
     /// What to tell whoever asked, when looking on would take longer than somebody waits; nil when there is time, or nothing is left.

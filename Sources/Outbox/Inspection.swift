@@ -215,7 +215,7 @@ package struct EventReference: Sendable {
 /// Everything that one operation caused.
 package struct Trace: Sendable {
     /// So many of each at most.
-    package static let most = 3000
+    package static let most = 2000
 
     let transaction: UniqueID
     package let events: Listing

@@ -13,6 +13,13 @@ struct AnswerHeader {
     /// The status of an answer that came; nil for none, and for what is no status.
     var answered: Int? { isComplete && (100...599).contains(status) ? status : nil }
 
+    /// What is wrong with a header that is over and has no status that counts.
+    var defect: String {
+        (100...599).contains(status)
+            ? "the connection ended before the answer's header did, or a line in it is no field"
+            : "the answer's first line is no status line of HTTP/1.1 with a status of 100 to 599"
+    }
+
     /// What comes with it, where none may, comes later if at all, and would be taken for the next answer (RFC 9112 6.3).
     var hasForbiddenBody: Bool { announcesBody && (status == 204 || status == 304) }
 

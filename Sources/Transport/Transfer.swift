@@ -301,7 +301,7 @@ final class Transfer {
         }
         let text =
             result == CURLE_OK
-            ? "the answer's first line is no status line of HTTP/1.1 with a status of 100 to 599"
+            ? header.defect
             : unsafe errorText[0] == 0 ? String(cString: curl_easy_strerror(result)) : String(cString: errorText)
         let evidence = evidence(result, text)
         exchange.failure = evidence.failure

@@ -31,6 +31,7 @@ struct TransferEvidence {
             return .proxy
         }
         if let tlsFailure { return tlsFailure }
+        if result == CURLE_RECV_ERROR && text.hasPrefix("Too large response headers") { return .protocolError }
         return switch result {
         case CURLE_COULDNT_RESOLVE_HOST: .dns
         case CURLE_COULDNT_CONNECT: .connect
@@ -113,6 +114,7 @@ struct TransferEvidence {
         case .blockedAddress:
             "the host's address is private, local or otherwise special; OUTBOX_ALLOW_NETWORKS lets networks through"
         case _ where sends > 1: "the receiver closed the connection without an answer"
+        case .protocolError where result == CURLE_OUT_OF_MEMORY: "a line of the answer's header is too long"
         default: text
         }
     }

@@ -223,6 +223,31 @@ import Testing
         try await standby.kill()
     }
 
+    @Test(.heavy) func `a worker is not ready on a standby, and is when that is promoted`() async throws {
+        let ledger = try Ledger()
+        defer { ledger.receiver.stop() }
+        let primary = try await TestServer.make()
+        let database = try TestDatabase(connectionString: primary.connectionString)
+        try await database.pool.run { _ = try Migrator.migrate(&$0) }
+        try await database.endpoint("e", url: ledger.url)
+        let standby = try await primary.standby()
+        try await standby.start()
+        let worker = try await Daemon.start(standby.connectionString, keyFile: try Daemon.keyFile(), lease: "5s")
+        #expect(await eventually { worker.errors.contains("is a standby") })
+        #expect(!worker.output.contains("outbox: ready"))
+        await database.pool.close()
+        try await primary.kill()
+        try await standby.promote()
+        #expect(await worker.waitUntilReady())
+        let promoted = try TestDatabase(connectionString: standby.connectionString)
+        try await promoted.publish(3)
+        #expect(await eventually { ledger.counts.count == 3 })
+        worker.signal(SIGTERM)
+        #expect(await worker.wait() == .exit(0))
+        await promoted.pool.close()
+        try await standby.kill()
+    }
+
     /// The worker lives on: what it remembers of the place where it was in a lane, in the queue of batches and of the endpoints is
     /// of another server.
     @Test func `a worker that lives through a restore forgets where it was`() async throws {

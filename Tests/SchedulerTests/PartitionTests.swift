@@ -73,6 +73,49 @@ import Testing
         ledger.receiver.stop()
     }
 
+    @Test(arguments: [
+        ("2031-01-01Z", "SELECT outbox.move_default_rows('event')"),
+        ("2021-01-01Z", "SELECT outbox.move_default_rows('event')"),
+        ("clock_timestamp()", "SELECT outbox.make_partitions()"),
+    ])
+    func `whoever writes into the default partition while its rows get one of their own writes into that`(
+        time: String, attach: String
+    ) async throws {
+        let database = try await TestCluster.database()
+        let place = time.hasPrefix("2") ? "timestamptz '\(time)'" : time
+        let insert = "INSERT INTO outbox.event (type, created_at) VALUES ('test', \(place))"
+        if time.hasPrefix("2") {
+            try await database.script(insert)
+            #expect(try await database.pool.run { try $0.cut(batchSize: 100, budget: 100) } == .events(1))
+            try await database.script("DELETE FROM outbox.batch")
+        } else {
+            let bounds = "outbox.partition_bounds(clock_timestamp())"
+            try await database.script(
+                "DO $$ BEGIN EXECUTE (SELECT 'DROP TABLE outbox.event_' || suffix FROM \(bounds)); END $$")
+        }
+        let (attaching, writing) = (try database.newPool(), try database.newPool())
+        let attached = try await attaching.run { connection in
+            try connection.script("BEGIN")
+            return try connection.query("\(raw: attach)", asText: true).first { row throws(PostgresError) in
+                try row[0] as String?
+            }
+        }
+        #expect(attached.flatMap(\.self) != nil && attached != "0")
+        let writer = Task { try await writing.run { try $0.script(insert) } }
+        let isWaiting = try await eventually {
+            try await database.number(
+                "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            ) > 0
+        }
+        #expect(isWaiting)
+        try await attaching.run { try $0.script("COMMIT") }
+        try await writer.value
+        #expect(try await database.number("SELECT count(*) FROM outbox.event_default") == 0)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 100, budget: 100) } == .events(1))
+        await attaching.close()
+        await writing.close()
+    }
+
     @Test func `a worker starts, and delivers, whatever is in the way of housekeeping`() async throws {
         let database = try await TestCluster.database()
         let ledger = try Ledger()

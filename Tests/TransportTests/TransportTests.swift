@@ -104,6 +104,29 @@ import Transport
         #expect(requests.count == 1)
     }
 
+    @Test(arguments: [
+        ("HTTP/1.1 200 OK\r\nContent-Ty", "the connection ended before the answer's header did"),
+        ("HTTP/1.1 200 OK\r\n\0bad\r\n\r\n", "or a line in it is no field"),
+        (
+            "HTTP/1.1 200 OK\r\nA" + String(repeating: "a", count: 200_000) + ": b\r\n\r\n",
+            "a line of the answer's header is too long"
+        ),
+        (
+            "HTTP/1.1 200 OK\r\n" + String(repeating: "A: \(String(repeating: "a", count: 1000))\r\n", count: 400)
+                + "\r\n", "Too large"
+        ),
+        (String(repeating: "HTTP/1.1 100 Continue\r\n\r\n", count: 20_000), "Too large"),
+        ("HTTP/1.1 2OO\r\n\r\n", "Unsupported response code"),
+    ])
+    func `what is wrong with an answer's header is said, and is the receiver's fault`(answer: String, text: String)
+        async throws
+    {
+        let (exchange, _) = try await exchange(Receiver.Answer(manner: .bytes(Array(answer.utf8))))
+        #expect(exchange.status == nil)
+        #expect(exchange.failure == .protocolError)
+        #expect(exchange.message?.contains(text) == true, "\(exchange.message ?? "")")
+    }
+
     @Test func `a flood of headers ends the exchange`() async throws {
         let (exchange, _) = try await exchange(Receiver.Answer(200, manner: .endlessHeader))
         #expect(exchange.status == nil)

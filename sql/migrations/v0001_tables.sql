@@ -96,6 +96,11 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     s outbox.setting;
 BEGIN
+    -- What a server says that is still starting: whoever waits for a database waits for this, too.
+    IF pg_is_in_recovery() THEN
+        RAISE EXCEPTION USING errcode = '57P03', message = 'the server is a standby, and takes no writes until it is promoted',
+            hint = 'To be led to the primary, name all servers, with target_session_attrs=read-write.';
+    END IF;
     SELECT * INTO STRICT s FROM outbox.setting;
     IF require_home.instance IS NOT NULL AND require_home.instance <> s.instance THEN
         RAISE EXCEPTION USING errcode = 'OB013',

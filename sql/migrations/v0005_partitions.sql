@@ -55,11 +55,21 @@ BEGIN
 END $$;
 
 -- Attaches a partition. One of events is closed from the beginning, as far as it is before what is.
+--
+-- Nobody writes into the log meanwhile. Whoever had found out that a row goes to the DEFAULT
+-- partition, and waited there for us, would be told that the row does not belong there: a producer
+-- would fail. For a time to come, of which nobody should write anything, it is only tried: the
+-- partition must be there when that time is, whatever transaction is open.
 CREATE FUNCTION outbox.attach_partition(parent name, name name, lower timestamptz, upper timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
     before timestamptz;
 BEGIN
+    BEGIN
+        EXECUTE format('LOCK TABLE outbox.%I IN SHARE ROW EXCLUSIVE MODE', parent);
+    EXCEPTION
+        WHEN lock_not_available THEN IF lower <= clock_timestamp() THEN RAISE; END IF;
+    END;
     IF attach_partition.parent = 'event' THEN
         -- Whoever closes one meanwhile has this lock.
         LOCK TABLE outbox.event_default IN SHARE UPDATE EXCLUSIVE MODE;
@@ -70,7 +80,7 @@ BEGIN
                    parent, name, lower, upper);
 END $$;
 
--- Makes a partition beside its parent and attaches it, which does not stop producers. False when a
+-- Makes a partition beside its parent and attaches it, which stops producers for a moment. False when a
 -- lock is not to be had at once, another worker makes it, or rows of that time are in the DEFAULT
 -- partition.
 CREATE FUNCTION outbox.make_partition(parent name, name name, lower timestamptz, upper timestamptz) RETURNS boolean
@@ -135,6 +145,8 @@ BEGIN
         OR EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_at >= p.lower AND d.event_at < p.upper)) THEN
         RETURN NULL;
     END IF;
+    -- In the order of whoever writes (outbox.attach_partition).
+    EXECUTE format('LOCK TABLE outbox.%I IN SHARE ROW EXCLUSIVE MODE', parent);
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', source);
     IF outbox.is_under_way(parent, source, p.upper) THEN RETURN NULL; END IF;
     IF parent = 'event' THEN

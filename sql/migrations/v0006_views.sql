@@ -362,6 +362,15 @@ SELECT 'endpoint_failing', concat(format('%s (%s) fails since %s, and %s deliver
            AND NOT (l.paused_from <= clock_timestamp() AND l.paused_until > clock_timestamp())
          ORDER BY l.opened_at LIMIT 20) f
 UNION ALL
+-- No command takes the last one away: somebody deleted it, or let it expire.
+SELECT 'endpoint_unsigned', concat(format('%s (%s) has no signing secret that is valid: what is sent to it is not signed', n.name, n.id),
+                                   CASE WHEN n.all_of_them > 20 THEN format('; %s endpoints have none', n.all_of_them) END),
+       format('outboxctl endpoint secret rotate %s', n.id)
+  FROM (SELECT n.id, n.name, count(*) OVER () AS all_of_them FROM outbox.endpoint n
+         WHERE n.deleted_at IS NULL
+           AND NOT EXISTS (SELECT FROM outbox.secret x WHERE x.endpoint_id = n.id AND x.kind IN ('v1', 'v1a') AND x.expires_at > clock_timestamp())
+         ORDER BY n.id LIMIT 20) n
+UNION ALL
 -- Who disables an endpoint on purpose knows it; when the service did it, or events pass it by, it is said.
 SELECT 'endpoint_disabled', concat(format('%s (%s) is disabled since %s (%s): %s of the newest 10000 events were not routed to it', n.name, n.id,
                                           to_char(n.disabled_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), n.disabled_reason, m.events),
