@@ -20,7 +20,8 @@ public struct Migration: Sendable {
         Migration(3, "cut", PackageResources.v0003_cut_sql),
         Migration(4, "order", PackageResources.v0004_order_sql),
         Migration(5, "partitions", PackageResources.v0005_partitions_sql),
-        Migration(6, "views", PackageResources.v0006_views_sql),
-        Migration(7, "roles", PackageResources.v0007_roles_sql),
+        Migration(6, "endpoint_state", PackageResources.v0006_endpoint_state_sql),
+        Migration(7, "views", PackageResources.v0007_views_sql),
+        Migration(8, "roles", PackageResources.v0008_roles_sql),
     ]
 }

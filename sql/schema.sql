@@ -175,7 +175,8 @@ column endpoint.on_dead text not null default 'block'::text
 column endpoint.disabled_at timestamp with time zone
 column endpoint.disabled_reason text
 column endpoint.deleted_at timestamp with time zone
-column endpoint.generation bigint not null default 1
+column endpoint.revision bigint not null default 1
+column endpoint.changed_tx xid8 not null default pg_current_xact_id()
 column endpoint.created_at timestamp with time zone not null default clock_timestamp()
 column endpoint.updated_at timestamp with time zone not null default clock_timestamp()
 column endpoint_health.endpoint_id uuid
@@ -186,7 +187,7 @@ column endpoint_health.state_reason text
 column endpoint_health.failing_since timestamp with time zone
 column endpoint_health.paused_from timestamp with time zone
 column endpoint_health.paused_until timestamp with time zone
-column endpoint_health.held_until timestamp with time zone
+column endpoint_health.resting_until timestamp with time zone
 column endpoint_health.waiting bigint
 column endpoint_health.oldest_at timestamp with time zone
 column endpoint_health.dead_letters bigint
@@ -202,7 +203,7 @@ column endpoint_state.state_reason text
 column endpoint_state.failing_since timestamp with time zone
 column endpoint_state.paused_from timestamp with time zone
 column endpoint_state.paused_until timestamp with time zone
-column endpoint_state.held_until timestamp with time zone
+column endpoint_state.resting_until timestamp with time zone
 column event.id bigint not null
 column event.tx xid8 not null default pg_current_xact_id()
 column event.created_at timestamp with time zone not null default clock_timestamp()
@@ -217,8 +218,6 @@ column event.occurred_at outbox.event_time
 column event.ordering_key outbox.ordering_key
 column event.deliver_at outbox.event_time
 column event.headers outbox.headers not null default '{}'::jsonb
-column generation.id bigint not null
-column generation.mark uuid not null default gen_random_uuid()
 column ghost.event_id bigint not null
 column ghost.event_at timestamp with time zone not null
 column ghost.noted_at timestamp with time zone not null default clock_timestamp()
@@ -235,19 +234,20 @@ column grants.column_name text
 column grants.privilege text
 column lane.endpoint_id uuid not null
 column lane.due_at outbox.time_or_none not null default 'infinity'::timestamp with time zone
-column lane.held_until outbox.time_or_none not null default '-infinity'::timestamp with time zone
+column lane.resting_until outbox.time_or_none not null default '-infinity'::timestamp with time zone
 column lane.paused_from outbox.time_or_none not null default '-infinity'::timestamp with time zone
 column lane.paused_until outbox.time_or_none not null default '-infinity'::timestamp with time zone
 column lane.pause_reason text
 column lane.paused_by text
 column lane.drain_rate text
-column lane.opens integer not null default 0
-column lane.opened_at outbox.time_or_none
+column lane.trips integer not null default 0
+column lane.failing_since outbox.time_or_none
 column lane.recovered_at outbox.time_or_none
 column lane.claims integer not null default 0
 column lane.lease_id uuid
 column lane.worker text
 column lane.lease_until timestamp with time zone not null default '-infinity'::timestamp with time zone
+column lane.changed_tx xid8 not null default pg_current_xact_id()
 column migration.version integer not null
 column migration.name text not null
 column migration.checksum text not null
@@ -365,12 +365,12 @@ constraint endpoint endpoint_template_kind_check CHECK ((template_kind = ANY (AR
 constraint endpoint endpoint_timeout_check CHECK (outbox.is_span(timeout, '00:00:00.1'::interval, '00:05:00'::interval))
 constraint endpoint endpoint_url_check CHECK ((length(url) <= 8192))
 constraint endpoint has_at_most_100_waits_of_0_to_30_days CHECK (outbox.is_schedule(retry_schedule))
-constraint generation generation_pkey PRIMARY KEY (id)
 constraint ghost ghost_pkey PRIMARY KEY (event_id, event_at)
 constraint lane lane_claims_check CHECK (((claims >= 0) AND (claims <= 1000001)))
+constraint lane lane_drain_rate_check CHECK ((drain_rate ~ '^[1-9][0-9]{0,5}/[1-9][0-9]{0,9}(ms|s)( burst [1-9][0-9]{0,5})?$'::text))
 constraint lane lane_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES outbox.endpoint(id)
-constraint lane lane_opens_check CHECK (((opens >= 0) AND (opens <= 1000001)))
 constraint lane lane_pkey PRIMARY KEY (endpoint_id)
+constraint lane lane_trips_check CHECK (((trips >= 0) AND (trips <= 1000001)))
 constraint migration migration_pkey PRIMARY KEY (version)
 constraint producer_customer producer_customer_pkey PRIMARY KEY (role, customer_id)
 constraint replay replay_pkey PRIMARY KEY (id)
@@ -412,6 +412,7 @@ CREATE INDEX delivery_endpoint_id_due_at_event_id_idx1 ON outbox.delivery USING 
 CREATE INDEX delivery_endpoint_id_ordering_key_pass_event_id_idx ON outbox.delivery USING btree (endpoint_id, ordering_key, pass, event_id) WHERE (ordering_key IS NOT NULL)
 CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery USING btree (endpoint_id, ordering_key) WHERE ((ordering_key IS NOT NULL) AND ((due_at)::timestamp with time zone < 'infinity'::timestamp with time zone))
 CREATE UNIQUE INDEX delivery_pkey ON outbox.delivery USING btree (event_id, endpoint_id, event_at)
+CREATE INDEX endpoint_changed_tx_idx ON outbox.endpoint USING btree (changed_tx)
 CREATE INDEX endpoint_event_type_customer_id_idx ON outbox.endpoint USING btree (event_type, customer_id) WHERE (ordered AND (deleted_at IS NULL))
 CREATE INDEX endpoint_id_idx ON outbox.endpoint USING btree (id) WHERE (ordered AND (deleted_at IS NULL))
 CREATE UNIQUE INDEX endpoint_name_is_unique ON outbox.endpoint USING btree (customer_id, name) WHERE (deleted_at IS NULL)
@@ -419,8 +420,8 @@ CREATE UNIQUE INDEX endpoint_pkey ON outbox.endpoint USING btree (id)
 CREATE INDEX event_id_idx ON ONLY outbox.event USING btree (id)
 CREATE INDEX event_transaction_id_id_idx ON ONLY outbox.event USING btree (transaction_id, id)
 CREATE INDEX event_tx_id_idx ON ONLY outbox.event USING btree (tx, id)
-CREATE UNIQUE INDEX generation_pkey ON outbox.generation USING btree (id)
 CREATE UNIQUE INDEX ghost_pkey ON outbox.ghost USING btree (event_id, event_at)
+CREATE INDEX lane_changed_tx_idx ON outbox.lane USING btree (changed_tx)
 CREATE UNIQUE INDEX lane_pkey ON outbox.lane USING btree (endpoint_id)
 CREATE UNIQUE INDEX migration_pkey ON outbox.migration USING btree (version)
 CREATE UNIQUE INDEX producer_customer_pkey ON outbox.producer_customer USING btree (role, customer_id)
@@ -437,11 +438,13 @@ CREATE INDEX unrouted_endpoint_id_ordering_key_pass_event_id_idx ON outbox.unrou
 CREATE INDEX unrouted_endpoint_id_pass_event_id_idx ON outbox.unrouted USING btree (endpoint_id, pass, event_id)
 CREATE UNIQUE INDEX unrouted_pkey ON outbox.unrouted USING btree (event_id, endpoint_id, event_at)
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
+function outbox.accepts_requests(outbox.lane,outbox.endpoint) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.advance(uuid[],text[],boolean) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.attach_partition(name,name,timestamp with time zone,timestamp with time zone) returns void 1ba9568858bf94141c6a26cc7d746a2f
 function outbox.attempts_at(bigint[],timestamp with time zone) returns SETOF outbox.attempt 18d43d489960995d00353c1a85b6dfc1
 function outbox.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox.catch_up(outbox.cut,integer) returns record 0925e18ba0840ac5378411bc9a3de529
+function outbox.claimable_at(outbox.lane) returns timestamp with time zone d41d8cd98f00b204e9800998ecf8427e
 function outbox.close_partition() returns text security definer d1c4d16fccc4bd6fe77047fd63df8142
 function outbox.cluster_identifier() returns bigint 1478b8f8722d7789ed37739735c4d8a5
 function outbox.current_identity() returns text d41d8cd98f00b204e9800998ecf8427e
@@ -455,7 +458,6 @@ function outbox.drop_expired_partition() returns text security definer 92ee80faa
 function outbox.due_in(interval) returns timestamp with time zone d41d8cd98f00b204e9800998ecf8427e
 function outbox.emit() returns trigger 558240afa24da3c625ca1e3f27751744
 function outbox.empty_expired_partition() returns text security definer 1c54528c7cf79f81743b4f57784fccbf
-function outbox.endpoint_changed() returns trigger security definer e481d05afe098dc68f7d19a8f215a2fe
 function outbox.events_at(bigint[],timestamp with time zone[]) returns SETOF outbox.event d41d8cd98f00b204e9800998ecf8427e
 function outbox.events_in(int8multirange,timestamp with time zone,timestamp with time zone) returns SETOF outbox.event 97c4125b6ac5ba5c909bcb7e092aef92
 function outbox.events_of(bigint[]) returns SETOF outbox.event d41d8cd98f00b204e9800998ecf8427e
@@ -469,6 +471,7 @@ function outbox.has_uncut(oid,timestamp with time zone) returns boolean fda15412
 function outbox.is_blocked(uuid,text) returns boolean security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_cut(outbox.cut,xid8,bigint) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_home(text) returns boolean 7ddc0f72f432524bc6274707f5d9aa4c
+function outbox.is_paused(outbox.lane) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_restored(outbox.cut) returns boolean d497053e10d899c3316326dd0e11b826
 function outbox.is_schedule(interval[]) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_service() returns boolean d41d8cd98f00b204e9800998ecf8427e
@@ -491,6 +494,8 @@ function outbox.move_default_rows(name) returns text security definer c22c099366
 function outbox.needed_partitions() returns oid[] d41d8cd98f00b204e9800998ecf8427e
 function outbox.newest_events(integer) returns TABLE(created_at timestamp with time zone, customer_id text, type text, change_type text) security definer 68acc5d9f479ab9d31360cc6b667c7b8
 function outbox.next_lines(outbox.lane_place,integer) returns SETOF outbox.lane_place d41d8cd98f00b204e9800998ecf8427e
+function outbox.note_change() returns trigger 1fd100faf7b4aa6dcca577c470532ffb
+function outbox.note_secret_change() returns trigger security definer dadb9ff506b344a22e928e61bd40465a
 function outbox.note_strays(regclass,timestamp with time zone) returns void 7b33fbfab9c3042a2a615289600b3736
 function outbox.partition_bounds(timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
 function outbox.partition_to_make(name,timestamp with time zone) returns TABLE(name name, lower timestamp with time zone, upper timestamp with time zone) d41d8cd98f00b204e9800998ecf8427e
@@ -523,7 +528,7 @@ function outbox_private.check_producer(name,text) returns void a5d545f73a8cdba67
 function outbox_private.grant_publish(name,name,text[]) returns void security definer 8fdb3e13ab05d9ca3a399e7c3dead404
 function outbox_private.note_stray() returns trigger security definer 36443d2482d50a13ae31f2ca3ab72ea4
 function outbox_private.publish(name,text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 387678dfc8fd603893c79fd63a7c22d6
-function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer 268630297985100689f0a971062b4e2f
+function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer 9b42eacf574132b4417b622d731f669e
 function outbox_private.record_audit(name,text,text,text,jsonb) returns void security definer d10b0646a39843f41d8d16d6b359253b
 function outbox_private.record_trial(name,uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer 116b113d4137d6b6dd70c7be3874e588
 function outbox_private.set_body_limit(name,bigint) returns void security definer a93ee6d59ae25391c8b86a9c1afe742b
@@ -537,10 +542,10 @@ view grants
 view partitions
 view problems
 view transactions
-CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed()
+CREATE TRIGGER note_change BEFORE UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION outbox.note_change()
 CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT WHEN ((pg_sequence_last_value('outbox.asleep_until'::regclass) > 1)) EXECUTE FUNCTION outbox.wake_worker()
-CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_from, paused_until, drain_rate, opens ON outbox.lane FOR EACH ROW WHEN ((((old.held_until)::timestamp with time zone IS DISTINCT FROM (new.held_until)::timestamp with time zone) OR ((old.paused_until)::timestamp with time zone IS DISTINCT FROM (new.paused_until)::timestamp with time zone) OR ((old.paused_from)::timestamp with time zone IS DISTINCT FROM (new.paused_from)::timestamp with time zone) OR (old.drain_rate IS DISTINCT FROM new.drain_rate) OR (old.opens IS DISTINCT FROM new.opens))) EXECUTE FUNCTION outbox.endpoint_changed()
-CREATE TRIGGER endpoint_changed AFTER INSERT OR DELETE OR UPDATE ON outbox.secret FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed()
+CREATE TRIGGER note_change BEFORE UPDATE OF resting_until, paused_from, paused_until, drain_rate, trips, recovered_at ON outbox.lane FOR EACH ROW WHEN ((((old.resting_until)::timestamp with time zone IS DISTINCT FROM (new.resting_until)::timestamp with time zone) OR ((old.paused_until)::timestamp with time zone IS DISTINCT FROM (new.paused_until)::timestamp with time zone) OR ((old.paused_from)::timestamp with time zone IS DISTINCT FROM (new.paused_from)::timestamp with time zone) OR (old.drain_rate IS DISTINCT FROM new.drain_rate) OR (old.trips IS DISTINCT FROM new.trips) OR ((old.recovered_at)::timestamp with time zone IS DISTINCT FROM (new.recovered_at)::timestamp with time zone))) EXECUTE FUNCTION outbox.note_change()
+CREATE TRIGGER note_change AFTER INSERT OR DELETE OR UPDATE ON outbox.secret FOR EACH ROW EXECUTE FUNCTION outbox.note_secret_change()
 grant select on attempt to outbox_operator
 grant select on attempts to outbox_operator
 grant select on audit to outbox_operator
@@ -624,8 +629,6 @@ grant select on endpoint_health to outbox_worker
 grant select on endpoint_state to outbox_worker
 grant select on event to outbox_worker
 grant select on event_default to outbox_worker
-grant delete on generation to outbox_worker
-grant select on generation to outbox_worker
 grant delete on ghost to outbox_worker
 grant insert on ghost to outbox_worker
 grant select on ghost to outbox_worker
@@ -656,9 +659,11 @@ grant delete on worker to outbox_worker
 grant insert on worker to outbox_worker
 grant select on worker to outbox_worker
 grant update on worker to outbox_worker
+grant execute on accepts_requests to outbox_operator
 grant execute on advance to outbox_operator
 grant execute on begin_operation to outbox_operator
 grant execute on outbox_api.begin_operation to outbox_operator
+grant execute on claimable_at to outbox_operator
 grant execute on cluster_identifier to outbox_operator
 grant execute on current_identity to outbox_operator
 grant execute on current_transaction_id to outbox_operator
@@ -675,6 +680,7 @@ grant execute on grant_publish to outbox_operator
 grant execute on is_blocked to outbox_operator
 grant execute on is_cut to outbox_operator
 grant execute on is_home to outbox_operator
+grant execute on is_paused to outbox_operator
 grant execute on is_restored to outbox_operator
 grant execute on is_schedule to outbox_operator
 grant execute on is_service to outbox_operator
@@ -716,6 +722,8 @@ grant execute on outbox_api.publish to outbox_producer
 grant execute on refuse_body to outbox_producer
 grant execute on transaction_uuid to outbox_producer
 grant execute on wake_worker to outbox_producer
+grant execute on accepts_requests to outbox_reader
+grant execute on claimable_at to outbox_reader
 grant execute on cluster_identifier to outbox_reader
 grant execute on database_identifier to outbox_reader
 grant execute on expired_partitions to outbox_reader
@@ -723,6 +731,7 @@ grant execute on first_incomplete to outbox_reader
 grant execute on is_blocked to outbox_reader
 grant execute on is_cut to outbox_reader
 grant execute on is_home to outbox_reader
+grant execute on is_paused to outbox_reader
 grant execute on is_restored to outbox_reader
 grant execute on key_of to outbox_reader
 grant execute on newest_events to outbox_reader
@@ -730,9 +739,11 @@ grant execute on stream_backlog to outbox_reader
 grant execute on up_to to outbox_reader
 grant execute on webhook_id to outbox_reader
 grant execute on what_keeps to outbox_reader
+grant execute on accepts_requests to outbox_worker
 grant execute on advance to outbox_worker
 grant execute on attempts_at to outbox_worker
 grant execute on catch_up to outbox_worker
+grant execute on claimable_at to outbox_worker
 grant execute on close_partition to outbox_worker
 grant execute on cluster_identifier to outbox_worker
 grant execute on current_identity to outbox_worker
@@ -756,6 +767,7 @@ grant execute on has_gone_back to outbox_worker
 grant execute on is_blocked to outbox_worker
 grant execute on is_cut to outbox_worker
 grant execute on is_home to outbox_worker
+grant execute on is_paused to outbox_worker
 grant execute on is_restored to outbox_worker
 grant execute on is_schedule to outbox_worker
 grant execute on is_service to outbox_worker

@@ -34,7 +34,7 @@ extension Bench {
                 for: Self.steadyOnes + Self.flappingOnes, times: times, apart: .milliseconds(100), title: "flapping")
             report.opens = try await openings
             // Nobody waits for the next probes.
-            try await scratch.pool.execute("UPDATE outbox.lane SET held_until = clock_timestamp() WHERE opens > 0")
+            try await scratch.pool.execute("UPDATE outbox.lane SET resting_until = clock_timestamp() WHERE trips > 0")
             try await settle()
             report.after = try await rounds(for: time, title: "after")
             return report
@@ -59,7 +59,7 @@ extension Bench {
             // A breaker stays open for five seconds at least, so that every opening is seen.
             openings.formUnion(
                 try await scratch.pool.query(
-                    "SELECT concat(endpoint_id, opened_at) FROM outbox.lane WHERE opens > 0"
+                    "SELECT concat(endpoint_id, failing_since) FROM outbox.lane WHERE trips > 0"
                 ) { row throws(PostgresError) in try row[0] as String })
             try await Task.sleep(for: .seconds(1))
         }

@@ -14,13 +14,13 @@ extension Bench {
         let (report, _) = try await withWorkers(2, lease: "5s") { workers in
             var report = Report.Recovery(events: plan.events, leaseSeconds: lease.inSeconds)
             // Open, and at its third probe or so.
-            try await wait("failing", "SELECT opens >= 3 FROM outbox.lane")
+            try await wait("failing", "SELECT trips >= 3 FROM outbox.lane")
             report.attemptsWhileFailing = try await count("SELECT count(*) FROM outbox.attempt")
             report.failingProcessorShare = try await cost(of: workers, over: .seconds(8))
             sink.treat(1, nil)
             let returned = try await now()
             let probe =
-                try await scratch.pool.query("SELECT held_until FROM outbox.lane") { row throws(PostgresError) in
+                try await scratch.pool.query("SELECT resting_until FROM outbox.lane") { row throws(PostgresError) in
                     try row[0] as Timestamp
                 }.first ?? returned
             report.nextProbeAfterSeconds = Double(max(0, probe.microseconds - returned.microseconds)) / 1e6

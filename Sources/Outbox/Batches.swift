@@ -1,9 +1,9 @@
 package import Postgres
 
-/// The answer to a claim: the database's clock and endpoint generation, and a batch when one was free.
+/// The answer to a claim: the database's clock, whether there is something new of the endpoints, and a batch when one was free.
 package struct BatchClaim: Sendable {
     package let now: Timestamp
-    package let generation: Generation
+    package let hasEndpointNews: Bool
     package let batch: ClaimedBatch?
 }
 
@@ -82,11 +82,12 @@ extension Connection {
     ///
     /// - Parameters:
     ///   - lease: made by the caller, so that a claim whose answer was lost can be given back (`releaseLeases`).
+    ///   - seen: how far the endpoints are known.
     ///   - instance: which installation it must be; nil for any.
     ///   - isSmall: only one of the many customers that have few events; for a worker that has enough of the others.
     package mutating func claimBatch(
         lease: LeaseID, worker: String, for duration: Duration, floor: BatchFloor = .none, isSmall: Bool = false,
-        instance: String? = nil
+        endpoints seen: EndpointsSeen = .nothing, instance: String? = nil
     ) throws -> BatchClaim {
         // Ids go in as a subselect, not as `LIMIT $n`, which makes the planner expect a tenth of the table.
         let small: SQL = isSmall ? "AND b.customer_id IS NULL" : ""
@@ -104,27 +105,26 @@ extension Connection {
                              WHERE b.claims = 0 AND (b.turn, b.id) >= (\(floor.turn), \(floor.next)) \(small)
                              ORDER BY b.turn, b.id LIMIT 1 FOR UPDATE SKIP LOCKED))
                 RETURNING id, claims, size, ordered, ids, first_at, last_at)
-            SELECT clock_timestamp(), g.mark, c.id, c.claims, c.size, c.ordered, pg_postmaster_start_time(), \(raw: Event.noColumns)
-              FROM (SELECT mark FROM outbox.generation ORDER BY id DESC LIMIT 1) g
-              LEFT JOIN claimed c ON true
+            SELECT clock_timestamp(), g.has_news, c.id, c.claims, c.size, c.ordered, pg_postmaster_start_time(), \(raw: Event.noColumns)
+              FROM (SELECT \(seen.hasNews) AS has_news) g LEFT JOIN claimed c ON true
             UNION ALL
             -- What is said once is not sent with every event.
             SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, \(raw: Event.columns)
               FROM claimed c CROSS JOIN LATERAL outbox.events_in(c.ids, c.first_at, c.last_at) e
             """)
-        var (now, generation) = (Timestamp.distantPast, Generation.unknown)
+        var (now, hasEndpointNews) = (Timestamp.distantPast, true)
         var (held, claims, size, ordered): (HeldBatch?, Int, Int, [EndpointID]) = (nil, 0, 0, [])
         var events: [Event] = []
         // The rows come in no order that SQL would promise: one that has a time, and the events.
         _ = try rows.map { row throws(PostgresError) in
             guard let time = try row[0] as Timestamp? else { return events.append(try Event(row: row, from: 7)) }
-            (now, generation) = (time, try row[1])
+            (now, hasEndpointNews) = (time, try row[1])
             guard let id = try row[2] as BatchID? else { return }
             held = HeldBatch(id: id, lease: lease, server: ServerStart(time: try row[6]))
             (claims, size, ordered) = (try row[3], try row[4], try row[5])
         }
         let batch = held.map { ClaimedBatch(held: $0, claims: claims, size: size, ordered: ordered, events: events) }
-        return BatchClaim(now: now, generation: generation, batch: batch)
+        return BatchClaim(now: now, hasEndpointNews: hasEndpointNews, batch: batch)
     }
 
     /// Where claims may begin to look from now on: what is made later comes after it. A cut that is under way may still put

@@ -1,5 +1,6 @@
 package import Bytewise
 package import Postgres
+import Synchronization
 package import Templates
 package import Transport
 
@@ -69,22 +70,10 @@ package final class Endpoint: Sendable {
         package var maxConcurrency: Int?
         /// How many requests all workers together start, in each of these times.
         package var rates: [RateLimit] = []
-        /// What waited through a pause goes out no faster than that; until all of it is through.
-        package var drainRate: RateLimit?
         /// One delivery of an ordering key at a time, in the order of the stream.
         package var isOrdered = false
         /// The secrets to sign with: symmetric ones first, then by age, newest first.
         package var secrets: [SigningSecret] = []
-        /// New events are not routed to a disabled endpoint; what waits stays.
-        package var isDisabled = false
-        /// Deliveries wait until then, because an operator said so.
-        package var pausedUntil = Timestamp.distantPast
-        /// From then on.
-        package var pausedFrom = Timestamp.distantPast
-        /// Deliveries wait until then, because the receiver said so.
-        package var heldUntil = Timestamp.distantPast
-        /// How often in a row its breaker has opened; 0 is closed. While it is not, only the owner of its lane sends.
-        package var opens = 0
         /// Why it cannot be called from here, such as a secret that no key of ours opens. Its deliveries wait meanwhile.
         package var defect: String?
 
@@ -113,19 +102,38 @@ package final class Endpoint: Sendable {
     /// How many requests this process has in flight to it at most. Where that is to be exact for all processes, only one of
     /// them sends: the owner of its lane.
     package var maxInFlight: Int { min(settings.maxInFlight, settings.maxConcurrency ?? .max) }
+    /// Whether requests may go to it, as far as it is known here. It changes; all else that an endpoint is does not.
+    package var state: EndpointState { current.withLock { $0 } }
+    private let current: Mutex<EndpointState>
+
+    /// This is how it is in the database.
+    package func set(_ state: EndpointState) { current.withLock { $0 = state } }
+
+    /// What an answer just said holds here from now on; the database says it to everybody else.
+    package func change(by event: EndpointState.Event, at now: Timestamp) {
+        current.withLock { $0 = $0.after(event, at: now) ?? $0 }
+    }
+
+    /// True when that sender may send at that time.
+    package func accepts(_ sender: EndpointState.Sender, at now: Timestamp) -> Bool {
+        defect == nil && current.withLock { $0.accepts(sender, at: now) }
+    }
+
     /// The rates that hold at that time.
     package func rates(at now: Timestamp) -> [RateLimit] {
-        guard let drainRate = settings.drainRate, settings.pausedUntil <= now else { return settings.rates }
-        return settings.rates + [drainRate]
+        let drainRate = current.withLock { $0.pause.until <= now ? $0.pause.drainRate : nil }
+        return settings.rates + (drainRate.map { [$0] } ?? [])
     }
 
     /// True when its deliveries go through its lane, whose one owner makes its limits and its order exact.
     package func isConstrained(at now: Timestamp) -> Bool {
-        settings.isOrdered || settings.maxConcurrency != nil || !rates(at: now).isEmpty
+        settings.isOrdered || settings.maxConcurrency != nil || !settings.rates.isEmpty
+            || current.withLock { $0.pause.drainRate != nil && $0.pause.until <= now }
     }
 
-    package init(_ settings: Settings) {
+    package init(_ settings: Settings, state: EndpointState = EndpointState()) {
         self.settings = settings
+        current = Mutex(state)
         var own = OwnHeaders()
         var url: Template?
         var defect = settings.defect
@@ -140,49 +148,11 @@ package final class Endpoint: Sendable {
         oauth = settings.authentication.oauthClient(secret: settings.credentials.authentication)
     }
 
-    /// The same endpoint, closed because an answer just said so; the database says it to everybody else.
-    package func closed(by effect: EndpointEffect, at now: Timestamp) -> Endpoint {
-        var settings = settings
-        switch effect {
-        case .disable: settings.isDisabled = true
-        case .hold(let rest): settings.heldUntil = max(settings.heldUntil, now + rest)
-        case .open(let rest):
-            settings.heldUntil = max(
-                settings.heldUntil, now + max(rest, Self.probeInterval(opens: settings.opens)))
-            settings.opens += 1
-        }
-        return Endpoint(settings)
-    }
-
-    /// True when it is closed already, about as long as the answer asks for.
-    package func isClosed(as effect: EndpointEffect, at now: Timestamp) -> Bool {
-        switch effect {
-        case .disable: settings.isDisabled
-        case .hold(let rest): settings.isDisabled || settings.heldUntil + .milliseconds(500) >= now + rest
-        // Answers to what was in flight when it opened say nothing new.
-        case .open: settings.isDisabled || settings.opens > 0 && settings.heldUntil > now
-        }
-    }
-
     /// True when the event is one of its own. Only the whole value `*` is a wildcard.
     package func wants(_ event: Event) -> Bool {
-        !settings.isDisabled && (settings.customerID == "*" || settings.customerID == event.customerID)
+        (settings.customerID == "*" || settings.customerID == event.customerID)
             && (settings.eventType == event.type || settings.eventType == "*" && !event.isOperational)
             && (settings.changeType == "*" || settings.changeType == event.changeType)
-    }
-
-    /// True when a request may be sent at that time, by whoever has an event for it.
-    package func isOpen(at now: Timestamp) -> Bool { settings.opens == 0 && isOpenToLane(at: now) }
-
-    /// True when the owner of its lane may send at that time: also to one that is failing, to see whether it still is.
-    package func isOpenToLane(at now: Timestamp) -> Bool {
-        !settings.isDisabled && defect == nil && settings.heldUntil <= now
-            && !(settings.pausedFrom <= now && settings.pausedUntil > now)
-    }
-
-    /// How long a failing endpoint is left alone before the next probe: 5 s, doubled each time, at most 5 min.
-    package static func probeInterval(opens: Int) -> Duration {
-        min(.seconds(5) * (1 << min(opens, 10)), .seconds(300))
     }
 }
 

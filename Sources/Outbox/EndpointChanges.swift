@@ -53,7 +53,7 @@ extension Connection {
                     """
                     UPDATE outbox.endpoint
                        SET name = coalesce(\(change.name), name), customer_id = coalesce(\(change.customerID), customer_id),
-                           url = coalesce(\(change.url), url), generation = generation + 1, updated_at = clock_timestamp()
+                           url = coalesce(\(change.url), url), revision = revision + 1, updated_at = clock_timestamp()
                      WHERE id = \(id)
                     """)
             } catch let error as PostgresError where error.sqlState == "23505" {
@@ -75,7 +75,7 @@ extension Connection {
     private mutating func endpointSettings(_ id: EndpointID) throws -> JSONText {
         try query(
             """
-            SELECT (to_jsonb(n) - ARRAY['id', 'created_at', 'updated_at', 'deleted_at', 'generation'] || jsonb_build_object(
+            SELECT (to_jsonb(n) - ARRAY['id', 'created_at', 'updated_at', 'deleted_at', 'revision', 'changed_tx'] || jsonb_build_object(
                         'url', outbox.masked_url(n.url), 'url_query', md5(substr(n.url, nullif(strpos(n.url, '?'), 0))), 'headers', outbox.masked_headers(n.headers),
                         'ca_certificate', md5(n.ca_certificate), 'client_certificate', md5(n.client_certificate),
                         'credentials', (SELECT md5(s.sealed) FROM outbox.secret s
@@ -207,13 +207,10 @@ extension Connection {
                     .invalid, "the pause would be over already: it ends at \(until), and it is \(now) in the database",
                     hint: "Give --until a time that is to come, such as +30m, or leave it out")
             }
+            try connection.change(
+                id, by: .pause(from: from ?? .distantPast, until: until ?? .distantFuture, drainRate: rate))
             try connection.query(
-                """
-                UPDATE outbox.lane
-                   SET paused_from = \(from ?? .distantPast), paused_until = \(until ?? .distantFuture), pause_reason = \(reason),
-                       paused_by = session_user, drain_rate = \(rate?.description)
-                 WHERE endpoint_id = \(id)
-                """)
+                "UPDATE outbox.lane SET pause_reason = \(reason), paused_by = session_user WHERE endpoint_id = \(id)")
             try connection.audit(
                 "endpoint.pause", endpoint: id, reason: reason,
                 detail: ["from": from?.description, "until": until?.description, "rate": rate?.description])
@@ -225,14 +222,9 @@ extension Connection {
     /// - Parameter rate: how fast what waited goes out; nil for as fast as the endpoint's limits allow.
     package mutating func resumeEndpoint(_ id: EndpointID, rate: RateLimit? = nil) throws {
         try transaction { connection in
-            // The pause ends now: the days that an endpoint may fail count from its end, since nobody knows how it was meanwhile.
+            try connection.change(id, by: .resume(drainRate: rate))
             try connection.query(
-                """
-                UPDATE outbox.lane
-                   SET paused_from = '-infinity', paused_until = clock_timestamp(), held_until = '-infinity', pause_reason = NULL,
-                       paused_by = NULL, drain_rate = \(rate?.description)
-                 WHERE endpoint_id = \(id)
-                """)
+                "UPDATE outbox.lane SET pause_reason = NULL, paused_by = NULL WHERE endpoint_id = \(id)")
             try connection.audit("endpoint.resume", endpoint: id, detail: ["rate": rate?.description])
         }
     }
@@ -241,35 +233,18 @@ extension Connection {
     /// another reason, when one is given.
     package mutating func disableEndpoint(_ id: EndpointID, reason: String?) throws {
         try transaction { connection in
-            let changed = try connection.query(
-                """
-                UPDATE outbox.endpoint
-                   SET disabled_at = coalesce(disabled_at, clock_timestamp()),
-                       disabled_reason = coalesce(\(reason), disabled_reason, 'disabled by an operator'),
-                       generation = generation + 1, updated_at = clock_timestamp()
-                 WHERE id = \(id) AND (disabled_at IS NULL OR disabled_reason IS DISTINCT FROM coalesce(\(reason), disabled_reason))
-                """
-            ).affected
-            if changed > 0 { try connection.audit("endpoint.disable", endpoint: id, reason: reason) }
+            if let (before, after) = try connection.change(id, by: .disable(reason: reason)), before != after {
+                try connection.audit("endpoint.disable", endpoint: id, reason: reason)
+            }
         }
     }
 
     /// Undoes `disableEndpoint`; what waited goes out. Of one that is not disabled nothing changes.
     package mutating func enableEndpoint(_ id: EndpointID) throws {
         try transaction { connection in
-            try connection.lockLanes([id])
-            let changed = try connection.query(
-                """
-                UPDATE outbox.endpoint
-                   SET disabled_at = NULL, disabled_reason = NULL, generation = generation + 1, updated_at = clock_timestamp()
-                 WHERE id = \(id) AND disabled_at IS NOT NULL
-                """
-            ).affected
-            if changed == 0 { return }
-            // What it failed for until now is over: the five days begin anew.
-            try connection.query(
-                "UPDATE outbox.lane SET opens = least(opens, 1), opened_at = NULL WHERE endpoint_id = \(id)")
-            try connection.audit("endpoint.enable", endpoint: id)
+            if let (before, after) = try connection.change(id, by: .enable), before != after {
+                try connection.audit("endpoint.enable", endpoint: id)
+            }
         }
     }
 
@@ -292,7 +267,7 @@ extension Connection {
             try connection.query(
                 """
                 UPDATE outbox.endpoint
-                   SET deleted_at = clock_timestamp(), generation = generation + 1, updated_at = clock_timestamp() WHERE id = \(id)
+                   SET deleted_at = clock_timestamp(), revision = revision + 1, updated_at = clock_timestamp() WHERE id = \(id)
                 """)
             try connection.query("DELETE FROM outbox.secret WHERE endpoint_id = \(id)")
             try connection.audit("endpoint.delete", endpoint: id, reason: reason)

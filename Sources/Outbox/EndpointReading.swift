@@ -5,17 +5,52 @@ import Templates
 import Transport
 
 extension Connection {
-    /// All endpoints that exist, with their secrets opened, and the generation that they belong to.
-    package mutating func endpoints(keyring: Keyring) throws -> (generation: Generation, endpoints: [Endpoint]) {
+    /// What is new of the endpoints since somebody has looked.
+    ///
+    /// - Parameter also: endpoints that are read whether or not they have changed.
+    package mutating func endpointNews(
+        since seen: EndpointsSeen, also some: Set<EndpointID> = [], keyring: Keyring
+    ) throws -> EndpointNews {
         try inOneSnapshot { connection in
-            (try connection.generation(), try connection.readEndpoints(nil, keyring: keyring))
+            let now = try connection.query(
+                """
+                SELECT pg_postmaster_start_time(), pg_snapshot_xmax(s)::text, ARRAY(SELECT pg_snapshot_xip(s)::text) FROM pg_current_snapshot() s
+                """
+            ).first { row throws(PostgresError) in
+                EndpointsSeen(server: ServerStart(time: try row[0]), next: try row[1], running: try row[2])
+            }
+            guard let now, now.server == seen.server else {
+                return EndpointNews(
+                    seen: now ?? .nothing, isAll: true, endpoints: try connection.readEndpoints(nil, keyring: keyring))
+            }
+            let changed = try connection.query(
+                "SELECT id, deleted_at IS NOT NULL FROM outbox.endpoint n WHERE \(seen.misses("n"))"
+            ).map { row throws(PostgresError) in (id: try row[0] as EndpointID, isGone: try row[1] as Bool) }
+            var news = EndpointNews(seen: now)
+            news.gone = changed.filter(\.isGone).map(\.id)
+            let ids = changed.filter { !$0.isGone }.map(\.id)
+            if !ids.isEmpty { news.endpoints = try connection.readEndpoints(ids, keyring: keyring) }
+            news.states = try connection.query(
+                """
+                SELECT l.endpoint_id, \(raw: "\(EndpointState.columns)") FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
+                 WHERE \(seen.misses("l"))
+                """
+            ).map { row throws(PostgresError) in (try row[0] as EndpointID, try EndpointState(row, from: 1)) }
+            if !some.isEmpty {
+                news.states += try connection.query(
+                    """
+                    SELECT l.endpoint_id, \(raw: "\(EndpointState.columns)") FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
+                     WHERE l.endpoint_id = ANY (\(Array(some)))
+                    """
+                ).map { row throws(PostgresError) in (try row[0] as EndpointID, try EndpointState(row, from: 1)) }
+            }
+            return news
         }
     }
 
-    /// Which generation of the endpoints is the newest.
-    package mutating func generation() throws -> Generation {
-        try query("SELECT mark FROM outbox.generation ORDER BY id DESC LIMIT 1")
-            .first { row throws(PostgresError) in try row[0] } ?? .unknown
+    /// True when there is something new of the endpoints.
+    package mutating func hasEndpointNews(since seen: EndpointsSeen) throws -> Bool {
+        try query("SELECT \(seen.hasNews)").first { row throws(PostgresError) in try row[0] } ?? true
     }
 
     /// All endpoints as a worker would use them.
@@ -25,7 +60,7 @@ extension Connection {
 
     /// One endpoint as a worker would use it.
     package mutating func endpoint(_ id: EndpointID, keyring: Keyring) throws -> Endpoint {
-        guard let endpoint = try inOneSnapshot({ try $0.readEndpoints(id, keyring: keyring) }).first else {
+        guard let endpoint = try inOneSnapshot({ try $0.readEndpoints([id], keyring: keyring) }).first else {
             throw OperationRefusal(.notFound, "endpoint \(id) not found")
         }
         return endpoint
@@ -41,7 +76,7 @@ extension Connection {
 
     /// Refuses what was just written when no request could be made from it: its deliveries would only wait.
     mutating func checkUsable(_ id: EndpointID, keyring: Keyring) throws {
-        guard let endpoint = try readEndpoints(id, keyring: keyring).first, endpoint.settings.defect == nil else {
+        guard let endpoint = try readEndpoints([id], keyring: keyring).first, endpoint.settings.defect == nil else {
             return
         }
         if let defect = endpoint.defect {
@@ -49,8 +84,9 @@ extension Connection {
         }
     }
 
-    private mutating func readEndpoints(_ id: EndpointID?, keyring: Keyring) throws -> [Endpoint] {
-        let secrets = try readSecrets(id, keyring: keyring)
+    private mutating func readEndpoints(_ ids: [EndpointID]?, keyring: Keyring) throws -> [Endpoint] {
+        let secrets = try readSecrets(ids, keyring: keyring)
+        let isAsked: SQL = ids.map { "n.id = ANY (\($0))" } ?? "true"
         return try query(
             """
             SELECT n.id, n.name, n.customer_id, n.method, n.url, n.url_has_parameters, n.headers::json, n.format,
@@ -58,14 +94,14 @@ extension Connection {
                    n.allows_http2, n.most_bytes, n.event_type, n.change_type,
                    (extract(epoch FROM n.timeout) * 1000)::bigint, (extract(epoch FROM n.connect_timeout) * 1000)::bigint,
                    ARRAY(SELECT (extract(epoch FROM wait) * 1000)::bigint FROM unnest(n.retry_schedule) WITH ORDINALITY w(wait, place) ORDER BY place),
-                   n.max_in_flight, n.disabled_at IS NOT NULL, l.paused_until, l.held_until, n.max_concurrency, n.rates, l.opens, l.paused_from,
-                   l.drain_rate, n.ordered
+                   n.max_in_flight, n.max_concurrency, n.rates, n.ordered, \(raw: "\(EndpointState.columns)")
               FROM outbox.endpoint n JOIN outbox.lane l ON l.endpoint_id = n.id
-             WHERE n.deleted_at IS NULL AND (\(id) IS NULL OR n.id = \(id))
+             WHERE n.deleted_at IS NULL AND \(isAsked)
              ORDER BY n.name, n.id
             """
         ).map { row throws(PostgresError) in
             let id: EndpointID = try row[0]
+            let state = try EndpointState(row, from: 25)
             var settings = Endpoint.Settings(id: id, name: try row[1], url: "")
             // What cannot be read closes this endpoint and no other.
             do { try settings.read(row, opened: secrets[id] ?? OpenedSecrets()) } catch let refusal as Keyring.Refusal {
@@ -73,7 +109,7 @@ extension Connection {
             } catch {
                 settings.defect = settings.defect ?? "its settings cannot be read: \(error)"
             }
-            return Endpoint(settings)
+            return Endpoint(settings, state: state)
         }
     }
 
@@ -126,7 +162,7 @@ extension Connection {
                    n.template, n.template_kind, n.url_has_parameters, n.rules::text AS rules,
                    n.authentication ->> 'kind' AS authentication, n.allows_http2, n.most_bytes, n.max_concurrency, n.rates, n.ordered, n.on_dead,
                    n.ca_certificate IS NOT NULL AS has_ca_certificate, n.client_certificate IS NOT NULL AS has_client_certificate,
-                   h.failing_since, coalesce(w.waiting, 0) AS waiting, coalesce(x.dead_letters, 0) AS dead_letters, n.generation, n.created_at, n.updated_at
+                   h.failing_since, coalesce(w.waiting, 0) AS waiting, coalesce(x.dead_letters, 0) AS dead_letters, n.revision, n.created_at, n.updated_at
               FROM outbox.endpoint n JOIN outbox.endpoint_state h ON h.endpoint_id = n.id
               LEFT JOIN (SELECT endpoint_id, count(*) AS waiting FROM outbox.delivery WHERE endpoint_id = ANY (\(ids)) GROUP BY endpoint_id) w
                 ON w.endpoint_id = n.id
@@ -136,11 +172,12 @@ extension Connection {
             """)
     }
 
-    private mutating func readSecrets(_ id: EndpointID?, keyring: Keyring) throws -> [EndpointID: OpenedSecrets] {
+    private mutating func readSecrets(_ ids: [EndpointID]?, keyring: Keyring) throws -> [EndpointID: OpenedSecrets] {
+        let isAsked: SQL = ids.map { "endpoint_id = ANY (\($0))" } ?? "true"
         let sealed = try query(
             """
             SELECT endpoint_id, kind, key_id, sealed, expires_at FROM outbox.secret
-             WHERE expires_at > clock_timestamp() AND (\(id) IS NULL OR endpoint_id = \(id))
+             WHERE expires_at > clock_timestamp() AND \(isAsked)
              ORDER BY kind, created_at DESC, id
             """
         ).map { row throws(PostgresError) in
@@ -170,6 +207,46 @@ extension Connection {
     }
 }
 
+/// How far somebody has read the endpoints: in which snapshot, and on which server, since another one may have gone back.
+///
+/// What a snapshot did not see is of the transactions that were running in it, or came after it. Both are few, however old a snapshot
+/// somebody else holds; its `xmin` is as old as that.
+package struct EndpointsSeen: Sendable, Equatable {
+    let server: ServerStart
+    /// Transaction ids: the first that came after it, and those that were running.
+    let next: String
+    let running: [String]
+
+    /// Of somebody who has read nothing.
+    package static let nothing = EndpointsSeen(server: ServerStart(time: .distantPast), next: "3", running: [])
+
+    /// True of a row, by its alias, that was changed by a transaction which was not seen.
+    func misses(_ row: String) -> SQL { "(\(came(row)) OR \(ran(row)))" }
+
+    private func came(_ row: String) -> SQL { "\(raw: row).changed_tx >= \(next)::text::xid8" }
+
+    private func ran(_ row: String) -> SQL { "\(raw: row).changed_tx = ANY (\(running)::text[]::xid8[])" }
+
+    /// True when there is such a row. Each is looked up by an index: a worker's plans have no bitmaps.
+    var hasNews: SQL {
+        """
+        (pg_postmaster_start_time() <> \(server.time)
+         OR EXISTS (SELECT FROM outbox.lane x WHERE \(came("x"))) OR EXISTS (SELECT FROM outbox.lane x WHERE \(ran("x")))
+         OR EXISTS (SELECT FROM outbox.endpoint x WHERE \(came("x"))) OR EXISTS (SELECT FROM outbox.endpoint x WHERE \(ran("x"))))
+        """
+    }
+}
+
+/// What is new of the endpoints.
+package struct EndpointNews: Sendable {
+    package let seen: EndpointsSeen
+    /// There are no others.
+    package var isAll = false
+    package var endpoints: [Endpoint] = []
+    package var states: [(EndpointID, EndpointState)] = []
+    package var gone: [EndpointID] = []
+}
+
 extension Endpoint.Settings {
     /// Reads a row of `readEndpoints`, but for its first two columns.
     fileprivate mutating func read(_ row: Row, opened: OpenedSecrets) throws {
@@ -179,8 +256,7 @@ extension Endpoint.Settings {
         customerID = ExactText(try row[2])
         eventType = ExactText(try row[16])
         changeType = ExactText(try row[17])
-        isDisabled = try row[22]
-        isOrdered = try row[30]
+        isOrdered = try row[24]
         method = HTTPRequest.Method(rawValue: try row[3]) ?? .post
         url = try row[4]
         urlHasParameters = try row[5]
@@ -192,13 +268,8 @@ extension Endpoint.Settings {
         connectTimeout = .milliseconds(try row[19] as Int64)
         retrySchedule = (try row[20] as [Int64]).map { .milliseconds($0) }
         maxInFlight = try row[21]
-        pausedUntil = try row[23]
-        heldUntil = try row[24]
-        maxConcurrency = try row[25] as Int?
-        opens = try row[27]
-        pausedFrom = try row[28]
-        rates = try (try row[26] as [String]).map { try RateLimit($0) }
-        drainRate = try (try row[29] as String?).map { try RateLimit($0) }
+        maxConcurrency = try row[22] as Int?
+        rates = try (try row[23] as [String]).map { try RateLimit($0) }
         if let text = try row[8] as String? {
             template = try Template(text, kind: Template.Kind(stored: try row[9] as String?))
         }

@@ -6,24 +6,12 @@ extension Connection {
     ///
     /// Throws an `OperationRefusal` when there is no such event or endpoint.
     package mutating func explainDelivery(_ pair: Pair) throws -> Listing {
+        let holds = try holds(of: pair.endpoint)
         let explanation = try listing(
             """
             \(Self.waitingPair(pair)), explanation AS (
-                SELECT 1 AS place, 'disabled' AS reason, format('the endpoint is disabled since %s: %s', \(time("disabled_at")), disabled_reason) AS detail,
-                       'outboxctl endpoint enable ' || endpoint_id AS fix FROM pair WHERE disabled_at IS NOT NULL
-                UNION ALL
-                SELECT 2, 'paused', format('paused by %s until %s: %s', paused_by, CASE WHEN paused_until = 'infinity' THEN 'it is resumed'
-                       ELSE \(time("paused_until")) END, pause_reason), 'outboxctl endpoint resume ' || endpoint_id
-                  FROM pair WHERE paused_from <= clock_timestamp() AND paused_until > clock_timestamp()
-                UNION ALL
-                SELECT 3, 'failing', format('the endpoint has been failing since %s; the next probe is %s', \(time("opened_at")),
-                                            CASE WHEN held_until > clock_timestamp() THEN 'at ' || \(time("held_until")) ELSE 'due' END),
-                       'outboxctl endpoint resume ' || endpoint_id FROM pair
-                 WHERE opens > 0 AND disabled_at IS NULL AND NOT (paused_from <= clock_timestamp() AND paused_until > clock_timestamp())
-                UNION ALL
-                SELECT 4, 'resting', format('the endpoint rests until %s, after an answer that there were too many requests, or that asked for it (Retry-After)',
-                                            \(time("held_until"))), 'outboxctl endpoint resume ' || endpoint_id
-                  FROM pair WHERE opens = 0 AND held_until > clock_timestamp()
+                SELECT 1 AS place, h.reason, h.detail, h.fix
+                  FROM pair, unnest(\(holds.map(\.reason)), \(holds.map(\.detail)), \(holds.map(\.fix))) AS h(reason, detail, fix)
                 UNION ALL
                 -- The dead letter that blocks the key, or the first of its line.
                 SELECT 5, 'order', format('behind %s:%s%s of ordering key %s', coalesce(x.event_id, f.event_id), name,
@@ -74,13 +62,71 @@ extension Connection {
         return try ended.rows.isEmpty ? explainAbsence(pair) : ended
     }
 
+    /// Why nothing is sent to the endpoint now, the first to deal with first.
+    private mutating func holds(of endpoint: EndpointID) throws -> [(reason: String, detail: String, fix: String)] {
+        let found = try query(
+            """
+            SELECT clock_timestamp(), n.disabled_at, l.paused_by, l.pause_reason, \(raw: "\(EndpointState.columns)")
+              FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id WHERE l.endpoint_id = \(endpoint)
+            """
+        ).first { row throws(PostgresError) in
+            (
+                now: try row[0] as Timestamp, disabledAt: try row[1] as Timestamp?, pausedBy: try row[2] as String?,
+                pauseReason: try row[3] as String?, state: try EndpointState(row, from: 4)
+            )
+        }
+        guard let (now, disabledAt, pausedBy, pauseReason, state) = found else { return [] }
+        func time(_ time: Timestamp?) -> String {
+            guard let time else { return "then" }
+            return time == .distantFuture ? "it is resumed" : time.rfc3339(fractionDigits: 0)
+        }
+        let resume = "outboxctl endpoint resume \(endpoint)"
+        var holds: [(reason: String, detail: String, fix: String)] = []
+        if let reason = state.disabledReason {
+            holds.append(
+                (
+                    "disabled", "the endpoint is disabled since \(time(disabledAt)): \(reason)",
+                    "outboxctl endpoint enable \(endpoint)"
+                ))
+        }
+        if state.pause.holds(at: now) {
+            holds.append(
+                ("paused", "paused by \(pausedBy ?? "") until \(time(state.pause.until)): \(pauseReason ?? "")", resume)
+            )
+        }
+        switch state.status(at: now) {
+        case .open(let probe):
+            holds.append(
+                (
+                    "failing",
+                    "the endpoint has been failing since \(time(state.breaker.failing?.since)); the next probe is at \(time(probe))",
+                    resume
+                ))
+        case .probing, .recovering:
+            holds.append(
+                (
+                    "failing",
+                    "the endpoint has been failing since \(time(state.breaker.failing?.since)); the next probe is due",
+                    resume
+                ))
+        case .resting(let end):
+            holds.append(
+                (
+                    "resting",
+                    "the endpoint rests until \(time(end)), after an answer that there were too many requests, or that asked for it (Retry-After)",
+                    resume
+                ))
+        case .active, .paused, .disabled: break
+        }
+        return holds
+    }
+
     /// The delivery as it waits, with its lane and its endpoint.
     private static func waitingPair(_ pair: Pair) -> SQL {
         """
         WITH pair AS (
             SELECT d.event_id, d.event_at, d.endpoint_id, d.due_at, d.attempts, d.last_status, d.last_error_class, d.ordering_key, d.pass,
-                   l.paused_from, l.paused_until, l.paused_by, l.pause_reason, l.opens, l.opened_at, l.held_until, l.drain_rate, l.worker,
-                   l.lease_until, n.name, n.disabled_at, n.disabled_reason, n.max_concurrency, n.rates, n.on_dead, n.retry_schedule
+                   l.drain_rate, l.worker, l.lease_until, n.name, n.max_concurrency, n.rates, n.on_dead, n.retry_schedule
               FROM outbox.delivery d JOIN outbox.lane l USING (endpoint_id) JOIN outbox.endpoint n ON n.id = d.endpoint_id
              WHERE \(lookUp("d", pair)))
         """

@@ -37,16 +37,6 @@ package struct EventKey: Hashable, Sendable {
     }
 }
 
-/// The mark of one state of the endpoints: another mark means that they have to be read again. Random, because a number can be
-/// given out twice.
-package struct Generation: Identifier {
-    package let rawValue: UniqueID
-    package init(rawValue: UniqueID) { self.rawValue = rawValue }
-
-    /// One that no database has: whoever knows it has to read.
-    package static let unknown = Generation(rawValue: .random())
-}
-
 /// An endpoint's identity; its name may change, this does not.
 public struct EndpointID: Identifier {
     public let rawValue: UniqueID

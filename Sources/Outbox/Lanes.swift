@@ -1,10 +1,10 @@
 package import Postgres
 
-/// The answer to a claim of lanes: the database's clock and endpoint generation, the lanes that are this worker's now,
-/// and when the next one will be due.
+/// The answer to a claim of lanes: the database's clock, whether there is something new of the endpoints, the lanes that are this
+/// worker's now, and when the next one will be due.
 package struct LaneClaim: Sendable {
     package let now: Timestamp
-    package let generation: Generation
+    package let hasEndpointNews: Bool
     package let lanes: [ClaimedLane]
     package let nextDueAt: Timestamp?
 }
@@ -15,12 +15,10 @@ package struct ClaimedLane: Sendable {
     package let lease: LeaseID
     /// How often it was claimed since it was last released cleanly, this claim included.
     package let claims: Int
-    /// True while its breaker is open.
-    package let isFailing: Bool
-    /// True when its receiver asked for a rest that has just ended.
-    package let isRested: Bool
-    /// When its endpoint answered again: what was tried before is due.
-    package let recoveredAt: Timestamp?
+    /// As it was when it was claimed.
+    package let state: EndpointState
+    /// Its receiver asked for a rest that has just ended.
+    package let hasJustRested: Bool
     package let floor: LaneFloor
 }
 
@@ -44,11 +42,11 @@ package struct LaneFloor: Sendable, Equatable {
     }
 }
 
-/// The answer to a look at lanes that are held: the database's clock and endpoint generation, and when the earliest delivery
-/// of each is due; none for a lane with nothing in it.
+/// The answer to a look at lanes that are held: the database's clock, whether there is something new of the endpoints, and when the
+/// earliest delivery of each is due; none for a lane with nothing in it.
 package struct LaneLook: Sendable {
     package let now: Timestamp
-    package let generation: Generation
+    package let hasEndpointNews: Bool
     package let due: [EndpointID: Timestamp]
 }
 
@@ -88,19 +86,18 @@ extension Connection {
     /// - Parameters:
     ///   - excluded: endpoints that this worker cannot serve or already does.
     ///   - customers: those that have enough lanes here.
+    ///   - seen: how far the endpoints are known.
     ///   - instance: which installation it must be; nil for any.
     package mutating func claimLanes(
         lease: LeaseID, worker: String, for duration: Duration, excluding excluded: [EndpointID],
-        customers: [String] = [], instance: String? = nil
+        customers: [String] = [], endpoints seen: EndpointsSeen = .nothing, instance: String? = nil
     ) throws -> LaneClaim {
         let rows = try query(
             """
             WITH due AS MATERIALIZED (
                 SELECT l.endpoint_id FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
                  WHERE outbox.is_home(\(instance)) AND l.due_at <= clock_timestamp() AND l.lease_until < clock_timestamp()
-                   AND l.held_until <= clock_timestamp()
-                   AND NOT (l.paused_from <= clock_timestamp() AND l.paused_until > clock_timestamp())
-                   AND n.disabled_at IS NULL AND n.deleted_at IS NULL AND l.endpoint_id <> ALL (\(excluded))
+                   AND outbox.accepts_requests(l, n) AND l.endpoint_id <> ALL (\(excluded))
                    AND n.customer_id <> ALL (\(customers))
                  ORDER BY l.due_at LIMIT 16 FOR UPDATE OF l SKIP LOCKED),
             claimed AS (
@@ -108,28 +105,29 @@ extension Connection {
                    SET lease_id = \(lease), worker = \(worker), claims = least(l.claims, 1000000) + 1,
                        lease_until = clock_timestamp() + \(duration)
                   FROM due WHERE l.endpoint_id = due.endpoint_id
-                RETURNING l.endpoint_id, l.claims, l.opens, l.recovered_at, l.due_at, l.held_until)
-            SELECT clock_timestamp(), g.mark,
-                   (SELECT min(greatest(l.due_at, l.held_until, CASE WHEN l.paused_from <= clock_timestamp() THEN l.paused_until END,
-                                        l.lease_until))
-                      FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
+                RETURNING l.*)
+            SELECT clock_timestamp(), g.has_news,
+                   (SELECT min(outbox.claimable_at(l)) FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
                      WHERE l.due_at < 'infinity' AND n.disabled_at IS NULL AND n.deleted_at IS NULL
                        AND l.endpoint_id <> ALL (\(excluded)) AND l.endpoint_id NOT IN (SELECT endpoint_id FROM claimed)),
-                   c.endpoint_id, c.claims, c.opens > 0, c.recovered_at, c.due_at,
-                   c.opens = 0 AND c.held_until > clock_timestamp() - interval '10 s', pg_postmaster_start_time()
-              FROM (SELECT mark FROM outbox.generation ORDER BY id DESC LIMIT 1) g LEFT JOIN claimed c ON true
+                   l.endpoint_id, l.claims, l.due_at, pg_postmaster_start_time(), \(raw: "\(EndpointState.columns)")
+              FROM (SELECT \(seen.hasNews) AS has_news) g
+              LEFT JOIN (claimed l JOIN outbox.endpoint n ON n.id = l.endpoint_id) ON true
             """)
         let head =
             try rows.first { row throws(PostgresError) in
-                (try row[0] as Timestamp, try row[1] as Generation, try row[2] as Timestamp?)
-            } ?? (.distantPast, .unknown, nil)
+                (now: try row[0] as Timestamp, hasNews: try row[1] as Bool, nextDueAt: try row[2] as Timestamp?)
+            } ?? (.distantPast, true, nil)
         let lanes = try rows.map { row throws(PostgresError) -> ClaimedLane? in
             guard let endpoint = try row[3] as EndpointID? else { return nil }
+            let state = try EndpointState(row, from: 7)
             return ClaimedLane(
-                endpoint: endpoint, lease: lease, claims: try row[4], isFailing: try row[5], isRested: try row[8],
-                recoveredAt: try row[6], floor: LaneFloor(dueAt: try row[7], server: ServerStart(time: try row[9])))
+                endpoint: endpoint, lease: lease, claims: try row[4], state: state,
+                hasJustRested: state.hasJustRested(at: head.now),
+                floor: LaneFloor(dueAt: try row[5], server: ServerStart(time: try row[6])))
         }
-        return LaneClaim(now: head.0, generation: head.1, lanes: lanes.compactMap { $0 }, nextDueAt: head.2)
+        return LaneClaim(
+            now: head.now, hasEndpointNews: head.hasNews, lanes: lanes.compactMap { $0 }, nextDueAt: head.nextDueAt)
     }
 
     /// How long ago the last requests to an endpoint started, newest first: what its rates have to count. Trials count, too.
@@ -252,7 +250,7 @@ extension Connection {
                 UPDATE outbox.lane l
                    SET lease_id = NULL, worker = NULL, lease_until = '-infinity', claims = 0,
                        -- While it is failing or recovering, what waits is due as soon as it may be sent.
-                       due_at = CASE WHEN l.opens = 0 AND l.recovered_at IS NULL
+                       due_at = CASE WHEN l.trips = 0 AND l.recovered_at IS NULL
                                        OR NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = \(endpoint)
                                                          AND d.last_at IS NOT NULL AND d.due_at < 'infinity')
                                 THEN \(earliest) ELSE least(clock_timestamp(), \(earliest)) END
@@ -290,11 +288,13 @@ extension Connection {
     }
 
     /// When something is due in lanes that are held, and what a worker has to know before it sends it.
-    package mutating func earliestDue(in lanes: [EndpointID: LaneFloor]) throws -> LaneLook {
+    package mutating func earliestDue(
+        in lanes: [EndpointID: LaneFloor], endpoints seen: EndpointsSeen = .nothing
+    ) throws -> LaneLook {
         let rows = try query(
             """
-            SELECT clock_timestamp(), g.mark, l.endpoint_id, d.due_at
-              FROM (SELECT mark FROM outbox.generation ORDER BY id DESC LIMIT 1) g
+            SELECT clock_timestamp(), g.has_news, l.endpoint_id, d.due_at
+              FROM (SELECT \(seen.hasNews) AS has_news) g
               LEFT JOIN (unnest(\(Array(lanes.keys)), \(lanes.values.map(\.dueAt)), \(lanes.values.map(\.server.time))) AS l(endpoint_id, floor, server)
                          CROSS JOIN LATERAL (
                              SELECT d.due_at FROM outbox.delivery d
@@ -303,52 +303,22 @@ extension Connection {
                               ORDER BY d.due_at LIMIT 1) d) ON true
             """)
         let head =
-            try rows.first { row throws(PostgresError) in (try row[0] as Timestamp, try row[1] as Generation) }
-            ?? (.distantPast, .unknown)
+            try rows.first { row throws(PostgresError) in (try row[0] as Timestamp, try row[1] as Bool) }
+            ?? (.distantPast, true)
         let due = try rows.map { row throws(PostgresError) -> (EndpointID, Timestamp)? in
             guard let endpoint = try row[2] as EndpointID? else { return nil }
             return (endpoint, try row[3])
         }
         return LaneLook(
-            now: head.0, generation: head.1,
+            now: head.0, hasEndpointNews: head.1,
             due: Dictionary(due.compactMap(\.self), uniquingKeysWith: { first, _ in first }))
     }
 
-    /// All that had waited through a pause is through: the rate that was set for it ends.
-    package mutating func endDrain(_ endpoint: EndpointID, lease: LeaseID) throws {
-        try query(
-            """
-            UPDATE outbox.lane SET drain_rate = NULL
-             WHERE endpoint_id = \(endpoint) AND lease_id = \(lease) AND drain_rate IS NOT NULL AND paused_until <= clock_timestamp()
-            """)
-    }
-
-    /// The endpoint answers again: from now on everything that was tried before is due. Nil when the lane is not ours, or
-    /// somebody has just found the endpoint failing.
-    package mutating func beginRecovery(_ endpoint: EndpointID, lease: LeaseID) throws -> Timestamp? {
-        try query(
-            """
-            UPDATE outbox.lane SET recovered_at = clock_timestamp()
-             WHERE endpoint_id = \(endpoint) AND lease_id = \(lease) AND held_until <= clock_timestamp()
-            RETURNING recovered_at
-            """
-        ).first { row throws(PostgresError) in try row[0] }
-    }
-
-    /// Closes the breaker: everybody sends again. False when the lane is not ours, or the endpoint was just found failing.
-    package mutating func closeBreaker(_ endpoint: EndpointID, lease: LeaseID) throws -> Bool {
-        try query(
-            """
-            UPDATE outbox.lane SET opens = 0, opened_at = NULL
-             WHERE endpoint_id = \(endpoint) AND lease_id = \(lease) AND held_until <= clock_timestamp()
-            """
-        ).affected == 1
-    }
-
-    /// All that was tried before the recovery is through.
-    package mutating func endRecovery(_ endpoint: EndpointID, lease: LeaseID) throws {
-        try query(
-            "UPDATE outbox.lane SET recovered_at = NULL WHERE endpoint_id = \(endpoint) AND lease_id = \(lease)")
+    /// Lets something happen to the endpoint of a lane, and returns what it is then; nil when the lane is not ours any more.
+    package mutating func change(
+        _ endpoint: EndpointID, by event: EndpointState.Event, owning lease: LeaseID
+    ) throws -> EndpointState? {
+        try transaction { try $0.change(endpoint, by: event, under: lease)?.after }
     }
 
     private mutating func lockLane(_ endpoint: EndpointID, lease: LeaseID) throws -> Bool {

@@ -3,7 +3,7 @@ package struct RecordGroup: Sendable {
     package var outcomes: [Outcome] = []
     /// Batches whose last pair is resolved by these outcomes.
     package var finishedBatches: Set<HeldBatch> = []
-    package var effects: [EndpointID: EndpointEffect] = [:]
+    package var effects: [EndpointID: EndpointState.Event] = [:]
     /// The events of every batch that has outcomes here, to put right what was written under a lost lease.
     package var events: [LeaseID: [EventKey]] = [:]
     /// Endpoints whose lanes somebody else has locked: what would change those is left for later, since nobody waits for one lane.
@@ -40,7 +40,7 @@ package struct RecordReceipt: Sendable {
     /// Events that were sent and are not in this database: so many were found here for the first time.
     package var ghosts = 0
     /// What answers mean for their endpoints, where somebody else is changing endpoints at this moment: to be written later.
-    package var effects: [EndpointID: EndpointEffect] = [:]
+    package var effects: [EndpointID: EndpointState.Event] = [:]
 
     package init() {}
 }

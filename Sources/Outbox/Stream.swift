@@ -59,18 +59,13 @@ extension Connection {
         .first { row throws(PostgresError) in try row[0] } ?? 0
     }
 
-    /// Removes some cuts and generations that nothing reads any more, and returns how many; the newest thousand stay for whoever
-    /// investigates.
+    /// Removes some cuts that nothing reads any more, and returns how many; the newest thousand stay for whoever investigates.
     mutating func trimHistory() throws -> Int {
-        var removed = 0
-        for table in ["cut", "generation"] {
-            removed += try query(
-                """
-                DELETE FROM outbox.\(raw: table) WHERE id = ANY (ARRAY(
-                    SELECT id FROM outbox.\(raw: table) WHERE id < (SELECT max(id) - 1000 FROM outbox.\(raw: table)) ORDER BY id LIMIT 10000))
-                """
-            ).affected
-        }
-        return removed
+        try query(
+            """
+            DELETE FROM outbox.cut WHERE id = ANY (ARRAY(
+                SELECT id FROM outbox.cut WHERE id < (SELECT max(id) - 1000 FROM outbox.cut) ORDER BY id LIMIT 10000))
+            """
+        ).affected
     }
 }

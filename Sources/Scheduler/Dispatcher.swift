@@ -41,10 +41,11 @@ final class Dispatcher: Service {
         let asked = ContinuousClock.now
         let claim: BatchClaim
         do {
-            claim = try await parts.pool.run { [configuration = parts.configuration, instance = parts.instance] in
+            claim = try await parts.pool.run {
+                [configuration = parts.configuration, instance = parts.instance, seen = parts.directory.current.seen] in
                 try $0.claimBatch(
                     lease: leaseID, worker: configuration.worker, for: configuration.lease, floor: floor,
-                    isSmall: isSmall, instance: instance)
+                    isSmall: isSmall, endpoints: seen, instance: instance)
             }
         } catch let error as PostgresError where error.isOutcomeUnknown {
             // Whatever the lost answer said: give it back, so that nobody has to wait for the lease to end.
@@ -53,7 +54,7 @@ final class Dispatcher: Service {
         }
         parts.clock.set(claim.now)
         guard let batch = claim.batch else {
-            _ = try await parts.directory.refreshed(to: claim.generation)
+            _ = try await parts.directory.refreshed(hasNews: claim.hasEndpointNews)
             return false
         }
         FailPoint.reach(.claimAfter)
@@ -63,7 +64,7 @@ final class Dispatcher: Service {
                 metadata: ["batch": "\(batch.id)", "missing": "\(batch.size - batch.events.count)"])
         }
         do {
-            let endpoints = try await parts.directory.refreshed(to: claim.generation)
+            let endpoints = try await parts.directory.refreshed(hasNews: claim.hasEndpointNews)
             try await dispatch(batch, to: endpoints, claimedAt: asked)
         } catch {
             // Nothing of it was dispatched: let another have it, or us again.
@@ -125,7 +126,8 @@ final class Dispatcher: Service {
             let isDangerous = batch.claims >= parts.configuration.mostBatchClaims
             let rest = event.deliverAt.map { Duration.microseconds($0.microseconds - now.microseconds) } ?? .zero
             for endpoint in matching {
-                if isDangerous || rest > .zero || endpoint.isConstrained(at: now) || !endpoint.isOpen(at: now) {
+                if isDangerous || rest > .zero || endpoint.isConstrained(at: now) || !endpoint.accepts(.batch, at: now)
+                {
                     let outcome = Outcome(
                         pair: Pair(event: event.key, endpoint: endpoint.id), holder: lease.holder,
                         mayBeShared: lease.mayBeShared, attempt: nil, attempts: 0,

@@ -4,29 +4,47 @@ import Outbox
 import Postgres
 import Synchronization
 
-/// The endpoints as of the newest generation that this process has seen.
+/// The endpoints, as this process has read them: what has changed since then is read again, and nothing else.
 final class EndpointDirectory: Sendable {
-    /// One generation of the endpoints, read only.
+    /// Their settings at one time, read only, and their states, which change (`Endpoint.state`).
     struct Snapshot: Sendable {
-        let generation: Generation
+        let seen: EndpointsSeen
         let byID: [EndpointID: Endpoint]
         /// True when the endpoints are of more than one customer.
         let hasSeveralCustomers: Bool
-        private let exact: [ExactText: [Endpoint]]
-        private let wildcard: [Endpoint]
+        /// By what most of the others are told apart by: whose events they take, and of which type.
+        private let byKey: [Key: [Endpoint]]
 
-        init(generation: Generation, endpoints: [Endpoint]) {
-            self.generation = generation
-            byID = Dictionary(endpoints.map { ($0.id, $0) }, uniquingKeysWith: { first, _ in first })
-            hasSeveralCustomers = endpoints.contains { $0.settings.customerID != endpoints[0].settings.customerID }
-            exact = Dictionary(grouping: endpoints.filter { $0.settings.eventType != "*" }, by: \.settings.eventType)
-            wildcard = endpoints.filter { $0.settings.eventType == "*" }
+        private struct Key: Hashable {
+            let customer: ExactText
+            let type: ExactText
+
+            init(_ customer: ExactText, _ type: ExactText) { (self.customer, self.type) = (customer, type) }
         }
+
+        init(seen: EndpointsSeen, endpoints: [EndpointID: Endpoint]) {
+            self.seen = seen
+            byID = endpoints
+            let customers = endpoints.values.lazy.map(\.settings.customerID)
+            hasSeveralCustomers = customers.first.map { first in customers.contains { $0 != first } } ?? false
+            byKey = Dictionary(grouping: endpoints.values) { Key($0.settings.customerID, $0.settings.eventType) }
+        }
+
+        /// The same, known to be so at a later time.
+        private init(_ other: Snapshot, seen: EndpointsSeen) {
+            (self.seen, byID, hasSeveralCustomers, byKey) = (seen, other.byID, other.hasSeveralCustomers, other.byKey)
+        }
+
+        func asSeen(_ seen: EndpointsSeen) -> Snapshot { Snapshot(self, seen: seen) }
 
         /// Calls the body with every endpoint that gets the event.
         func forEach(wanting event: Event, _ body: (Endpoint) -> Void) {
-            for endpoint in wildcard where endpoint.wants(event) { body(endpoint) }
-            for endpoint in exact[event.type] ?? [] where endpoint.wants(event) { body(endpoint) }
+            for customer in event.customerID == "*" ? ["*"] : [event.customerID, "*"] {
+                for type in event.type == "*" ? ["*"] : [event.type, "*"] {
+                    for endpoint in byKey[Key(customer, type)] ?? []
+                    where endpoint.wants(event) && !endpoint.state.isDisabled { body(endpoint) }
+                }
+            }
         }
 
         /// Endpoints that cannot be called from here.
@@ -36,7 +54,9 @@ final class EndpointDirectory: Sendable {
     private let pool: ConnectionPool
     private let keyring: Keyring
     private let logger: Logger
-    private let snapshot = Mutex(Snapshot(generation: .unknown, endpoints: []))
+    private let snapshot = Mutex(Snapshot(seen: .nothing, endpoints: [:]))
+    /// Endpoints whose state is read again with the next news.
+    private let stale = Mutex<Set<EndpointID>>([])
     /// When it was last known to be what the database has.
     private let confirmedAt = Mutex(ContinuousClock.now)
     private let defectiveSince = Mutex<ContinuousClock.Instant?>(nil)
@@ -50,38 +70,21 @@ final class EndpointDirectory: Sendable {
     /// What is known, without asking.
     var current: Snapshot { snapshot.withLock { $0 } }
 
-    /// Closes an endpoint here and now, because an answer asked for it, until that is recorded.
-    func close(_ id: EndpointID, by effect: EndpointEffect, at now: Timestamp) {
-        snapshot.withLock { snapshot in
-            // Many answers say so at the same time; the first one is enough.
-            guard let endpoint = snapshot.byID[id], !endpoint.isClosed(as: effect, at: now) else { return }
-            var endpoints = snapshot.byID
-            endpoints[id] = endpoint.closed(by: effect, at: now)
-            snapshot = Snapshot(generation: snapshot.generation, endpoints: Array(endpoints.values))
-        }
-    }
+    /// What answers said of these endpoints is recorded: from now on only the database says how they are, which may have known more.
+    func expire(_ endpoints: some Sequence<EndpointID>) { stale.withLock { $0.formUnion(endpoints) } }
 
-    /// What was closed here is recorded: from now on only the database says so, and what was read before is read again. If it lost the
-    /// record meanwhile, in a failover, its mark is still the one that was known here, and would not tell.
-    func expire() {
-        snapshot.withLock { $0 = Snapshot(generation: .unknown, endpoints: Array($0.byID.values)) }
-    }
-
-    /// The endpoints of that generation or a later one: read again when another is known. Which of two is the later one nobody can
-    /// tell by looking at them, and need not: whoever comes with another one than is known reads again.
-    func refreshed(to generation: Generation) async throws -> Snapshot {
+    /// The endpoints as they are now, by somebody who has just asked whether there is something new.
+    func refreshed(hasNews: Bool) async throws -> Snapshot {
         confirmedAt.withLock { $0 = .now }
-        let known = current
-        if known.generation == generation { return known }
-        return try await read()
+        return try await hasNews || stale.withLock({ !$0.isEmpty }) ? read() : current
     }
 
-    /// Asks for the generation, unless a claim has just told it: what waits in memory of an endpoint that was paused, disabled or
-    /// deleted must not go out because nobody claims anything meanwhile.
+    /// Asks for news, unless a claim has just done so: what waits in memory of an endpoint that was paused, disabled or deleted must
+    /// not go out because nobody claims anything meanwhile.
     func confirm(atLeastEvery period: Duration) async throws {
         if .now - confirmedAt.withLock({ $0 }) < period { return }
-        let generation = try await pool.run { try $0.generation() }
-        _ = try await refreshed(to: generation)
+        let hasNews = try await pool.run { [seen = current.seen] in try $0.hasEndpointNews(since: seen) }
+        _ = try await refreshed(hasNews: hasNews)
     }
 
     /// Some endpoints cannot be called from here: what their secrets are worth only who has the key can tell.
@@ -96,21 +99,59 @@ final class EndpointDirectory: Sendable {
                 + "else correct the endpoint: outboxctl endpoint get \(first.id)")
     }
 
-    /// Reads the endpoints.
+    /// Reads what is new.
+    @discardableResult
     func read() async throws -> Snapshot {
+        while true {
+            if let fresh = try await readOnce() { return fresh }
+        }
+    }
+
+    /// Nil when somebody else has read meanwhile, and may have seen less.
+    private func readOnce() async throws -> Snapshot? {
         let known = current
-        let (found, endpoints) = try await pool.run { [keyring] in try $0.endpoints(keyring: keyring) }
-        for endpoint in endpoints {
+        let some = stale.withLock { stale in
+            defer { stale = [] }
+            return stale
+        }
+        let news: EndpointNews
+        do {
+            news = try await pool.run { [keyring] in
+                try $0.endpointNews(since: known.seen, also: some, keyring: keyring)
+            }
+        } catch {
+            expire(some)
+            throw error
+        }
+        for endpoint in news.endpoints {
             if let defect = endpoint.defect, known.byID[endpoint.id]?.defect != defect {
                 logger.error(
                     "an endpoint cannot be called from here; its deliveries wait",
                     metadata: ["endpoint": "\(endpoint.name)", "reason": "\(defect)"])
             }
         }
-        let fresh = Snapshot(generation: found, endpoints: endpoints)
-        let isAnyDefective = endpoints.contains { $0.defect != nil }
+        guard let fresh = take(news, since: known.seen) else {
+            expire(some)
+            return nil
+        }
+        let isAnyDefective = fresh.byID.values.contains { $0.defect != nil }
         defectiveSince.withLock { $0 = isAnyDefective ? $0 ?? .now : nil }
-        snapshot.withLock { $0 = fresh }
         return fresh
+    }
+
+    private func take(_ news: EndpointNews, since seen: EndpointsSeen) -> Snapshot? {
+        snapshot.withLock { snapshot in
+            guard snapshot.seen == seen else { return nil }
+            for (id, state) in news.states { snapshot.byID[id]?.set(state) }
+            if news.isAll || !news.endpoints.isEmpty || !news.gone.isEmpty {
+                var endpoints = news.isAll ? [:] : snapshot.byID
+                for id in news.gone { endpoints[id] = nil }
+                for endpoint in news.endpoints { endpoints[endpoint.id] = endpoint }
+                snapshot = Snapshot(seen: news.seen, endpoints: endpoints)
+            } else {
+                snapshot = snapshot.asSeen(news.seen)
+            }
+            return snapshot
+        }
     }
 }

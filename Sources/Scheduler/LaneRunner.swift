@@ -75,15 +75,17 @@ final class LaneRunner: Service {
         // At all of them at once, should this one fail.
         lookAt = lanes.isEmpty ? nextLook : .now
         if lanes.isEmpty { return }
-        let look = try await parts.pool.run { try $0.earliestDue(in: lanes) }
+        let look = try await parts.pool.run { [seen = parts.directory.current.seen] in
+            try $0.earliestDue(in: lanes, endpoints: seen)
+        }
         parts.clock.set(look.now)
         // As before a claim: who was paused a moment ago gets nothing.
-        let endpoints = try await parts.directory.refreshed(to: look.generation)
+        let endpoints = try await parts.directory.refreshed(hasNews: look.hasEndpointNews)
         wakeups.wake(
             lanes.keys.filter { lane in
                 guard let endpoint = endpoints.byID[lane] else { return true }
                 if let due = look.due[lane], due <= look.now { return true }
-                return endpoint.settings.opens > 0 || !endpoint.isOpenToLane(at: look.now)
+                return !endpoint.accepts(.batch, at: look.now)
             })
         let untilDue = look.due.values.filter { $0 > look.now }.min().map { parts.clock.time(until: $0) }
         lookAt = min(nextLook, .now + min(untilDue ?? Self.betweenLooks, Self.betweenLooks))
@@ -111,21 +113,22 @@ final class LaneRunner: Service {
             claim = try await parts.pool.run { [configuration = parts.configuration, instance = parts.instance] in
                 try $0.claimLanes(
                     lease: leaseID, worker: configuration.worker, for: configuration.lease, excluding: excluded,
-                    customers: greedy, instance: instance)
+                    customers: greedy, endpoints: endpoints.seen, instance: instance)
             }
         } catch let error as PostgresError where error.isOutcomeUnknown {
             try await parts.pool.run { try $0.releaseLeases(of: leaseID) }
             throw error
         }
         parts.clock.set(claim.now)
-        do { _ = try await parts.directory.refreshed(to: claim.generation) } catch {
+        do { _ = try await parts.directory.refreshed(hasNews: claim.hasEndpointNews) } catch {
             // Nothing can be sent without knowing the endpoints: let the lanes go again.
             try await parts.pool.run { try $0.releaseLeases(of: leaseID) }
             throw error
         }
         let lanes = claim.lanes.map { lane in
             let lease = Lease(
-                .lane(lane.endpoint, lane.lease), claims: lane.claims, unresolved: 0, isProbing: lane.isFailing,
+                .lane(lane.endpoint, lane.lease), claims: lane.claims, unresolved: 0,
+                isProbing: lane.state.breaker.failing != nil,
                 trustedUntil: asked + parts.configuration.lease)
             parts.keeper.keep(lease)
             return (lane, lease)

@@ -33,6 +33,9 @@ struct LaneWork {
     /// What was tried before then is due; far in the future until the first probe was answered.
     private var recoveredAt: Timestamp?
 
+    /// It was failing when it was claimed: what goes out are probes, and then more and more.
+    private let isFailing: Bool
+
     private static let mostSuspects = 10
     /// With more leases than that in this process each lane has less in memory.
     private static let (manyLanes, smallPage) = (1024, 40)
@@ -51,8 +54,9 @@ struct LaneWork {
         floor = lane.floor
         cursor = .start(lane.floor)
         suspects = lane.claims > 1 ? Self.mostSuspects : 0
-        ramp = lane.isFailing || lane.isRested ? 1 : nil
-        recoveredAt = lane.isFailing ? lane.recoveredAt ?? .distantFuture : lane.recoveredAt
+        isFailing = lane.state.breaker.failing != nil
+        ramp = isFailing || lane.hasJustRested ? 1 : nil
+        recoveredAt = lane.state.breaker.recoveredAt ?? (isFailing ? .distantFuture : nil)
     }
 
     private var endpoint: Endpoint? { parts.directory.current.byID[lane.endpoint] }
@@ -68,7 +72,7 @@ struct LaneWork {
         if !isWorkable { try await Task.sleep(for: .milliseconds(100)) }
         while isWorkable {
             // Found failing by others, or by ourselves a moment ago: the next owner begins with a probe.
-            if ramp == nil || !lane.isFailing, endpoint?.settings.opens ?? 0 > 0 { return }
+            if ramp == nil || !isFailing, endpoint?.state.breaker.failing != nil { return }
             try await takeUpRates()
             try await withdrawCancelled()
             guard parts.recorder.hasRoom, parts.sender.hasRoom(for: lane.endpoint) else {
@@ -247,28 +251,26 @@ struct LaneWork {
         guard isWorkable else { return false }
         guard let size = ramp else { return true }
         // Only what the receiver said itself counts: a request that could not be made is no sign of life.
-        if lane.isFailing, lease.answers == answers {
+        if isFailing, lease.answers == answers {
             try await Task.sleep(for: .milliseconds(500))
             return true
         }
         if recoveredAt == .distantFuture {
-            let begun = try await unlessLocked { [lane] in
-                try $0.beginRecovery(lane.endpoint, lease: lane.lease)
-            }
-            guard let begun else { return true }
-            recoveredAt = begun
+            guard let state = try await change(by: .probeAnswered) else { return true }
+            recoveredAt = state?.breaker.recoveredAt
             if recoveredAt == nil { return false }
         }
         ramp = size * 2
         guard size * 2 > endpoint?.maxInFlight ?? 1 else { return true }
-        guard lane.isFailing else {
+        guard isFailing else {
             ramp = nil
             return true
         }
-        // With the next round again, when somebody changes endpoints at this moment.
-        guard let isClosed = try await closeBreaker() else { return true }
+        // With the next round again, when somebody changes the endpoint at this moment.
+        guard let state = try await change(by: .rampedUp) else { return true }
         ramp = nil
-        return isClosed
+        // Somebody else may have found it failing meanwhile.
+        return state.map { $0.breaker.failing == nil } ?? false
     }
 
     /// Waits for what was sent.
@@ -290,8 +292,10 @@ struct LaneWork {
         parts.sender.withdraw(Set(waiting).subtracting(there), of: lane.endpoint)
     }
 
-    private func closeBreaker() async throws -> Bool? {
-        try await unlessLocked { [lane] in try $0.closeBreaker(lane.endpoint, lease: lane.lease) }
+    /// Lets something happen to the endpoint. Nil when somebody else changes it at this moment; nil in that when the lane is not ours
+    /// any more.
+    private func change(by event: EndpointState.Event) async throws -> EndpointState?? {
+        try await unlessLocked { [lane] in try $0.change(lane.endpoint, by: event, owning: lane.lease) }
     }
 
     /// What takes a lock; nil, a moment later, when somebody else has it.
@@ -307,18 +311,16 @@ struct LaneWork {
     /// Everything is through: with nothing left to try, a recovery is over, and so is what was set for the time after a pause.
     private mutating func settle() async throws {
         if let recovery = recoveredAt, recovery != .distantFuture {
-            if ramp != nil { _ = try await closeBreaker() }
-            _ = try await unlessLocked { [lane] in try $0.endRecovery(lane.endpoint, lease: lane.lease) }
+            if ramp != nil { _ = try await change(by: .rampedUp) }
+            _ = try await change(by: .caughtUp)
         }
-        if endpoint?.settings.drainRate != nil {
-            _ = try await unlessLocked { [lane] in try $0.endDrain(lane.endpoint, lease: lane.lease) }
-        }
+        if endpoint?.state.pause.drainRate != nil { _ = try await change(by: .drained) }
     }
 
     /// Keeps the empty lane until something in it is due; false when it is to be released. One that is failing or recovering
     /// begins anew with its next claim.
     private mutating func sleep() async throws -> Bool {
-        guard !lane.isFailing, ramp == nil, recoveredAt == nil, .now < keptUntil, wakeups.hasRoom else { return false }
+        guard !isFailing, ramp == nil, recoveredAt == nil, .now < keptUntil, wakeups.hasRoom else { return false }
         if .now - raisedAt > Self.longestSweep, try await !raiseFloor() { return false }
         await wakeups.sleep(in: lane.endpoint, from: floor, upTo: keptUntil - .now)
         // Nothing of it is in flight: the next row is the first.

@@ -12,7 +12,7 @@ final class Recorder: Service {
     struct Report: Sendable {
         var outcome: Outcome
         var lease: Lease
-        var effect: EndpointEffect?
+        var endpointEvent: EndpointState.Event?
     }
 
     private struct Inbox {
@@ -21,7 +21,7 @@ final class Recorder: Service {
         /// What was left because somebody else has the endpoint's lane locked, and when to try again.
         var left: [Report] = []
         /// What answers mean for endpoints that somebody else is changing.
-        var effects: [EndpointID: EndpointEffect] = [:]
+        var effects: [EndpointID: EndpointState.Event] = [:]
         var leftUntil = ContinuousClock.now
         /// Endpoints of which nothing is tried until then.
         var blocked: Set<EndpointID> = []
@@ -36,7 +36,7 @@ final class Recorder: Service {
 
         /// Keeps what could not be written now. Our own locks last for milliseconds; an effect waits for its lock itself, and so is
         /// tried less often.
-        mutating func leave(_ reports: [Report], _ effects: [EndpointID: EndpointEffect]) {
+        mutating func leave(_ reports: [Report], _ effects: [EndpointID: EndpointState.Event]) {
             left += reports
             self.effects.merge(effects) { $0.merged(with: $1) }
             if !reports.isEmpty || !effects.isEmpty {
@@ -142,7 +142,7 @@ final class Recorder: Service {
         if isWorthWaiting { try? await Task.sleep(for: .milliseconds(4)) }
     }
 
-    private func take() -> (reports: [Report], finished: [Lease], effects: [EndpointID: EndpointEffect]) {
+    private func take() -> (reports: [Report], finished: [Lease], effects: [EndpointID: EndpointState.Event]) {
         inbox.withLock { inbox in
             let isTime = inbox.leftUntil <= .now
             if isTime {
@@ -163,7 +163,7 @@ final class Recorder: Service {
         }
     }
 
-    private func record(_ reports: [Report], finished: [Lease], effects: [EndpointID: EndpointEffect]) async {
+    private func record(_ reports: [Report], finished: [Lease], effects: [EndpointID: EndpointState.Event]) async {
         var group = RecordGroup()
         group.effects = effects
         var leases: [ObjectIdentifier: (lease: Lease, count: Int, events: [EventKey])] = [:]
@@ -174,7 +174,7 @@ final class Recorder: Service {
             if case .lane = report.outcome.holder {
                 leases[ObjectIdentifier(report.lease)]?.events.append(report.outcome.pair.event)
             }
-            if let effect = report.effect {
+            if let effect = report.endpointEvent {
                 let endpoint = report.outcome.pair.endpoint
                 group.effects[endpoint] = group.effects[endpoint].map { $0.merged(with: effect) } ?? effect
             }
@@ -214,7 +214,7 @@ final class Recorder: Service {
         let leftEffects = effects.filter { written.locked.contains($0.key) }.merging(receipt.effects) {
             $0.merged(with: $1)
         }
-        if !group.effects.isEmpty, leftEffects.isEmpty, left.isEmpty { directory.expire() }
+        if !group.effects.isEmpty, leftEffects.isEmpty, left.isEmpty { directory.expire(group.effects.keys) }
         if receipt.ghosts > 0 {
             logger.error(
                 "events were sent that the database does not have any more: a failover or a restore has lost them; see: outboxctl doctor",
@@ -241,7 +241,7 @@ final class Recorder: Service {
     /// Something of a group is refused by the database for good, and keeps none of the rest from being recorded: what it is is found out
     /// by halves. Of it less and less is written, and what is refused even so is left to the next claim of its batch.
     private func recordApart(
-        _ reports: [Report], finished: [Lease], effects: [EndpointID: EndpointEffect], refusal: PostgresError
+        _ reports: [Report], finished: [Lease], effects: [EndpointID: EndpointState.Event], refusal: PostgresError
     ) async {
         if reports.count > 1 {
             await record(Array(reports.prefix(reports.count / 2)), finished: [], effects: [:])
@@ -275,7 +275,8 @@ final class Recorder: Service {
 
     /// Somebody has a row of one endpoint locked, and keeps no other endpoint's outcomes from being recorded: which it is is found out by
     /// halves, and what is to be written of it is left for a while.
-    private func recordOthers(_ reports: [Report], finished: [Lease], effects: [EndpointID: EndpointEffect]) async {
+    private func recordOthers(_ reports: [Report], finished: [Lease], effects: [EndpointID: EndpointState.Event]) async
+    {
         let endpoints = Set(reports.map(\.outcome.pair.endpoint)).union(effects.keys)
         if endpoints.isEmpty {
             // The batches themselves: after what others have to say.

@@ -8,7 +8,8 @@ struct Verdict: Sendable {
     var errorClass: String?
     var error: String?
     var resolution: Resolution
-    var effect: EndpointEffect?
+    /// What it says of the whole endpoint.
+    var endpointEvent: EndpointState.Event?
     /// How many attempts of its schedule the pair has used.
     var attempts: Int
     /// The answer itself said when to come back.
@@ -126,7 +127,7 @@ enum RetryPolicy {
             verdict.error = "HTTP \(status): redirects are never followed; give the endpoint the new URL"
         case 410:
             // The receiver is gone for good: stop, and keep everything that waits.
-            verdict.effect = .disable(reason: "gone: the receiver answered 410")
+            verdict.endpointEvent = .gone(reason: "gone: the receiver answered 410")
             verdict.resolution = .wait(.zero, .retry)
         case 429, 503:
             // The whole endpoint rests as long as the receiver asks; after a 429 that asks for nothing, until this delivery is tried
@@ -135,9 +136,9 @@ enum RetryPolicy {
             verdict.resolution = retry(endpoint, number, atLeast: wish, jitter)
             verdict.isPutOff = wish > .zero || status == 429
             if wish > .zero {
-                verdict.effect = .hold(wish)
+                verdict.endpointEvent = .rest(wish)
             } else if status == 429, case .wait(let delay, _) = verdict.resolution {
-                verdict.effect = .hold(min(delay, longestRest))
+                verdict.endpointEvent = .rest(min(delay, longestRest))
             }
         default: break
         }

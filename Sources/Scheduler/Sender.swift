@@ -23,7 +23,7 @@ final class Sender: Service {
 
     private let transport: Transport
     private let tokens: AccessTokens
-    private let breaker = Breaker()
+    private let failures = FailureCounter()
     private let recorder: Recorder
     private let directory: EndpointDirectory
     private let clock: DatabaseClock
@@ -237,8 +237,8 @@ final class Sender: Service {
             send, attempt: verdict.isAttempt ? attempt : nil, attempts: verdict.attempts,
             resolution: verdict.resolution,
             note: verdict.isAttempt ? nil : verdict.errorClass.map { ($0, verdict.error ?? $0) })
-        report.effect = verdict.effect
-        if let effect = verdict.effect { directory.close(send.endpoint, by: effect, at: clock.now) }
+        report.endpointEvent = verdict.endpointEvent
+        if let event = verdict.endpointEvent { self.endpoint(send)?.change(by: event, at: clock.now) }
         recorder.submit([report])
         logger.log(
             level: verdict.isSuccess ? .debug : .info, verdict.isSuccess ? "delivered" : "attempt failed",
@@ -251,21 +251,24 @@ final class Sender: Service {
         pump()
     }
 
-    /// Opens the endpoint's breaker when this outcome is one failure too many; a failed probe opens it again.
+    /// Trips the endpoint's breaker when this outcome is one failure too many, or a failed probe.
     private func judgeEndpoint(_ verdict: inout Verdict, of send: Send) {
         let isFailure = verdict.isEndpointFailure
         if send.lease.isProbing, verdict.showsThatItWorks { send.lease.noteAnswer() }
-        let opens = breaker.count(send.endpoint, isFailure: isFailure) || isFailure && send.lease.isProbing
-        guard opens || isFailure else { return }
-        if opens {
-            let open = EndpointEffect.open(atLeast: .zero)
-            verdict.effect = verdict.effect.map { $0.merged(with: open) } ?? open
+        let trips = failures.count(send.endpoint, isFailure: isFailure) || isFailure && send.lease.isProbing
+        guard trips || isFailure else { return }
+        if trips {
+            let trip = EndpointState.Event.trip(atLeast: .zero)
+            verdict.endpointEvent = verdict.endpointEvent.map { $0.merged(with: trip) } ?? trip
         }
-        // What had been in flight when it opened is not given up either.
-        if let endpoint = directory.current.byID[send.endpoint], opens || endpoint.settings.opens > 0 {
+        // What had been in flight when it tripped is not given up either.
+        if let endpoint = endpoint(send), trips || endpoint.state.breaker.failing != nil {
             verdict.waitForEndpoint(endpoint.retrySchedule)
         }
     }
+
+    /// As it is known now.
+    private func endpoint(_ send: Send) -> Endpoint? { directory.current.byID[send.endpoint] }
 
     private func finished(_ send: Send) { state.withLock { $0.queues.finish(send) } }
 
@@ -374,6 +377,6 @@ extension Endpoint {
     /// True when a request may be sent at that time. What was dispatched before its endpoint got a limit, or began to fail,
     /// goes through the lane.
     fileprivate func takes(isFromBatch: Bool, at now: Timestamp) -> Bool {
-        isFromBatch ? isOpen(at: now) && !isConstrained(at: now) : isOpenToLane(at: now)
+        isFromBatch ? accepts(.batch, at: now) && !isConstrained(at: now) : accepts(.laneOwner, at: now)
     }
 }

@@ -57,7 +57,7 @@ private struct TrialRun {
         }
         endpoint = Endpoint(wanted)
         // A rule that is not enabled is never called; its trial by hand is another matter.
-        if trigger == .evaluate, wanted.isDisabled {
+        if trigger == .evaluate, prepared.endpoint.state.isDisabled {
             report = Trial.Report(refusedBecause: "the endpoint is disabled")
             attemptID = nil
             return

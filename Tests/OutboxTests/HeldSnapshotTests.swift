@@ -13,7 +13,7 @@ import Testing
                 """
                 SELECT relname, (heap_blks_read + heap_blks_hit + coalesce(idx_blks_read + idx_blks_hit, 0))::int8
                   FROM pg_statio_user_tables
-                 WHERE schemaname = 'outbox' AND relname IN ('batch', 'cut', 'delivery', 'dead_letter', 'lane', 'setting', 'generation')
+                 WHERE schemaname = 'outbox' AND relname IN ('batch', 'cut', 'delivery', 'dead_letter', 'lane', 'setting', 'endpoint')
                 """
             ).map { row throws(PostgresError) in (try row[0] as String, try row[1] as Int) }
             return Dictionary(uniqueKeysWithValues: rows)
@@ -79,7 +79,7 @@ import Testing
                     let claim = try connection.claimLanes(lease: lane, worker: "w", for: .seconds(60), excluding: [])
                     #expect(claim.lanes.count <= 1)
                     try connection.query(
-                        "UPDATE outbox.lane SET lease_id = \(lane), lease_until = 'infinity', opens = 1 - opens")
+                        "UPDATE outbox.lane SET lease_id = \(lane), lease_until = 'infinity', trips = 1 - trips")
                     return try connection.batchFloor(from: batches)
                 }
                 for _ in 0..<20 {

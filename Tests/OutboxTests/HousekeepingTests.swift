@@ -193,34 +193,19 @@ import Testing
         #expect(try await database.number("SELECT count(*) FROM outbox.event") == 0)
     }
 
-    @Test func `changes to endpoints are committed in the order of their generations, and old ones are forgotten`()
-        async throws
-    {
+    @Test func `old cuts are forgotten`() async throws {
         let database = try await TestCluster.database()
-        let one = try await database.endpoint("one", url: "https://example.com/").id
-        let two = try await database.endpoint("two", url: "https://example.com/").id
-        let (first, second) = (try database.newPool(), try database.newPool())
-        try await first.run { try $0.script("BEGIN; UPDATE outbox.endpoint SET description = 'x' WHERE id = '\(one)'") }
-        // A later number must not be seen before an earlier one.
-        let error = await #expect(throws: PostgresError.self) {
-            try await second.run {
-                try $0.script(
-                    "SET lock_timeout = '50ms'; UPDATE outbox.endpoint SET description = 'x' WHERE id = '\(two)'")
-            }
-        }
-        #expect(error?.sqlState == "55P03")
-        try await first.run { try $0.script("COMMIT") }
-        try await database.script("INSERT INTO outbox.generation SELECT FROM generate_series(1, 1500)")
+        try await database.script(
+            "INSERT INTO outbox.cut (done, turn, last_turn, first_turn, first_id) SELECT done, turn, last_turn, first_turn, first_id FROM outbox.cut, generate_series(1, 1500)"
+        )
         _ = try await database.pool.run { $0.keepHouse() }
-        #expect(try await database.number("SELECT count(*) FROM outbox.generation") == 1001)
-        await first.close()
-        await second.close()
+        #expect(try await database.number("SELECT count(*) FROM outbox.cut") == 1001)
     }
 }
 
 @Suite struct EndpointSecretTests {
     private func defects(_ database: TestDatabase, _ keyring: Keyring) async throws -> [String?] {
-        try await database.pool.run { try $0.endpoints(keyring: keyring).endpoints.map(\.defect) }
+        try await database.pool.run { try $0.endpointNews(since: .nothing, keyring: keyring).endpoints.map(\.defect) }
     }
 
     @Test func `a secret is sealed at rest, opens after a key rotation, and not in another endpoint's row`()
@@ -246,7 +231,7 @@ import Testing
         let rotated = try Keyring(text: "# newest first\n" + new + old)
         #expect(try await defects(database, rotated) == [nil, nil])
         let opened = try await database.pool.run {
-            try $0.endpoints(keyring: rotated).endpoints.flatMap(\.settings.secrets).map(\.revealed)
+            try $0.endpointNews(since: .nothing, keyring: rotated).endpoints.flatMap(\.settings.secrets).map(\.revealed)
         }
         #expect(opened == [secret.revealed, secret.revealed])
         // Without the old key they cannot be opened, and the reason names the key's id.

@@ -34,6 +34,11 @@ import Testing
                 FOR t IN SELECT c.oid FROM pg_class c WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'r' LOOP
                     EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off)', t);
                 END LOOP;
+                -- It would read the table, too.
+                FOR t IN SELECT c.oid FROM pg_class c JOIN pg_am m ON m.oid = c.relam
+                          WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'i' AND m.amname = 'brin' LOOP
+                    EXECUTE format('ALTER INDEX %s SET (autosummarize = off)', t);
+                END LOOP;
             END $$;
             """)
         return database

@@ -78,11 +78,11 @@ import Testing
     }
 
     @Test(arguments: [
-        "UPDATE outbox.lane SET paused_until = '294276-12-31'", "UPDATE outbox.lane SET held_until = '294276-12-31'",
+        "UPDATE outbox.lane SET paused_until = '294276-12-31'", "UPDATE outbox.lane SET resting_until = '294276-12-31'",
         "UPDATE outbox.endpoint SET retry_schedule = '{178000000 years}'",
         "UPDATE outbox.endpoint SET retry_schedule = '{-1 day}'",
         "UPDATE outbox.endpoint SET retry_schedule = '{NULL}'", "UPDATE outbox.endpoint SET rates = '{NULL}'",
-        "UPDATE outbox.lane SET claims = 2147483647", "UPDATE outbox.lane SET opens = 2147483647",
+        "UPDATE outbox.lane SET claims = 2147483647", "UPDATE outbox.lane SET trips = 2147483647",
         "UPDATE outbox.secret SET expires_at = '294276-12-31'",
         "UPDATE outbox.setting SET event_retention = '178000000 years'",
         "UPDATE outbox.setting SET instance = E'a\\nb'",

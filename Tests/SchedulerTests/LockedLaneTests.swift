@@ -46,7 +46,7 @@ import Testing
                 #expect(isRecorded)
             }
             let isOpen = try await eventually {
-                try await database.number("SELECT count(*) FROM outbox.lane WHERE opens > 0") == 1
+                try await database.number("SELECT count(*) FROM outbox.lane WHERE trips > 0") == 1
             }
             #expect(isOpen)
         }

@@ -35,9 +35,9 @@ import Testing
             try await database.publish(30)
             #expect(
                 try await eventually {
-                    try await database.number("SELECT count(*) FROM outbox.lane WHERE opens > 0") == 1
+                    try await database.number("SELECT count(*) FROM outbox.lane WHERE trips > 0") == 1
                 })
-            try await database.script("UPDATE outbox.lane SET opened_at = '2020-02-03 04:05:06+00'")
+            try await database.script("UPDATE outbox.lane SET failing_since = '2020-02-03 04:05:06+00'")
             let found = try await problems(database, "endpoint_failing")
             #expect(found.count == 1)
             #expect(found.first?.detail.contains("acme") == true, "\(found)")

@@ -59,19 +59,19 @@ import Transport
                 #expect(outcome(verdict) == "dead permanent", "\(status)")
             case 410:
                 #expect(outcome(verdict) == "wait 0", "\(status)")
-                if case .disable = verdict.effect {} else { Issue.record("410 disables") }
+                if case .gone = verdict.endpointEvent {} else { Issue.record("410 disables") }
             default:
                 #expect(!verdict.isSuccess && outcome(verdict) == "wait 10000", "\(status)")
                 // Without a wish the whole endpoint rests until this delivery is tried again; after a 503 it does not: one instance
                 // of many may say it.
                 if status == 429 {
-                    if case .hold(let rest) = verdict.effect {
+                    if case .rest(let rest) = verdict.endpointEvent {
                         #expect(rest == .seconds(10))
                     } else {
                         Issue.record("no rest")
                     }
                 } else {
-                    #expect(verdict.effect == nil, "\(status)")
+                    #expect(verdict.endpointEvent == nil, "\(status)")
                 }
             }
             let wanted =
@@ -100,15 +100,23 @@ import Transport
         for status in [429, 503] {
             let longer = judge(HTTPExchange(status: status, retryAfter: "60"))
             #expect(outcome(longer) == "wait 60000")
-            if case .hold(let rest) = longer.effect { #expect(rest == .seconds(60)) } else { Issue.record("no rest") }
+            if case .rest(let rest) = longer.endpointEvent {
+                #expect(rest == .seconds(60))
+            } else {
+                Issue.record("no rest")
+            }
             #expect(outcome(judge(HTTPExchange(status: status, retryAfter: "1"))) == "wait 10000")
         }
         let nonsense = judge(HTTPExchange(status: 429, retryAfter: "nonsense"))
-        if case .hold(let rest) = nonsense.effect { #expect(rest == .seconds(10)) } else { Issue.record("no rest") }
+        if case .rest(let rest) = nonsense.endpointEvent {
+            #expect(rest == .seconds(10))
+        } else {
+            Issue.record("no rest")
+        }
         // That counts as a failure of the endpoint, as every other 5xx.
         let unasked = judge(HTTPExchange(status: 503, retryAfter: "nonsense"))
-        #expect(unasked.effect == nil && unasked.isEndpointFailure)
-        #expect(judge(HTTPExchange(status: 500, retryAfter: "60")).effect == nil)
+        #expect(unasked.endpointEvent == nil && unasked.isEndpointFailure)
+        #expect(judge(HTTPExchange(status: 500, retryAfter: "60")).endpointEvent == nil)
     }
 
     @Test func `what was not sent costs no attempt`() {

@@ -91,8 +91,7 @@ import Testing
         func state() async throws -> [String?] {
             try await database.column(
                 """
-                SELECT concat_ws(' ', n.disabled_at, n.disabled_reason, n.generation, (SELECT count(*) FROM outbox.audit),
-                                 (SELECT max(g.id) FROM outbox.generation g)) FROM outbox.endpoint n
+                SELECT concat_ws(' ', n.disabled_at, n.disabled_reason, n.revision, (SELECT count(*) FROM outbox.audit), n.changed_tx) FROM outbox.endpoint n
                 """)
         }
         try await database.pool.run { try $0.disableEndpoint(id, reason: "broken") }
@@ -105,7 +104,7 @@ import Testing
         #expect(
             try await database.number(
                 """
-                SELECT count(*) FROM outbox.endpoint WHERE disabled_reason = 'gone' AND generation = 3
+                SELECT count(*) FROM outbox.endpoint WHERE disabled_reason = 'gone' AND revision = 3
                    AND disabled_at = '\(raw: disabled[0]?.prefix(while: { $0 != "+" }).description ?? "")+00'
                 """) == 1)
         try await database.pool.run { try $0.enableEndpoint(id) }

@@ -146,16 +146,6 @@ CREATE TABLE outbox.ghost (
     PRIMARY KEY (event_id, event_at)
 );
 
--- One row for every change to an endpoint or to its pause, newest last: workers that see another
--- than they know read the endpoints again. Rows and no counter, because every claim asks, and would
--- pass by all its dead versions. The number goes back with the database; the mark never comes
--- again.
-CREATE TABLE outbox.generation (
-    id   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    mark uuid NOT NULL DEFAULT gen_random_uuid()
-);
-INSERT INTO outbox.generation DEFAULT VALUES;
-
 -- One UUID (version 7, RFC 9562) for everything that a database transaction publishes. It is
 -- computed from what the transaction already is, so that it needs no state and survives savepoints:
 -- milliseconds of its start, then a hash. This and the two functions after it are single
@@ -374,11 +364,13 @@ CREATE TABLE outbox.endpoint (
     disabled_at     timestamptz,
     disabled_reason text,
     deleted_at      timestamptz,   -- kept, so that the history still knows the name
-    generation      bigint NOT NULL DEFAULT 1,
+    revision        bigint NOT NULL DEFAULT 1,   -- counts the changes to the row
+    changed_tx      xid8 NOT NULL DEFAULT pg_current_xact_id(),   -- of the last change (outbox.note_change)
     created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     updated_at      timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX ON outbox.endpoint (id) WHERE ordered AND deleted_at IS NULL;
+CREATE INDEX ON outbox.endpoint (changed_tx);
 CREATE UNIQUE INDEX endpoint_name_is_unique ON outbox.endpoint (customer_id, name) WHERE deleted_at IS NULL;
 
 -- Secrets, sealed outside the database (AES-256-GCM): for signing, several while one is being
@@ -397,20 +389,22 @@ CREATE INDEX ON outbox.secret (endpoint_id);
 CREATE TABLE outbox.lane (
     endpoint_id  uuid PRIMARY KEY REFERENCES outbox.endpoint,
     due_at       outbox.time_or_none NOT NULL DEFAULT 'infinity',    -- not later than the earliest delivery that waits in it
-    held_until   outbox.time_or_none NOT NULL DEFAULT '-infinity',   -- the receiver asked for a rest (Retry-After)
+    resting_until outbox.time_or_none NOT NULL DEFAULT '-infinity',  -- nothing is sent before: Retry-After, or an open breaker
     paused_from  outbox.time_or_none NOT NULL DEFAULT '-infinity',   -- an operator asked for one: from then ...
     paused_until outbox.time_or_none NOT NULL DEFAULT '-infinity',   -- ... until then
     pause_reason text,
     paused_by    text,
-    drain_rate   text,                                       -- how fast what waited goes out after the pause
-    opens        int NOT NULL DEFAULT 0 CHECK (opens BETWEEN 0 AND 1000001),                     -- how often in a row its breaker has opened; 0 is closed
-    opened_at    outbox.time_or_none,                                -- since when it is failing
+    drain_rate   text CHECK (drain_rate ~ '^[1-9][0-9]{0,5}/[1-9][0-9]{0,9}(ms|s)( burst [1-9][0-9]{0,5})?$'),   -- how fast what waited goes out after it
+    trips        int NOT NULL DEFAULT 0 CHECK (trips BETWEEN 0 AND 1000001),   -- how often in a row its breaker has tripped; 0 is closed
+    failing_since outbox.time_or_none,
     recovered_at outbox.time_or_none,                                -- it answers again: what was tried before is due
     claims       int NOT NULL DEFAULT 0 CHECK (claims BETWEEN 0 AND 1000001),
     lease_id     uuid,
     worker       text,
-    lease_until  timestamptz NOT NULL DEFAULT '-infinity'
+    lease_until  timestamptz NOT NULL DEFAULT '-infinity',
+    changed_tx   xid8 NOT NULL DEFAULT pg_current_xact_id()   -- of the last change to its state (outbox.note_change)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+CREATE INDEX ON outbox.lane (changed_tx);
 
 -- Outstanding work only: a row exists while a delivery waits.
 CREATE TABLE outbox.delivery (

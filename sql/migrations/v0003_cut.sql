@@ -365,6 +365,9 @@ BEGIN
         -- Their holders are the original's.
         UPDATE outbox.batch SET lease_id = NULL, lease_until = '-infinity' WHERE claims > 0;
         UPDATE outbox.lane SET lease_id = NULL, lease_until = '-infinity' WHERE lease_until > '-infinity';
+        -- Nor would workers ever have seen the transactions of another cluster.
+        UPDATE outbox.lane SET changed_tx = pg_current_xact_id();
+        UPDATE outbox.endpoint SET changed_tx = pg_current_xact_id();
     ELSIF NOT new_instance AND NOT disable_endpoints THEN
         RAISE EXCEPTION USING errcode = 'OB012', message = 'not_restored: this database is at home, and no copy that could be told from it',
             hint = 'There is nothing to repair. For a clone of its disk, run: outboxctl db rebase --new-instance --disable-endpoints';

@@ -54,12 +54,14 @@ GRANT INSERT ON outbox.cut, outbox.batch, outbox.attempt, outbox.delivery, outbo
 -- The right to lock it, which is the right to cut.
 GRANT UPDATE ON outbox.cutting TO outbox_worker;
 GRANT UPDATE ON outbox.batch, outbox.lane, outbox.delivery, outbox.dead_letter, outbox.worker TO outbox_worker;
-GRANT UPDATE (disabled_at, disabled_reason, generation, updated_at) ON outbox.endpoint TO outbox_worker;
-GRANT DELETE ON outbox.cut, outbox.stray, outbox.generation, outbox.batch, outbox.delivery, outbox.unrouted, outbox.dead_letter, outbox.worker, outbox.dedup, outbox.secret,
+GRANT UPDATE (disabled_at, disabled_reason, revision, updated_at) ON outbox.endpoint TO outbox_worker;
+GRANT DELETE ON outbox.cut, outbox.stray, outbox.batch, outbox.delivery, outbox.unrouted, outbox.dead_letter, outbox.worker, outbox.dedup, outbox.secret,
     outbox.ghost TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text), outbox.let_go(uuid[], text[], bigint, boolean),
     outbox.advance(uuid[], text[], boolean) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text) TO outbox_reader;
+GRANT EXECUTE ON FUNCTION outbox.is_paused(outbox.lane), outbox.accepts_requests(outbox.lane, outbox.endpoint),
+    outbox.claimable_at(outbox.lane) TO outbox_worker, outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.line_of(text, text) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.key_of(text) TO outbox_operator, outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.first_incomplete(outbox.cut) TO outbox_worker, outbox_operator, outbox_reader;

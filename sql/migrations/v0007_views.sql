@@ -3,26 +3,6 @@
 SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
--- Every change to an endpoint, to its secrets or to its pause is a new generation of the
--- installation's endpoints, in its transaction. One transaction at a time, so that they are
--- committed in the order of their numbers.
-CREATE FUNCTION outbox.endpoint_changed() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    PERFORM FROM outbox.setting FOR UPDATE;
-    INSERT INTO outbox.generation DEFAULT VALUES;
-    RETURN NULL;
-END $$;
-CREATE TRIGGER endpoint_changed AFTER INSERT OR UPDATE OR DELETE ON outbox.endpoint
-    FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed();
-CREATE TRIGGER endpoint_changed AFTER INSERT OR UPDATE OR DELETE ON outbox.secret
-    FOR EACH ROW EXECUTE FUNCTION outbox.endpoint_changed();
-CREATE TRIGGER endpoint_changed AFTER UPDATE OF held_until, paused_from, paused_until, drain_rate, opens ON outbox.lane FOR EACH ROW
-    WHEN (OLD.held_until IS DISTINCT FROM NEW.held_until OR OLD.paused_until IS DISTINCT FROM NEW.paused_until
-          OR OLD.paused_from IS DISTINCT FROM NEW.paused_from
-          OR OLD.drain_rate IS DISTINCT FROM NEW.drain_rate OR OLD.opens IS DISTINCT FROM NEW.opens)
-    EXECUTE FUNCTION outbox.endpoint_changed();
-
 -- What receivers know an event by, the same in every request for it: the installation, the
 -- microsecond in which the event was inserted (base 32, eleven digits 0-9a-v), and its number. It
 -- follows from the event's row alone, so that two events have two of them, whatever was lost,
@@ -157,16 +137,16 @@ END;
 CREATE VIEW outbox.deliveries AS
 WITH pair AS (
     SELECT d.event_id, d.endpoint_id, d.event_at,
-           CASE WHEN l.paused_from <= statement_timestamp() AND l.paused_until > statement_timestamp() OR n.disabled_at IS NOT NULL
+           CASE WHEN outbox.is_paused(l) OR n.disabled_at IS NOT NULL
                 THEN 'paused' ELSE 'waiting' END AS state,
-           d.attempts, d.trigger, nullif(greatest(d.due_at, l.held_until::timestamptz), 'infinity') AS due_at, d.last_at, d.last_status, d.last_error_class, d.last_error,
+           d.attempts, d.trigger, nullif(greatest(d.due_at, l.resting_until::timestamptz), 'infinity') AS due_at, d.last_at, d.last_status, d.last_error_class, d.last_error,
            NULL::text AS reason
       FROM outbox.delivery d
       JOIN outbox.lane l USING (endpoint_id)
       JOIN outbox.endpoint n ON n.id = d.endpoint_id
     UNION ALL
     SELECT u.event_id, u.endpoint_id, u.event_at,
-           CASE WHEN l.paused_from <= statement_timestamp() AND l.paused_until > statement_timestamp() OR n.disabled_at IS NOT NULL
+           CASE WHEN outbox.is_paused(l) OR n.disabled_at IS NOT NULL
                 THEN 'paused' ELSE 'waiting' END, 0, 'first', NULL, NULL, NULL, NULL, NULL, NULL
       FROM outbox.unrouted u JOIN outbox.lane l USING (endpoint_id) JOIN outbox.endpoint n ON n.id = u.endpoint_id
     UNION ALL
@@ -239,13 +219,13 @@ SELECT 'lane', n.id, n.name, count(*), min(d.event_at)
 -- What an endpoint's lane and its own row say of it: nothing is counted for that.
 CREATE VIEW outbox.endpoint_state AS
 SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
-       CASE WHEN n.disabled_at IS NOT NULL THEN 'disabled' WHEN l.paused_from <= statement_timestamp() AND l.paused_until > statement_timestamp() THEN 'paused'
+       CASE WHEN n.disabled_at IS NOT NULL THEN 'disabled' WHEN outbox.is_paused(l) THEN 'paused'
             ELSE 'active' END AS state,
        coalesce(n.disabled_reason, CASE WHEN l.paused_until > statement_timestamp() THEN l.pause_reason END) AS state_reason,
-       l.opened_at::timestamptz AS failing_since,
+       l.failing_since::timestamptz AS failing_since,
        nullif(l.paused_from::timestamptz, '-infinity') AS paused_from,
        CASE WHEN l.paused_until > statement_timestamp() THEN l.paused_until::timestamptz END AS paused_until,
-       nullif(l.held_until::timestamptz, '-infinity') AS held_until
+       nullif(l.resting_until::timestamptz, '-infinity') AS resting_until
   FROM outbox.endpoint n
   JOIN outbox.lane l ON l.endpoint_id = n.id
  WHERE n.deleted_at IS NULL;
@@ -352,15 +332,15 @@ SELECT 'lane_locked', format('somebody has locked the lane of endpoint %s, or lo
 UNION ALL
 -- Twenty of each kind, and how many there are: when a network is down, all endpoints fail.
 SELECT 'endpoint_failing', concat(format('%s (%s) fails since %s, and %s deliveries wait for it', f.name, f.id,
-                                         to_char(f.opened_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+                                         to_char(f.failing_since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
                                          (SELECT outbox.up_to(count(*), 10000) FROM (SELECT FROM outbox.delivery d WHERE d.endpoint_id = f.id LIMIT 10000) w)),
                                   CASE WHEN f.all_of_them > 20 THEN format('; %s endpoints fail in all', f.all_of_them) END),
        format('See what it answers: outboxctl attempt list --endpoint %1$s --state failure; '
               'a probe goes out every few minutes, or at once: outboxctl endpoint resume %1$s', f.id)
-  FROM (SELECT n.id, n.name, l.opened_at, count(*) OVER () AS all_of_them FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
-         WHERE l.opens > 0 AND l.opened_at < clock_timestamp() - interval '30 s' AND n.deleted_at IS NULL AND n.disabled_at IS NULL
-           AND NOT (l.paused_from <= clock_timestamp() AND l.paused_until > clock_timestamp())
-         ORDER BY l.opened_at LIMIT 20) f
+  FROM (SELECT n.id, n.name, l.failing_since, count(*) OVER () AS all_of_them FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
+         WHERE l.trips > 0 AND l.failing_since < clock_timestamp() - interval '30 s' AND n.deleted_at IS NULL AND n.disabled_at IS NULL
+           AND NOT outbox.is_paused(l)
+         ORDER BY l.failing_since LIMIT 20) f
 UNION ALL
 -- No command takes the last one away: somebody deleted it, or let it expire.
 SELECT 'endpoint_unsigned', concat(format('%s (%s) has no signing secret that is valid: what is sent to it is not signed', n.name, n.id),

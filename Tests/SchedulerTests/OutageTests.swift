@@ -6,56 +6,50 @@ import Testing
 
 @testable import Scheduler
 
-@Suite struct BreakerTests {
+/// When a breaker trips.
+@Suite struct FailureCounterTests {
     private let endpoint = EndpointID(rawValue: .random())
 
     @Test func `ten failures in a row open it, and a success in between begins anew`() {
-        let breaker = Breaker()
-        for _ in 0..<9 { #expect(!breaker.count(endpoint, isFailure: true)) }
-        #expect(!breaker.count(endpoint, isFailure: false))
-        for _ in 0..<9 { #expect(!breaker.count(endpoint, isFailure: true)) }
-        #expect(breaker.count(endpoint, isFailure: true))
+        let counter = FailureCounter()
+        for _ in 0..<9 { #expect(!counter.count(endpoint, isFailure: true)) }
+        #expect(!counter.count(endpoint, isFailure: false))
+        for _ in 0..<9 { #expect(!counter.count(endpoint, isFailure: true)) }
+        #expect(counter.count(endpoint, isFailure: true))
     }
 
     @Test func `half of a hundred outcomes within half a minute open it, and not over a longer time`() {
-        let breaker = Breaker()
+        let counter = FailureCounter()
         let start = ContinuousClock.now
         var opened: [Int] = []
-        for number in 1...200 where breaker.count(endpoint, isFailure: number.isMultiple(of: 2), at: start) {
+        for number in 1...200 where counter.count(endpoint, isFailure: number.isMultiple(of: 2), at: start) {
             opened.append(number)
         }
         #expect(opened.first.map { $0 >= 100 } == true)
-        let slow = Breaker()
+        let slow = FailureCounter()
         for number in 1...400 {
-            let opens = slow.count(endpoint, isFailure: number.isMultiple(of: 2), at: start + .seconds(number))
-            #expect(!opens)
+            let trips = slow.count(endpoint, isFailure: number.isMultiple(of: 2), at: start + .seconds(number))
+            #expect(!trips)
         }
     }
 
     @Test func `a share of failures that is less than half never opens it, however many there are`() {
-        let breaker = Breaker()
+        let counter = FailureCounter()
         let start = ContinuousClock.now
         for number in 1...10_000 {
-            let opens = breaker.count(endpoint, isFailure: number.isMultiple(of: 3), at: start + .milliseconds(number))
-            #expect(!opens)
+            let trips = counter.count(endpoint, isFailure: number.isMultiple(of: 3), at: start + .milliseconds(number))
+            #expect(!trips)
         }
     }
 
     @Test func `endpoints do not count for each other`() {
-        let breaker = Breaker()
+        let counter = FailureCounter()
         let other = EndpointID(rawValue: .random())
         for _ in 0..<9 {
-            #expect(!breaker.count(endpoint, isFailure: true))
-            #expect(!breaker.count(other, isFailure: true))
+            #expect(!counter.count(endpoint, isFailure: true))
+            #expect(!counter.count(other, isFailure: true))
         }
-        #expect(breaker.count(endpoint, isFailure: true))
-    }
-
-    @Test func `probes come at growing intervals, at most five minutes apart`() {
-        #expect(
-            (0...8).map { Endpoint.probeInterval(opens: $0) }
-                == [5, 10, 20, 40, 80, 160, 300, 300, 300].map { .seconds($0) })
-        #expect(Endpoint.probeInterval(opens: 1_000_000) == .seconds(300))
+        #expect(counter.count(endpoint, isFailure: true))
     }
 }
 
@@ -63,7 +57,7 @@ import Testing
 @Suite struct OutageTests {
     /// Moves the next probe to now.
     private func probeNow(_ database: TestDatabase) async throws {
-        try await database.script("UPDATE outbox.lane SET held_until = clock_timestamp() WHERE opens > 0")
+        try await database.script("UPDATE outbox.lane SET resting_until = clock_timestamp() WHERE trips > 0")
     }
 
     @Test func `while it is open one delivery at a time is tried, none is given up, and all go out when it answers`()
@@ -78,7 +72,7 @@ import Testing
         try await TestWorker.run(database) {
             try await database.publish(100)
             let isOpen = try await eventually {
-                try await database.number("SELECT count(*) FROM outbox.lane WHERE opens = 1") == 1
+                try await database.number("SELECT count(*) FROM outbox.lane WHERE trips = 1") == 1
             }
             #expect(isOpen)
             let allWait = try await eventually { try await database.deliveries("waiting") == 100 }
@@ -94,7 +88,7 @@ import Testing
             for probe in 1...3 {
                 try await probeNow(database)
                 let isProbed = try await eventually {
-                    try await database.number("SELECT opens FROM outbox.lane") == 1 + probe
+                    try await database.number("SELECT trips FROM outbox.lane") == 1 + probe
                 }
                 #expect(isProbed)
                 #expect(ledger.all.count == tried + probe)
@@ -106,7 +100,8 @@ import Testing
             #expect(isThrough)
             let isClosed = try await eventually {
                 try await database.number(
-                    "SELECT count(*) FROM outbox.lane WHERE opens = 0 AND recovered_at IS NULL AND opened_at IS NULL")
+                    "SELECT count(*) FROM outbox.lane WHERE trips = 0 AND recovered_at IS NULL AND failing_since IS NULL"
+                )
                     == 1
             }
             #expect(isClosed)
@@ -127,7 +122,7 @@ import Testing
         try await TestWorker.run(database) {
             try await database.publish(100)
             let isOpen = try await eventually {
-                try await database.number("SELECT count(*) FROM outbox.lane WHERE opens > 0") == 1
+                try await database.number("SELECT count(*) FROM outbox.lane WHERE trips > 0") == 1
             }
             let allWait = try await eventually { try await database.deliveries("waiting") == 100 }
             #expect(isOpen && allWait)
@@ -197,7 +192,7 @@ import Testing
             let isThrough = try await eventually { try await database.deliveries("delivered") == 20 }
             #expect(isThrough)
             let isClosed = try await eventually {
-                try await database.number("SELECT count(*) FROM outbox.lane WHERE opens = 0") == 1
+                try await database.number("SELECT count(*) FROM outbox.lane WHERE trips = 0") == 1
             }
             #expect(isClosed)
         }
@@ -256,15 +251,15 @@ import Testing
             try await database.publish(200)
             let isOpen = try await eventually {
                 try await database.number(
-                    "SELECT count(*) FROM outbox.delivery JOIN outbox.lane USING (endpoint_id) WHERE opens > 0") == 200
+                    "SELECT count(*) FROM outbox.delivery JOIN outbox.lane USING (endpoint_id) WHERE trips > 0") == 200
             }
             #expect(isOpen)
             for probe in 1...3 {
                 let before = ledger.all.count
-                let opens = try await database.number("SELECT opens FROM outbox.lane")
+                let opens = try await database.number("SELECT trips FROM outbox.lane")
                 try await probeNow(database)
                 let isOpenAgain = try await eventually {
-                    try await database.number("SELECT opens FROM outbox.lane") == opens + 1
+                    try await database.number("SELECT trips FROM outbox.lane") == opens + 1
                 }
                 #expect(isOpenAgain, "probe \(probe)")
                 #expect(ledger.all.count == before + 1, "probe \(probe)")
@@ -275,7 +270,7 @@ import Testing
             let isThrough = try await eventually { try await database.deliveries("delivered") == 200 }
             #expect(isThrough)
             #expect(ledger.all.count == failed + 200)
-            let isClosed = try await eventually { try await database.number("SELECT opens FROM outbox.lane") == 0 }
+            let isClosed = try await eventually { try await database.number("SELECT trips FROM outbox.lane") == 0 }
             #expect(isClosed)
             try await other.stop()
         }
@@ -298,7 +293,7 @@ import Testing
             let isOpen = try await eventually { try await database.deliveries("waiting") == 20 }
             #expect(isOpen)
             try await database.script(
-                "UPDATE outbox.lane SET opens = 20, opened_at = now() - interval '6 days', held_until = clock_timestamp() WHERE opens > 0"
+                "UPDATE outbox.lane SET trips = 20, failing_since = now() - interval '6 days', resting_until = clock_timestamp() WHERE trips > 0"
             )
             let isDisabled = try await eventually {
                 try await database.column("SELECT state FROM outbox.endpoint_health WHERE endpoint = 'down'") == [

@@ -1,12 +1,12 @@
 import Outbox
 import Synchronization
 
-/// Counts the failures of each endpoint, as this process sees them, and says when it is time to leave it alone.
+/// Counts the failures of each endpoint, as this process sees them, and says when its breaker trips (`EndpointState`).
 ///
-/// A breaker opens after ten failures in a row, or when half of a hundred outcomes within 30 seconds are failures: enough
+/// It trips after ten failures in a row, or when half of a hundred outcomes within 30 seconds are failures: enough
 /// that a single lost packet or a deploy of some seconds does not count, little enough that a dead receiver costs nobody
-/// much. What happens then belongs to the lane (docs/delivery.md).
-final class Breaker: Sendable {
+/// much.
+final class FailureCounter: Sendable {
     static let mostInARow = 10
     static let share = (outcomes: 100, failures: 50, within: Duration.seconds(30))
 
@@ -20,7 +20,7 @@ final class Breaker: Sendable {
     /// Of endpoints that have failed lately; an endpoint without failures costs one look.
     private let counts = Mutex<[EndpointID: Count]>([:])
 
-    /// Counts an outcome; true when the breaker has to open now.
+    /// Counts an outcome; true when the breaker trips now.
     func count(_ endpoint: EndpointID, isFailure: Bool, at now: ContinuousClock.Instant = .now) -> Bool {
         counts.withLock { counts in
             guard isFailure || counts[endpoint] != nil else { return false }
@@ -32,11 +32,11 @@ final class Breaker: Sendable {
             count.outcomes += 1
             count.inARow = isFailure ? count.inARow + 1 : 0
             if isFailure { count.failures += 1 }
-            let opens =
+            let trips =
                 count.inARow >= Self.mostInARow
                 || count.outcomes == Self.share.outcomes && count.failures >= Self.share.failures
-            counts[endpoint] = opens || count.failures == 0 && count.inARow == 0 ? nil : count
-            return opens
+            counts[endpoint] = trips || count.failures == 0 && count.inARow == 0 ? nil : count
+            return trips
         }
     }
 }

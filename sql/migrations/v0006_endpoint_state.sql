@@ -1,0 +1,51 @@
+-- What an endpoint's lane and its own row say of whether requests may go to it. What becomes of it
+-- is decided in Sources/Outbox/EndpointState.swift; here is what statements select by, and what
+-- tells workers that something has changed.
+
+SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+
+-- True while an operator wants nothing sent.
+CREATE FUNCTION outbox.is_paused(l outbox.lane) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN l.paused_from <= statement_timestamp() AND l.paused_until > statement_timestamp();
+
+-- True when the owner of the lane may send: also to an endpoint that is failing, to see whether it
+-- still is.
+CREATE FUNCTION outbox.accepts_requests(l outbox.lane, n outbox.endpoint) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN n.disabled_at IS NULL AND n.deleted_at IS NULL AND l.resting_until <= statement_timestamp()
+       AND NOT (l.paused_from <= statement_timestamp() AND l.paused_until > statement_timestamp());
+
+-- When somebody may send what waits in a lane: not before the earliest of it is due, and not while
+-- it rests, is paused, or is somebody else's.
+CREATE FUNCTION outbox.claimable_at(l outbox.lane) RETURNS timestamptz
+LANGUAGE sql STABLE
+RETURN greatest(l.due_at, l.resting_until, CASE WHEN l.paused_from <= statement_timestamp() THEN l.paused_until END, l.lease_until);
+
+-- Marks what workers have to read again. They remember the snapshot in which they read, and look
+-- for the transactions that it did not see (EndpointsSeen): nobody waits for anybody, in whatever
+-- order those commit.
+CREATE FUNCTION outbox.note_change() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.changed_tx := pg_current_xact_id();
+    RETURN NEW;
+END $$;
+CREATE TRIGGER note_change BEFORE UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION outbox.note_change();
+CREATE TRIGGER note_change BEFORE UPDATE OF resting_until, paused_from, paused_until, drain_rate, trips, recovered_at ON outbox.lane
+    FOR EACH ROW
+    WHEN (OLD.resting_until IS DISTINCT FROM NEW.resting_until OR OLD.paused_until IS DISTINCT FROM NEW.paused_until
+          OR OLD.paused_from IS DISTINCT FROM NEW.paused_from OR OLD.drain_rate IS DISTINCT FROM NEW.drain_rate
+          OR OLD.trips IS DISTINCT FROM NEW.trips OR OLD.recovered_at IS DISTINCT FROM NEW.recovered_at)
+    EXECUTE FUNCTION outbox.note_change();
+
+-- A secret is its endpoint's.
+CREATE FUNCTION outbox.note_secret_change() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE outbox.endpoint SET changed_tx = pg_current_xact_id() WHERE id IN (OLD.endpoint_id, NEW.endpoint_id);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON outbox.secret
+    FOR EACH ROW EXECUTE FUNCTION outbox.note_secret_change();
