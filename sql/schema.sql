@@ -477,6 +477,7 @@ function outbox.is_schedule(interval[]) returns boolean d41d8cd98f00b204e9800998
 function outbox.is_service() returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_span(interval,interval,interval) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_under_way(name,oid,timestamp with time zone) returns boolean 340d0d909c0f05f19f09021eb808f11f
+function outbox.is_well(outbox.lane) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.keepers_of(text,text,text) returns TABLE(id uuid, is_disabled boolean) d41d8cd98f00b204e9800998ecf8427e
 function outbox.keeps_house() returns boolean 2db106f7363526b5ccb2651cc4412555
 function outbox.keeps_order() returns boolean d41d8cd98f00b204e9800998ecf8427e
@@ -510,6 +511,7 @@ function outbox.require_home(text) returns void 7e5678dfa91493ebc32d0ed31d620d2a
 function outbox.require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
 function outbox.require_read_committed() returns void 8237d3499001653ad834575c5a5d3d47
 function outbox.route_ordered(bigint[],bigint,boolean,outbox.lane_place[]) returns outbox.lane_place[] beee159bc84fb9a2aee254bf3479e55a
+function outbox.sent_at_the_earliest(outbox.lane,timestamp with time zone) returns timestamp with time zone d41d8cd98f00b204e9800998ecf8427e
 function outbox.set_body_limit(bigint) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.snapshot(xid8,xid8[]) returns pg_snapshot d41d8cd98f00b204e9800998ecf8427e
 function outbox.stored_size(json,json) returns integer d41d8cd98f00b204e9800998ecf8427e
@@ -685,6 +687,7 @@ grant execute on is_restored to outbox_operator
 grant execute on is_schedule to outbox_operator
 grant execute on is_service to outbox_operator
 grant execute on is_span to outbox_operator
+grant execute on is_well to outbox_operator
 grant execute on key_of to outbox_operator
 grant execute on let_go to outbox_operator
 grant execute on masked_headers to outbox_operator
@@ -701,6 +704,7 @@ grant execute on outbox_private.record_trial to outbox_operator
 grant execute on record_trial to outbox_operator
 grant execute on refuse_body to outbox_operator
 grant execute on require_home to outbox_operator
+grant execute on sent_at_the_earliest to outbox_operator
 grant execute on outbox_private.set_body_limit to outbox_operator
 grant execute on set_body_limit to outbox_operator
 grant execute on stream_backlog to outbox_operator
@@ -733,8 +737,10 @@ grant execute on is_cut to outbox_reader
 grant execute on is_home to outbox_reader
 grant execute on is_paused to outbox_reader
 grant execute on is_restored to outbox_reader
+grant execute on is_well to outbox_reader
 grant execute on key_of to outbox_reader
 grant execute on newest_events to outbox_reader
+grant execute on sent_at_the_earliest to outbox_reader
 grant execute on stream_backlog to outbox_reader
 grant execute on up_to to outbox_reader
 grant execute on webhook_id to outbox_reader
@@ -772,6 +778,7 @@ grant execute on is_restored to outbox_worker
 grant execute on is_schedule to outbox_worker
 grant execute on is_service to outbox_worker
 grant execute on is_span to outbox_worker
+grant execute on is_well to outbox_worker
 grant execute on keepers_of to outbox_worker
 grant execute on keeps_order to outbox_worker
 grant execute on let_go_unless_locked to outbox_worker
@@ -793,6 +800,7 @@ grant execute on require_home to outbox_worker
 grant execute on require_leases to outbox_worker
 grant execute on require_read_committed to outbox_worker
 grant execute on route_ordered to outbox_worker
+grant execute on sent_at_the_earliest to outbox_worker
 grant execute on snapshot to outbox_worker
 grant execute on stored_size to outbox_worker
 grant execute on stream_backlog to outbox_worker

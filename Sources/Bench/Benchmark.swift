@@ -27,6 +27,8 @@ package struct Benchmark: Sendable {
         case scheduled
         /// Endpoints that fail and recover all the time while somebody holds a snapshot: what lanes cost before and after.
         case flapping
+        /// Ten thousand endpoints of other customers: what they cost idle, while one of them changes every second, and per event.
+        case directory
 
         /// What is measured when nothing is chosen; the others take minutes.
         package static let usual: Set<Phase> = [.loop, .producers, .drain, .steady]
@@ -106,6 +108,7 @@ package struct Benchmark: Sendable {
                 case .recovery: report.recovery = try await bench.measureRecovery()
                 case .scheduled: report.scheduled = try await bench.measureScheduled()
                 case .flapping: report.flapping = try await bench.measureFlapping()
+                case .directory: report.directory = try await bench.measureDirectory()
                 }
             }
         }

@@ -98,7 +98,7 @@ extension Bench {
     }
 
     /// The share of one processor that the workers and the whole server use.
-    private func cost(of workers: [Child], over time: Duration) async throws -> Report.ProcessorShare {
+    func cost(of workers: [Child], over time: Duration) async throws -> Report.ProcessorShare {
         func read() async throws -> (workers: Duration, server: Duration?) {
             let load = try await scratch.pool.run { try ServerLoad.read(&$0) }
             return (workers.map { ServerLoad.processorTime(of: $0.pid) }.reduce(.zero, +), load.processorTime)

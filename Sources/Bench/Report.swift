@@ -162,6 +162,20 @@ package struct Report: Codable, Sendable {
         var ratio = 0.0
     }
 
+    /// Endpoints that want nothing, and what they cost.
+    package struct Directory: Codable, Sendable {
+        let endpoints: Int
+        let events: Int
+        /// Of a processor, while nothing happens, and while the state of one endpoint changes every second.
+        var idleProcessorShare: ProcessorShare?
+        var changingProcessorShare: ProcessorShare?
+        /// A worker's time for an event that nobody wants, without the endpoints and with them.
+        var workerMicrosecondsPerEventAlone = 0.0
+        var workerMicrosecondsPerEvent = 0.0
+
+        init(endpoints: Int, events: Int) { (self.endpoints, self.events) = (endpoints, events) }
+    }
+
     /// One event for each of twenty endpoints, through their lanes; the next when all are answered.
     package struct Rounds: Codable, Sendable {
         var perSecond = 0.0
@@ -183,6 +197,7 @@ package struct Report: Codable, Sendable {
     package var flood: Comparison?
     package var recovery: Recovery?
     package var scheduled: Scheduled?
+    package var directory: Directory?
     package var flapping: Flapping?
 
     init(plan: Benchmark.Plan) {
@@ -274,6 +289,17 @@ package struct Report: Codable, Sendable {
                 ),
                 ("  rounds through 20 lanes before", text(flapping.before)),
                 ("  after", "\(text(flapping.after)); rate \(decimal(flapping.ratio, 2)) times"),
+            ]
+        }
+        if let directory {
+            lines += [
+                (
+                    "\(directory.endpoints) endpoints",
+                    "an event that nobody wants: worker \(decimal(directory.workerMicrosecondsPerEvent, 1)) us, "
+                        + "without them \(decimal(directory.workerMicrosecondsPerEventAlone, 1)) us"
+                ),
+                ("  idle", text(directory.idleProcessorShare)),
+                ("  one changes every second", text(directory.changingProcessorShare)),
             ]
         }
         let width = lines.map(\.0.count).max() ?? 0

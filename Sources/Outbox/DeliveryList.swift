@@ -25,7 +25,7 @@ extension Connection {
                    p.name AS endpoint, p.customer_id, p.event_type, p.change_type, p.transaction_id,
                    CASE WHEN p.state = 'waiting' AND \(Self.isPaused("l", "p")) THEN 'paused' ELSE p.state END AS state,
                    p.attempts, p.trigger,
-                   CASE WHEN p.due_at IS NOT NULL THEN nullif(greatest(p.due_at, l.resting_until::timestamptz), 'infinity') END AS due_at,
+                   CASE WHEN p.due_at IS NOT NULL THEN outbox.sent_at_the_earliest(l, p.due_at) END AS due_at,
                    p.last_at, p.last_status, p.last_error_class, p.last_error, p.reason, p.event_at AS created_at
               FROM found p LEFT JOIN outbox.lane l ON l.endpoint_id = p.endpoint_id
              ORDER BY p.event_id DESC, p.name, p.endpoint_id, p.event_at LIMIT \(filter.rows)

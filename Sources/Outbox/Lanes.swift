@@ -250,7 +250,7 @@ extension Connection {
                 UPDATE outbox.lane l
                    SET lease_id = NULL, worker = NULL, lease_until = '-infinity', claims = 0,
                        -- While it is failing or recovering, what waits is due as soon as it may be sent.
-                       due_at = CASE WHEN l.trips = 0 AND l.recovered_at IS NULL
+                       due_at = CASE WHEN outbox.is_well(l)
                                        OR NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.endpoint_id = \(endpoint)
                                                          AND d.last_at IS NOT NULL AND d.due_at < 'infinity')
                                 THEN \(earliest) ELSE least(clock_timestamp(), \(earliest)) END

@@ -36,7 +36,7 @@ struct BenchCommand: AsyncParsableCommand {
     @Option(
         name: .long, parsing: .upToNextOption,
         help:
-            "Only these phases: loop, producers, drain, steady (these four when none is named); neighbours, flood, recovery, scheduled, flapping."
+            "Only these phases: loop, producers, drain, steady (these four when none is named); neighbours, flood, recovery, scheduled, flapping, directory."
     )
     var phases: [Benchmark.Phase] = []
 

@@ -40,7 +40,10 @@ import Testing
     @Test(.heavy) func `lanes are measured beside bad neighbours and while endpoints flap`() async throws {
         let database = try await TestCluster.database(migrated: false)
         let (end, output, errors) = try await ChildProcess.run(
-            ["bench", "--events", "200", "--duration", "2s", "--phases", "neighbours", "flapping", "-o", "json"],
+            [
+                "bench", "--events", "200", "--duration", "2s", "--phases", "neighbours", "flapping", "directory", "-o",
+                "json",
+            ],
             environment: ["DATABASE_URL": database.connectionString])
         #expect(end == .exit(0), "\(errors)")
         let report = try #require(try JSONSerialization.jsonObject(with: Data(output.utf8)) as? [String: Any])
@@ -51,6 +54,8 @@ import Testing
         #expect(neighbours["waiting"] as? Int ?? 0 >= 200)
         let flapping = try #require(report["flapping"] as? [String: Any])
         #expect(flapping["opens"] as? Int ?? 0 > 0)
+        let directory = try #require(report["directory"] as? [String: Any])
+        #expect(directory["endpoints"] as? Int == 10_000 && directory["idle_processor_share"] != nil)
         for part in ["before", "after"] {
             let rounds = try #require(flapping[part] as? [String: Any])
             #expect(rounds["per_second"] as? Double ?? 0 > 0)

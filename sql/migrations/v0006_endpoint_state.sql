@@ -17,6 +17,14 @@ LANGUAGE sql STABLE
 RETURN n.disabled_at IS NULL AND n.deleted_at IS NULL AND l.resting_until <= statement_timestamp()
        AND NOT (l.paused_from <= statement_timestamp() AND l.paused_until > statement_timestamp());
 
+-- True while it neither fails nor recovers: what was tried before is due when its own time is.
+CREATE FUNCTION outbox.is_well(l outbox.lane) RETURNS boolean
+LANGUAGE sql IMMUTABLE RETURN l.trips = 0 AND l.recovered_at IS NULL;
+
+-- When a delivery that is due at a time can be sent at the earliest; NULL when nobody knows.
+CREATE FUNCTION outbox.sent_at_the_earliest(l outbox.lane, due_at timestamptz) RETURNS timestamptz
+LANGUAGE sql IMMUTABLE RETURN nullif(greatest(due_at, l.resting_until), 'infinity');
+
 -- When somebody may send what waits in a lane: not before the earliest of it is due, and not while
 -- it rests, is paused, or is somebody else's.
 CREATE FUNCTION outbox.claimable_at(l outbox.lane) RETURNS timestamptz

@@ -139,7 +139,7 @@ WITH pair AS (
     SELECT d.event_id, d.endpoint_id, d.event_at,
            CASE WHEN outbox.is_paused(l) OR n.disabled_at IS NOT NULL
                 THEN 'paused' ELSE 'waiting' END AS state,
-           d.attempts, d.trigger, nullif(greatest(d.due_at, l.resting_until::timestamptz), 'infinity') AS due_at, d.last_at, d.last_status, d.last_error_class, d.last_error,
+           d.attempts, d.trigger, outbox.sent_at_the_earliest(l, d.due_at) AS due_at, d.last_at, d.last_status, d.last_error_class, d.last_error,
            NULL::text AS reason
       FROM outbox.delivery d
       JOIN outbox.lane l USING (endpoint_id)

@@ -61,7 +61,7 @@ GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text), outbox.let_go(uuid[], t
     outbox.advance(uuid[], text[], boolean) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.is_blocked(uuid, text) TO outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.is_paused(outbox.lane), outbox.accepts_requests(outbox.lane, outbox.endpoint),
-    outbox.claimable_at(outbox.lane) TO outbox_worker, outbox_reader, outbox_operator;
+    outbox.claimable_at(outbox.lane), outbox.is_well(outbox.lane), outbox.sent_at_the_earliest(outbox.lane, timestamptz) TO outbox_worker, outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.line_of(text, text) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.key_of(text) TO outbox_operator, outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.first_incomplete(outbox.cut) TO outbox_worker, outbox_operator, outbox_reader;

@@ -1,0 +1,168 @@
+import Foundation
+import Logging
+import Outbox
+import Postgres
+import TestSupport
+import Testing
+
+@testable import Scheduler
+
+/// What a worker knows of the endpoints, and what it reads to know it.
+@Suite struct EndpointDirectoryTests {
+    private func directory(_ database: TestDatabase) throws -> EndpointDirectory {
+        EndpointDirectory(pool: database.pool, keyring: TestWorker.keyring, logger: Logger(label: "test"))
+    }
+
+    /// Asks as a claim does.
+    private func refresh(_ directory: EndpointDirectory, _ database: TestDatabase) async throws
+        -> EndpointDirectory.Snapshot
+    {
+        let hasNews = try await database.pool.run { [seen = directory.current.seen] in
+            try $0.hasEndpointNews(since: seen)
+        }
+        return try await directory.refreshed(hasNews: hasNews)
+    }
+
+    @Test func `a lane that rests is read alone, and the endpoints stay as they were read`() async throws {
+        let database = try await TestCluster.database()
+        for number in 1...20 { try await database.endpoint("e\(number)", url: "https://example.com/") }
+        let directory = try directory(database)
+        let known = try await directory.read()
+        let resting = try #require(known.byID.values.first)
+        try await database.script(
+            "UPDATE outbox.lane SET resting_until = 'infinity' WHERE endpoint_id = '\(resting.id)'")
+        let fresh = try await refresh(directory, database)
+        #expect(fresh.seen != known.seen)
+        // The very same objects: neither read, decoded nor decrypted again.
+        #expect(fresh.byID.allSatisfy { $0.value === known.byID[$0.key] })
+        #expect(resting.state.restingUntil == .distantFuture)
+        // With nothing new, nothing is read.
+        #expect(try await refresh(directory, database).seen == fresh.seen)
+        // Leases and due times are no news.
+        try await database.script(
+            "UPDATE outbox.lane SET due_at = clock_timestamp(), lease_until = clock_timestamp(), claims = 1")
+        #expect(try await refresh(directory, database).seen == fresh.seen)
+    }
+
+    @Test func `of endpoints that change only those are read again, secrets included, and one that is deleted is gone`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        var made: [EndpointID] = []
+        for number in 1...3 { made.append(try await database.endpoint("e\(number)", url: "https://example.com/").id) }
+        let ids = made
+        let directory = try directory(database)
+        let known = try await directory.read()
+        func same(_ snapshot: EndpointDirectory.Snapshot) -> [Bool] {
+            ids.map { snapshot.byID[$0] != nil && snapshot.byID[$0] === known.byID[$0] }
+        }
+        try await database.script("UPDATE outbox.endpoint SET description = 'x' WHERE id = '\(ids[0])'")
+        #expect(same(try await refresh(directory, database)) == [false, true, true])
+        try await database.pool.run {
+            try $0.rotateSecret(
+                ids[1], to: .generate(), overlap: .seconds(60), keyring: TestWorker.keyring, reason: nil)
+        }
+        let rotated = try await refresh(directory, database)
+        #expect(same(rotated) == [false, false, true] && rotated.byID[ids[1]]?.settings.secrets.count == 2)
+        try await database.pool.run { try $0.deleteEndpoint(ids[2], reason: nil) }
+        #expect(try await refresh(directory, database).byID[ids[2]] == nil)
+        let added = try await database.endpoint("new", url: "https://example.com/").id
+        #expect(try await refresh(directory, database).byID[added] != nil)
+    }
+
+    @Test func `changes are seen in whatever order they commit, and nobody waits for another's`() async throws {
+        let database = try await TestCluster.database()
+        let one = try await database.endpoint("one", url: "https://example.com/").id
+        let two = try await database.endpoint("two", url: "https://example.com/").id
+        let directory = try directory(database)
+        try await directory.read()
+        let (first, second) = (try database.newPool(), try database.newPool())
+        try await first.run { connection in
+            try connection.script("BEGIN; UPDATE outbox.lane SET trips = 1 WHERE endpoint_id = '\(one)'")
+            try connection.script("UPDATE outbox.endpoint SET description = 'late' WHERE id = '\(one)'")
+        }
+        // The later one commits first.
+        try await second.run {
+            try $0.script("SET lock_timeout = '50ms'; UPDATE outbox.endpoint SET description = 'x' WHERE id = '\(two)'")
+        }
+        try await second.run { try $0.script("UPDATE outbox.lane SET trips = 2 WHERE endpoint_id = '\(two)'") }
+        let early = try await refresh(directory, database)
+        #expect(early.byID[two]?.state.breaker.failing?.trips == 2)
+        #expect(early.byID[one]?.state.breaker == .closed)
+        #expect(try await refresh(directory, database).seen == early.seen)
+        try await first.run { try $0.script("COMMIT") }
+        let late = try await refresh(directory, database)
+        #expect(late.byID[one]?.state.breaker.failing?.trips == 1)
+        #expect(late.byID[one] !== early.byID[one])
+        await first.close()
+        await second.close()
+    }
+
+    @Test func `what an answer said holds here until it is recorded, and then what the database says`() async throws {
+        let database = try await TestCluster.database()
+        let id = try await database.endpoint("e", url: "https://example.com/").id
+        let directory = try directory(database)
+        let endpoint = try #require(try await directory.read().byID[id])
+        let now = Timestamp(microseconds: 1_800_000_000_000_000)
+        endpoint.change(by: .trip(atLeast: .zero), at: now)
+        #expect(!endpoint.accepts(.laneOwner, at: now))
+        #expect(try await refresh(directory, database).byID[id]?.state.breaker.failing != nil)
+        // Recorded, or lost in a failover.
+        directory.expire([id])
+        #expect(try await refresh(directory, database).byID[id]?.state == EndpointState())
+    }
+
+    @Test func `an event finds its endpoints by customer and type`() async throws {
+        let database = try await TestCluster.database()
+        for customer in ["a", "b", "*"] {
+            for type in ["x", "y", "*"] {
+                try await database.endpoint(
+                    "\(customer)\(type)".replacing("*", with: "any"), url: "https://example.com/"
+                ) {
+                    $0.customerID = customer
+                    $0.eventType = type
+                }
+            }
+        }
+        let snapshot = try await directory(database).read()
+        for (customer, type, expected) in [
+            ("a", "x", ["aany", "ax", "anyany", "anyx"]), ("b", "y", ["bany", "by", "anyany", "anyy"]),
+            ("c", "z", ["anyany"]), ("*", "x", ["anyany", "anyx"]),
+        ] {
+            try await database.script("INSERT INTO outbox.event (type, customer_id) VALUES ('\(type)', '\(customer)')")
+            _ = try await database.pool.run { try $0.cut(batchSize: 10, budget: 10) }
+            let claim = try await database.pool.run {
+                try $0.claimBatch(lease: .random(), worker: "w", for: .seconds(60))
+            }
+            let event = try #require(claim.batch?.events.first)
+            var names: [String] = []
+            snapshot.forEach(wanting: event) { names.append($0.name) }
+            #expect(names.sorted() == expected.sorted(), "\(customer) \(type)")
+        }
+    }
+
+    @Test func `only the endpoint's state knows its breaker`() throws {
+        let sources = URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../../Sources").standardized
+        let words = [
+            "l.trips", "SET trips", "recovered_at", "resting_until", "opened_at", "held_until", "probeInterval",
+            "settings.opens", "isOpen(",
+        ]
+        let files =
+            FileManager.default.enumerator(at: sources, includingPropertiesForKeys: nil)?.compactMap { $0 as? URL }
+            ?? []
+        let naming = try files.filter {
+            $0.pathExtension == "swift" && !$0.path.contains("/Bench/") && !$0.path.contains("/Receiver/")
+        }.filter { file in
+            // Comments may.
+            let code = try String(contentsOf: file, encoding: .utf8).split(separator: "\n").filter {
+                !$0.contains("///") && !$0.contains("// ")
+            }
+            .joined(separator: "\n")
+            return words.contains { code.contains($0) }
+        }
+        #expect(
+            Set(naming.map(\.lastPathComponent)) == [
+                "EndpointState.swift", "EndpointStateChange.swift",
+            ])
+    }
+}
