@@ -263,16 +263,6 @@ column problems.fix text
 column producer_customer.role name not null
 column producer_customer.role_oid oid not null
 column producer_customer.customer_id outbox.customer_id not null
-column replay.id uuid not null default gen_random_uuid()
-column replay.filter jsonb not null
-column replay.state text not null default 'running'::text
-column replay.rate double precision
-column replay.reason text not null
-column replay.created_by text not null default SESSION_USER
-column replay.created_at timestamp with time zone not null default clock_timestamp()
-column replay.position jsonb not null default '{}'::jsonb
-column replay.total bigint not null default 0
-column replay.processed bigint not null default 0
 column secret.id uuid not null default gen_random_uuid()
 column secret.endpoint_id uuid not null
 column secret.kind text not null
@@ -287,13 +277,6 @@ column setting.database bigint not null default outbox.database_identifier()
 column setting.partition_unit text not null default 'day'::text
 column setting.event_retention interval not null default '30 days'::interval
 column setting.attempt_retention interval not null default '30 days'::interval
-column stat.minute timestamp with time zone not null
-column stat.worker text not null
-column stat.endpoint_id uuid not null
-column stat.successes bigint not null
-column stat.failures bigint not null
-column stat.dead bigint not null
-column stat.latency_buckets bigint[] not null
 column stray.tx xid8 not null
 column stray.id bigint not null
 column stray.created_at timestamp with time zone not null
@@ -303,15 +286,6 @@ column timeline.cluster bigint not null default outbox.cluster_identifier()
 column timeline.database bigint not null default outbox.database_identifier()
 column timeline.timeline integer not null default outbox.current_timeline()
 column timeline.noted_at timestamp with time zone not null default clock_timestamp()
-column token.id uuid not null default gen_random_uuid()
-column token.name text not null
-column token.hash bytea not null
-column token.scopes text[] not null
-column token.customer_id text
-column token.created_by text not null default SESSION_USER
-column token.created_at timestamp with time zone not null default clock_timestamp()
-column token.expires_at timestamp with time zone not null default 'infinity'::timestamp with time zone
-column token.revoked_at timestamp with time zone
 column transactions.transaction_id uuid
 column transactions.first_at timestamp with time zone
 column transactions.last_at timestamp with time zone
@@ -373,8 +347,6 @@ constraint lane lane_pkey PRIMARY KEY (endpoint_id)
 constraint lane lane_trips_check CHECK (((trips >= 0) AND (trips <= 1000001)))
 constraint migration migration_pkey PRIMARY KEY (version)
 constraint producer_customer producer_customer_pkey PRIMARY KEY (role, customer_id)
-constraint replay replay_pkey PRIMARY KEY (id)
-constraint replay replay_state_check CHECK ((state = ANY (ARRAY['running'::text, 'paused'::text, 'done'::text, 'cancelled'::text])))
 constraint secret secret_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES outbox.endpoint(id)
 constraint secret secret_kind_check CHECK ((kind = ANY (ARRAY['v1'::text, 'v1a'::text, 'credentials'::text])))
 constraint secret secret_pkey PRIMARY KEY (id)
@@ -385,8 +357,6 @@ constraint setting setting_partition_unit_check CHECK ((partition_unit = ANY (AR
 constraint setting setting_pkey PRIMARY KEY (singleton)
 constraint setting setting_singleton_check CHECK (singleton)
 constraint timeline timeline_pkey PRIMARY KEY (cluster, database, timeline)
-constraint token token_hash_key UNIQUE (hash)
-constraint token token_pkey PRIMARY KEY (id)
 constraint unrouted unrouted_pkey PRIMARY KEY (event_id, endpoint_id, event_at)
 constraint worker worker_pkey PRIMARY KEY (id)
 CREATE INDEX attempt_endpoint_id_started_at_idx ON ONLY outbox.attempt USING btree (endpoint_id, started_at)
@@ -425,15 +395,11 @@ CREATE INDEX lane_changed_tx_idx ON outbox.lane USING btree (changed_tx)
 CREATE UNIQUE INDEX lane_pkey ON outbox.lane USING btree (endpoint_id)
 CREATE UNIQUE INDEX migration_pkey ON outbox.migration USING btree (version)
 CREATE UNIQUE INDEX producer_customer_pkey ON outbox.producer_customer USING btree (role, customer_id)
-CREATE UNIQUE INDEX replay_pkey ON outbox.replay USING btree (id)
 CREATE INDEX secret_endpoint_id_idx ON outbox.secret USING btree (endpoint_id)
 CREATE UNIQUE INDEX secret_pkey ON outbox.secret USING btree (id)
 CREATE UNIQUE INDEX setting_pkey ON outbox.setting USING btree (singleton)
-CREATE INDEX stat_minute_idx ON outbox.stat USING btree (minute)
 CREATE INDEX stray_tx_id_idx ON outbox.stray USING btree (tx, id)
 CREATE UNIQUE INDEX timeline_pkey ON outbox.timeline USING btree (cluster, database, timeline)
-CREATE UNIQUE INDEX token_hash_key ON outbox.token USING btree (hash)
-CREATE UNIQUE INDEX token_pkey ON outbox.token USING btree (id)
 CREATE INDEX unrouted_endpoint_id_ordering_key_pass_event_id_idx ON outbox.unrouted USING btree (endpoint_id, ordering_key, pass, event_id)
 CREATE INDEX unrouted_endpoint_id_pass_event_id_idx ON outbox.unrouted USING btree (endpoint_id, pass, event_id)
 CREATE UNIQUE INDEX unrouted_pkey ON outbox.unrouted USING btree (event_id, endpoint_id, event_at)
@@ -643,12 +609,9 @@ grant select on migration to outbox_worker
 grant select on partitions to outbox_worker
 grant select on problems to outbox_worker
 grant select on producer_customer to outbox_worker
-grant select on replay to outbox_worker
 grant delete on secret to outbox_worker
 grant select on secret to outbox_worker
 grant select on setting to outbox_worker
-grant insert on stat to outbox_worker
-grant select on stat to outbox_worker
 grant delete on stray to outbox_worker
 grant select on stray to outbox_worker
 grant insert on timeline to outbox_worker

@@ -3,12 +3,9 @@ import Foundation
 /// Shows how far a long phase is, on stderr: a bar on a terminal, a line every five seconds elsewhere.
 package struct Progress: Sendable {
     private let isTerminal: Bool
-    private let isSilent: Bool
 
-    /// - Parameter isSilent: show nothing at all.
-    package init(isSilent: Bool) {
+    package init() {
         isTerminal = isatty(STDERR_FILENO) == 1
-        self.isSilent = isSilent
     }
 
     /// One phase: what it is called and how much there is to do.
@@ -27,7 +24,7 @@ package struct Progress: Sendable {
     }
 
     fileprivate func write(_ text: String) {
-        if !isSilent { FileHandle.standardError.write(Data(text.utf8)) }
+        FileHandle.standardError.write(Data(text.utf8))
     }
 
     fileprivate var interval: Duration { isTerminal ? .milliseconds(200) : .seconds(5) }

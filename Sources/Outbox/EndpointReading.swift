@@ -257,10 +257,10 @@ extension Endpoint.Settings {
         eventType = ExactText(try row[16])
         changeType = ExactText(try row[17])
         isOrdered = try row[24]
-        method = HTTPRequest.Method(rawValue: try row[3]) ?? .post
+        method = try known(HTTPRequest.Method.self, try row[3], "method")
         url = try row[4]
         urlHasParameters = try row[5]
-        format = Endpoint.Format(rawValue: try row[7]) ?? .standard
+        format = try known(Endpoint.Format.self, try row[7], "format")
         tls = HTTPRequest.TLS(authorities: try row[12] as String?, certificate: try row[13] as String?)
         allowsHTTP2 = try row[14]
         mostBytes = try row[15] as Int?
@@ -271,7 +271,7 @@ extension Endpoint.Settings {
         maxConcurrency = try row[22] as Int?
         rates = try (try row[23] as [String]).map { try RateLimit($0) }
         if let text = try row[8] as String? {
-            template = try Template(text, kind: Template.Kind(stored: try row[9] as String?))
+            template = try Template(text, kind: try Template.Kind(stored: try row[9]))
         }
         rules = try JSONDecoder().decode(AnswerRules.self, from: Data((try row[10] as JSONText).bytes))
         authentication = try JSONDecoder().decode(Authentication.self, from: Data((try row[11] as JSONText).bytes))
@@ -314,12 +314,28 @@ struct StoredHeader: Codable {
     }
 }
 
+/// A stored value that this binary does not know, of a later one perhaps: never taken for another.
+struct UnknownValue: Error, CustomStringConvertible {
+    let name: String
+    let value: String
+    var description: String { "this binary does not know the \(name) \"\(value.prefix(64))\"" }
+}
+
+/// The value that is stored so.
+func known<Value: RawRepresentable<String>>(
+    _: Value.Type, _ stored: String, _ name: String
+) throws(UnknownValue) -> Value {
+    guard let value = Value(rawValue: stored) else { throw UnknownValue(name: name, value: stored) }
+    return value
+}
+
 extension Template.Kind {
-    init(stored: String?) {
+    init(stored: String) throws(UnknownValue) {
         switch stored {
+        case "json": self = .json
         case "xml": self = .xml
         case "text": self = .text
-        default: self = .json
+        default: throw UnknownValue(name: "template kind", value: stored)
         }
     }
 

@@ -196,7 +196,7 @@ extension Connection {
                 WaitingDelivery(
                     event: EventKey(id: id, createdAt: try row[1]), dueAt: try row[2], attempts: try row[3],
                     crashes: try row[4],
-                    trigger: Trigger(rawValue: try row[5]) ?? .retry, isOrdered: try row[6], content: nil))
+                    trigger: try row[5], isOrdered: try row[6], content: nil))
         }
         for index in page.indices { page[index].content = events[page[index].event] }
         page.sort { ($0.dueAt, $0.event.id.rawValue) < ($1.dueAt, $1.event.id.rawValue) }

@@ -1,7 +1,7 @@
 package import Postgres
 
 /// Why a request was made.
-package enum Trigger: String, Sendable {
+package enum Trigger: String, Sendable, PostgresDecodable {
     case first, retry, replay
     /// `endpoint test` and `endpoint evaluate`: no delivery.
     case test, evaluate

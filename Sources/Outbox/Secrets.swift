@@ -67,7 +67,7 @@ extension Connection {
         for sealed in sealed {
             let purpose: Keyring.Purpose =
                 sealed.kind == "credentials"
-                ? .credentials : .signing(SigningSecret.Scheme(rawValue: sealed.kind) ?? .v1)
+                ? .credentials : .signing(try known(SigningSecret.Scheme.self, sealed.kind, "kind of secret"))
             _ = try keyring.open(sealed.bytes, purpose, keyID: sealed.keyID, for: sealed.endpoint)
         }
     }
@@ -122,7 +122,7 @@ extension Connection {
             )
         }
         return try rows.map { row in
-            let scheme = SigningSecret.Scheme(rawValue: row.kind) ?? .v1
+            let scheme = try known(SigningSecret.Scheme.self, row.kind, "kind of secret")
             let bytes = try keyring.open(row.sealed, .signing(scheme), keyID: row.keyID, for: id)
             let secret = try SigningSecret(bytes: bytes, scheme: scheme)
             return (row.id, secret, row.createdAt, row.expiresAt)

@@ -67,6 +67,15 @@ extension Bool: PostgresDecodable {
     }
 }
 
+/// An enum that is stored as text: a text that it does not know is no value of it.
+extension PostgresDecodable where Self: RawRepresentable<String> {
+    public static func reads(_ type: UInt32) -> Bool { String.reads(type) }
+    public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
+        guard let text = unsafe String(postgresBytes: bytes) else { return nil }
+        self.init(rawValue: text)
+    }
+}
+
 extension String: PostgresDecodable {
     /// Types whose binary form is their text.
     public static func reads(_ type: UInt32) -> Bool {

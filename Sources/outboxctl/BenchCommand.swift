@@ -77,7 +77,7 @@ struct BenchCommand: AsyncParsableCommand {
         plan.inFlight = inFlight
         plan.url = url
         let session = try await Session.open(try Settings(options))
-        let benchmark = Benchmark(plan, on: session.target, progress: Progress(isSilent: false))
+        let benchmark = Benchmark(plan, on: session.target, progress: Progress())
         let result: Result<Report, any Error>
         do {
             result = .success(try await Self.untilInterrupted { try await benchmark.run() })

@@ -137,7 +137,7 @@ extension EndpointCommand {
         }
 
         private func lines(of request: HTTPRequest, _ endpoint: Endpoint) -> [String] {
-            var lines = ["\(request.method.rawValue) \(maskedURL(request.url))"]
+            var lines = ["\(request.method.rawValue) \(Masking.url(request.url))"]
             lines += request.headers.all.map { "\($0.name): \(endpoint.mayShow($0) ? $0.value : "***")" }
             if request.method != .get { lines += ["", String(decoding: request.body.prefix(4000), as: UTF8.self)] }
             return lines

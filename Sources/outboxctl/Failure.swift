@@ -10,7 +10,6 @@ import Transport
 struct Failure {
     enum Exit: Int32 {
         case no = 1
-        case partial = 3
         case notFound = 4
         case conflict = 5
         case usage = 64

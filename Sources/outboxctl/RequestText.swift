@@ -7,26 +7,15 @@ extension Endpoint {
         let name = header.name.lowercased()
         if settings.headers.contains(where: { $0.isSecret && $0.name.lowercased() == name }) { return false }
         if settings.authentication.header?.lowercased() == name { return false }
-        // The same as outbox.masked_headers.
-        let suspicious = ["auth", "token", "secret", "key", "cookie", "password", "signature"]
-        return !suspicious.contains { name.contains($0) }
+        return !Masking.soundsSecret(name)
     }
-}
-
-/// The URL with the values of its query masked: they may be tokens.
-func maskedURL(_ url: String) -> String {
-    guard let mark = url.firstIndex(of: "?") else { return url }
-    let pairs = url[url.index(after: mark)...].split(separator: "&", omittingEmptySubsequences: false).map { pair in
-        pair.firstIndex(of: "=").map { pair[...$0] + "***" } ?? (pair.isEmpty ? "" : "***")
-    }
-    return url[...mark] + pairs.joined(separator: "&")
 }
 
 extension HTTPRequest {
     /// A command line that sends this request, for any shell; secrets are masked unless they are to be shown.
     func curl(for endpoint: Endpoint, revealing: Bool) -> String {
         var words = ["curl", "--silent", "--show-error", "--globoff", "--path-as-is", "--request", method.rawValue]
-        words += ["--url", quoted(revealing ? url : maskedURL(url))]
+        words += ["--url", quoted(revealing ? url : Masking.url(url))]
         for header in headers.all {
             let value = revealing || endpoint.mayShow(header) ? header.value : "***"
             words += ["--header", quoted(value.isEmpty ? "\(header.name);" : "\(header.name): \(value)")]

@@ -4,7 +4,7 @@ import TestSupport
 import Testing
 
 /// The benchmark as a user runs it: small, on a real server, with real workers.
-@Suite(.serialized) struct BenchTests {
+@Suite(.serialized, .timeLimit(.minutes(15))) struct BenchTests {
     private func leftDatabases(_ database: TestDatabase) async throws -> [String?] {
         try await database.column("SELECT datname FROM pg_database WHERE datname LIKE 'outbox_bench_%'")
     }

@@ -7,7 +7,7 @@ import TestSupport
 import Testing
 
 /// The real binary: what it prints, and what it exits with.
-@Suite struct CommandTests {
+@Suite(.timeLimit(.minutes(15))) struct CommandTests {
     private func environment(_ database: TestDatabase) throws -> [String: String] {
         [
             "DATABASE_URL": database.connectionString, "OUTBOX_SECRET_KEY_FILE": try Daemon.keyFile(),

@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// What docker-compose.yml does, without Docker: its roles on a server of their own, and each part under the one that it has there.
-@Suite struct ComposeTests {
+@Suite(.timeLimit(.minutes(15))) struct ComposeTests {
     private var file: String {
         get throws {
             let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../..")

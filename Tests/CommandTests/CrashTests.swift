@@ -8,7 +8,7 @@ import TestSupport
 import Testing
 
 /// Worker processes that are killed, stopped and cut off; the total-queue checker says what became of every event.
-@Suite struct CrashTests {
+@Suite(.timeLimit(.minutes(15))) struct CrashTests {
     /// Nothing lost, nothing unexpected; returns the duplicates.
     private func check(_ published: [Int64], _ ledger: Ledger, _ database: TestDatabase) async throws -> Int {
         let counts = ledger.counts

@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// Destinations as an operator handles them with the real binary.
-@Suite struct DestinationTests {
+@Suite(.timeLimit(.minutes(15))) struct DestinationTests {
     private static let isRoot = getuid() == 0
 
     @Test(arguments: [

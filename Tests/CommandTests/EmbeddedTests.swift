@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// The private cluster in `./.outbox`, through the real binary.
-@Suite struct EmbeddedTests {
+@Suite(.timeLimit(.minutes(15))) struct EmbeddedTests {
     private func folder() throws -> String {
         let folder = TestFolder.path("embedded")
         try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)

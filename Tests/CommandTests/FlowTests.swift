@@ -5,7 +5,7 @@ import TestSupport
 import Testing
 
 /// Limits, pause and order as an operator handles them with the real binary.
-@Suite struct FlowTests {
+@Suite(.timeLimit(.minutes(15))) struct FlowTests {
     @Test func `limits and order are set, shown, changed and taken away`() async throws {
         let setting = try await Setting()
         let url = "http://127.0.0.1:9/"

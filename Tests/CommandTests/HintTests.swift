@@ -5,7 +5,7 @@ import TestSupport
 import Testing
 
 /// What an error advises: each of these makes the cause, and where that can be, does what is advised.
-@Suite struct HintTests {
+@Suite(.timeLimit(.minutes(15))) struct HintTests {
     private func error(
         _ target: String, _ arguments: [String], options: String? = nil
     ) async throws -> (end: ChildProcess.End, errors: String) {

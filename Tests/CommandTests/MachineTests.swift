@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// What other users of the machine, and whoever writes what is shown, can do to an operator.
-@Suite struct MachineTests {
+@Suite(.timeLimit(.minutes(15))) struct MachineTests {
     private static let isRoot = getuid() == 0
 
     private func folder() throws -> String {

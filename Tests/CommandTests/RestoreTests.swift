@@ -7,7 +7,7 @@ import TestSupport
 import Testing
 
 /// A dump of one cluster, restored with PostgreSQL's own tools into another.
-@Suite struct RestoreTests {
+@Suite(.timeLimit(.minutes(15))) struct RestoreTests {
     /// Moves the cluster's transaction ids ahead.
     private func spendTransactionIDs(_ count: Int, in database: TestDatabase) async throws {
         try await database.script(

@@ -9,7 +9,7 @@ import Testing
 
 /// The database goes back: to a standby that lacks the last commits, or to an older copy of its files. What was lost was sent
 /// already, and its numbers are given out again.
-@Suite(.serialized) struct TimelineTests {
+@Suite(.serialized, .timeLimit(.minutes(15))) struct TimelineTests {
     enum Way: CaseIterable { case standbyPromoted, olderCopy }
 
     private static let endpoints = ["free", "paused", "limited", "ordered"]

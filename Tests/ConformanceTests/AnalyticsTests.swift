@@ -8,7 +8,7 @@ import Testing
 import Transport
 
 /// Citrix Analytics webhook profiles.
-@Suite struct AnalyticsTests {
+@Suite(.timeLimit(.minutes(15))) struct AnalyticsTests {
     private static let alert = #"SELECT outbox.publish('Alert', '{"text":"Test Citrix Analytics Alert."}')"#
 
     private func create(

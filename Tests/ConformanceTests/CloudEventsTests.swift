@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// CloudEvents 1.0 over HTTP.
-@Suite struct CloudEventsTests {
+@Suite(.timeLimit(.minutes(15))) struct CloudEventsTests {
     private static let script =
         #"SELECT outbox.publish('order.created', '{"z":1.50,"a":"é"}', customer_id => 'acme', identity => 'tom "é" %', occurred_at => '2026-10-04T10:00:00.5Z', transaction_id => '9cc8c8d0-3d24-46f4-b63c-8c5d092b7205')"#
 

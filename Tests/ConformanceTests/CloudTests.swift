@@ -8,7 +8,7 @@ import Testing
 import Transport
 
 /// Citrix Cloud event subscriptions.
-@Suite struct CloudTests {
+@Suite(.timeLimit(.minutes(15))) struct CloudTests {
     private func object(_ text: String) throws -> [String: Any] {
         try #require(try JSONSerialization.jsonObject(with: Data(text.utf8)) as? [String: Any])
     }

@@ -5,7 +5,7 @@ import TestSupport
 import Testing
 
 /// Rows that are about the command line.
-@Suite struct CommandRowsTests {
+@Suite(.timeLimit(.minutes(15))) struct CommandRowsTests {
     private func environment(_ database: TestDatabase, networks: String = "127.0.0.0/8") throws -> [String: String] {
         [
             "DATABASE_URL": database.connectionString, "OUTBOX_SECRET_KEY_FILE": try Daemon.keyFile(),

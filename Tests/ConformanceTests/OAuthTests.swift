@@ -9,7 +9,7 @@ import Testing
 import Transport
 
 /// OAuth2 client credentials, with a token server and a receiver that knows which tokens are good.
-@Suite struct OAuthTests {
+@Suite(.timeLimit(.minutes(15))) struct OAuthTests {
     /// Gives out tokens and counts them; all but those it has given out are refused.
     private final class TokenServer: Sendable {
         let ledger: Ledger

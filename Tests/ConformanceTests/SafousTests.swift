@@ -8,7 +8,7 @@ import Testing
 import Transport
 
 /// Safous webhook integration: rules of a policy.
-@Suite struct SafousTests {
+@Suite(.timeLimit(.minutes(15))) struct SafousTests {
     private static let context = """
         {"username":"tom","internal_addr":"10.0.0.7","user_agent":"Mozilla/5.0 (X11)","remote_ip":"198.51.100.7",
          "cert_thumbprint":"A94A8FE5CCB19BA61C4C0873D391E987982FBBD3",

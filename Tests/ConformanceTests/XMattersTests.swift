@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// xMatters webhooks: the updates that it sends.
-@Suite struct XMattersTests {
+@Suite(.timeLimit(.minutes(15))) struct XMattersTests {
     private func delivered(_ preset: String, _ after: String, more: String = "") async throws -> Delivered {
         try await TestCluster.database().deliver(
             "SELECT outbox.publish('update', '\(after)', occurred_at => '2017-04-12T23:01:51.328Z'\(more))"

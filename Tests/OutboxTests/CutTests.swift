@@ -5,7 +5,7 @@ import TestSupport
 import Testing
 
 /// I1 and I2: every committed event is in exactly one batch, and none of a rolled-back transaction.
-@Suite struct CutTests {
+@Suite(.timeLimit(.minutes(15))) struct CutTests {
     /// How often each committed event is in a batch, as `event:count`, without those that are in exactly one.
     private func wrong(_ database: TestDatabase) async throws -> [String?] {
         try await database.column(

@@ -4,7 +4,7 @@ import TestSupport
 import Testing
 
 /// The endpoint's state machine, on a clock of its own.
-@Suite struct EndpointStateTests {
+@Suite(.timeLimit(.minutes(15))) struct EndpointStateTests {
     private let start = Timestamp(microseconds: 1_800_000_000_000_000)
     private func time(_ seconds: Int) -> Timestamp { start + .seconds(seconds) }
 

@@ -4,7 +4,7 @@ import TestSupport
 import Testing
 
 /// Somebody's old snapshot keeps every dead row: what is read must not follow how many there are.
-@Suite struct HeldSnapshotTests {
+@Suite(.timeLimit(.minutes(15))) struct HeldSnapshotTests {
     /// Blocks that were looked at since the server started.
     private func blocks(_ pool: ConnectionPool) async throws -> [String: Int] {
         try await pool.run { connection in

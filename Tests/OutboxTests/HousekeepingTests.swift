@@ -4,7 +4,7 @@ import Postgres
 import TestSupport
 import Testing
 
-@Suite struct HousekeepingTests {
+@Suite(.timeLimit(.minutes(15))) struct HousekeepingTests {
     private func partitions(_ database: TestDatabase, _ parent: String) async throws -> Int {
         try await database.number(
             "SELECT count(*) FROM outbox.partitions WHERE parent = \(parent) AND lower IS NOT NULL")
@@ -203,7 +203,7 @@ import Testing
     }
 }
 
-@Suite struct EndpointSecretTests {
+@Suite(.timeLimit(.minutes(15))) struct EndpointSecretTests {
     private func defects(_ database: TestDatabase, _ keyring: Keyring) async throws -> [String?] {
         try await database.pool.run { try $0.endpointNews(since: .nothing, keyring: keyring).endpoints.map(\.defect) }
     }

@@ -4,7 +4,7 @@ import TestSupport
 import Testing
 
 /// Lists say the same as the views, and read no more than they show.
-@Suite struct ListTests {
+@Suite(.timeLimit(.minutes(15))) struct ListTests {
     /// Some endpoints and transactions, and pairs in every state: by the number of the event.
     private func filled(_ events: Int, isAnalyzed: Bool = true) async throws -> TestDatabase {
         let database = try await TestCluster.database()

@@ -4,7 +4,7 @@ import TestSupport
 import Testing
 
 /// Somebody has the lane of one endpoint locked, for as long as they like: nobody else waits for it.
-@Suite struct LockedLaneTests {
+@Suite(.timeLimit(.minutes(15))) struct LockedLaneTests {
     private let database: TestDatabase
     private let locker: ConnectionPool
 

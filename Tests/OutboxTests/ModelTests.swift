@@ -8,7 +8,7 @@ import Testing
 /// come of it: every committed event in exactly one batch, and once to every endpoint that keeps order, in its key's order.
 ///
 /// Each seed is one interleaving, the same each time but for what follows from random ids. `OUTBOX_MODEL_SEEDS=1000` looks through as many.
-@Suite struct ModelTests {
+@Suite(.timeLimit(.minutes(15))) struct ModelTests {
     private static let seeds: Range<UInt64> =
         0..<(ProcessInfo.processInfo.environment["OUTBOX_MODEL_SEEDS"].flatMap(UInt64.init) ?? 12)
 

@@ -5,7 +5,7 @@ import Testing
 
 /// The hot statements on large tables: what they read follows what they deliver, never what is kept. The server's own
 /// counters say what was read, so that a plan which looks right and is not is found, too.
-@Suite struct PlanTests {
+@Suite(.timeLimit(.minutes(15))) struct PlanTests {
     private struct Reads: Equatable {
         /// Rows read by scans of whole tables (those of empty partitions read none), and through indexes.
         let sequentially: Int

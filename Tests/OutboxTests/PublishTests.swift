@@ -3,7 +3,7 @@ import Postgres
 import TestSupport
 import Testing
 
-@Suite struct PublishTests {
+@Suite(.timeLimit(.minutes(15))) struct PublishTests {
     @Test func `one transaction has one TransactionId, also across savepoints, and two have two`() async throws {
         let database = try await TestCluster.database()
         for _ in 0..<2 {

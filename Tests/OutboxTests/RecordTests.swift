@@ -4,7 +4,7 @@ import TestSupport
 import Testing
 
 /// What is read back when a commit got no answer, and what writing again does.
-@Suite struct RecordTests {
+@Suite(.timeLimit(.minutes(15))) struct RecordTests {
     private func lane(_ database: TestDatabase, _ endpoint: EndpointID) async throws -> LeaseID {
         let lease = LeaseID.random()
         try await database.pool.execute(

@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// A lesser role runs nothing with a greater one's rights, and holds nobody up.
-@Suite struct RightsTests {
+@Suite(.timeLimit(.minutes(15))) struct RightsTests {
     private static let numbers = Atomic(0)
 
     /// A role that can log in, member of others, with a pool of connections of its own.

@@ -6,7 +6,7 @@ import Postgres
 import TestSupport
 import Testing
 
-@Suite struct SchemaTests {
+@Suite(.timeLimit(.minutes(15))) struct SchemaTests {
     @Test func `migrations are numbered without a gap and named after their files`() throws {
         #expect(Migration.all.map(\.version) == Array(1...Migration.all.count))
         #expect(Set(Migration.all.map(\.name)).count == Migration.all.count)

@@ -3,7 +3,7 @@ import Outbox
 import Testing
 
 /// The receiver's side of Standard Webhooks.
-@Suite struct VerifierTests {
+@Suite(.timeLimit(.minutes(15))) struct VerifierTests {
     private static let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     private static let seed =
         "whsk_6Xb/dCcHpPea21PS1N9VY/NZW723CEc77N4rJCubMbfVKIDij2HKpMKkioLlX0dRqSKJp4AJ6p9lMicMFs6Kvg=="

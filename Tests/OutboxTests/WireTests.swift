@@ -4,7 +4,7 @@ import Postgres
 import Testing
 import Transport
 
-@Suite struct SignatureTests {
+@Suite(.timeLimit(.minutes(15))) struct SignatureTests {
     @Test(arguments: [
         (
             "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330,
@@ -62,7 +62,7 @@ import Transport
     }
 }
 
-@Suite struct RequestTests {
+@Suite(.timeLimit(.minutes(15))) struct RequestTests {
     private func event(
         before: String? = nil, after: String? = nil, identity: String? = "tom.kludy@citrix.com",
         type: String = "Notifications"
@@ -153,7 +153,7 @@ import Transport
     }
 }
 
-@Suite struct KeyringTests {
+@Suite(.timeLimit(.minutes(15))) struct KeyringTests {
     @Test func `a bad key file is refused by line, without its contents`() {
         for text in ["", "# only a comment\n", "canary\n", Data(repeating: 1, count: 31).base64EncodedString()] {
             let refusal = #expect(throws: Keyring.Refusal.self) { try Keyring(text: text) }

@@ -2,7 +2,7 @@ import Postgres
 import TestSupport
 import Testing
 
-@Suite struct ConnectionTests {
+@Suite(.timeLimit(.minutes(15))) struct ConnectionTests {
     @Test func `values come back as they were sent`() async throws {
         let database = try await TestCluster.database(migrated: false)
         let id = UniqueID.random()

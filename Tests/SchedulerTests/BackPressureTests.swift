@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// What a process takes is bounded by its configuration, not by what waits.
-@Suite struct BackPressureTests {
+@Suite(.timeLimit(.minutes(15))) struct BackPressureTests {
     @Test(.heavy) func `a receiver that stops answering is given no more than its share of memory`() async throws {
         let database = try await TestCluster.database()
         let silent = try Ledger { _, _ in Receiver.Answer(manner: .silence) }

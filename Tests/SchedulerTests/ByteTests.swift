@@ -9,7 +9,7 @@ import Transport
 @testable import Scheduler
 
 /// Texts that Swift finds equal and that are not the same bytes: é in one scalar and in two, the sign of the kelvin and the letter K.
-@Suite struct ByteTests {
+@Suite(.timeLimit(.minutes(15))) struct ByteTests {
     private static let pairs = [("caf\u{E9}", "cafe\u{301}"), ("\u{212A}", "K"), ("a\u{37E}", "a;")]
 
     @Test(arguments: pairs) func `the premise: to Swift they are the same`(one: String, two: String) {

@@ -8,7 +8,7 @@ import Transport
 @testable import Scheduler
 
 /// What the other side does is never free of charge: whatever went out is an attempt, and follows the schedule.
-@Suite struct ChargeTests {
+@Suite(.timeLimit(.minutes(15))) struct ChargeTests {
     /// libcurl takes no header line over 100 KB, and calls it "out of memory".
     private let longHeader = Receiver.Answer(
         headers: [("X-Long", String(repeating: "x", count: 103_000))],

@@ -2,7 +2,7 @@ import Testing
 
 @testable import Scheduler
 
-@Suite struct CutBudgetTests {
+@Suite(.timeLimit(.minutes(15))) struct CutBudgetTests {
     @Test func `it begins small, doubles while cuts are full and quick, and stays within what is allowed`() {
         var budget = CutBudget(most: 100)
         var taken: [Int] = []

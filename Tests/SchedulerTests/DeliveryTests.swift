@@ -9,7 +9,7 @@ import Transport
 @testable import Scheduler
 
 /// The main job on a real database and real sockets, in this process.
-@Suite struct DeliveryTests {
+@Suite(.timeLimit(.minutes(15))) struct DeliveryTests {
     @Test func `a committed event arrives signed at every endpoint that matches, and a rolled-back one nowhere`()
         async throws
     {

@@ -1,4 +1,3 @@
-import Foundation
 import Logging
 import Outbox
 import Postgres
@@ -8,7 +7,7 @@ import Testing
 @testable import Scheduler
 
 /// What a worker knows of the endpoints, and what it reads to know it.
-@Suite struct EndpointDirectoryTests {
+@Suite(.timeLimit(.minutes(15))) struct EndpointDirectoryTests {
     private func directory(_ database: TestDatabase) throws -> EndpointDirectory {
         EndpointDirectory(pool: database.pool, keyring: TestWorker.keyring, logger: Logger(label: "test"))
     }
@@ -68,6 +67,27 @@ import Testing
         #expect(try await refresh(directory, database).byID[ids[2]] == nil)
         let added = try await database.endpoint("new", url: "https://example.com/").id
         #expect(try await refresh(directory, database).byID[added] != nil)
+    }
+
+    @Test(arguments: ["method = 'FETCH'", "format = 'binary'", "template = 'x', template_kind = 'yaml'"])
+    func `a value that this binary does not know closes its endpoint, and no other`(change: String) async throws {
+        let database = try await TestCluster.database()
+        let odd = try await database.endpoint("odd", url: "https://example.com/").id
+        let other = try await database.endpoint("other", url: "https://example.com/").id
+        // As a later version may have it.
+        try await database.script(
+            """
+            DO $$ DECLARE c record; BEGIN
+                FOR c IN SELECT conname FROM pg_constraint WHERE conrelid = 'outbox.endpoint'::regclass AND contype = 'c' LOOP
+                    EXECUTE format('ALTER TABLE outbox.endpoint DROP CONSTRAINT %I', c.conname);
+                END LOOP;
+            END $$;
+            UPDATE outbox.endpoint SET \(change) WHERE id = '\(odd)'
+            """)
+        let snapshot = try await directory(database).read()
+        #expect(snapshot.byID[odd]?.defect?.contains("does not know") == true)
+        #expect(snapshot.byID[odd]?.accepts(.laneOwner, at: .distantFuture) == false)
+        #expect(snapshot.byID[other]?.defect == nil)
     }
 
     @Test func `changes are seen in whatever order they commit, and nobody waits for another's`() async throws {
@@ -139,30 +159,5 @@ import Testing
             snapshot.forEach(wanting: event) { names.append($0.name) }
             #expect(names.sorted() == expected.sorted(), "\(customer) \(type)")
         }
-    }
-
-    @Test func `only the endpoint's state knows its breaker`() throws {
-        let sources = URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../../Sources").standardized
-        let words = [
-            "l.trips", "SET trips", "recovered_at", "resting_until", "opened_at", "held_until", "probeInterval",
-            "settings.opens", "isOpen(",
-        ]
-        let files =
-            FileManager.default.enumerator(at: sources, includingPropertiesForKeys: nil)?.compactMap { $0 as? URL }
-            ?? []
-        let naming = try files.filter {
-            $0.pathExtension == "swift" && !$0.path.contains("/Bench/") && !$0.path.contains("/Receiver/")
-        }.filter { file in
-            // Comments may.
-            let code = try String(contentsOf: file, encoding: .utf8).split(separator: "\n").filter {
-                !$0.contains("///") && !$0.contains("// ")
-            }
-            .joined(separator: "\n")
-            return words.contains { code.contains($0) }
-        }
-        #expect(
-            Set(naming.map(\.lastPathComponent)) == [
-                "EndpointState.swift", "EndpointStateChange.swift",
-            ])
     }
 }

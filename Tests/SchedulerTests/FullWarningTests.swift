@@ -2,7 +2,7 @@ import Testing
 
 @testable import Scheduler
 
-@Suite struct FullWarningTests {
+@Suite(.timeLimit(.minutes(15))) struct FullWarningTests {
     private let begin = ContinuousClock.now
     private var warning = FullWarning()
 

@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// Lanes that are kept, empty, for a quarter of a lease: here, for longer than any of these tests may take.
-@Suite struct LaneSleepTests {
+@Suite(.timeLimit(.minutes(15))) struct LaneSleepTests {
     private static let lease = Duration.seconds(600)
 
     /// An endpoint whose every delivery goes through its lane.

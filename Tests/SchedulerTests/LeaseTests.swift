@@ -4,7 +4,7 @@ import Testing
 
 @testable import Scheduler
 
-@Suite struct LeaseTests {
+@Suite(.timeLimit(.minutes(15))) struct LeaseTests {
     @Test func `a lease that was lost once ends nothing, however much of it is recorded`() {
         let batch = HeldBatch(
             id: BatchID(rawValue: 1), lease: .random(), server: ServerStart(time: Timestamp(microseconds: 0)))

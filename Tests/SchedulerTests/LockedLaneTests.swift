@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// Somebody has the lane of one endpoint locked while a worker has outcomes for it: what is for others is recorded, renewed and sent.
-@Suite struct RecordsBesideLockedLaneTests {
+@Suite(.timeLimit(.minutes(15))) struct RecordsBesideLockedLaneTests {
     @Test(arguments: [
         "SELECT FROM outbox.lane WHERE endpoint_id = (SELECT id FROM outbox.endpoint WHERE name = 'held') FOR UPDATE",
         // A change to any endpoint, as by an operator who has not committed it: a breaker cannot open meanwhile.

@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// Who holds a lock on rows of one endpoint, for as long as they like, holds up nobody else.
-@Suite struct LockedRowTests {
+@Suite(.timeLimit(.minutes(15))) struct LockedRowTests {
     @Test(arguments: [
         "SELECT FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id WHERE n.name LIKE 'held%' FOR UPDATE OF l",
         "SELECT FROM outbox.delivery FOR UPDATE",

@@ -7,7 +7,7 @@ import Testing
 
 /// A month by the hour: what a worker does takes the locks of the hours that it works on, and waits for nobody who has
 /// another one.
-@Suite struct ManyPartitionsTests {
+@Suite(.timeLimit(.minutes(15))) struct ManyPartitionsTests {
     /// Partitions of one hour each, from so many hours ago on to three hours ahead, in both logs.
     private func byTheHour(_ database: TestDatabase, hoursAgo: Int) async throws {
         try await database.script(

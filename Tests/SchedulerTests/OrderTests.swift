@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// Endpoints that keep order: one delivery of an ordering key at a time, in the order of the stream.
-@Suite struct OrderTests {
+@Suite(.timeLimit(.minutes(15))) struct OrderTests {
     private func outcomes(_ database: TestDatabase) async throws -> [String?] {
         try await database.column(
             "SELECT event_id || ' ' || outcome FROM outbox.attempt ORDER BY started_at, event_id, number")

@@ -7,7 +7,7 @@ import Testing
 @testable import Scheduler
 
 /// When a breaker trips.
-@Suite struct FailureCounterTests {
+@Suite(.timeLimit(.minutes(15))) struct FailureCounterTests {
     private let endpoint = EndpointID(rawValue: .random())
 
     @Test func `ten failures in a row open it, and a success in between begins anew`() {
@@ -54,7 +54,7 @@ import Testing
 }
 
 /// The breaker on a real database with a receiver that goes and comes back.
-@Suite struct OutageTests {
+@Suite(.timeLimit(.minutes(15))) struct OutageTests {
     /// Moves the next probe to now.
     private func probeNow(_ database: TestDatabase) async throws {
         try await database.script("UPDATE outbox.lane SET resting_until = clock_timestamp() WHERE trips > 0")

@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// Partitions come and go while producers and workers are at work.
-@Suite struct PartitionTests {
+@Suite(.timeLimit(.minutes(15))) struct PartitionTests {
     @Test func `made, rolled over, missing and dropped under load: no producer fails and no event is lost`()
         async throws
     {

@@ -8,7 +8,7 @@ import Testing
 
 /// A worker behind PgBouncer in transaction mode, which gives each transaction another server connection, and those of the worker to
 /// the application.
-@Suite struct PoolerTests {
+@Suite(.timeLimit(.minutes(15))) struct PoolerTests {
     @Test func `a worker behind a pooler delivers everything, and leaves nothing behind in the application's sessions`()
         async throws
     {

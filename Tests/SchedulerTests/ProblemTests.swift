@@ -8,7 +8,7 @@ import Testing
 
 /// What `outboxctl doctor` says: each of these makes the cause, reads what is said of it, and does what is advised. Where a cause has
 /// to last before it is said, its beginning is put back.
-@Suite struct ProblemTests {
+@Suite(.timeLimit(.minutes(15))) struct ProblemTests {
     private struct Problem: Equatable {
         let name: String
         let detail: String

@@ -8,7 +8,7 @@ import Threads
 
 @testable import Scheduler
 
-@Suite struct RateLimiterTests {
+@Suite(.timeLimit(.minutes(15))) struct RateLimiterTests {
     private let start = ContinuousClock.now
 
     private func times(_ limits: [String], count: Int, pauseAfter: Int? = nil, pause: Duration = .zero) throws
@@ -113,7 +113,7 @@ import Threads
 }
 
 /// Limits on a real database, with real receivers and several workers.
-@Suite struct LimitTests {
+@Suite(.timeLimit(.minutes(15))) struct LimitTests {
     @Test func `no more requests than the limit are ever in flight, however many workers there are`() async throws {
         let database = try await TestCluster.database()
         let gauge = Gauge()

@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// What the database refuses to record of one delivery keeps no other from being recorded.
-@Suite struct RefusedOutcomeTests {
+@Suite(.timeLimit(.minutes(15))) struct RefusedOutcomeTests {
     @Test func `an event that is to wait until the end of time holds up no other`() async throws {
         let database = try await TestCluster.database()
         let ledger = try Ledger { _, _ in Receiver.Answer() }

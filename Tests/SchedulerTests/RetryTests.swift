@@ -5,7 +5,7 @@ import Transport
 
 @testable import Scheduler
 
-@Suite struct RetryAfterTests {
+@Suite(.timeLimit(.minutes(15))) struct RetryAfterTests {
     private let now = Timestamp(year: 1994, month: 11, day: 6, hour: 8, minute: 49, second: 0)
 
     @Test(arguments: [
@@ -27,7 +27,7 @@ import Transport
     }
 }
 
-@Suite struct RetryPolicyTests {
+@Suite(.timeLimit(.minutes(15))) struct RetryPolicyTests {
     private let endpoint: Endpoint = {
         var settings = Endpoint.Settings(id: EndpointID(rawValue: .random()), name: "e", url: "http://x/")
         settings.retrySchedule = [.seconds(10), .seconds(20)]

@@ -6,7 +6,7 @@ import Testing
 @testable import Scheduler
 
 /// Whoever holds what there is little of, others get theirs.
-@Suite struct ShareTests {
+@Suite(.timeLimit(.minutes(15))) struct ShareTests {
     private var queues = SendQueues(mostInFlight: 100, mostBytes: 1000 * 1024)
     private var endpoints: [EndpointID: Endpoint] = [:]
     private var number: Int64 = 0

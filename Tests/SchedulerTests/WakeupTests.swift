@@ -3,7 +3,7 @@ import Testing
 
 @testable import Scheduler
 
-@Suite struct WakeupTests {
+@Suite(.timeLimit(.minutes(15))) struct WakeupTests {
     @Test func `a signal before the sleep is kept for it`() async {
         let wakeup = Wakeup()
         wakeup.signal()

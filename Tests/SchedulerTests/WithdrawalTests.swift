@@ -7,7 +7,7 @@ import TestSupport
 import Testing
 
 /// What an operator takes back does not go out from a worker's memory, however much of it waits there.
-@Suite struct WithdrawalTests {
+@Suite(.timeLimit(.minutes(15))) struct WithdrawalTests {
     /// Events for a receiver that answers none before the change was made, and twice as long ago as the promise allows. Returns
     /// the events that were sent.
     private func sent(

@@ -3,7 +3,7 @@ import Foundation
 import Templates
 import Testing
 
-@Suite struct JSONTests {
+@Suite(.timeLimit(.minutes(15))) struct JSONTests {
     @Test func `paths are split at their delimiters, whatever mark follows them`() throws {
         func bytes(_ steps: [String]) -> [[UInt8]] { steps.map { Array($0.utf8) } }
         #expect(bytes(JSON.path("a.\u{301}b")) == bytes(["a", "\u{301}b"]))

@@ -8,7 +8,7 @@ private struct Values: ParameterValues {
     func value(of parameter: Parameter) -> ParameterValue? { values[parameter.name] }
 }
 
-@Suite struct TemplateTests {
+@Suite(.timeLimit(.minutes(15))) struct TemplateTests {
     private func render(_ text: String, _ kind: Template.Kind, _ values: [String: ParameterValue] = [:]) throws
         -> String
     {

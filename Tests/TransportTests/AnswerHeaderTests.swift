@@ -3,7 +3,7 @@ import Testing
 @testable import Transport
 
 /// What a header says, line by line, as it came over the wire.
-@Suite struct AnswerHeaderTests {
+@Suite(.timeLimit(.minutes(15))) struct AnswerHeaderTests {
     private func read(_ lines: String...) -> AnswerHeader {
         var header = AnswerHeader()
         for line in lines + [""] {

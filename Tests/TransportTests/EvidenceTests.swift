@@ -5,7 +5,7 @@ import Testing
 @testable import Transport
 
 /// Whose fault a transfer without an answer is.
-@Suite struct EvidenceTests {
+@Suite(.timeLimit(.minutes(15))) struct EvidenceTests {
     private func failure(
         _ result: CURLcode, sends: Int = 1, text: String = "", wasBlocked: Bool = false, lacksDescriptors: Bool = false,
         isTLS: Bool = false, verification: Int = 0, systemError: Int32 = 0, hasProxy: Bool = false,

@@ -4,7 +4,7 @@ import Testing
 import Transport
 
 /// What a receiver says when nobody asks it is no answer to what it is asked next.
-@Suite struct StaleConnectionTests {
+@Suite(.timeLimit(.minutes(15))) struct StaleConnectionTests {
     private let local = AddressPolicy(allowing: ["127.0.0.0/8"].compactMap(Network.init))
 
     private func bytes(_ status: Int) -> [UInt8] {

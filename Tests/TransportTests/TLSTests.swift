@@ -3,7 +3,7 @@ import Testing
 import Transport
 
 /// Real TLS against servers that are wrong in different ways.
-@Suite struct TLSTests {
+@Suite(.timeLimit(.minutes(15))) struct TLSTests {
     private let local = AddressPolicy(allowing: ["127.0.0.0/8"].compactMap(Network.init))
 
     private func with<Value>(_ body: (TLSServers, Transport) async throws -> Value) async throws -> Value {

@@ -5,7 +5,7 @@ import Testing
 import Transport
 
 /// Real libcurl against a real socket.
-@Suite struct TransportTests {
+@Suite(.timeLimit(.minutes(15))) struct TransportTests {
     private let local = AddressPolicy(allowing: ["127.0.0.0/8"].compactMap(Network.init))
 
     private func exchange(

@@ -16,10 +16,13 @@ LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
       FROM outbox.setting s, (SELECT (extract(epoch FROM created_at) * 1000000)::bigint AS us) t;
 END;
 
--- A URL with the values of its query masked: they may be tokens.
+-- A URL with the values of its query masked: they may be tokens. (The same as Masking.url.)
 CREATE FUNCTION outbox.masked_url(url text) RETURNS text
 LANGUAGE sql IMMUTABLE
-RETURN regexp_replace(regexp_replace(url, '([?&][^=&]*)=[^&]*', '\1=***', 'g'), '([?&])[^=&]+(?=&|$)', '\1***', 'g');
+RETURN CASE WHEN strpos(url, '?') = 0 THEN url
+            ELSE left(url, strpos(url, '?'))
+                 || regexp_replace(regexp_replace(substr(url, strpos(url, '?') + 1), '(^|&)([^=&]*)=[^&]*', '\1\2=***', 'g'),
+                                   '(^|&)[^=&]+(?=&|$)', '\1***', 'g') END;
 
 -- Headers without the values that are marked secret, or whose names sound as if they were.
 CREATE FUNCTION outbox.masked_headers(headers jsonb) RETURNS jsonb

@@ -1,0 +1,20 @@
+/// What is not shown of endpoints unless somebody asks for it. The database masks by the same rules (`outbox.masked_url`,
+/// `outbox.masked_headers`); MaskingTests compares the two.
+package enum Masking {
+    private static let suspicious = ["auth", "token", "secret", "key", "cookie", "password", "signature"]
+
+    /// True for a header's name that sounds as if its value were secret.
+    package static func soundsSecret(_ name: String) -> Bool {
+        let name = name.lowercased()
+        return suspicious.contains { name.contains($0) }
+    }
+
+    /// The URL with the values of its query masked: they may be tokens.
+    package static func url(_ url: String) -> String {
+        guard let mark = url.firstIndex(of: "?") else { return url }
+        let pairs = url[url.index(after: mark)...].split(separator: "&", omittingEmptySubsequences: false).map { pair in
+            pair.firstIndex(of: "=").map { pair[...$0] + "***" } ?? (pair.isEmpty ? "" : "***")
+        }
+        return url[...mark] + pairs.joined(separator: "&")
+    }
+}

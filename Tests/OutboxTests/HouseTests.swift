@@ -1,0 +1,39 @@
+import Foundation
+import Testing
+
+/// What holds of the sources themselves.
+@Suite(.timeLimit(.minutes(15))) struct HouseTests {
+    private func sources(_ folder: String) throws -> [(name: String, text: String)] {
+        let root = URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../../\(folder)").standardized
+        let files =
+            FileManager.default.enumerator(at: root, includingPropertiesForKeys: nil)?.compactMap { $0 as? URL } ?? []
+        return try files.filter { $0.pathExtension == "swift" }.map {
+            ($0.path, try String(contentsOf: $0, encoding: .utf8))
+        }
+    }
+
+    @Test func `only the endpoint's state knows its breaker`() throws {
+        let words = [
+            "l.trips", "SET trips", "recovered_at", "resting_until", "opened_at", "held_until", "probeInterval",
+            "settings.opens", "isOpen(",
+        ]
+        let naming = try sources("Sources").filter { !$0.name.contains("/Bench/") && !$0.name.contains("/Receiver/") }
+            .filter { file in
+                // Comments may.
+                let code = file.text.split(separator: "\n").filter { !$0.contains("// ") }.joined(separator: "\n")
+                return words.contains { code.contains($0) }
+            }
+        #expect(
+            Set(naming.map { URL(filePath: $0.name).lastPathComponent }) == [
+                "EndpointState.swift", "EndpointStateChange.swift",
+            ])
+    }
+
+    @Test func `every suite ends`() throws {
+        let suites = try sources("Tests").flatMap { file in
+            file.text.split(separator: "\n").filter { $0.hasPrefix("@Suite") }.map { (file.name, $0) }
+        }
+        #expect(suites.count > 70)
+        #expect(suites.filter { !$0.1.contains("timeLimit") }.map(\.0) == [])
+    }
+}
