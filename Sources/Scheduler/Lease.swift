@@ -1,13 +1,34 @@
 import Outbox
 import Synchronization
 
+/// How long a process may believe that something is still its own.
+///
+///     claimed ──► trusted ──(renewed)──► trusted
+///                    └──(trust ran out)──► doubtful ──(renewed)──► trusted
+///                    └──(the database says so)──► lost, for good
+///
+/// It is measured on the monotonic clock, from before the statement that claimed or renewed: it always ends before the database's
+/// `lease_until`. Only in the trusted state may a request be started, and only one that ends in it.
+struct LeaseTrust: Sendable {
+    private(set) var until: ContinuousClock.Instant
+    private(set) var isLost = false
+
+    init(until: ContinuousClock.Instant) { self.until = until }
+
+    /// True when it will certainly be ours for that long.
+    func holds(for duration: Duration, at now: ContinuousClock.Instant) -> Bool { !isLost && now + duration <= until }
+
+    /// The database prolonged it. One that is lost stays so.
+    mutating func renew(until instant: ContinuousClock.Instant) { until = instant }
+
+    /// The database says that it is not ours any more.
+    mutating func lose() { isLost = true }
+}
+
 /// A batch or lane that this process holds: how long it may trust that, and how much of it is unresolved.
 ///
 ///     claimed ──► trusted ──(renewed)──► trusted ──► every pair recorded ──► deleted or released
 ///                    └──(trust ran out, or the database says so)──► lost: nothing more is sent under it
-///
-/// Trust is measured on the monotonic clock from before the statement that claimed or renewed: it always ends before
-/// the database's `lease_until`.
 final class Lease: Sendable {
     let holder: Holder
     /// How often the batch or lane was claimed, this claim included.
@@ -18,8 +39,7 @@ final class Lease: Sendable {
     let isProbing: Bool
 
     private struct State {
-        var trustedUntil: ContinuousClock.Instant
-        var isLost = false
+        var trust: LeaseTrust
         var unresolved: Int
         var answers = 0
         var inFlight: Set<EventKey> = []
@@ -37,35 +57,35 @@ final class Lease: Sendable {
         self.claims = claims
         self.events = events
         self.isProbing = isProbing
-        state = Mutex(State(trustedUntil: trustedUntil, unresolved: unresolved))
+        state = Mutex(State(trust: LeaseTrust(until: trustedUntil), unresolved: unresolved))
     }
 
     /// True when somebody else may hold it now, or held it before.
-    var mayBeShared: Bool { claims > 1 || !isTrusted(for: .zero) }
+    var mayBeShared: Bool { claims > 1 || !isTrusted(for: .zero, at: .now) }
 
     /// True when it will certainly be ours for that long.
-    func isTrusted(for duration: Duration) -> Bool {
-        state.withLock { !$0.isLost && .now + duration <= $0.trustedUntil }
+    func isTrusted(for duration: Duration, at now: ContinuousClock.Instant) -> Bool {
+        state.withLock { $0.trust.holds(for: duration, at: now) }
     }
 
     /// True once the database has said that it is not ours.
-    var isLost: Bool { state.withLock { $0.isLost } }
+    var isLost: Bool { state.withLock { $0.trust.isLost } }
 
     /// How many pairs are not recorded yet.
     var unresolved: Int { state.withLock { $0.unresolved } }
 
     /// True when so many pairs are the last ones of a batch that was ours throughout, and so is ours to delete: what was recorded
     /// under a lease that was lost may be on another server, and is looked up by whoever claims the batch next.
-    func ends(with count: Int) -> Bool { state.withLock { $0.unresolved == count && !$0.isLost } }
+    func ends(with count: Int) -> Bool { state.withLock { $0.unresolved == count && !$0.trust.isLost } }
 
     /// The database prolonged it.
     func trust(until instant: ContinuousClock.Instant) {
-        state.withLock { $0.trustedUntil = instant }
+        state.withLock { $0.trust.renew(until: instant) }
     }
 
     /// The database says that it is not ours any more.
     func lose() {
-        state.withLock { $0.isLost = true }
+        state.withLock { $0.trust.lose() }
     }
 
     /// How often the receiver has answered so that one can see that it works.

@@ -36,6 +36,12 @@ final class Send: Sendable {
     }
 }
 
+/// One moment on both clocks: the database's says what holds, the local one how long something takes.
+struct Moment {
+    let database: Timestamp
+    let local: ContinuousClock.Instant
+}
+
 /// Requests, and the bytes of their events.
 private struct Load {
     var count = 0
@@ -159,18 +165,17 @@ struct SendQueues {
     }
 
     /// How many requests the endpoint's rates let start within a time, at most 200.
-    func startable(_ endpoint: EndpointID, within time: Duration) -> Int {
-        limiters[endpoint]?.limiter.startable(from: .now, within: time, atMost: 200) ?? 200
+    func startable(_ endpoint: EndpointID, within time: Duration, at now: ContinuousClock.Instant) -> Int {
+        limiters[endpoint]?.limiter.startable(from: now, within: time, atMost: 200) ?? 200
     }
 
     /// When the first endpoint that waits for its rate may go on.
     var nextStart: ContinuousClock.Instant? { resting.values.min() }
 
     /// Lets those go on whose time has come, or whose rates were changed.
-    private mutating func wakeRested(_ endpoints: [EndpointID: Endpoint], at databaseNow: Timestamp) {
-        let now = ContinuousClock.now
+    private mutating func wakeRested(_ endpoints: [EndpointID: Endpoint], at now: Moment) {
         for (id, time) in resting
-        where time <= now || endpoints[id]?.rates(at: databaseNow) != limiters[id]?.limiter.limits {
+        where time <= now.local || endpoints[id]?.rates(at: now.database) != limiters[id]?.limiter.limits {
             resting[id] = nil
             if let queue = queues[id] { takeTurn(id, queue) }
         }
@@ -181,7 +186,7 @@ struct SendQueues {
     ///
     /// - Parameter hasSeveralCustomers: false when all endpoints are of one, who then shares with nobody.
     mutating func next(
-        _ endpoints: [EndpointID: Endpoint], hasSeveralCustomers: Bool = false, at now: Timestamp
+        _ endpoints: [EndpointID: Endpoint], hasSeveralCustomers: Bool = false, at now: Moment
     ) -> (send: Send, endpoint: Endpoint?, isRunningLow: Bool)? {
         if !resting.isEmpty { wakeRested(endpoints, at: now) }
         guard inFlight.count < mostInFlight, inFlight.bytes < mostBytes else { return nil }
@@ -198,7 +203,7 @@ struct SendQueues {
                 continue
             }
             // One from a batch is put off as soon as it is started: rates are for the lane's.
-            if let endpoint, !first.isFromBatch, rests(endpoint, at: now) { continue }
+            if let endpoint, !first.isFromBatch, mustRest(endpoint, at: now) { continue }
             return (start(queue.sends.removeFirst(), queue, id), endpoint, isRunningLow(first))
         }
         return nil
@@ -250,20 +255,19 @@ struct SendQueues {
     }
 
     /// True when the endpoint's rates do not let a request start now; otherwise it counts as started.
-    private mutating func rests(_ endpoint: Endpoint, at databaseNow: Timestamp) -> Bool {
-        let rates = endpoint.rates(at: databaseNow)
+    private mutating func mustRest(_ endpoint: Endpoint, at now: Moment) -> Bool {
+        let rates = endpoint.rates(at: now.database)
         guard let known = limiters[endpoint.id] else {
             // The holder of its lane is about to say what was sent; until then nothing is.
             if rates.isEmpty { return false }
-            resting[endpoint.id] = .now + .milliseconds(100)
+            resting[endpoint.id] = now.local + .milliseconds(100)
             return true
         }
-        let now = ContinuousClock.now
         var limiter = known.limiter.limits == rates ? known.limiter : known.limiter.changed(to: rates)
-        let time = limiter.earliest() ?? now
-        if time <= now { limiter.take(at: now) } else { resting[endpoint.id] = time }
+        let time = limiter.earliest() ?? now.local
+        if time <= now.local { limiter.take(at: now.local) } else { resting[endpoint.id] = time }
         limiters[endpoint.id] = (known.holder, limiter)
-        return time > now
+        return time > now.local
     }
 
     private mutating func start(_ send: Send, _ queue: Queue, _ id: EndpointID) -> Send {

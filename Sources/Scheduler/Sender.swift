@@ -75,7 +75,7 @@ final class Sender: Service {
 
     /// How many requests the endpoint's rates let start within a time, at most 200.
     func startable(_ endpoint: EndpointID, within time: Duration) -> Int {
-        state.withLock { $0.queues.startable(endpoint, within: time) }
+        state.withLock { $0.queues.startable(endpoint, within: time, at: .now) }
     }
 
     /// The events of the endpoint's lane that wait here to be sent.
@@ -104,7 +104,7 @@ final class Sender: Service {
 
     private func mayStart(_ endpoint: Endpoint, isFromBatch: Bool, at now: Timestamp, under held: Lease) -> Bool {
         guard endpoint.takes(isFromBatch: isFromBatch, at: now) else { return false }
-        return held.isTrusted(for: min(endpoint.timeout + Self.margin, lease / 3))
+        return held.isTrusted(for: min(endpoint.timeout + Self.margin, lease / 3), at: .now)
     }
 
     /// Queues the sends and starts what can start.
@@ -152,7 +152,7 @@ final class Sender: Service {
 
     private func next() -> (Send, Endpoint?)? {
         let known = directory.current
-        let now = clock.now
+        let now = Moment(database: clock.now, local: .now)
         guard
             let next = state.withLock({
                 $0.queues.next(known.byID, hasSeveralCustomers: known.hasSeveralCustomers, at: now)

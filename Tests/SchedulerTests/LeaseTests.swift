@@ -14,4 +14,18 @@ import Testing
         lease.lose()
         #expect(!lease.ends(with: 2))
     }
+
+    @Test func `a lease is trusted for what ends in it, again when it is renewed, and never when it is lost`() {
+        let start = ContinuousClock.now
+        var trust = LeaseTrust(until: start + .seconds(30))
+        #expect(trust.holds(for: .seconds(30), at: start))
+        #expect(!trust.holds(for: .seconds(30), at: start + .nanoseconds(1)))
+        #expect(trust.holds(for: .zero, at: start + .seconds(30)))
+        #expect(!trust.holds(for: .zero, at: start + .seconds(31)))
+        trust.renew(until: start + .seconds(60))
+        #expect(trust.holds(for: .seconds(20), at: start + .seconds(40)))
+        trust.lose()
+        trust.renew(until: start + .seconds(90))
+        #expect(!trust.holds(for: .zero, at: start))
+    }
 }

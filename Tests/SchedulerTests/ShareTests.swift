@@ -37,9 +37,12 @@ import Testing
     }
 
     /// Starts what may be started.
-    private mutating func start(hasSeveralCustomers: Bool = false) -> [Send] {
+    private mutating func start(
+        hasSeveralCustomers: Bool = false, at database: Timestamp = .distantPast, local: ContinuousClock.Instant = .now
+    ) -> [Send] {
         var started: [Send] = []
-        while let next = queues.next(endpoints, hasSeveralCustomers: hasSeveralCustomers, at: .distantPast) {
+        let now = Moment(database: database, local: local)
+        while let next = queues.next(endpoints, hasSeveralCustomers: hasSeveralCustomers, at: now) {
             started.append(next.send)
         }
         return started
@@ -60,6 +63,43 @@ import Testing
         let again = start()
         #expect(count(again, late) >= 4)
         #expect(again.count < 100)
+    }
+
+    @Test mutating func `a lane's rates hold, and its requests start when they allow it`() throws {
+        let id = EndpointID(rawValue: .random())
+        var settings = Endpoint.Settings(id: id, name: "rated", url: "https://example.com/")
+        settings.rates = [try RateLimit("2/1s")]
+        endpoints[id] = Endpoint(settings)
+        let start = ContinuousClock.now
+        add(5, to: id, isFromLane: true)
+        // Until the owner of the lane says what was sent before, nothing is.
+        #expect(self.start(local: start).isEmpty)
+        #expect(queues.nextStart == start + .milliseconds(100))
+        let holder = Holder.lane(id, .random())
+        queues.limit(id, for: holder, with: RateLimiter(settings.rates))
+        #expect(queues.startable(id, within: .seconds(2), at: start) == 6)
+        #expect(self.start(local: start + .milliseconds(100)).count == 2)
+        #expect(queues.nextStart == start + .milliseconds(1100))
+        #expect(self.start(local: start + .milliseconds(1099)).isEmpty)
+        #expect(self.start(local: start + .milliseconds(1100)).count == 2)
+        // Another holder's word is not this one's.
+        queues.unlimit(id, for: .lane(id, .random()))
+        #expect(queues.startable(id, within: .zero, at: start + .milliseconds(1100)) == 0)
+        queues.unlimit(id, for: holder)
+        #expect(queues.startable(id, within: .zero, at: start + .milliseconds(1100)) == 200)
+    }
+
+    @Test mutating func `what is taken out frees its place, and what is in flight stays`() {
+        let (one, two) = (endpoint(), endpoint())
+        add(3, to: one)
+        let started = start()
+        add(1100, to: two)
+        #expect(started.count == 3 && !queues.hasRoom && queues.hasRoomForSmall)
+        let removed = queues.remove(endpoints) { send, _ in send.endpoint == two }
+        #expect(removed.count == 1100 && queues.hasRoom && queues.isAnythingInFlight)
+        #expect(queues.waiting(for: two).isEmpty)
+        for send in started { queues.finish(send) }
+        #expect(!queues.isAnythingInFlight)
     }
 
     @Test mutating func `bytes are shared as requests are`() {
