@@ -27,14 +27,7 @@ struct LaneWork {
     /// that hangs would hold up all the others, and a killer further back meets the same treatment at the next claim,
     /// nearer to the head.
     private var suspects: Int
-    /// How many requests an endpoint gets at a time that is failing, or has just asked for a rest: one to see whether it
-    /// answers, and twice as many after every round that went well. Nil when it needs no such care.
-    private var ramp: Int?
-    /// What was tried before then is due; far in the future until the first probe was answered.
-    private var recoveredAt: Timestamp?
-
-    /// It was failing when it was claimed: what goes out are probes, and then more and more.
-    private let isFailing: Bool
+    private var ramp: LaneRamp
 
     private static let mostSuspects = 10
     /// With more leases than that in this process each lane has less in memory.
@@ -54,9 +47,7 @@ struct LaneWork {
         floor = lane.floor
         cursor = .start(lane.floor)
         suspects = lane.claims > 1 ? Self.mostSuspects : 0
-        isFailing = lane.state.breaker.failing != nil
-        ramp = isFailing || lane.hasJustRested ? 1 : nil
-        recoveredAt = lane.state.breaker.recoveredAt ?? (isFailing ? .distantFuture : nil)
+        ramp = LaneRamp(lane.state, hasJustRested: lane.hasJustRested)
     }
 
     private var endpoint: Endpoint? { parts.directory.current.byID[lane.endpoint] }
@@ -72,7 +63,7 @@ struct LaneWork {
         if !isWorkable { try await Task.sleep(for: .milliseconds(100)) }
         while isWorkable {
             // Found failing by others, or by ourselves a moment ago: the next owner begins with a probe.
-            if ramp == nil || !isFailing, endpoint?.state.breaker.failing != nil { return }
+            if ramp.stage == .full || !ramp.isFailing, endpoint?.state.breaker.failing != nil { return }
             try await takeUpRates()
             try await withdrawCancelled()
             guard parts.recorder.hasRoom, parts.sender.hasRoom(for: lane.endpoint) else {
@@ -106,8 +97,8 @@ struct LaneWork {
         if .now - beganAt > Self.longestSweep { try await beginAgain() }
         // What is in flight now is not sent again, also when it is resolved while the page is read.
         let inFlight = lease.inFlight
-        let found = try await parts.lanes.run { [lane, cursor, recoveredAt, instance = parts.instance] in
-            try $0.lanePage(of: lane.endpoint, after: cursor, recoveredAt: recoveredAt, instance: instance)
+        let found = try await parts.lanes.run { [lane, cursor, ramp, instance = parts.instance] in
+            try $0.lanePage(of: lane.endpoint, after: cursor, recoveredAt: ramp.triedBefore, instance: instance)
         }
         if found.isEmpty {
             // Rows may have been added behind the cursor: look again from the start.
@@ -118,8 +109,8 @@ struct LaneWork {
         }
         var page = found.filter { !inFlight.contains($0.event) }
         if parts.keeper.count > Self.manyLanes { page = Array(page.prefix(Self.smallPage)) }
-        if let ramp {
-            page = Array(page.prefix(ramp))
+        if let size = ramp.size {
+            page = Array(page.prefix(size))
             await lease.wait(untilUnresolvedAtMost: 0)
         }
         if !rates.isEmpty, !page.isEmpty {
@@ -242,35 +233,23 @@ struct LaneWork {
 
     /// Waits for what was sent, as far as the next page needs it; false when somebody else has to go on.
     private mutating func judgeRound(hadAnswers answers: Int) async throws -> Bool {
-        if recoveredAt == nil, ramp == nil, rates.isEmpty {
+        if ramp.triedBefore == nil, ramp.stage == .full, rates.isEmpty {
             try await wait(untilUnresolvedAtMost: 100)
             return true
         }
         try await wait(untilUnresolvedAtMost: 0)
         // A failure has closed it again by now.
         guard isWorkable else { return false }
-        guard let size = ramp else { return true }
-        // Only what the receiver said itself counts: a request that could not be made is no sign of life.
-        if isFailing, lease.answers == answers {
-            try await Task.sleep(for: .milliseconds(500))
-            return true
+        let cap = endpoint?.maxInFlight ?? 1
+        var step = ramp.roundEnded(hasAnswer: lease.answers > answers, cap: cap)
+        while case .tell(let event) = step {
+            // With the next round again, when somebody else changes the endpoint at this moment.
+            guard let state = try await change(by: event) else { return true }
+            guard let next = ramp.told(event, state, cap: cap) else { return false }
+            step = next
         }
-        if recoveredAt == .distantFuture {
-            guard let state = try await change(by: .probeAnswered) else { return true }
-            recoveredAt = state?.breaker.recoveredAt
-            if recoveredAt == nil { return false }
-        }
-        ramp = size * 2
-        guard size * 2 > endpoint?.maxInFlight ?? 1 else { return true }
-        guard isFailing else {
-            ramp = nil
-            return true
-        }
-        // With the next round again, when somebody changes the endpoint at this moment.
-        guard let state = try await change(by: .rampedUp) else { return true }
-        ramp = nil
-        // Somebody else may have found it failing meanwhile.
-        return state.map { $0.breaker.failing == nil } ?? false
+        if step == .tryAgain { try await Task.sleep(for: .milliseconds(500)) }
+        return true
     }
 
     /// Waits for what was sent.
@@ -310,8 +289,8 @@ struct LaneWork {
 
     /// Everything is through: with nothing left to try, a recovery is over, and so is what was set for the time after a pause.
     private mutating func settle() async throws {
-        if let recovery = recoveredAt, recovery != .distantFuture {
-            if ramp != nil { _ = try await change(by: .rampedUp) }
+        if ramp.recoveredAt != nil {
+            if ramp.stage != .full { _ = try await change(by: .rampedUp) }
             _ = try await change(by: .caughtUp)
         }
         if endpoint?.state.pause.drainRate != nil { _ = try await change(by: .drained) }
@@ -320,7 +299,7 @@ struct LaneWork {
     /// Keeps the empty lane until something in it is due; false when it is to be released. One that is failing or recovering
     /// begins anew with its next claim.
     private mutating func sleep() async throws -> Bool {
-        guard !isFailing, ramp == nil, recoveredAt == nil, .now < keptUntil, wakeups.hasRoom else { return false }
+        guard ramp.isOver, .now < keptUntil, wakeups.hasRoom else { return false }
         if .now - raisedAt > Self.longestSweep, try await !raiseFloor() { return false }
         await wakeups.sleep(in: lane.endpoint, from: floor, upTo: keptUntil - .now)
         // Nothing of it is in flight: the next row is the first.
