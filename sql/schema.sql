@@ -61,6 +61,8 @@ column batch.claims integer not null default 0
 column batch.lease_id uuid
 column batch.worker text
 column batch.lease_until timestamp with time zone not null default '-infinity'::timestamp with time zone
+column boot.singleton boolean not null default true
+column boot.mark uuid not null default gen_random_uuid()
 column closed.before timestamp with time zone not null
 column cut.id bigint not null
 column cut.done pg_snapshot not null
@@ -311,6 +313,8 @@ constraint attempt attempt_outcome_check CHECK ((outcome = ANY (ARRAY['success':
 constraint attempt attempt_trigger_check CHECK ((trigger = ANY (ARRAY['first'::text, 'retry'::text, 'replay'::text, 'test'::text, 'evaluate'::text])))
 constraint audit audit_pkey PRIMARY KEY (id)
 constraint batch batch_pkey PRIMARY KEY (id)
+constraint boot boot_pkey PRIMARY KEY (singleton)
+constraint boot boot_singleton_check CHECK (singleton)
 constraint closed closed_pkey PRIMARY KEY (before)
 constraint cut cut_pkey PRIMARY KEY (id)
 constraint dead_letter dead_letter_pkey PRIMARY KEY (event_id, endpoint_id, event_at)
@@ -368,6 +372,7 @@ CREATE INDEX batch_customer_id_turn_idx ON outbox.batch USING btree (customer_id
 CREATE INDEX batch_id_idx ON outbox.batch USING btree (id) WHERE (claims > 0)
 CREATE UNIQUE INDEX batch_pkey ON outbox.batch USING btree (id)
 CREATE INDEX batch_turn_id_idx ON outbox.batch USING btree (turn, id) WHERE (claims = 0)
+CREATE UNIQUE INDEX boot_pkey ON outbox.boot USING btree (singleton)
 CREATE UNIQUE INDEX closed_pkey ON outbox.closed USING btree (before)
 CREATE UNIQUE INDEX cut_pkey ON outbox.cut USING btree (id)
 CREATE INDEX dead_letter_dead_at_idx ON outbox.dead_letter USING btree (dead_at)
@@ -454,7 +459,7 @@ function outbox.line_of(text,text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.lock_unneeded(name,oid,timestamp with time zone) returns boolean 59528451cee745ab1aaafdba24d94473
 function outbox.make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record c2c834e924c8d7e425a1ffb825610de3
 function outbox.make_partition(name,name,timestamp with time zone,timestamp with time zone) returns boolean c986e88da9d54a01c4996aee34e76be9
-function outbox.make_partitions() returns integer security definer b7abbd03fe36e786dea38a9879ee6876
+function outbox.make_partitions() returns integer security definer 11a9a86d7f542e13987f5c0bef910717
 function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.move_default_rows(name) returns text security definer c22c09936618db63a0fe61174df9b83d
@@ -574,6 +579,8 @@ grant delete on batch to outbox_worker
 grant insert on batch to outbox_worker
 grant select on batch to outbox_worker
 grant update on batch to outbox_worker
+grant insert on boot to outbox_worker
+grant select on boot to outbox_worker
 grant select on closed to outbox_worker
 grant delete on cut to outbox_worker
 grant insert on cut to outbox_worker

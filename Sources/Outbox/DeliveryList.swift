@@ -7,7 +7,7 @@ extension Connection {
         let (rows, note) = try walk(filter, eventTime: true) { connection, filter in
             // What is delivered meanwhile is in the list twice, and not missing from it.
             let outstanding = try connection.outstanding(filter)
-            return try outstanding + connection.delivered(filter)
+            return try (outstanding + connection.delivered(filter)).filter { filter.names($0.event) }
         }
         let events = try eventColumns(of: rows.map(\.event))
         return try listing(
@@ -97,7 +97,7 @@ extension Connection {
         guard filter.state == nil || filter.state == "delivered" else { return [] }
         var scan = DeliveredScan(filter)
         let since = [filter.attemptedSince, filter.since.map { $0 + .seconds(-3600) }].compactMap { $0 }.max()
-        for span in try spans(of: "attempt", since: since) {
+        for span in try spans(of: "attempt", since: since, isOfEvents: true) {
             while let statement = scan.statement(in: span) {
                 let page = try queryInOrder(statement) { row throws(PostgresError) in
                     DeliveredScan.Success(

@@ -6,7 +6,7 @@ struct EventWalk {
     private let filter: ListFilter
     /// What is left to look at, the next one first; of the first, the numbers that are left.
     private var spans: ArraySlice<Span>
-    private var numbers: Range<Int64>?
+    private var numbers: [Range<Int64>] = []
     private var reach: Int64 = 20_000
     private var most: Int
     private let began = ContinuousClock.now
@@ -20,10 +20,15 @@ struct EventWalk {
     }
 
     /// What to tell whoever asked, when looking on would take longer than somebody waits; nil when there is time, or nothing is left.
-    fileprivate var end: String? {
-        if filter.hasIndex || spans.isEmpty || filter.patience - (ContinuousClock.now - began) > took { return nil }
-        return
-            "looked for among the newest \(looked) events\(filter.until == nil ? "" : " of that time"), down to event \(deepest); "
+    fileprivate var end: String? { filter.hasIndex || isOver || hasTime ? nil : note }
+
+    fileprivate var isOver: Bool { spans.isEmpty }
+
+    fileprivate var hasTime: Bool { filter.patience - (ContinuousClock.now - began) > took }
+
+    /// How far it went.
+    fileprivate var note: String {
+        "looked for among the newest \(looked) events\(filter.until == nil ? "" : " of that time"), down to event \(deepest); "
             + "for older ones: --until, --event-id or --transaction-id"
     }
 
@@ -31,7 +36,8 @@ struct EventWalk {
     fileprivate mutating func next(on connection: inout Connection) throws -> [EventKey]? {
         guard let span = spans.first else { return nil }
         let begin = ContinuousClock.now
-        guard let numbers = try self.numbers ?? connection.numbers(in: span, before: filter.until) else {
+        if numbers.isEmpty { numbers = try connection.numbers(in: span, before: filter.hasIndex ? nil : filter.until) }
+        guard let numbers = numbers.first else {
             spans.removeFirst()
             return []
         }
@@ -50,8 +56,12 @@ struct EventWalk {
         if keys.count >= most, let last = keys.last { first = last.id.rawValue }
         looked += numbers.upperBound - first
         deepest = first
-        self.numbers = first > numbers.lowerBound ? numbers.lowerBound..<first : nil
-        if self.numbers == nil { spans.removeFirst() }
+        if first > numbers.lowerBound {
+            self.numbers[0] = numbers.lowerBound..<first
+        } else {
+            self.numbers.removeFirst()
+        }
+        if self.numbers.isEmpty { spans.removeFirst() }
         took = ContinuousClock.now - begin
         if took * 5 < filter.patience - (ContinuousClock.now - self.began) {
             (reach, most) = (min(reach * 4, 1 << 40), max(min(most * 4, 5000), most))
@@ -70,13 +80,20 @@ extension Connection {
     ) throws -> (rows: [Row], note: String?) {
         guard filter.asksForEvents else { return (try rows(&self, filter), nil) }
         var events = filter
-        if !eventTime { events.since = nil }
-        return try walkEvents(events) { try rows(&$0, filter.of($1)) }
+        if !eventTime {
+            events.since = nil
+            // Clocks differ.
+            events.until = filter.until.map { $0 + .seconds(3600) }
+        }
+        return try walkEvents(events, isInOrder: eventTime) { try rows(&$0, filter.of($1)) }
     }
 
     /// Rows that belong to the events of a filter, by the keys of some at a time.
+    ///
+    /// - Parameter isInOrder: false when older events may have newer rows. Then all of them are looked through where an index has them;
+    ///   of others it is said which ones were.
     mutating func walkEvents<Row>(
-        _ filter: ListFilter, _ rows: (inout Connection, [EventKey]) throws -> [Row]
+        _ filter: ListFilter, isInOrder: Bool = true, _ rows: (inout Connection, [EventKey]) throws -> [Row]
     ) throws -> (rows: [Row], note: String?) {
         let at = filter.event?.createdAt
         var walk = EventWalk(
@@ -86,14 +103,16 @@ extension Connection {
         var found: [Row] = []
         while let keys = try walk.next(on: &self) {
             if !keys.isEmpty { found += try rows(&self, keys) }
-            if found.count >= filter.limit { break }
             if let end = walk.end { return (found, end) }
+            if found.count < filter.limit || walk.isOver { continue }
+            if isInOrder { break }
+            if !filter.hasIndex || !walk.hasTime { return (found, walk.note) }
         }
         return (found, nil)
     }
 
-    /// The numbers of events in a span of time, before a time in it; nil when there are none.
-    fileprivate mutating func numbers(in span: Span, before time: Timestamp?) throws -> Range<Int64>? {
+    /// The numbers of events in a span of time, those first among which the newest before a time is.
+    fileprivate mutating func numbers(in span: Span, before time: Timestamp?) throws -> [Range<Int64>] {
         func event(_ condition: SQL, _ order: StaticString) throws -> EventKey? {
             try queryInOrder(
                 """
@@ -102,16 +121,18 @@ extension Connection {
                 """
             ) { row throws(PostgresError) in EventKey(id: try row[0], createdAt: try row[1]) }.first
         }
-        guard let newest = try event("true", "DESC"), let oldest = try event("true", "ASC") else { return nil }
+        guard let newest = try event("true", "DESC"), let oldest = try event("true", "ASC") else { return [] }
         let all = oldest.id.rawValue..<newest.id.rawValue + 1
-        guard let time, newest.createdAt >= time else { return all }
-        // Found by halves, since numbers are given in order of time but for those of transactions that overlap.
+        guard let time, newest.createdAt >= time else { return [all] }
+        // Found by halves, since numbers are given in order of time but for those of transactions that overlap. Who writes created_at
+        // may have given the others any: they come last.
         var (low, high) = (all.lowerBound, newest.id.rawValue)
         while high - low > 1 {
             let middle = low + (high - low) / 2
             let found = try event("e.id >= \(middle)", "ASC")
             if let found, found.createdAt < time { low = max(middle, found.id.rawValue) } else { high = middle }
         }
-        return all.lowerBound..<min(high + 10_000, all.upperBound)
+        let end = min(high + 10_000, all.upperBound)
+        return end < all.upperBound ? [all.lowerBound..<end, end..<all.upperBound] : [all]
     }
 }

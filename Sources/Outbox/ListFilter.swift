@@ -15,7 +15,7 @@ package struct ListFilter: Sendable {
     /// For how long it is looked back for what no index has: as an operator waits for an answer.
     package var patience = Duration.milliseconds(700)
     /// Of these events only (`EventWalk`).
-    private(set) var keys: [EventKey]?
+    private(set) var keys: Set<EventKey>?
 
     package init() {}
 
@@ -24,11 +24,14 @@ package struct ListFilter: Sendable {
         (endpoint, keys) = (pair.endpoint, [pair.event])
     }
 
+    /// True of an event that it names. (Statements ask for numbers and times apart, and a number may have been given out twice.)
+    func names(_ event: EventKey) -> Bool { keys?.contains(event) ?? true }
+
     /// The same, of these of the events that it asks for.
     func of(_ keys: [EventKey]) -> ListFilter {
         var filter = self
         (filter.eventType, filter.changeType, filter.customerID, filter.transactionID) = (nil, nil, nil, nil)
-        filter.keys = keys
+        filter.keys = Set(keys)
         return filter
     }
 

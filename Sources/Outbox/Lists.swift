@@ -67,7 +67,9 @@ extension Connection {
 
     /// Attempts by the columns of `outbox.attempts`, newest first.
     package mutating func listAttempts(_ filter: ListFilter) throws -> Listing {
-        let (rows, note) = try walk(filter, eventTime: false) { try $0.attempts($1) }
+        let (rows, note) = try walk(filter, eventTime: false) { connection, filter in
+            try connection.attempts(filter).filter { filter.names($0.event) }
+        }
         return try listing(
             """
             SELECT a.event_id, outbox.webhook_id(a.event_id, a.event_at) AS webhook_id, a.endpoint_id, n.name AS endpoint, a.number, a.trigger,
@@ -90,10 +92,11 @@ extension Connection {
             try hasIndex
             ? nil : query("SELECT clock_timestamp()").first { row throws(PostgresError) in try row[0] as Timestamp }
         var found: [FoundRow] = []
-        let parts = try spans(of: "attempt", since: since, until: filter.until).flatMap { span in
+        let parts = try spans(of: "attempt", since: since, until: filter.until, isOfEvents: filter.namesEvents).flatMap
+        { span in
             now.map { span.parts(before: min(filter.until ?? $0, $0)) } ?? [span]
         }
-        for span in parts where found.count < filter.limit && span.overlaps(since: since, until: filter.until) {
+        for span in parts where found.count < filter.limit && span.overlaps(since: filter.since, until: filter.until) {
             found += try query(
                 """
                 SELECT a.event_id, a.event_at, row_to_json(a)::text FROM (
@@ -109,7 +112,9 @@ extension Connection {
 
     /// Dead letters by the columns of `outbox.dead_letters`, newest first.
     package mutating func listDeadLetters(_ filter: ListFilter) throws -> Listing {
-        let (rows, note) = try walk(filter, eventTime: false) { try $0.deadLetters($1) }
+        let (rows, note) = try walk(filter, eventTime: false) { connection, filter in
+            try connection.deadLetters(filter).filter { filter.names($0.event) }
+        }
         let events = try eventColumns(of: rows.map(\.event))
         return try listing(
             """

@@ -52,7 +52,19 @@ extension Connection {
     /// All time that has something from one time on and before another, newest first, in spans of at most sixteen partitions of a log: the
     /// present and what is to come, then four, then sixteen each time. Whoever does not know when something was looks through one after the
     /// other, each in a statement of its own. However many partitions there are, no statement locks more of them.
-    mutating func spans(of log: String, since: Timestamp? = nil, until: Timestamp? = nil) throws -> [Span] {
+    ///
+    /// - Parameter isOfEvents: the beginning is an hour before an event. One whose time is to come says nothing of when it was tried.
+    mutating func spans(
+        of log: String, since: Timestamp? = nil, until: Timestamp? = nil, isOfEvents: Bool = false
+    ) throws -> [Span] {
+        var since = since
+        if isOfEvents, let bound = since {
+            let isToCome = try query("SELECT \(bound + .seconds(3600)) > clock_timestamp()").first {
+                row throws(PostgresError) in
+                try row[0] as Bool
+            }
+            if isToCome == true { since = nil }
+        }
         let lower = try query(
             """
             SELECT p.lower, p.lower > clock_timestamp() FROM outbox.partitions p

@@ -136,6 +136,72 @@ import Testing
         #expect(counted == ["66 4 4", "67 2 4", "68 3 4"])
     }
 
+    @Test func `what was written with a time or a number of its own is found, and nothing for it that is another's`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        let endpoint = try await database.endpoint("e", url: "https://example.com/").id
+        try await database.script(
+            """
+            INSERT INTO outbox.event (id, type, created_at) OVERRIDING SYSTEM VALUE VALUES
+                (8, 'A', '2026-11-27 10:00Z'), (8, 'B', '2026-11-27 09:00Z'), (9, 'A', '2026-11-27 09:00Z'),
+                (10, 'future', now() + interval '3 days'), (11, 'skew', now() - interval '10 min');
+            INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, fingerprint)
+            VALUES (8, '\(endpoint)', '2026-11-27 09:00Z', 'exhausted', 1, 'f');
+            INSERT INTO outbox.attempt (event_id, event_at, endpoint_id, number, trigger, lease_id, worker, started_at, total_us, outcome, status)
+            SELECT id, created_at, '\(endpoint)', 1, 'first', gen_random_uuid(), 'w', CASE id WHEN 10 THEN now() - interval '2 days' ELSE now() - interval '15 min' END,
+                   1000, 'success', 200 FROM outbox.event WHERE id IN (10, 11);
+            INSERT INTO outbox.event (id, type) OVERRIDING SYSTEM VALUE SELECT n, 'b' FROM generate_series(100, 20100) n;
+            INSERT INTO outbox.event (id, type, created_at) OVERRIDING SYSTEM VALUE VALUES (30000, 'back', now() - interval '30 min');
+            INSERT INTO outbox.event (id, type, transaction_id) OVERRIDING SYSTEM VALUE
+            SELECT n, 'z', '00000000-0000-7000-8000-000000000009' FROM generate_series(40000, 40199) n;
+            -- The oldest one is tried again last.
+            INSERT INTO outbox.attempt (event_id, event_at, endpoint_id, number, trigger, lease_id, worker, started_at, total_us, outcome, status)
+            SELECT id, created_at, '\(endpoint)', 1, 'first', gen_random_uuid(), 'w', CASE id WHEN 40000 THEN clock_timestamp() + interval '1 s' ELSE clock_timestamp() END,
+                   1000, 'failure', 500 FROM outbox.event WHERE type = 'z';
+            """)
+        func filter(_ change: (inout ListFilter) -> Void) -> ListFilter {
+            var filter = ListFilter()
+            change(&filter)
+            return filter
+        }
+        let typeA = filter { $0.eventType = "A" }
+        let dead = try await database.pool.run { try $0.listDeadLetters(typeA) }
+        let deliveries = try await database.pool.run { try $0.listDeliveries(typeA) }
+        #expect(dead.rows.isEmpty && deliveries.rows.isEmpty)
+        let pairs = try await database.pool.run { connection in
+            let event = try connection.eventKey("10")
+            return try connection.delivery(Pair(event: event, endpoint: endpoint)).rows.count
+        }
+        #expect(pairs == 1)
+        let times = try await database.pool.query("SELECT now() - interval '12 min', now() - interval '20 min'") {
+            row throws(PostgresError) in (try row[0] as Timestamp, try row[1] as Timestamp)
+        }[0]
+        let skewed = filter {
+            $0.eventType = "skew"
+            $0.until = times.0
+        }
+        #expect(try await database.pool.run { try $0.listAttempts(skewed) }.rows.count == 1)
+        let back = filter {
+            $0.eventType = "back"
+            $0.until = times.1
+        }
+        #expect(try await database.pool.run { try $0.listEvents(back) }.rows.count == 1)
+        let transaction = try #require(UniqueID("00000000-0000-7000-8000-000000000009"))
+        let newest = filter {
+            $0.transactionID = transaction
+            $0.limit = 2
+        }
+        let attempts = try await database.pool.run { try $0.listAttempts(newest) }
+        #expect(attempts.rows.count == 2 && attempts.rows[0][0] == "40000")
+        // Where no index has them, the list says which were looked at.
+        let byType = filter {
+            $0.eventType = "z"
+            $0.limit = 2
+        }
+        #expect(try await database.pool.run { try $0.listAttempts(byType) }.note != nil)
+    }
+
     @Test(.heavy, arguments: [true, false]) func `a list reads what it shows, and not what there is`(isAnalyzed: Bool)
         async throws
     {

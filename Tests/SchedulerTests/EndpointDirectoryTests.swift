@@ -1,3 +1,4 @@
+import Foundation
 import Logging
 import Outbox
 import Postgres
@@ -116,6 +117,43 @@ import Testing
         #expect(late.byID[one] !== early.byID[one])
         await first.close()
         await second.close()
+    }
+
+    /// Transaction ids that were never written are given out again by a server that has crashed and not been stopped.
+    @Test(.heavy)
+    func `after a crash of the server all is read, since what comes then may have the number of what was seen`()
+        async throws
+    {
+        let server = try await TestServer.make(settings: ["wal_writer_delay=10s"])
+        let database = try TestDatabase(connectionString: server.connectionString)
+        try await database.pool.run { _ = try Migrator.migrate(&$0) }
+        let id = try await database.endpoint("e", url: "https://example.com/").id
+        let directory = try directory(database)
+        try await database.script("CHECKPOINT")
+        let victim = try database.newPool()
+        let pid = try await victim.run { connection in
+            for _ in 0..<200 { try connection.script("BEGIN; SELECT pg_current_xact_id(); ROLLBACK") }
+            return try connection.query("SELECT pg_backend_pid()").first { row throws(PostgresError) in
+                try row[0] as Int
+            }
+        }
+        let known = try await directory.read()
+        let began = try await database.column("SELECT pg_postmaster_start_time()::text")
+        kill(pid_t(try #require(pid)), SIGKILL)
+        // What is connected is told to go away.
+        let isBack = await eventually {
+            do { return try await database.number("SELECT 1") == 1 } catch { return false }
+        }
+        #expect(isBack)
+        try await database.script("UPDATE outbox.lane SET paused_until = 'infinity' WHERE endpoint_id = '\(id)'")
+        #expect(try await database.column("SELECT pg_postmaster_start_time()::text") == began)
+        let fresh = try await refresh(directory, database)
+        #expect(fresh.byID[id] !== known.byID[id])
+        #expect(fresh.byID[id]?.state.pause.until == .distantFuture)
+        #expect(try await refresh(directory, database).seen == fresh.seen)
+        await victim.close()
+        await database.pool.close()
+        try await server.stop()
     }
 
     @Test func `what an answer said holds here until it is recorded, and then what the database says`() async throws {

@@ -34,6 +34,15 @@ RETURN greatest(l.due_at, l.resting_until, CASE WHEN l.paused_from <= statement_
 -- Marks what workers have to read again. They remember the snapshot in which they read, and look
 -- for the transactions that it did not see (EndpointsSeen): nobody waits for anybody, in whatever
 -- order those commit.
+--
+-- After a crash transaction ids that nobody has recorded are given out again, also by a server that
+-- has not been stopped. This table is empty then, as everything unlogged is; whoever finds it so
+-- reads all, and leaves a mark of its own.
+CREATE UNLOGGED TABLE outbox.boot (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    mark      uuid NOT NULL DEFAULT gen_random_uuid()
+);
+
 CREATE FUNCTION outbox.note_change() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

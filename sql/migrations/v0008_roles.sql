@@ -49,7 +49,7 @@ GRANT SELECT, UPDATE ON SEQUENCE outbox.asleep_until TO outbox_worker;
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_worker;
 GRANT SELECT ON SEQUENCE outbox.batch_id_seq TO outbox_worker;
 GRANT INSERT ON outbox.cut, outbox.batch, outbox.attempt, outbox.delivery, outbox.unrouted, outbox.dead_letter, outbox.worker,
-    outbox.timeline, outbox.ghost TO outbox_worker;
+    outbox.timeline, outbox.ghost, outbox.boot TO outbox_worker;
 -- The right to lock it, which is the right to cut.
 GRANT UPDATE ON outbox.cutting TO outbox_worker;
 GRANT UPDATE ON outbox.batch, outbox.lane, outbox.delivery, outbox.dead_letter, outbox.worker TO outbox_worker;
