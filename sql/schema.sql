@@ -462,7 +462,7 @@ function outbox.make_partition(name,name,timestamp with time zone,timestamp with
 function outbox.make_partitions() returns integer security definer 11a9a86d7f542e13987f5c0bef910717
 function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
-function outbox.move_default_rows(name) returns text security definer c22c09936618db63a0fe61174df9b83d
+function outbox.move_default_rows(name) returns text security definer a814f37ab5001a31e1422e97ed2b623b
 function outbox.needed_partitions() returns oid[] d41d8cd98f00b204e9800998ecf8427e
 function outbox.newest_events(integer) returns TABLE(created_at timestamp with time zone, customer_id text, type text, change_type text) security definer 68acc5d9f479ab9d31360cc6b667c7b8
 function outbox.next_lines(outbox.lane_place,integer) returns SETOF outbox.lane_place d41d8cd98f00b204e9800998ecf8427e

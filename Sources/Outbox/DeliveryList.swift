@@ -4,10 +4,11 @@ package import Postgres
 extension Connection {
     /// Deliveries by the columns of `outbox.deliveries`, newest event first.
     package mutating func listDeliveries(_ filter: ListFilter) throws -> Listing {
+        var isCut = false
         let (rows, note) = try walk(filter, eventTime: true) { connection, filter in
             // What is delivered meanwhile is in the list twice, and not missing from it.
             let outstanding = try connection.outstanding(filter)
-            return try (outstanding + connection.delivered(filter)).filter { filter.names($0.event) }
+            return try (outstanding + connection.delivered(filter, isCut: &isCut)).filter { filter.names($0.event) }
         }
         let events = try eventColumns(of: rows.map(\.event))
         return try listing(
@@ -30,7 +31,11 @@ extension Connection {
               FROM found p LEFT JOIN outbox.lane l ON l.endpoint_id = p.endpoint_id
              ORDER BY p.event_id DESC, p.name, p.endpoint_id, p.event_at LIMIT \(filter.rows)
             """
-        ).noting(note)
+        ).noting(
+            note
+                ?? (isCut
+                    ? "not all successes were looked through: most are of events that are gone; narrow it with --since or --event-id"
+                    : nil))
     }
 
     private static func isPaused(_ lane: String, _ endpoint: String) -> SQL {
@@ -93,12 +98,17 @@ extension Connection {
 
     /// The last success of each pair that has nothing outstanding and whose event is here: a success for an event that is not is a true
     /// record of a request, and no delivery.
-    private mutating func delivered(_ filter: ListFilter) throws -> [FoundRow] {
+    private mutating func delivered(_ filter: ListFilter, isCut: inout Bool) throws -> [FoundRow] {
         guard filter.state == nil || filter.state == "delivered" else { return [] }
         var scan = DeliveredScan(filter)
+        let began = ContinuousClock.now
         let since = [filter.attemptedSince, filter.since.map { $0 + .seconds(-3600) }].compactMap { $0 }.max()
         for span in try spans(of: "attempt", since: since, isOfEvents: true) {
             while let statement = scan.statement(in: span) {
+                if ContinuousClock.now - began > filter.patience, !filter.namesEvents {
+                    isCut = true
+                    return scan.found
+                }
                 let page = try queryInOrder(statement) { row throws(PostgresError) in
                     DeliveredScan.Success(
                         row: try FoundRow(row), endpoint: try row[3], startedAt: try row[4])

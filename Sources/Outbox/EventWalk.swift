@@ -4,6 +4,8 @@ import Postgres
 /// for, at so many numbers.
 struct EventWalk {
     private let filter: ListFilter
+    /// Where looking begins.
+    private let start: Timestamp?
     /// What is left to look at, the next one first; of the first, the numbers that are left.
     private var spans: ArraySlice<Span>
     private var numbers: [Range<Int64>] = []
@@ -14,8 +16,8 @@ struct EventWalk {
     private var looked: Int64 = 0
     private var deepest: Int64 = 0
 
-    fileprivate init(_ filter: ListFilter, spans: [Span]) {
-        (self.filter, self.spans) = (filter, spans[...])
+    fileprivate init(_ filter: ListFilter, spans: [Span], startingBefore start: Timestamp?) {
+        (self.filter, self.spans, self.start) = (filter, spans[...], start)
         most = max(filter.limit, 100)
     }
 
@@ -36,7 +38,7 @@ struct EventWalk {
     fileprivate mutating func next(on connection: inout Connection) throws -> [EventKey]? {
         guard let span = spans.first else { return nil }
         let begin = ContinuousClock.now
-        if numbers.isEmpty { numbers = try connection.numbers(in: span, before: filter.hasIndex ? nil : filter.until) }
+        if numbers.isEmpty { numbers = try connection.numbers(in: span, before: filter.hasIndex ? nil : start) }
         guard let numbers = numbers.first else {
             spans.removeFirst()
             return []
@@ -80,12 +82,10 @@ extension Connection {
     ) throws -> (rows: [Row], note: String?) {
         guard filter.asksForEvents else { return (try rows(&self, filter), nil) }
         var events = filter
-        if !eventTime {
-            events.since = nil
-            // Clocks differ.
-            events.until = filter.until.map { $0 + .seconds(3600) }
+        if !eventTime { (events.since, events.until) = (nil, nil) }
+        return try walkEvents(events, startingBefore: filter.until, isInOrder: eventTime) {
+            try rows(&$0, filter.of($1))
         }
-        return try walkEvents(events, isInOrder: eventTime) { try rows(&$0, filter.of($1)) }
     }
 
     /// Rows that belong to the events of a filter, by the keys of some at a time.
@@ -93,13 +93,15 @@ extension Connection {
     /// - Parameter isInOrder: false when older events may have newer rows. Then all of them are looked through where an index has them;
     ///   of others it is said which ones were.
     mutating func walkEvents<Row>(
-        _ filter: ListFilter, isInOrder: Bool = true, _ rows: (inout Connection, [EventKey]) throws -> [Row]
+        _ filter: ListFilter, startingBefore start: Timestamp? = nil, isInOrder: Bool = true,
+        _ rows: (inout Connection, [EventKey]) throws -> [Row]
     ) throws -> (rows: [Row], note: String?) {
         let at = filter.event?.createdAt
+        let until = at.map { $0 + .microseconds(1) } ?? filter.until
         var walk = EventWalk(
             filter,
-            spans: try spans(
-                of: "event", since: at ?? filter.since, until: at.map { $0 + .microseconds(1) } ?? filter.until))
+            spans: try spans(of: "event", since: at ?? filter.since, until: until ?? start.map { $0 + .seconds(3600) }),
+            startingBefore: filter.until ?? start)
         var found: [Row] = []
         while let keys = try walk.next(on: &self) {
             if !keys.isEmpty { found += try rows(&self, keys) }

@@ -18,20 +18,18 @@ extension Connection {
     /// What lists show of events, as objects: of those of the keys that are here.
     mutating func eventColumns(of keys: [EventKey]) throws -> [EventKey: String] {
         var columns: [EventKey: String] = [:]
-        var rest = Set(keys).sorted { $0.createdAt < $1.createdAt }[...]
-        let few = try query("SELECT extract(epoch FROM outbox.few_partitions())::float8").first {
-            row throws(PostgresError) in Duration.seconds(try row[0] as Double)
-        }
-        guard let few else { return [:] }
-        while let first = rest.first, case let last = first.createdAt + few {
-            let some = Array(rest.prefix { $0.createdAt <= last })
-            rest = rest.dropFirst(some.count)
+        let times = keys.map(\.createdAt)
+        guard let first = times.min(), let last = times.max() else { return [:] }
+        for span in try spans(of: "event", since: first, until: last == .distantFuture ? nil : last + .microseconds(1))
+        {
+            let some = Set(keys.filter { span.contains($0.createdAt) })
+            if some.isEmpty { continue }
             let found = try query(
                 """
                 SELECT k.id, k.at, row_to_json(e)::text FROM unnest(\(some.map(\.id)), \(some.map(\.createdAt))) AS k(id, at)
                  CROSS JOIN LATERAL (
                        SELECT e.customer_id, e.type AS event_type, e.change_type, e.transaction_id FROM outbox.event e
-                        WHERE e.id = k.id AND e.created_at = k.at AND e.created_at >= \(first.createdAt) AND e.created_at <= \(last) OFFSET 0) e
+                        WHERE e.id = k.id AND e.created_at = k.at AND \(span.holds("e.created_at")) OFFSET 0) e
                 """
             ).map { row throws(PostgresError) in try FoundRow(row) }
             for row in found { columns[row.event] = row.json }

@@ -15,6 +15,8 @@ struct Span: Sendable {
         }
     }
 
+    func contains(_ time: Timestamp) -> Bool { (begin.map { $0 <= time } ?? true) && (end.map { time < $0 } ?? true) }
+
     /// True when some of it is from one time on and before another.
     func overlaps(since: Timestamp?, until: Timestamp?) -> Bool {
         if let since, let end, end <= since { return false }

@@ -14,10 +14,10 @@ struct FilterOptions: ParsableArguments {
     @Option(name: .long, parsing: .unconditional, help: "From then on (\(TimeArgument.forms)).") var since:
         TimeArgument?
     @Option(name: .long, parsing: .unconditional, help: "Before then (\(TimeArgument.forms)).") var until: TimeArgument?
-    @Option(name: .long, help: "At most so many rows, 1 to 100000.") var limit = 100
+    @Option(name: .long, help: "At most so many rows, 1 to 10000.") var limit = 100
 
     func validate() throws {
-        guard (1...100_000).contains(limit) else { throw ValidationError("--limit must be 1 to 100000") }
+        guard (1...10_000).contains(limit) else { throw ValidationError("--limit must be 1 to 10000") }
         if let since, let until, since.timestamp >= until.timestamp {
             throw ValidationError("--since must be before --until")
         }

@@ -142,7 +142,10 @@ import Testing
         kill(pid_t(try #require(pid)), SIGKILL)
         // What is connected is told to go away.
         let isBack = await eventually {
-            do { return try await database.number("SELECT 1") == 1 } catch { return false }
+            do {
+                return try await database.number(
+                    "SELECT 1 FROM (SELECT count(*) AS n FROM outbox.boot) b WHERE b.n = 0") == 1
+            } catch { return false }
         }
         #expect(isBack)
         try await database.script("UPDATE outbox.lane SET paused_until = 'infinity' WHERE endpoint_id = '\(id)'")

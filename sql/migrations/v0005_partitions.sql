@@ -136,7 +136,7 @@ DECLARE
     p      record;
 BEGIN
     -- To attach a partition PostgreSQL reads all of the DEFAULT one.
-    IF NOT outbox.keeps_house() OR pg_relation_size(source) > 67108864 THEN RETURN NULL; END IF;
+    IF NOT outbox.keeps_house() OR pg_table_size(source) > 67108864 THEN RETURN NULL; END IF;
     EXECUTE format('SELECT min(%I) FROM %s', key, source) INTO oldest;
     SELECT * INTO p FROM outbox.partition_to_make(parent, oldest);
     IF p.name IS NULL OR to_regclass(format('outbox.%I', p.name)) IS NOT NULL THEN RETURN NULL; END IF;
