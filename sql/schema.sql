@@ -447,7 +447,7 @@ function outbox.is_restored(outbox.cut) returns boolean d497053e10d899c3316326dd
 function outbox.is_schedule(interval[]) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_service() returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_span(interval,interval,interval) returns boolean d41d8cd98f00b204e9800998ecf8427e
-function outbox.is_under_way(name,oid,timestamp with time zone) returns boolean 340d0d909c0f05f19f09021eb808f11f
+function outbox.is_under_way(name,oid,timestamp with time zone) returns boolean ec9d4fdde1a14d0ef430ef2bb15b023a
 function outbox.is_well(outbox.lane) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.keepers_of(text,text,text) returns TABLE(id uuid, is_disabled boolean) d41d8cd98f00b204e9800998ecf8427e
 function outbox.keeps_house() returns boolean 2db106f7363526b5ccb2651cc4412555

@@ -193,6 +193,42 @@ import Testing
         #expect(try await database.number("SELECT count(*) FROM outbox.event") == 0)
     }
 
+    @Test func `an expired partition is not emptied of what is cut while it is looked at`() async throws {
+        let database = try await TestCluster.database()
+        try await database.script(
+            """
+            UPDATE outbox.setting SET event_retention = '1 hour';
+            SELECT outbox.make_partition('event', 'event_old', '2020-01-01Z', '2020-01-02Z');
+            INSERT INTO outbox.event (type, created_at) VALUES ('test', '2020-01-01 12:00Z');
+            ALTER FUNCTION outbox.has_uncut(oid, timestamptz) RENAME TO has_uncut_really;
+            CREATE FUNCTION outbox.has_uncut(partition oid, before timestamptz DEFAULT NULL) RETURNS boolean
+            LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS
+            $$ BEGIN PERFORM pg_advisory_xact_lock(77); RETURN outbox.has_uncut_really(partition, before); END $$
+            """)
+        let (gate, house) = (try database.newPool(), try database.newPool())
+        try await gate.run { try $0.script("BEGIN; SELECT pg_advisory_xact_lock(77)") }
+        let emptied = Task {
+            try await house.run {
+                try $0.query("SELECT outbox.empty_expired_partition()").first { row throws(PostgresError) in
+                    try row[0] as String?
+                }
+            }
+        }
+        let isLooking = try await eventually {
+            try await database.number(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            ) == 1
+        }
+        #expect(isLooking)
+        #expect(try await database.pool.run { try $0.cut(batchSize: 10, budget: 10) } == .events(1))
+        try await gate.run { try $0.script("COMMIT") }
+        let name: String? = try await emptied.value ?? nil
+        #expect(name == nil)
+        #expect(try await database.number("SELECT count(*) FROM outbox.event") == 1)
+        await gate.close()
+        await house.close()
+    }
+
     @Test func `old cuts are forgotten`() async throws {
         let database = try await TestCluster.database()
         try await database.script(
