@@ -214,8 +214,7 @@ final class Recorder: Service {
         let leftEffects = effects.filter { written.locked.contains($0.key) }.merging(receipt.effects) {
             $0.merged(with: $1)
         }
-        // Whatever else is left for later.
-        directory.expire(group.effects.keys.filter { leftEffects[$0] == nil })
+        if !group.effects.isEmpty, leftEffects.isEmpty, left.isEmpty { directory.expire(group.effects.keys) }
         if receipt.ghosts > 0 {
             logger.error(
                 "events were sent that the database does not have any more: a failover or a restore has lost them; see: outboxctl doctor",
