@@ -1,6 +1,5 @@
 package import Bytewise
 package import Postgres
-import Synchronization
 package import Templates
 package import Transport
 
@@ -102,38 +101,29 @@ package final class Endpoint: Sendable {
     /// How many requests this process has in flight to it at most. Where that is to be exact for all processes, only one of
     /// them sends: the owner of its lane.
     package var maxInFlight: Int { min(settings.maxInFlight, settings.maxConcurrency ?? .max) }
-    /// Whether requests may go to it, as far as it is known here. It changes; all else that an endpoint is does not.
-    package var state: EndpointState { current.withLock { $0 } }
-    private let current: Mutex<EndpointState>
-
-    /// This is how it is in the database.
-    package func set(_ state: EndpointState) { current.withLock { $0 = state } }
-
-    /// What an answer just said holds here from now on; the database says it to everybody else.
-    package func change(by event: EndpointState.Event, at now: Timestamp) {
-        current.withLock { $0 = $0.after(event, at: now) ?? $0 }
-    }
+    /// Whether requests may go to it. It changes; all else that an endpoint is does not.
+    package let known: KnownState
+    package var state: EndpointState { known.read { copy $0 } }
 
     /// True when that sender may send at that time.
     package func accepts(_ sender: EndpointState.Sender, at now: Timestamp) -> Bool {
-        defect == nil && current.withLock { $0.accepts(sender, at: now) }
+        defect == nil && known.read { $0.accepts(sender, at: now) }
     }
 
     /// The rates that hold at that time.
     package func rates(at now: Timestamp) -> [RateLimit] {
-        let drainRate = current.withLock { $0.pause.until <= now ? $0.pause.drainRate : nil }
-        return settings.rates + (drainRate.map { [$0] } ?? [])
+        settings.rates + (known.read { $0.drainRate(at: now) }.map { [$0] } ?? [])
     }
 
     /// True when its deliveries go through its lane, whose one owner makes its limits and its order exact.
     package func isConstrained(at now: Timestamp) -> Bool {
         settings.isOrdered || settings.maxConcurrency != nil || !settings.rates.isEmpty
-            || current.withLock { $0.pause.drainRate != nil && $0.pause.until <= now }
+            || known.read { $0.drainRate(at: now) } != nil
     }
 
-    package init(_ settings: Settings, state: EndpointState = EndpointState()) {
+    package init(_ settings: Settings, known: KnownState = KnownState()) {
         self.settings = settings
-        current = Mutex(state)
+        self.known = known
         var own = OwnHeaders()
         var url: Template?
         var defect = settings.defect
@@ -146,6 +136,14 @@ package final class Endpoint: Sendable {
         urlTemplate = url
         self.defect = defect
         oauth = settings.authentication.oauthClient(secret: settings.credentials.authentication)
+    }
+
+    /// The same settings, whose state is known already.
+    package init(_ endpoint: Endpoint, known: KnownState) {
+        (settings, self.known, defect, oauth) = (endpoint.settings, known, endpoint.defect, endpoint.oauth)
+        (constantHeaders, headerTemplates, urlTemplate) = (
+            endpoint.constantHeaders, endpoint.headerTemplates, endpoint.urlTemplate
+        )
     }
 
     /// True when the event is one of its own. Only the whole value `*` is a wildcard.

@@ -113,6 +113,9 @@ package struct EndpointState: Sendable, Equatable {
         }
     }
 
+    /// How fast what waited through a pause goes out, once that is over.
+    package func drainRate(at now: Timestamp) -> RateLimit? { pause.until <= now ? pause.drainRate : nil }
+
     /// True within ten seconds of a rest that the receiver asked for: it may want another one.
     package func hasJustRested(at now: Timestamp) -> Bool {
         breaker.failing == nil && restingUntil + .seconds(10) > now

@@ -12,6 +12,8 @@ final class EndpointDirectory: Sendable {
         let byID: [EndpointID: Endpoint]
         /// True when the endpoints are of more than one customer.
         let hasSeveralCustomers: Bool
+        /// Those that cannot be called from here.
+        let defective: [Endpoint]
         /// By what most of the others are told apart by: whose events they take, and of which type.
         private let byKey: [Key: [Endpoint]]
 
@@ -28,13 +30,15 @@ final class EndpointDirectory: Sendable {
             let customers = endpoints.values.lazy.map(\.settings.customerID)
             hasSeveralCustomers = customers.first.map { first in customers.contains { $0 != first } } ?? false
             byKey = Dictionary(grouping: endpoints.values) { Key($0.settings.customerID, $0.settings.eventType) }
+            defective = endpoints.values.filter { $0.defect != nil }
+        }
+
+        private init(_ other: Snapshot, seen: EndpointsSeen) {
+            (self.seen, byID, hasSeveralCustomers) = (seen, other.byID, other.hasSeveralCustomers)
+            (defective, byKey) = (other.defective, other.byKey)
         }
 
         /// The same, known to be so at a later time.
-        private init(_ other: Snapshot, seen: EndpointsSeen) {
-            (self.seen, byID, hasSeveralCustomers, byKey) = (seen, other.byID, other.hasSeveralCustomers, other.byKey)
-        }
-
         func asSeen(_ seen: EndpointsSeen) -> Snapshot { Snapshot(self, seen: seen) }
 
         /// Calls the body with every endpoint that gets the event.
@@ -46,9 +50,6 @@ final class EndpointDirectory: Sendable {
                 }
             }
         }
-
-        /// Endpoints that cannot be called from here.
-        var defective: [EndpointID] { byID.values.filter { $0.defect != nil }.map(\.id) }
     }
 
     private let pool: ConnectionPool
@@ -71,7 +72,14 @@ final class EndpointDirectory: Sendable {
     var current: Snapshot { snapshot.withLock { $0 } }
 
     /// What answers said of these endpoints is recorded: from now on only the database says how they are, which may have known more.
-    func expire(_ endpoints: some Sequence<EndpointID>) { stale.withLock { $0.formUnion(endpoints) } }
+    func recorded(_ said: [EndpointID: Said]) {
+        if said.isEmpty { return }
+        let endpoints = current.byID
+        for (id, said) in said { endpoints[id]?.known.recorded(upTo: said.times) }
+        expire(said.keys)
+    }
+
+    private func expire(_ endpoints: some Sequence<EndpointID>) { stale.withLock { $0.formUnion(endpoints) } }
 
     /// The endpoints as they are now, by somebody who has just asked whether there is something new.
     func refreshed(hasNews: Bool) async throws -> Snapshot {
@@ -89,7 +97,7 @@ final class EndpointDirectory: Sendable {
 
     /// Some endpoints cannot be called from here: what their secrets are worth only who has the key can tell.
     var complaint: Complaint? {
-        let defective = current.byID.values.filter { $0.defect != nil }.sorted { $0.name < $1.name }
+        let defective = current.defective.sorted { $0.name < $1.name }
         guard let first = defective.first, let since = defectiveSince.withLock(\.self) else { return nil }
         let names = defective.prefix(3).map { "\($0.name) (\($0.id))" }.joined(separator: ", ")
         return Complaint(
@@ -134,19 +142,22 @@ final class EndpointDirectory: Sendable {
             expire(some)
             return nil
         }
-        let isAnyDefective = fresh.byID.values.contains { $0.defect != nil }
-        defectiveSince.withLock { $0 = isAnyDefective ? $0 ?? .now : nil }
+        defectiveSince.withLock { $0 = fresh.defective.isEmpty ? nil : $0 ?? .now }
         return fresh
     }
 
     private func take(_ news: EndpointNews, since seen: EndpointsSeen) -> Snapshot? {
         snapshot.withLock { snapshot in
             guard snapshot.seen == seen else { return nil }
-            for (id, state) in news.states { snapshot.byID[id]?.set(state) }
+            for (id, state) in news.states { snapshot.byID[id]?.known.set(state) }
             if news.isAll || !news.endpoints.isEmpty || !news.gone.isEmpty {
                 var endpoints = news.isAll ? [:] : snapshot.byID
                 for id in news.gone { endpoints[id] = nil }
-                for endpoint in news.endpoints { endpoints[endpoint.id] = endpoint }
+                for endpoint in news.endpoints {
+                    let known = snapshot.byID[endpoint.id]?.known ?? endpoint.known
+                    known.set(endpoint.state)
+                    endpoints[endpoint.id] = Endpoint(endpoint, known: known)
+                }
                 snapshot = Snapshot(seen: news.seen, endpoints: endpoints)
             } else {
                 snapshot = snapshot.asSeen(news.seen)

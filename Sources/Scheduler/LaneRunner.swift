@@ -106,7 +106,7 @@ final class LaneRunner: Service {
         let asked = ContinuousClock.now
         let endpoints = parts.directory.current
         let held = parts.keeper.lanes
-        let excluded = held + endpoints.defective
+        let excluded = held + endpoints.defective.map(\.id)
         let greedy = greedyCustomers(of: held, endpoints)
         let claim: LaneClaim
         do {

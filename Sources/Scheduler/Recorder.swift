@@ -12,7 +12,8 @@ final class Recorder: Service {
     struct Report: Sendable {
         var outcome: Outcome
         var lease: Lease
-        var endpointEvent: EndpointState.Event?
+        /// What the answer says of its endpoint.
+        var said: Said?
     }
 
     private struct Inbox {
@@ -21,7 +22,7 @@ final class Recorder: Service {
         /// What was left because somebody else has the endpoint's lane locked, and when to try again.
         var left: [Report] = []
         /// What answers mean for endpoints that somebody else is changing.
-        var effects: [EndpointID: EndpointState.Event] = [:]
+        var effects: [EndpointID: Said] = [:]
         var leftUntil = ContinuousClock.now
         /// Endpoints of which nothing is tried until then.
         var blocked: Set<EndpointID> = []
@@ -36,7 +37,7 @@ final class Recorder: Service {
 
         /// Keeps what could not be written now. Our own locks last for milliseconds; an effect waits for its lock itself, and so is
         /// tried less often.
-        mutating func leave(_ reports: [Report], _ effects: [EndpointID: EndpointState.Event]) {
+        mutating func leave(_ reports: [Report], _ effects: [EndpointID: Said]) {
             left += reports
             self.effects.merge(effects) { $0.merged(with: $1) }
             if !reports.isEmpty || !effects.isEmpty {
@@ -142,7 +143,7 @@ final class Recorder: Service {
         if isWorthWaiting { try? await Task.sleep(for: .milliseconds(4)) }
     }
 
-    private func take() -> (reports: [Report], finished: [Lease], effects: [EndpointID: EndpointState.Event]) {
+    private func take() -> (reports: [Report], finished: [Lease], effects: [EndpointID: Said]) {
         inbox.withLock { inbox in
             let isTime = inbox.leftUntil <= .now
             if isTime {
@@ -163,9 +164,9 @@ final class Recorder: Service {
         }
     }
 
-    private func record(_ reports: [Report], finished: [Lease], effects: [EndpointID: EndpointState.Event]) async {
+    private func record(_ reports: [Report], finished: [Lease], effects: [EndpointID: Said]) async {
         var group = RecordGroup()
-        group.effects = effects
+        var said = effects
         var leases: [ObjectIdentifier: (lease: Lease, count: Int, events: [EventKey])] = [:]
         for lease in finished { leases[ObjectIdentifier(lease)] = (lease, 0, []) }
         for report in reports {
@@ -174,9 +175,9 @@ final class Recorder: Service {
             if case .lane = report.outcome.holder {
                 leases[ObjectIdentifier(report.lease)]?.events.append(report.outcome.pair.event)
             }
-            if let effect = report.endpointEvent {
+            if let news = report.said {
                 let endpoint = report.outcome.pair.endpoint
-                group.effects[endpoint] = group.effects[endpoint].map { $0.merged(with: effect) } ?? effect
+                said[endpoint] = said[endpoint].map { $0.merged(with: news) } ?? news
             }
         }
         for (lease, count, _) in leases.values where lease.ends(with: count) {
@@ -185,6 +186,7 @@ final class Recorder: Service {
         for (lease, _, _) in leases.values where !lease.events.isEmpty {
             group.events[lease.holder.lease] = lease.events
         }
+        group.effects = said.mapValues(\.event)
         FailPoint.reach(.recordBefore)
         let (receipt, written): (RecordReceipt, RecordGroup)
         switch await write(group) {
@@ -211,10 +213,9 @@ final class Recorder: Service {
             lease.resolve(count, events: events)
         }
         // Of what was left before, too.
-        let leftEffects = effects.filter { written.locked.contains($0.key) }.merging(receipt.effects) {
-            $0.merged(with: $1)
-        }
-        if !group.effects.isEmpty, leftEffects.isEmpty, left.isEmpty { directory.expire(group.effects.keys) }
+        let leftEffects = effects.filter { written.locked.contains($0.key) }
+            .merging(said.filter { receipt.effects.keys.contains($0.key) }) { $0.merged(with: $1) }
+        directory.recorded(said.filter { leftEffects[$0.key] == nil && !written.locked.contains($0.key) })
         if receipt.ghosts > 0 {
             logger.error(
                 "events were sent that the database does not have any more: a failover or a restore has lost them; see: outboxctl doctor",
@@ -241,7 +242,7 @@ final class Recorder: Service {
     /// Something of a group is refused by the database for good, and keeps none of the rest from being recorded: what it is is found out
     /// by halves. Of it less and less is written, and what is refused even so is left to the next claim of its batch.
     private func recordApart(
-        _ reports: [Report], finished: [Lease], effects: [EndpointID: EndpointState.Event], refusal: PostgresError
+        _ reports: [Report], finished: [Lease], effects: [EndpointID: Said], refusal: PostgresError
     ) async {
         if reports.count > 1 {
             await record(Array(reports.prefix(reports.count / 2)), finished: [], effects: [:])
@@ -254,6 +255,7 @@ final class Recorder: Service {
                 for (endpoint, effect) in effects { await record([], finished: [], effects: [endpoint: effect]) }
             } else if !effects.isEmpty {
                 logger.error("the database refuses what an answer means for its endpoint", metadata: metadata)
+                directory.recorded(effects)
             }
             if !finished.isEmpty { await record([], finished: finished, effects: [:]) }
             return
@@ -275,8 +277,7 @@ final class Recorder: Service {
 
     /// Somebody has a row of one endpoint locked, and keeps no other endpoint's outcomes from being recorded: which it is is found out by
     /// halves, and what is to be written of it is left for a while.
-    private func recordOthers(_ reports: [Report], finished: [Lease], effects: [EndpointID: EndpointState.Event]) async
-    {
+    private func recordOthers(_ reports: [Report], finished: [Lease], effects: [EndpointID: Said]) async {
         let endpoints = Set(reports.map(\.outcome.pair.endpoint)).union(effects.keys)
         if endpoints.isEmpty {
             // The batches themselves: after what others have to say.

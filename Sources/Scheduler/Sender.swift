@@ -237,8 +237,7 @@ final class Sender: Service {
             send, attempt: verdict.isAttempt ? attempt : nil, attempts: verdict.attempts,
             resolution: verdict.resolution,
             note: verdict.isAttempt ? nil : verdict.errorClass.map { ($0, verdict.error ?? $0) })
-        report.endpointEvent = verdict.endpointEvent
-        if let event = verdict.endpointEvent { self.endpoint(send)?.change(by: event, at: clock.now) }
+        report.said = verdict.endpointEvent.flatMap { self.endpoint(send)?.known.say($0, at: clock.now) }
         recorder.submit([report])
         logger.log(
             level: verdict.isSuccess ? .debug : .info, verdict.isSuccess ? "delivered" : "attempt failed",

@@ -165,12 +165,26 @@ import Testing
         let directory = try directory(database)
         let endpoint = try #require(try await directory.read().byID[id])
         let now = Timestamp(microseconds: 1_800_000_000_000_000)
-        endpoint.change(by: .trip(atLeast: .zero), at: now)
+        let first = endpoint.known.say(.trip(atLeast: .zero), at: now)
         #expect(!endpoint.accepts(.laneOwner, at: now))
         #expect(try await refresh(directory, database).byID[id]?.state.breaker.failing != nil)
+        // Neither a change of its lane nor of its settings undoes it, and both count.
+        try await database.script("UPDATE outbox.lane SET paused_until = 'infinity'")
+        #expect(try await refresh(directory, database).byID[id]?.state.breaker.failing != nil)
+        try await database.script(
+            "UPDATE outbox.endpoint SET description = 'x'; UPDATE outbox.lane SET paused_until = '-infinity', drain_rate = '1/1s'"
+        )
+        let changed = try #require(try await refresh(directory, database).byID[id])
+        #expect(changed !== endpoint && changed.state.breaker.failing != nil && changed.state.pause.drainRate != nil)
+        #expect(changed.state.pause.until == .distantPast)
+        // What was said before is recorded, and not what was said since.
+        let second = changed.known.say(.gone(reason: "410"), at: now)
+        directory.recorded([id: first])
+        #expect(try await refresh(directory, database).byID[id]?.state.isDisabled == true)
         // Recorded, or lost in a failover.
-        directory.expire([id])
-        #expect(try await refresh(directory, database).byID[id]?.state == EndpointState())
+        directory.recorded([id: second])
+        let fresh = try await refresh(directory, database).byID[id]
+        #expect(fresh?.state.isDisabled == false && fresh?.state.breaker == .closed)
     }
 
     @Test func `an event finds its endpoints by customer and type`() async throws {
