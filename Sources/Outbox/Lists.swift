@@ -39,13 +39,15 @@ extension Connection {
 
     /// Events, newest first.
     package mutating func listEvents(_ filter: ListFilter) throws -> Listing {
+        var columns: [String]?
         let (rows, note) = try walkEvents(filter) { connection, keys in
             let listing = try connection.eventRows(keys)
+            columns = listing.columns
             return Array(zip(listing.rows, listing.json))
         }
         let shown = rows.prefix(filter.limit)
         return Listing(
-            columns: try eventRows([]).columns, rows: shown.map(\.0), json: shown.map(\.1), note: note)
+            columns: try columns ?? eventRows([]).columns, rows: shown.map(\.0), json: shown.map(\.1), note: note)
     }
 
     /// Events of few partitions, without their bodies.

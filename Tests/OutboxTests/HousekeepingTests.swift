@@ -214,11 +214,7 @@ import Testing
                 }
             }
         }
-        let isLooking = try await eventually {
-            try await database.number(
-                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-            ) == 1
-        }
+        let isLooking = try await database.someoneWaitsForALock()
         #expect(isLooking)
         #expect(try await database.pool.run { try $0.cut(batchSize: 10, budget: 10) } == .events(1))
         try await gate.run { try $0.script("COMMIT") }

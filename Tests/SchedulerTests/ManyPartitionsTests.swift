@@ -378,11 +378,7 @@ import Testing
                     """)
             }
         }
-        let isWaiting = try await eventually {
-            try await database.number(
-                "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-            ) > 0
-        }
+        let isWaiting = try await database.someoneWaitsForALock()
         #expect(isWaiting)
         try await first.run { try $0.script("COMMIT") }
         try await made.value

@@ -102,11 +102,7 @@ import Testing
         }
         #expect(attached.flatMap(\.self) != nil && attached != "0")
         let writer = Task { try await writing.run { try $0.script(insert) } }
-        let isWaiting = try await eventually {
-            try await database.number(
-                "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-            ) > 0
-        }
+        let isWaiting = try await database.someoneWaitsForALock()
         #expect(isWaiting)
         try await attaching.run { try $0.script("COMMIT") }
         try await writer.value

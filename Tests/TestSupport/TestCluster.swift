@@ -119,6 +119,17 @@ package final class TestDatabase: Sendable {
         try await pool.query(sql) { row throws(PostgresError) in try row[0] as Int }.first ?? 0
     }
 
+    /// Waits until somebody in this database waits for a lock; false when nobody does.
+    package func someoneWaitsForALock() async throws -> Bool {
+        try await eventually {
+            try await self.number(
+                """
+                SELECT count(*) FROM pg_locks
+                 WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                """) > 0
+        }
+    }
+
     /// Runs a script.
     package func script(_ text: String) async throws {
         try await pool.run { try $0.script(text, within: .seconds(120)) }

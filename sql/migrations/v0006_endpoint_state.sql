@@ -14,8 +14,8 @@ RETURN l.paused_from <= statement_timestamp() AND l.paused_until > statement_tim
 -- still is.
 CREATE FUNCTION outbox.accepts_requests(l outbox.lane, n outbox.endpoint) RETURNS boolean
 LANGUAGE sql STABLE
-RETURN n.disabled_at IS NULL AND n.deleted_at IS NULL AND l.resting_until <= statement_timestamp()
-       AND NOT (l.paused_from <= statement_timestamp() AND l.paused_until > statement_timestamp());
+RETURN n.disabled_at IS NULL AND n.deleted_at IS NULL
+       AND l.resting_until <= statement_timestamp() AND NOT outbox.is_paused(l);
 
 -- True while it neither fails nor recovers: what was tried before is due when its own time is.
 CREATE FUNCTION outbox.is_well(l outbox.lane) RETURNS boolean
@@ -29,20 +29,12 @@ LANGUAGE sql IMMUTABLE RETURN nullif(greatest(due_at, l.resting_until), 'infinit
 -- it rests, is paused, or is somebody else's.
 CREATE FUNCTION outbox.claimable_at(l outbox.lane) RETURNS timestamptz
 LANGUAGE sql STABLE
-RETURN greatest(l.due_at, l.resting_until, CASE WHEN l.paused_from <= statement_timestamp() THEN l.paused_until END, l.lease_until);
+RETURN greatest(l.due_at, l.resting_until, l.lease_until,
+                CASE WHEN l.paused_from <= statement_timestamp() THEN l.paused_until END);
 
 -- Marks what workers have to read again. They remember the snapshot in which they read, and look
 -- for the transactions that it did not see (EndpointsSeen): nobody waits for anybody, in whatever
 -- order those commit.
---
--- After a crash transaction ids that nobody has recorded are given out again, also by a server that
--- has not been stopped. This table is empty then, as everything unlogged is; whoever finds it so
--- reads all, and leaves a mark of its own.
-CREATE UNLOGGED TABLE outbox.boot (
-    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
-    mark      uuid NOT NULL DEFAULT gen_random_uuid()
-);
-
 CREATE FUNCTION outbox.note_change() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -50,8 +42,9 @@ BEGIN
     RETURN NEW;
 END $$;
 CREATE TRIGGER note_change BEFORE UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION outbox.note_change();
-CREATE TRIGGER note_change BEFORE UPDATE OF resting_until, paused_from, paused_until, drain_rate, trips, recovered_at ON outbox.lane
-    FOR EACH ROW
+CREATE TRIGGER note_change
+    BEFORE UPDATE OF resting_until, paused_from, paused_until, drain_rate, trips, recovered_at
+    ON outbox.lane FOR EACH ROW
     WHEN (OLD.resting_until IS DISTINCT FROM NEW.resting_until OR OLD.paused_until IS DISTINCT FROM NEW.paused_until
           OR OLD.paused_from IS DISTINCT FROM NEW.paused_from OR OLD.drain_rate IS DISTINCT FROM NEW.drain_rate
           OR OLD.trips IS DISTINCT FROM NEW.trips OR OLD.recovered_at IS DISTINCT FROM NEW.recovered_at)
@@ -66,3 +59,11 @@ BEGIN
 END $$;
 CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON outbox.secret
     FOR EACH ROW EXECUTE FUNCTION outbox.note_secret_change();
+
+-- After a crash transaction ids that nobody has recorded are given out again, also by a server that
+-- has not been stopped. This table is empty then, as everything unlogged is: whoever finds it so
+-- reads all endpoints, and leaves a mark of its own.
+CREATE UNLOGGED TABLE outbox.boot (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    mark      uuid NOT NULL DEFAULT gen_random_uuid()
+);
