@@ -53,10 +53,11 @@ package final class TestServer: Sendable {
 
     package func promote() async throws { try await run("pg_ctl", ["-D", data, "promote", "-w"]) }
 
-    package func start() async throws {
+    /// - Parameter changed: Settings of this start only, which replace those that it was made with.
+    package func start(changed: [String] = []) async throws {
         let options =
             ["-k '\(host)'", "-c listen_addresses=''", "-c fsync=off", "-c hot_standby=on"]
-            + settings.map { "-c \($0)" }
+            + (settings + changed).map { "-c \($0)" }
         try await run(
             "pg_ctl",
             ["-D", data, "start", "-w", "-t", "60", "-l", folder + "/log", "-o", options.joined(separator: " ")])
