@@ -15,18 +15,27 @@ package struct Said: Sendable {
 
 /// An endpoint's state as this process knows it: what the database said last and, on top of that, what answers have said here and
 /// nobody has recorded yet. Whichever of the two comes last, neither undoes the other.
+///
+/// What was said here puts requests off. It never leaves an event out: it may not come to be recorded.
 package final class KnownState: Sendable {
     private struct Value {
         var state: EndpointState
+        /// What the database said.
+        var takesEvents: Bool
         /// What is not recorded, in one, and the time of the last of it.
         var said: (event: EndpointState.Event, at: Timestamp)?
         /// How often something was said.
         var times = 0
+
+        init(_ state: EndpointState) { (self.state, takesEvents) = (state, !state.isDisabled) }
     }
 
     private let value: Mutex<Value>
 
-    package init(_ state: EndpointState = EndpointState()) { value = Mutex(Value(state: state)) }
+    package init(_ state: EndpointState = EndpointState()) { value = Mutex(Value(state)) }
+
+    /// False where new events are not for it: the database says that it is disabled.
+    package var takesEvents: Bool { value.withLock(\.takesEvents) }
 
     /// Reads it without copying it.
     func read<Result>(_ body: (borrowing EndpointState) -> Result) -> Result { value.withLock { body($0.state) } }
@@ -34,7 +43,7 @@ package final class KnownState: Sendable {
     /// This is how it is in the database.
     package func set(_ state: EndpointState) {
         value.withLock { value in
-            value.state = state
+            (value.state, value.takesEvents) = (state, !state.isDisabled)
             if let said = value.said { value.state = state.after(said.event, at: said.at) ?? state }
         }
     }

@@ -46,7 +46,7 @@ final class EndpointDirectory: Sendable {
             for customer in event.customerID == "*" ? ["*"] : [event.customerID, "*"] {
                 for type in event.type == "*" ? ["*"] : [event.type, "*"] {
                     for endpoint in byKey[Key(customer, type)] ?? []
-                    where endpoint.wants(event) && !endpoint.state.isDisabled { body(endpoint) }
+                    where endpoint.wants(event) && endpoint.known.takesEvents { body(endpoint) }
                 }
             }
         }

@@ -160,6 +160,35 @@ import Transport
     }
 
     /// As in a failover that loses the commit before anybody has read it: the database says afterwards what it said before.
+    @Test func `an event is left out only where the database says that the endpoint is disabled`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger { _, _ in Receiver.Answer(410) }
+        try await database.endpoint("gone", url: ledger.url)
+        // So that nobody can record what the answer says.
+        let holder = try database.newPool()
+        try await holder.run {
+            try $0.script(
+                "SET idle_in_transaction_session_timeout = 0; BEGIN; UPDATE outbox.endpoint SET description = 'x'")
+        }
+        try await TestWorker.run(database) {
+            for number in 1...5 {
+                try await database.publish()
+                let waits = try await eventually {
+                    try await database.number("SELECT count(*) FROM outbox.delivery") == number
+                }
+                try #require(waits)
+            }
+            #expect(ledger.all.count == 1)
+            try await holder.run { try $0.script("ROLLBACK") }
+            let isDisabled = try await eventually {
+                try await database.number("SELECT count(*) FROM outbox.endpoint WHERE disabled_at IS NOT NULL") == 1
+            }
+            #expect(isDisabled)
+        }
+        await holder.close()
+        ledger.receiver.stop()
+    }
+
     @Test func `an endpoint that was closed is open again when the record of it is lost`() async throws {
         let database = try await TestCluster.database()
         let isGone = Flag(true)
