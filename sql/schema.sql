@@ -151,21 +151,22 @@ column endpoint.id uuid not null default gen_random_uuid()
 column endpoint.name text not null
 column endpoint.customer_id text not null default '*'::text
 column endpoint.description text
-column endpoint.method text not null default 'POST'::text
+column endpoint.event_types jsonb not null default '[{"kind": "any"}]'::jsonb
+column endpoint.change_types jsonb not null default '[{"kind": "any"}]'::jsonb
+column endpoint.filter text
 column endpoint.url text not null
-column endpoint.url_has_parameters boolean not null default false
-column endpoint.headers jsonb not null default '[]'::jsonb
+column endpoint.url_parameters boolean not null default false
+column endpoint.method text not null default 'POST'::text
 column endpoint.format text not null default 'standard'::text
 column endpoint.template text
 column endpoint.template_kind text not null default 'json'::text
-column endpoint.rules jsonb not null default '{}'::jsonb
+column endpoint.headers jsonb not null default '[]'::jsonb
 column endpoint.authentication jsonb not null default '{"kind": "none"}'::jsonb
-column endpoint.ca_certificate text
+column endpoint.ca_certificates text
 column endpoint.client_certificate text
-column endpoint.allows_http2 boolean not null default false
-column endpoint.most_bytes integer
-column endpoint.event_type text not null default '*'::text
-column endpoint.change_type text not null default '*'::text
+column endpoint.http2 boolean not null default false
+column endpoint.max_body_bytes integer
+column endpoint.response_rules jsonb not null default '{}'::jsonb
 column endpoint.timeout interval not null default '00:00:15'::interval
 column endpoint.connect_timeout interval not null default '00:00:05'::interval
 column endpoint.retry_schedule interval[] not null default '{00:00:05,00:00:30,00:02:00,00:10:00,00:30:00,01:00:00,03:00:00,06:00:00,12:00:00,24:00:00,24:00:00}'::interval[]
@@ -254,6 +255,10 @@ column migration.version integer not null
 column migration.name text not null
 column migration.checksum text not null
 column migration.applied_at timestamp with time zone not null default clock_timestamp()
+column ordered_type.kind text not null
+column ordered_type.text text not null
+column ordered_type.customer_id text not null
+column ordered_type.endpoint_id uuid not null
 column partitions.parent name
 column partitions.oid oid
 column partitions.name name
@@ -318,27 +323,28 @@ constraint boot boot_singleton_check CHECK (singleton)
 constraint closed closed_pkey PRIMARY KEY (before)
 constraint cut cut_pkey PRIMARY KEY (id)
 constraint dead_letter dead_letter_pkey PRIMARY KEY (event_id, endpoint_id, event_at)
-constraint dead_letter dead_letter_reason_check CHECK ((reason = ANY (ARRAY['exhausted'::text, 'permanent'::text, 'worker_crashed'::text, 'render_error'::text, 'event_missing'::text, 'cancelled'::text])))
+constraint dead_letter dead_letter_reason_check CHECK ((reason = ANY (ARRAY['exhausted'::text, 'permanent'::text, 'worker_crashed'::text, 'render_error'::text, 'event_missing'::text, 'filter_error'::text, 'cancelled'::text])))
 constraint dedup dedup_key_has_1_to_256_bytes CHECK (((octet_length(key) >= 1) AND (octet_length(key) <= 256)))
 constraint dedup dedup_pkey PRIMARY KEY (producer, customer_id, key)
 constraint delivery delivery_pkey PRIMARY KEY (event_id, endpoint_id, event_at)
 constraint delivery delivery_trigger_check CHECK ((trigger = ANY (ARRAY['first'::text, 'retry'::text, 'replay'::text])))
-constraint endpoint endpoint_change_type_check CHECK ((length(change_type) <= 256))
+constraint endpoint endpoint_change_types_check CHECK (outbox.are_patterns(change_types))
 constraint endpoint endpoint_connect_timeout_check CHECK (outbox.is_span(connect_timeout, '00:00:00.1'::interval, '00:01:00'::interval))
 constraint endpoint endpoint_customer_id_check CHECK ((length(customer_id) <= 256))
 constraint endpoint endpoint_description_check CHECK ((length(description) <= 4096))
-constraint endpoint endpoint_event_type_check CHECK ((length(event_type) <= 256))
+constraint endpoint endpoint_event_types_check CHECK (outbox.are_patterns(event_types))
+constraint endpoint endpoint_filter_check CHECK (((octet_length(filter) <= 4096) AND ((filter IS NULL) OR ((filter)::jsonpath IS NOT NULL))))
 constraint endpoint endpoint_format_check CHECK ((format = ANY (ARRAY['standard'::text, 'citrix'::text, 'raw'::text, 'cloudevents'::text, 'cloudevents-binary'::text, 'template'::text])))
 constraint endpoint endpoint_headers_check CHECK ((jsonb_typeof(headers) = 'array'::text))
+constraint endpoint endpoint_max_body_bytes_check CHECK ((max_body_bytes > 0))
 constraint endpoint endpoint_max_concurrency_check CHECK (((max_concurrency >= 1) AND (max_concurrency <= 10000)))
 constraint endpoint endpoint_max_in_flight_check CHECK (((max_in_flight >= 1) AND (max_in_flight <= 10000)))
 constraint endpoint endpoint_method_check CHECK ((method = ANY (ARRAY['POST'::text, 'PUT'::text, 'PATCH'::text, 'GET'::text])))
-constraint endpoint endpoint_most_bytes_check CHECK ((most_bytes > 0))
 constraint endpoint endpoint_name_check CHECK (((length(name) >= 1) AND (length(name) <= 128)))
 constraint endpoint endpoint_on_dead_check CHECK ((on_dead = ANY (ARRAY['block'::text, 'skip'::text])))
 constraint endpoint endpoint_pkey PRIMARY KEY (id)
 constraint endpoint endpoint_rates_check CHECK ((array_position(rates, NULL::text) IS NULL))
-constraint endpoint endpoint_rules_check CHECK ((jsonb_typeof(rules) = 'object'::text))
+constraint endpoint endpoint_response_rules_check CHECK ((jsonb_typeof(response_rules) = 'object'::text))
 constraint endpoint endpoint_template_kind_check CHECK ((template_kind = ANY (ARRAY['json'::text, 'xml'::text, 'text'::text])))
 constraint endpoint endpoint_timeout_check CHECK (outbox.is_span(timeout, '00:00:00.1'::interval, '00:05:00'::interval))
 constraint endpoint endpoint_url_check CHECK ((length(url) <= 8192))
@@ -350,6 +356,8 @@ constraint lane lane_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES outbo
 constraint lane lane_pkey PRIMARY KEY (endpoint_id)
 constraint lane lane_trips_check CHECK (((trips >= 0) AND (trips <= 1000001)))
 constraint migration migration_pkey PRIMARY KEY (version)
+constraint ordered_type ordered_type_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES outbox.endpoint(id)
+constraint ordered_type ordered_type_pkey PRIMARY KEY (kind, text, customer_id, endpoint_id)
 constraint producer_customer producer_customer_pkey PRIMARY KEY (role, customer_id)
 constraint secret secret_endpoint_id_fkey FOREIGN KEY (endpoint_id) REFERENCES outbox.endpoint(id)
 constraint secret secret_kind_check CHECK ((kind = ANY (ARRAY['v1'::text, 'v1a'::text, 'credentials'::text])))
@@ -388,7 +396,6 @@ CREATE INDEX delivery_endpoint_id_ordering_key_pass_event_id_idx ON outbox.deliv
 CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery USING btree (endpoint_id, ordering_key) WHERE ((ordering_key IS NOT NULL) AND ((due_at)::timestamp with time zone < 'infinity'::timestamp with time zone))
 CREATE UNIQUE INDEX delivery_pkey ON outbox.delivery USING btree (event_id, endpoint_id, event_at)
 CREATE INDEX endpoint_changed_tx_idx ON outbox.endpoint USING btree (changed_tx)
-CREATE INDEX endpoint_event_type_customer_id_idx ON outbox.endpoint USING btree (event_type, customer_id) WHERE (ordered AND (deleted_at IS NULL))
 CREATE INDEX endpoint_id_idx ON outbox.endpoint USING btree (id) WHERE (ordered AND (deleted_at IS NULL))
 CREATE UNIQUE INDEX endpoint_name_is_unique ON outbox.endpoint USING btree (customer_id, name) WHERE (deleted_at IS NULL)
 CREATE UNIQUE INDEX endpoint_pkey ON outbox.endpoint USING btree (id)
@@ -399,6 +406,8 @@ CREATE UNIQUE INDEX ghost_pkey ON outbox.ghost USING btree (event_id, event_at)
 CREATE INDEX lane_changed_tx_idx ON outbox.lane USING btree (changed_tx)
 CREATE UNIQUE INDEX lane_pkey ON outbox.lane USING btree (endpoint_id)
 CREATE UNIQUE INDEX migration_pkey ON outbox.migration USING btree (version)
+CREATE INDEX ordered_type_endpoint_id_idx ON outbox.ordered_type USING btree (endpoint_id)
+CREATE UNIQUE INDEX ordered_type_pkey ON outbox.ordered_type USING btree (kind, text, customer_id, endpoint_id)
 CREATE UNIQUE INDEX producer_customer_pkey ON outbox.producer_customer USING btree (role, customer_id)
 CREATE INDEX secret_endpoint_id_idx ON outbox.secret USING btree (endpoint_id)
 CREATE UNIQUE INDEX secret_pkey ON outbox.secret USING btree (id)
@@ -411,6 +420,8 @@ CREATE UNIQUE INDEX unrouted_pkey ON outbox.unrouted USING btree (event_id, endp
 CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
 function outbox.accepts_requests(outbox.lane,outbox.endpoint) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.advance(uuid[],text[],boolean) returns void d41d8cd98f00b204e9800998ecf8427e
+function outbox.are_patterns(jsonb) returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.ask_filters(bigint[],timestamp with time zone[],text[]) returns TABLE(place bigint, holds boolean, error text) 263b8c865c84c561877a59bf62eaf4de
 function outbox.attach_partition(name,name,timestamp with time zone,timestamp with time zone) returns void 1ba9568858bf94141c6a26cc7d746a2f
 function outbox.attempts_at(bigint[],timestamp with time zone) returns SETOF outbox.attempt 18d43d489960995d00353c1a85b6dfc1
 function outbox.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
@@ -418,6 +429,7 @@ function outbox.catch_up(outbox.cut,integer) returns record 0925e18ba0840ac53784
 function outbox.claimable_at(outbox.lane) returns timestamp with time zone d41d8cd98f00b204e9800998ecf8427e
 function outbox.close_partition() returns text security definer d1c4d16fccc4bd6fe77047fd63df8142
 function outbox.cluster_identifier() returns bigint 1478b8f8722d7789ed37739735c4d8a5
+function outbox.configuration(outbox.endpoint) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_identity() returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_transaction_id() returns uuid d41d8cd98f00b204e9800998ecf8427e
@@ -434,6 +446,7 @@ function outbox.events_in(int8multirange,timestamp with time zone,timestamp with
 function outbox.events_of(bigint[]) returns SETOF outbox.event d41d8cd98f00b204e9800998ecf8427e
 function outbox.expired_partitions() returns TABLE(oid oid, name name, parent name, lower timestamp with time zone, upper timestamp with time zone) security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.few_partitions() returns interval d41d8cd98f00b204e9800998ecf8427e
+function outbox.filter_document(outbox.event) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.first_events_at(bigint[],timestamp with time zone[]) returns SETOF outbox.event 635f3cc6ea4ac8259d08d43bfa98ecac
 function outbox.first_incomplete(outbox.cut) returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox.grant_publish(name,text[]) returns void d41d8cd98f00b204e9800998ecf8427e
@@ -460,13 +473,16 @@ function outbox.lock_unneeded(name,oid,timestamp with time zone) returns boolean
 function outbox.make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record c2c834e924c8d7e425a1ffb825610de3
 function outbox.make_partition(name,name,timestamp with time zone,timestamp with time zone) returns boolean c986e88da9d54a01c4996aee34e76be9
 function outbox.make_partitions() returns integer security definer 11a9a86d7f542e13987f5c0bef910717
+function outbox.masked_configuration(outbox.endpoint) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
+function outbox.matches(jsonb,text) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.move_default_rows(name) returns text security definer a814f37ab5001a31e1422e97ed2b623b
 function outbox.needed_partitions() returns oid[] d41d8cd98f00b204e9800998ecf8427e
 function outbox.newest_events(integer) returns TABLE(created_at timestamp with time zone, customer_id text, type text, change_type text) security definer 68acc5d9f479ab9d31360cc6b667c7b8
 function outbox.next_lines(outbox.lane_place,integer) returns SETOF outbox.lane_place d41d8cd98f00b204e9800998ecf8427e
 function outbox.note_change() returns trigger 1fd100faf7b4aa6dcca577c470532ffb
+function outbox.note_ordered_types() returns trigger security definer 5d0872b4c6f7a16e5ab2be707003faf9
 function outbox.note_secret_change() returns trigger security definer dadb9ff506b344a22e928e61bd40465a
 function outbox.note_strays(regclass,timestamp with time zone) returns void 7b33fbfab9c3042a2a615289600b3736
 function outbox.partition_bounds(timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
@@ -487,12 +503,15 @@ function outbox.set_body_limit(bigint) returns void d41d8cd98f00b204e9800998ecf8
 function outbox.snapshot(xid8,xid8[]) returns pg_snapshot d41d8cd98f00b204e9800998ecf8427e
 function outbox.stored_size(json,json) returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.stream_backlog() returns record security definer d41d8cd98f00b204e9800998ecf8427e
+function outbox.takes_type(jsonb,text) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.transaction_uuid(timestamp with time zone,xid8) returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox.uncut(xid8[],bigint,xid8,pg_snapshot,integer) returns TABLE(tx xid8, id bigint, created_at timestamp with time zone, customer_id text, bytes integer) 17f61136d536db226f3dd4a2a6cc3f5e
 function outbox.up_to(bigint,integer) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.wake_worker() returns trigger 9c7c6fbc0c8b738f327d0ea7fa95f5ae
+function outbox.wants(outbox.endpoint,text,text,text) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.webhook_id(bigint,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.what_keeps(name,oid,timestamp with time zone,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
+function outbox.written_patterns(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox_api.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox_api.emit() returns trigger 558240afa24da3c625ca1e3f27751744
 function outbox_api.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint d41d8cd98f00b204e9800998ecf8427e
@@ -516,6 +535,7 @@ view partitions
 view problems
 view transactions
 CREATE TRIGGER note_change BEFORE UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION outbox.note_change()
+CREATE TRIGGER note_ordered_types AFTER INSERT OR UPDATE OF ordered, deleted_at, customer_id, event_types ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION outbox.note_ordered_types()
 CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT WHEN ((pg_sequence_last_value('outbox.asleep_until'::regclass) > 1)) EXECUTE FUNCTION outbox.wake_worker()
 CREATE TRIGGER note_change BEFORE UPDATE OF resting_until, paused_from, paused_until, drain_rate, trips, recovered_at ON outbox.lane FOR EACH ROW WHEN ((((old.resting_until)::timestamp with time zone IS DISTINCT FROM (new.resting_until)::timestamp with time zone) OR ((old.paused_until)::timestamp with time zone IS DISTINCT FROM (new.paused_until)::timestamp with time zone) OR ((old.paused_from)::timestamp with time zone IS DISTINCT FROM (new.paused_from)::timestamp with time zone) OR (old.drain_rate IS DISTINCT FROM new.drain_rate) OR (old.trips IS DISTINCT FROM new.trips) OR ((old.recovered_at)::timestamp with time zone IS DISTINCT FROM (new.recovered_at)::timestamp with time zone))) EXECUTE FUNCTION outbox.note_change()
 CREATE TRIGGER note_change AFTER INSERT OR DELETE OR UPDATE ON outbox.secret FOR EACH ROW EXECUTE FUNCTION outbox.note_secret_change()
@@ -613,6 +633,7 @@ grant select on keeping to outbox_worker
 grant select on lane to outbox_worker
 grant update on lane to outbox_worker
 grant select on migration to outbox_worker
+grant select on ordered_type to outbox_worker
 grant select on partitions to outbox_worker
 grant select on problems to outbox_worker
 grant select on producer_customer to outbox_worker
@@ -633,10 +654,12 @@ grant select on worker to outbox_worker
 grant update on worker to outbox_worker
 grant execute on accepts_requests to outbox_operator
 grant execute on advance to outbox_operator
+grant execute on are_patterns to outbox_operator
 grant execute on begin_operation to outbox_operator
 grant execute on outbox_api.begin_operation to outbox_operator
 grant execute on claimable_at to outbox_operator
 grant execute on cluster_identifier to outbox_operator
+grant execute on configuration to outbox_operator
 grant execute on current_identity to outbox_operator
 grant execute on current_transaction_id to outbox_operator
 grant execute on database_identifier to outbox_operator
@@ -660,8 +683,10 @@ grant execute on is_span to outbox_operator
 grant execute on is_well to outbox_operator
 grant execute on key_of to outbox_operator
 grant execute on let_go to outbox_operator
+grant execute on masked_configuration to outbox_operator
 grant execute on masked_headers to outbox_operator
 grant execute on masked_url to outbox_operator
+grant execute on matches to outbox_operator
 grant execute on newest_events to outbox_operator
 grant execute on outbox_private.publish to outbox_operator
 grant execute on publish to outbox_operator
@@ -678,11 +703,14 @@ grant execute on sent_at_the_earliest to outbox_operator
 grant execute on outbox_private.set_body_limit to outbox_operator
 grant execute on set_body_limit to outbox_operator
 grant execute on stream_backlog to outbox_operator
+grant execute on takes_type to outbox_operator
 grant execute on transaction_uuid to outbox_operator
 grant execute on up_to to outbox_operator
 grant execute on wake_worker to outbox_operator
+grant execute on wants to outbox_operator
 grant execute on webhook_id to outbox_operator
 grant execute on what_keeps to outbox_operator
+grant execute on written_patterns to outbox_operator
 grant execute on begin_operation to outbox_producer
 grant execute on outbox_api.begin_operation to outbox_producer
 grant execute on current_identity to outbox_producer
@@ -699,6 +727,7 @@ grant execute on wake_worker to outbox_producer
 grant execute on accepts_requests to outbox_reader
 grant execute on claimable_at to outbox_reader
 grant execute on cluster_identifier to outbox_reader
+grant execute on configuration to outbox_reader
 grant execute on database_identifier to outbox_reader
 grant execute on expired_partitions to outbox_reader
 grant execute on first_incomplete to outbox_reader
@@ -709,19 +738,26 @@ grant execute on is_paused to outbox_reader
 grant execute on is_restored to outbox_reader
 grant execute on is_well to outbox_reader
 grant execute on key_of to outbox_reader
+grant execute on matches to outbox_reader
 grant execute on newest_events to outbox_reader
 grant execute on sent_at_the_earliest to outbox_reader
 grant execute on stream_backlog to outbox_reader
+grant execute on takes_type to outbox_reader
 grant execute on up_to to outbox_reader
+grant execute on wants to outbox_reader
 grant execute on webhook_id to outbox_reader
 grant execute on what_keeps to outbox_reader
+grant execute on written_patterns to outbox_reader
 grant execute on accepts_requests to outbox_worker
 grant execute on advance to outbox_worker
+grant execute on are_patterns to outbox_worker
+grant execute on ask_filters to outbox_worker
 grant execute on attempts_at to outbox_worker
 grant execute on catch_up to outbox_worker
 grant execute on claimable_at to outbox_worker
 grant execute on close_partition to outbox_worker
 grant execute on cluster_identifier to outbox_worker
+grant execute on configuration to outbox_worker
 grant execute on current_identity to outbox_worker
 grant execute on current_timeline to outbox_worker
 grant execute on current_transaction_id to outbox_worker
@@ -737,6 +773,7 @@ grant execute on events_in to outbox_worker
 grant execute on events_of to outbox_worker
 grant execute on expired_partitions to outbox_worker
 grant execute on few_partitions to outbox_worker
+grant execute on filter_document to outbox_worker
 grant execute on first_events_at to outbox_worker
 grant execute on first_incomplete to outbox_worker
 grant execute on has_gone_back to outbox_worker
@@ -756,6 +793,7 @@ grant execute on let_go to outbox_worker
 grant execute on line_of to outbox_worker
 grant execute on make_batches to outbox_worker
 grant execute on make_partitions to outbox_worker
+grant execute on matches to outbox_worker
 grant execute on move_default_rows to outbox_worker
 grant execute on needed_partitions to outbox_worker
 grant execute on newest_events to outbox_worker
@@ -774,8 +812,11 @@ grant execute on sent_at_the_earliest to outbox_worker
 grant execute on snapshot to outbox_worker
 grant execute on stored_size to outbox_worker
 grant execute on stream_backlog to outbox_worker
+grant execute on takes_type to outbox_worker
 grant execute on transaction_uuid to outbox_worker
 grant execute on uncut to outbox_worker
 grant execute on up_to to outbox_worker
+grant execute on wants to outbox_worker
 grant execute on webhook_id to outbox_worker
 grant execute on what_keeps to outbox_worker
+grant execute on written_patterns to outbox_worker

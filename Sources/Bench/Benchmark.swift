@@ -195,14 +195,15 @@ struct Bench: Sendable {
 
     /// Creates the endpoint that the sink knows by this number.
     @discardableResult
-    func createEndpoint(_ number: Int, _ body: (inout EndpointChange) -> Void = { _ in }) async throws -> EndpointID {
-        var change = EndpointChange()
-        change.name = "bench-\(number)"
-        change.url = benchmark.url(endpoint: number, sink: sink)
-        change.maxInFlight = plan.inFlight
-        body(&change)
-        return try await scratch.pool.run { [change, keyring] in
-            try $0.createEndpoint(change, secret: .generate(), keyring: keyring)
+    func createEndpoint(_ number: Int, _ body: (inout EndpointConfiguration) -> Void = { _ in }) async throws
+        -> EndpointID
+    {
+        var configuration = EndpointConfiguration(
+            name: "bench-\(number)", url: benchmark.url(endpoint: number, sink: sink))
+        configuration.maxInFlight = plan.inFlight
+        body(&configuration)
+        return try await scratch.pool.run { [configuration, keyring] in
+            try $0.createEndpoint(configuration, secret: .generate(), keyring: keyring)
         }
     }
 

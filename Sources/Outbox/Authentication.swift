@@ -3,8 +3,8 @@ import Crypto
 import FoundationEssentials
 package import Transport
 
-/// How a request proves to the receiver who sends it. Secrets are not in here, see `Credentials`.
-package struct Authentication: Sendable, Codable, Equatable {
+/// How a request proves to the receiver who sends it.
+package struct Authentication: Sendable, Equatable {
     package enum Kind: String, Sendable, Codable, CaseIterable {
         case none
         /// The `Authorization` header's value as given (the Citrix Cloud `authHeaders`).
@@ -29,18 +29,13 @@ package struct Authentication: Sendable, Codable, Equatable {
     package var scope: String?
     /// How the client of `oauth2` authenticates; nil for Basic.
     package var clientProof: OAuthClient.Proof?
+    /// The value, token, password or client secret; stored apart and sealed (`Credentials`).
+    package var secret: EndpointSecret?
 
     package init() {}
 
-    private enum CodingKeys: String, CodingKey {
-        case kind, user, header, scope
-        case tokenURL = "token_url"
-        case clientID = "client_id"
-        case clientProof = "client_auth"
-    }
-
     /// Throws an `OperationRefusal` that names what is missing or wrong.
-    func validate(secret: String?, policy: AddressPolicy?) throws {
+    func validate(_ policy: AddressPolicy?) throws {
         func require(_ value: String?, _ what: String) throws {
             if value?.isEmpty ?? true {
                 throw OperationRefusal(.invalid, "authentication \(kind.rawValue) needs \(what)")
@@ -54,7 +49,7 @@ package struct Authentication: Sendable, Codable, Equatable {
             if user?.utf8.contains(UInt8(ascii: ":")) == true {
                 throw OperationRefusal(.invalid, "a user's name has no colon (RFC 7617)")
             }
-            if [user, secret].contains(where: { $0?.utf8.contains { $0 < 0x20 || $0 == 0x7F } == true }) {
+            if [user, secret?.text].contains(where: { $0?.utf8.contains { $0 < 0x20 || $0 == 0x7F } == true }) {
                 throw OperationRefusal(.invalid, "user or password contains a control character (RFC 7617)")
             }
         case .header: try require(header, "the header's name")
@@ -63,17 +58,17 @@ package struct Authentication: Sendable, Codable, Equatable {
             try require(clientID, "a client id")
             try checkURL(tokenURL ?? "", "the token URL", policy)
         }
-        try require(secret, kind == .oauth2 ? "the client's secret" : "a secret")
-        _ = try constantHeader(secret: secret ?? "")
-        _ = try oauthClient(secret: secret)?.request(timeout: .seconds(1))
+        if secret != .kept { try require(secret?.text, kind == .oauth2 ? "the client's secret" : "a secret") }
+        _ = try constantHeader()
+        _ = try oauthClient?.request(timeout: .seconds(1))
     }
 
     /// Where tokens come from; nil where none are needed.
-    func oauthClient(secret: String?) -> OAuthClient? {
+    var oauthClient: OAuthClient? {
         guard kind == .oauth2 else { return nil }
         return OAuthClient(
             tokenURL: ExactText(tokenURL ?? ""), clientID: ExactText(clientID ?? ""),
-            clientSecret: ExactText(secret ?? ""),
+            clientSecret: ExactText(secret?.text ?? ""),
             scope: scope.map { ExactText($0) }, proof: clientProof ?? .basic)
     }
 
@@ -88,8 +83,9 @@ package struct Authentication: Sendable, Codable, Equatable {
     }
 
     /// The header that is the same in every request; nil where there is none.
-    func constantHeader(secret: String) throws(HTTPHeader.Refusal) -> HTTPHeader? {
-        switch kind {
+    func constantHeader() throws(HTTPHeader.Refusal) -> HTTPHeader? {
+        let secret = secret?.text ?? ""
+        return switch kind {
         case .none, .oauth2: nil
         case .verbatim: try HTTPHeader(own: "Authorization", value: secret)
         case .bearer: try HTTPHeader(own: "Authorization", value: "Bearer \(secret)")

@@ -81,7 +81,9 @@ extension Connection {
                         RETURNING d.*)
                     INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, last_at, last_status, last_error_class,
                                                  last_error, ordering_key, pass)
-                    SELECT event_id, endpoint_id, event_at, CASE WHEN ordering_key IS NULL THEN clock_timestamp() ELSE 'infinity' END, 'replay',
+                    SELECT event_id, endpoint_id, event_at, CASE WHEN ordering_key IS NULL THEN clock_timestamp() ELSE 'infinity' END,
+                           -- What its filter said nothing of is asked about again.
+                           CASE reason WHEN 'filter_error' THEN 'first' ELSE 'replay' END,
                            dead_at, status, error_class, error, ordering_key, pass FROM gone
                     ON CONFLICT DO NOTHING RETURNING endpoint_id, ordering_key
                     """)

@@ -81,7 +81,7 @@ private struct RequestBuilder {
 
     mutating func build(token: String?) throws(RequestRefusal) -> DeliveryRequest {
         let body = try body()
-        if let most = endpoint.settings.mostBytes, body.count > most {
+        if let most = endpoint.configuration.maxBodyBytes, body.count > most {
             throw RequestRefusal(tooLarge: body.count, most: most)
         }
         let headers: HTTPHeaders
@@ -89,10 +89,10 @@ private struct RequestBuilder {
             throw RequestRefusal(error)
         }
         var request = HTTPRequest(
-            method: endpoint.settings.method, url: endpoint.settings.url, headers: headers, body: body,
-            timeout: endpoint.timeout, connectTimeout: endpoint.settings.connectTimeout)
-        request.tls = endpoint.settings.tls
-        request.allowsHTTP2 = endpoint.settings.allowsHTTP2
+            method: endpoint.configuration.method, url: endpoint.configuration.url, headers: headers, body: body,
+            timeout: endpoint.timeout, connectTimeout: endpoint.configuration.connectTimeout)
+        request.tls = endpoint.tls
+        request.allowsHTTP2 = endpoint.configuration.allowsHTTP2
         if endpoint.rules.readBody { request.keptBody = HTTPRequest.mostBody }
         try fillHeaders(&request)
         if let template = endpoint.urlTemplate {
@@ -109,11 +109,11 @@ private struct RequestBuilder {
     }
 
     private mutating func body() throws(RequestRefusal) -> [UInt8] {
-        if endpoint.settings.method == .get { return [] }
-        guard endpoint.settings.format == .template else {
-            return event.body(endpoint.settings.format, webhookID: webhookID)
+        if endpoint.configuration.method == .get { return [] }
+        guard endpoint.configuration.format == .template else {
+            return event.body(endpoint.configuration.format, webhookID: webhookID)
         }
-        guard let template = endpoint.settings.template else {
+        guard let template = endpoint.configuration.template else {
             throw RequestRefusal(Template.Refusal(reason: "there is none"), in: "the template")
         }
         return try fill(template, "the template")
@@ -125,9 +125,9 @@ private struct RequestBuilder {
         headers.reserveCapacity(512 + endpoint.constantHeaders.count * 64)
         try headers.append(own: "webhook-id") { $0 += webhookID.utf8 }
         try headers.append(own: "webhook-timestamp") { $0.appendDecimal(timestamp) }
-        if endpoint.settings.secrets.contains(where: { $0.expiresAt > now }) {
+        if endpoint.signingSecrets.contains(where: { $0.expiresAt > now }) {
             try headers.append(own: "webhook-signature") { value in
-                for secret in endpoint.settings.secrets where secret.expiresAt > now {
+                for secret in endpoint.signingSecrets where secret.expiresAt > now {
                     if value.last != UInt8(ascii: " ") { value.append(UInt8(ascii: " ")) }
                     value += secret.signature(id: webhookID, timestamp: timestamp, body: body).utf8
                 }
@@ -140,7 +140,7 @@ private struct RequestBuilder {
             value.appendDecimal(Int64(max(input.number, endpoint.retrySchedule.count + 1)))
         }
         if let traceparent = event.traceparent { try headers.append(own: "traceparent") { $0 += traceparent.utf8 } }
-        if endpoint.settings.format == .cloudeventsBinary {
+        if endpoint.configuration.format == .cloudeventsBinary {
             for (name, value) in Payload.cloudEventAttributes(of: event, webhookID: webhookID) {
                 headers.append(try HTTPHeader(own: "ce-" + name, value: Payload.headerValue(value)))
             }

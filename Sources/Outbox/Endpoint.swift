@@ -1,6 +1,6 @@
 package import Bytewise
 package import Postgres
-package import Templates
+import Templates
 package import Transport
 
 /// Who gets which events, and how: what an operator set, and what follows from it for every request.
@@ -21,69 +21,11 @@ package final class Endpoint: Sendable {
         case template
     }
 
-    /// A header that the endpoint's owner asked for; its value may have parameters.
-    package struct HeaderSetting: Sendable, Equatable {
-        package let name: String
-        package let value: String
-        /// Sealed, and never shown.
-        package let isSecret: Bool
-
-        package init(name: String, value: String, isSecret: Bool = false) {
-            self.name = name
-            self.value = value
-            self.isSecret = isSecret
-        }
-    }
-
-    /// What is sealed or stored of an endpoint, as the worker reads it.
-    package struct Settings: Sendable {
-        package var id: EndpointID
-        package var name: String
-        /// The customer whose events it gets; `*` for all.
-        package var customerID: ExactText = "*"
-        package var method = HTTPRequest.Method.post
-        package var url: String
-        /// Parameters in the URL's path and query are filled, too.
-        package var urlHasParameters = false
-        package var headers: [HeaderSetting] = []
-        package var format = Format.standard
-        package var template: Template?
-        package var rules = AnswerRules.standard
-        package var authentication = Authentication()
-        package var credentials = Credentials()
-        package var tls = HTTPRequest.TLS()
-        package var allowsHTTP2 = false
-        /// The largest body that the receiver takes, in bytes; nil when it does not say.
-        package var mostBytes: Int?
-        /// An exact event type; `*` for all.
-        package var eventType: ExactText = "*"
-        /// An exact change type; `*` for all.
-        package var changeType: ExactText = "*"
-        package var timeout = Duration.seconds(15)
-        package var connectTimeout = Duration.seconds(5)
-        /// The waits after the first, second ... failure; after the last one the delivery is a dead letter.
-        package var retrySchedule: [Duration] = []
-        /// How many requests one worker process has in flight to it at most.
-        package var maxInFlight = 128
-        /// How many requests all workers together have in flight to it at most; nil for no such limit.
-        package var maxConcurrency: Int?
-        /// How many requests all workers together start, in each of these times.
-        package var rates: [RateLimit] = []
-        /// One delivery of an ordering key at a time, in the order of the stream.
-        package var isOrdered = false
-        /// The secrets to sign with: symmetric ones first, then by age, newest first.
-        package var secrets: [SigningSecret] = []
-        /// Why it cannot be called from here, such as a secret that no key of ours opens. Its deliveries wait meanwhile.
-        package var defect: String?
-
-        package init(id: EndpointID, name: String, url: String) {
-            self.id = id
-            self.name = name
-            self.url = url
-        }
-    }
-
-    package let settings: Settings
+    package let id: EndpointID
+    /// As its operator has it, its secrets in clear.
+    package let configuration: EndpointConfiguration
+    /// The secrets to sign with: symmetric ones first, then by age, newest first.
+    package let signingSecrets: [SigningSecret]
     /// The headers that are the same in every request, ours included.
     let constantHeaders: HTTPHeaders
     /// Those whose values have parameters.
@@ -91,16 +33,21 @@ package final class Endpoint: Sendable {
     let urlTemplate: Template?
     /// Where its access tokens come from.
     package let oauth: OAuthClient?
+    /// The customer whose events it gets; `*` for all.
+    package let customerID: ExactText
+    /// Its patterns of event types, of which at most one takes any event.
+    package let eventPatterns: [EventPattern]
+    package let tls: HTTPRequest.TLS
+    /// Why it cannot be called from here, such as a secret that no key of ours opens. Its deliveries wait meanwhile.
     package let defect: String?
 
-    package var id: EndpointID { settings.id }
-    package var name: String { settings.name }
-    package var rules: AnswerRules { settings.rules }
-    package var timeout: Duration { settings.timeout }
-    package var retrySchedule: [Duration] { settings.retrySchedule }
+    package var name: String { configuration.name }
+    package var rules: ResponseRules { configuration.rules }
+    package var timeout: Duration { configuration.timeout }
+    package var retrySchedule: [Duration] { configuration.retrySchedule }
     /// How many requests this process has in flight to it at most. Where that is to be exact for all processes, only one of
     /// them sends: the owner of its lane.
-    package var maxInFlight: Int { min(settings.maxInFlight, settings.maxConcurrency ?? .max) }
+    package var maxInFlight: Int { min(configuration.maxInFlight, configuration.maxConcurrency ?? .max) }
     /// Whether requests may go to it. It changes; all else that an endpoint is does not.
     package let known: KnownState
     package var state: EndpointState { known.read { copy $0 } }
@@ -112,63 +59,75 @@ package final class Endpoint: Sendable {
 
     /// The rates that hold at that time.
     package func rates(at now: Timestamp) -> [RateLimit] {
-        settings.rates + (known.read { $0.drainRate(at: now) }.map { [$0] } ?? [])
+        configuration.rates + (known.read { $0.drainRate(at: now) }.map { [$0] } ?? [])
     }
 
     /// True when its deliveries go through its lane, whose one owner makes its limits and its order exact.
     package func isConstrained(at now: Timestamp) -> Bool {
-        settings.isOrdered || settings.maxConcurrency != nil || !settings.rates.isEmpty
+        configuration.isOrdered || configuration.maxConcurrency != nil || !configuration.rates.isEmpty
             || known.read { $0.drainRate(at: now) } != nil
     }
 
-    package init(_ settings: Settings, known: KnownState = KnownState()) {
-        self.settings = settings
-        self.known = known
-        var own = OwnHeaders()
+    /// - Parameter defect: why it cannot be called, where that is known already.
+    package init(
+        _ id: EndpointID, _ configuration: EndpointConfiguration, signingSecrets: [SigningSecret] = [],
+        defect: String? = nil,
+        known: KnownState = KnownState()
+    ) {
+        (self.id, self.configuration, self.signingSecrets, self.known) = (id, configuration, signingSecrets, known)
+        customerID = ExactText(configuration.customerID)
+        eventPatterns = EventPattern.disjoint(configuration.eventTypes)
+        var headers = RequestHeaders()
         var url: Template?
-        var defect = settings.defect
+        var defect = defect
         do {
-            own = try OwnHeaders(settings)
-            if settings.urlHasParameters { url = try Template(settings.url, kind: .url) }
+            headers = try RequestHeaders(configuration)
+            if configuration.urlHasParameters { url = try Template(configuration.url, kind: .url) }
         } catch { defect = defect ?? String(describing: error) }
-        constantHeaders = own.constant
-        headerTemplates = own.templates
+        constantHeaders = headers.constant
+        headerTemplates = headers.templates
         urlTemplate = url
         self.defect = defect
-        oauth = settings.authentication.oauthClient(secret: settings.credentials.authentication)
+        oauth = configuration.authentication.oauthClient
+        tls = HTTPRequest.TLS(
+            authorities: configuration.tls.caCertificates, certificate: configuration.tls.clientCertificate,
+            key: configuration.tls.clientKey?.text)
     }
 
-    /// The same settings, whose state is known already.
+    /// The same configuration, whose state is known already.
     package init(_ endpoint: Endpoint, known: KnownState) {
-        (settings, self.known, defect, oauth) = (endpoint.settings, known, endpoint.defect, endpoint.oauth)
+        (id, configuration, signingSecrets) = (endpoint.id, endpoint.configuration, endpoint.signingSecrets)
+        (self.known, defect, oauth, tls) = (known, endpoint.defect, endpoint.oauth, endpoint.tls)
+        (customerID, eventPatterns) = (endpoint.customerID, endpoint.eventPatterns)
         (constantHeaders, headerTemplates, urlTemplate) = (
             endpoint.constantHeaders, endpoint.headerTemplates, endpoint.urlTemplate
         )
     }
 
-    /// True when the event is one of its own. Only the whole value `*` is a wildcard.
+    /// True when the event is one of its own, as far as its filter does not say otherwise.
     package func wants(_ event: Event) -> Bool {
-        (settings.customerID == "*" || settings.customerID == event.customerID)
-            && (settings.eventType == event.type || settings.eventType == "*" && !event.isOperational)
-            && (settings.changeType == "*" || settings.changeType == event.changeType)
+        (customerID == "*" || customerID == event.customerID) && configuration.eventTypes.matchType(of: event)
+            && takes(changeType: event.changeType)
     }
+
+    package func takes(changeType: ExactText) -> Bool { configuration.changeTypes.match(changeType) }
 }
 
-/// A header of an endpoint, checked. A secret one is sent as it is; in others parameters are filled.
-enum OwnHeader {
+/// A header of an endpoint, checked. The value of a secret one is sent as it is; in others parameters are filled.
+enum ConfiguredHeader {
     case constant(HTTPHeader)
     case template(Template)
 
-    init(_ setting: Endpoint.HeaderSetting) throws {
-        let template = setting.isSecret ? nil : try Template(setting.value, kind: .header)
+    init(_ header: EndpointConfiguration.Header) throws {
+        let template = header.isSecret ? nil : try Template(header.value.text, kind: .header)
         if let template, !template.isConstant {
-            _ = try HTTPHeader(name: setting.name, value: "")
+            _ = try HTTPHeader(name: header.name, value: "")
             self = .template(template)
             return
         }
-        let value = template.map { String(decoding: $0.constant, as: UTF8.self) } ?? setting.value
+        let value = template.map { String(decoding: $0.constant, as: UTF8.self) } ?? header.value.text
         // White space around a value is not part of it (RFC 9110 5.5).
-        self = .constant(try HTTPHeader(name: setting.name, value: value.trimmingSpaces))
+        self = .constant(try HTTPHeader(name: header.name, value: value.trimmingSpaces))
     }
 }
 
@@ -181,8 +140,8 @@ extension String {
     }
 }
 
-/// The headers of an endpoint, told apart by whether they are the same in every request.
-private struct OwnHeaders {
+/// The headers of an endpoint's requests, told apart by whether they are the same in every one.
+private struct RequestHeaders {
     var constant: HTTPHeaders = [.userAgent]
     var templates: [(name: String, template: Template)] = []
 
@@ -197,36 +156,36 @@ private struct OwnHeaders {
         var description: String { "the header \(name) is set twice: as a header, and \(other); remove one" }
     }
 
-    init(_ settings: Endpoint.Settings) throws {
+    init(_ endpoint: EndpointConfiguration) throws {
         var names: Set<String> = []
-        for header in settings.headers {
+        for header in endpoint.headers {
             if !names.insert(header.name.lowercased()).inserted, Self.singletons.contains(header.name.lowercased()) {
                 throw Twice(name: header.name, other: "as another")
             }
-            if settings.format == .cloudeventsBinary, header.name.lowercased().hasPrefix("ce-") {
+            if endpoint.format == .cloudeventsBinary, header.name.lowercased().hasPrefix("ce-") {
                 throw Twice(name: header.name, other: "by the format cloudevents-binary")
             }
-            switch try OwnHeader(header) {
+            switch try ConfiguredHeader(header) {
             case .constant(let header): constant.append(header)
             case .template(let template): templates.append((header.name, template))
             }
         }
-        if settings.method != .get, !names.contains("content-type") {
-            constant.append(try HTTPHeader(own: "Content-Type", value: settings.contentType))
+        if endpoint.method != .get, !names.contains("content-type") {
+            constant.append(try HTTPHeader(own: "Content-Type", value: endpoint.contentType))
         }
-        if let header = try settings.authentication.constantHeader(secret: settings.credentials.authentication ?? "") {
+        if let header = try endpoint.authentication.constantHeader() {
             if names.contains(header.name.lowercased()) || header.name.lowercased() == "content-type" {
                 throw Twice(name: header.name, other: "by the authentication")
             }
             constant.append(header)
         }
-        if settings.authentication.kind == .oauth2, names.contains("authorization") {
+        if endpoint.authentication.kind == .oauth2, names.contains("authorization") {
             throw Twice(name: "Authorization", other: "by the authentication")
         }
     }
 }
 
-extension Endpoint.Settings {
+extension EndpointConfiguration {
     /// Takes away everything that was sealed for where this endpoint was, when it calls somebody else now.
     package mutating func withholdCredentials(givenFor url: String) {
         if authentication.origins(url: self.url, authorities: nil) == authentication.origins(url: url, authorities: nil)
@@ -234,9 +193,8 @@ extension Endpoint.Settings {
             return
         }
         authentication = Authentication()
-        credentials = Credentials()
         headers.removeAll(where: \.isSecret)
-        (tls.certificate, tls.key) = (nil, nil)
+        (tls.clientCertificate, tls.clientKey) = (nil, nil)
     }
 
     fileprivate var contentType: String {

@@ -26,43 +26,64 @@ extension Connection {
         }
     }
 
-    /// Refuses what was just written when no request could be made from it: its deliveries would only wait.
+    /// Refuses what was just written when no request could be made from it: its deliveries would only wait. What cannot be read here
+    /// may be read by the workers, who have all keys.
     mutating func checkUsable(_ id: EndpointID, keyring: Keyring) throws {
-        guard let endpoint = try readEndpoints([id], keyring: keyring).first, endpoint.settings.defect == nil else {
-            return
-        }
-        if let defect = endpoint.defect {
+        guard let stored = try readStored([id], keyring: keyring).first, stored.defect == nil else { return }
+        if let defect = stored.endpoint().defect {
             throw OperationRefusal(.invalid, "the endpoint could not be called: \(defect)")
         }
     }
 
     mutating func readEndpoints(_ ids: [EndpointID]?, keyring: Keyring) throws -> [Endpoint] {
+        try readStored(ids, keyring: keyring).map { $0.endpoint() }
+    }
+
+    private mutating func readStored(_ ids: [EndpointID]?, keyring: Keyring) throws -> [StoredEndpoint] {
         let secrets = try readSecrets(ids, keyring: keyring)
         let isAsked: SQL = ids.map { "n.id = ANY (\($0))" } ?? "true"
         return try query(
             """
-            SELECT n.id, n.name, n.customer_id, n.method, n.url, n.url_has_parameters, n.headers::json, n.format,
-                   n.template, n.template_kind, n.rules::json, n.authentication::json, n.ca_certificate, n.client_certificate,
-                   n.allows_http2, n.most_bytes, n.event_type, n.change_type,
-                   (extract(epoch FROM n.timeout) * 1000)::bigint, (extract(epoch FROM n.connect_timeout) * 1000)::bigint,
-                   ARRAY(SELECT (extract(epoch FROM wait) * 1000)::bigint FROM unnest(n.retry_schedule) WITH ORDINALITY w(wait, place) ORDER BY place),
-                   n.max_in_flight, n.max_concurrency, n.rates, n.ordered, \(raw: "\(EndpointState.columns)")
+            SELECT n.id, n.name, n.customer_id, n.event_types::json, n.change_types::json, n.ordered, outbox.configuration(n)::json,
+                   \(raw: "\(EndpointState.columns)")
               FROM outbox.endpoint n JOIN outbox.lane l ON l.endpoint_id = n.id
              WHERE n.deleted_at IS NULL AND \(isAsked)
              ORDER BY n.name, n.id
             """
         ).map { row throws(PostgresError) in
             let id: EndpointID = try row[0]
-            let state = try EndpointState(row, from: 25)
-            var settings = Endpoint.Settings(id: id, name: try row[1], url: "")
+            var stored = StoredEndpoint(
+                id: id, configuration: EndpointConfiguration(name: try row[1], url: ""),
+                opened: secrets[id] ?? OpenedSecrets(),
+                state: try EndpointState(row, from: 7))
+            let document: JSONText = try row[6]
+            // Whose events it takes first: whatever else cannot be read, it gets nobody else's.
+            stored.configuration.customerID = try row[2]
+            stored.configuration.isOrdered = try row[5]
+            let (eventTypes, changeTypes): (JSONText, JSONText) = (try row[3], try row[4])
             // What cannot be read closes this endpoint and no other.
-            do { try settings.read(row, opened: secrets[id] ?? OpenedSecrets()) } catch let refusal as Keyring.Refusal {
-                settings.defect = settings.defect ?? refusal.description
+            do {
+                stored.configuration.eventTypes = []
+                stored.configuration.eventTypes = try Array(stored: eventTypes)
+                stored.configuration.changeTypes = try Array(stored: changeTypes)
+                stored.configuration = try EndpointConfiguration(json: document.bytes)
+                try stored.configuration.fill(from: stored.opened.credentials)
+            } catch let refusal as Keyring.Refusal {
+                stored.defect = stored.opened.defect ?? refusal.description
             } catch {
-                settings.defect = settings.defect ?? "its settings cannot be read: \(error)"
+                stored.defect = stored.opened.defect ?? "its settings cannot be read: \(error)"
             }
-            return Endpoint(settings, known: KnownState(state))
+            return stored
         }
+    }
+
+    /// An endpoint's configuration, in which secrets are kept.
+    package mutating func configuration(of id: EndpointID) throws -> EndpointConfiguration {
+        let document = try query(
+            "SELECT outbox.configuration(n)::json FROM outbox.endpoint n WHERE n.id = \(id) AND n.deleted_at IS NULL"
+        ).first { row throws(PostgresError) in try row[0] as JSONText }
+        guard let document else { throw OperationRefusal(.notFound, "endpoint \(id) not found") }
+        return try EndpointConfiguration(json: document.bytes)
     }
 
     /// Finds an endpoint by its name or id.
@@ -103,19 +124,16 @@ extension Connection {
         ).map { row throws(PostgresError) in try row[0] as EndpointID }
         return try listing(
             """
-            SELECT n.id, n.name, n.customer_id, h.state, h.state_reason, h.paused_from, h.paused_until, n.method,
-                   outbox.masked_url(n.url) AS url, n.format, n.event_type, n.change_type,
-                   n.description, extract(epoch FROM n.timeout)::float8 AS timeout_seconds,
-                   extract(epoch FROM n.connect_timeout)::float8 AS connect_timeout_seconds,
-                   ARRAY(SELECT extract(epoch FROM wait)::float8 FROM unnest(n.retry_schedule) WITH ORDINALITY w(wait, place) ORDER BY place)
-                       AS retry_schedule_seconds,
-                   n.max_in_flight,
-                   outbox.masked_headers(n.headers) AS headers,
-                   n.template, n.template_kind, n.url_has_parameters, n.rules::text AS rules,
-                   n.authentication ->> 'kind' AS authentication, n.allows_http2, n.most_bytes, n.max_concurrency, n.rates, n.ordered, n.on_dead,
-                   n.ca_certificate IS NOT NULL AS has_ca_certificate, n.client_certificate IS NOT NULL AS has_client_certificate,
+            SELECT n.id, n.name, n.customer_id, h.state, h.state_reason, h.paused_from, h.paused_until, n.description,
+                   outbox.written_patterns(n.event_types) AS event_types, outbox.written_patterns(n.change_types) AS change_types, n.filter,
+                   c.url, n.url_parameters, n.method, n.format, n.template, n.template_kind, c.headers, c.authentication, c.tls, n.http2,
+                   n.max_body_bytes, c.response_rules, c.timeout_seconds, c.connect_timeout_seconds, c.retry_schedule_seconds,
+                   n.max_in_flight, n.max_concurrency, n.rates, n.ordered, n.on_dead,
                    h.failing_since, coalesce(w.waiting, 0) AS waiting, coalesce(x.dead_letters, 0) AS dead_letters, n.revision, n.created_at, n.updated_at
               FROM outbox.endpoint n JOIN outbox.endpoint_state h ON h.endpoint_id = n.id
+             CROSS JOIN LATERAL jsonb_to_record(outbox.masked_configuration(n)) AS c(
+                   url text, headers jsonb, authentication jsonb, tls jsonb, response_rules jsonb, timeout_seconds numeric,
+                   connect_timeout_seconds numeric, retry_schedule_seconds numeric[])
               LEFT JOIN (SELECT endpoint_id, count(*) AS waiting FROM outbox.delivery WHERE endpoint_id = ANY (\(ids)) GROUP BY endpoint_id) w
                 ON w.endpoint_id = n.id
               LEFT JOIN (SELECT endpoint_id, count(*) AS dead_letters FROM outbox.dead_letter
@@ -159,38 +177,21 @@ extension Connection {
     }
 }
 
-extension Endpoint.Settings {
-    /// Reads a row of `readEndpoints`, but for its first two columns.
-    fileprivate mutating func read(_ row: Row, opened: OpenedSecrets) throws {
-        secrets = opened.signing
+/// An endpoint as it is read, before anything is made of it.
+private struct StoredEndpoint {
+    let id: EndpointID
+    var configuration: EndpointConfiguration
+    let opened: OpenedSecrets
+    let state: EndpointState
+    var defect: String?
+
+    init(id: EndpointID, configuration: EndpointConfiguration, opened: OpenedSecrets, state: EndpointState) {
+        (self.id, self.configuration, self.opened, self.state) = (id, configuration, opened, state)
         defect = opened.defect
-        // Whose events it takes, and whether it takes any, first: whatever else cannot be read, it gets nobody else's.
-        customerID = ExactText(try row[2])
-        eventType = ExactText(try row[16])
-        changeType = ExactText(try row[17])
-        isOrdered = try row[24]
-        method = try known(HTTPRequest.Method.self, try row[3], "method")
-        url = try row[4]
-        urlHasParameters = try row[5]
-        format = try known(Endpoint.Format.self, try row[7], "format")
-        tls = HTTPRequest.TLS(authorities: try row[12] as String?, certificate: try row[13] as String?)
-        allowsHTTP2 = try row[14]
-        mostBytes = try row[15] as Int?
-        timeout = .milliseconds(try row[18] as Int64)
-        connectTimeout = .milliseconds(try row[19] as Int64)
-        retrySchedule = (try row[20] as [Int64]).map { .milliseconds($0) }
-        maxInFlight = try row[21]
-        maxConcurrency = try row[22] as Int?
-        rates = try (try row[23] as [String]).map { try RateLimit($0) }
-        if let text = try row[8] as String? {
-            template = try Template(text, kind: try Template.Kind(stored: try row[9]))
-        }
-        rules = try JSONDecoder().decode(AnswerRules.self, from: Data((try row[10] as JSONText).bytes))
-        authentication = try JSONDecoder().decode(Authentication.self, from: Data((try row[11] as JSONText).bytes))
-        credentials = try opened.credentials.given(
-            for: authentication.origins(url: url, authorities: tls.authorities?.text))
-        tls.key = credentials.clientKey.map { ExactText($0) }
-        headers = try StoredHeader.settings(try row[6] as JSONText, secrets: credentials.headers)
+    }
+
+    func endpoint() -> Endpoint {
+        Endpoint(id, configuration, signingSecrets: opened.signing, defect: defect, known: KnownState(state))
     }
 }
 
@@ -200,29 +201,16 @@ private struct OpenedSecrets {
     var defect: String?
 }
 
-/// A header as it is stored: the value of a secret one is sealed elsewhere.
-struct StoredHeader: Codable {
-    let name: String
-    var value: String?
-    var secret: Bool?
-
-    static func settings(_ json: JSONText, secrets: [String]) throws -> [Endpoint.HeaderSetting] {
-        var secrets = secrets[...]
-        return try JSONDecoder().decode([StoredHeader].self, from: Data(json.bytes)).map { header in
-            let isSecret = header.secret ?? false
-            return Endpoint.HeaderSetting(
-                name: header.name, value: isSecret ? secrets.popFirst() ?? "" : header.value ?? "", isSecret: isSecret)
+extension EndpointConfiguration {
+    /// Puts the secrets in their places.
+    fileprivate mutating func fill(from stored: Credentials) throws {
+        let credentials = try stored.given(for: origins)
+        if authentication.kind != .none { authentication.secret = .text(credentials.authentication ?? "") }
+        if tls.clientKey != nil { tls.clientKey = credentials.clientKey.map { .text($0) } }
+        var values = credentials.headers[...]
+        for place in headers.indices where headers[place].isSecret {
+            headers[place].value = .text(values.popFirst() ?? "")
         }
-    }
-
-    static func json(_ headers: [Endpoint.HeaderSetting]) throws -> JSONText {
-        JSONText(
-            Array(
-                try JSONEncoder().encode(
-                    headers.map {
-                        StoredHeader(
-                            name: $0.name, value: $0.isSecret ? nil : $0.value, secret: $0.isSecret ? true : nil)
-                    })))
     }
 }
 

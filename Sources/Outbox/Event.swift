@@ -98,7 +98,7 @@ package final class Event: Sendable {
         traceparent = context.flatMap(Self.traceparent)
     }
 
-    private static func isOperational(_ type: ExactText) -> Bool { type.utf8.starts(with: "outbox.".utf8) }
+    static func isOperational(_ type: ExactText) -> Bool { type.utf8.starts(with: "outbox.".utf8) }
 
     private static func traceparent(in context: [UInt8]) -> String? {
         // Most contexts have none, and then nothing is parsed.

@@ -43,13 +43,6 @@ extension Connection {
         ).count == 1
     }
 
-    /// Order begins with the events that are committed afterwards; where it ends, everything goes that stood in line.
-    mutating func storeOrder(_ change: EndpointChange, of id: EndpointID) throws {
-        // The cut puts events in line under the same lock.
-        try lockLanes([id])
-        try query("UPDATE outbox.endpoint SET ordered = coalesce(\(change.isOrdered), ordered) WHERE id = \(id)")
-    }
-
     /// Lets some lines go that dead letters held up, those after a key, where others may pass now; returns the last key, nil at the end.
     /// In steps, as `cancelDeleted`.
     mutating func releaseBlocked(of id: EndpointID, after key: String) throws -> String? {

@@ -100,6 +100,8 @@ package enum Resolution: Sendable {
     case wait(Duration, Trigger)
     /// Park it with the dead letters.
     case dead(DeadReason)
+    /// Take it out of the lane: the endpoint's filter does not hold for it.
+    case unwanted
 }
 
 /// Why a delivery was parked.
@@ -108,6 +110,7 @@ package enum DeadReason: String, Sendable {
     case workerCrashed = "worker_crashed"
     case renderError = "render_error"
     case eventMissing = "event_missing"
+    case filterError = "filter_error"
 }
 
 /// One pair's news for the recorder: the request that was made, if one was, and what is to become of the pair.

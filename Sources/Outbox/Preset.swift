@@ -6,9 +6,9 @@ package struct Preset: Sendable {
     package let summary: String
     package let kind: Template.Kind
     package let template: String
-    package var rules = AnswerRules()
+    package var rules = ResponseRules()
     /// More bytes than this are refused before they are sent; the receiver would.
-    package var mostBytes: Int?
+    package var maxBodyBytes: Int?
     /// How often the receiver lets itself be called.
     package var rates: [RateLimit] = []
     /// From here on a lint warns.
@@ -58,7 +58,7 @@ package struct Preset: Sendable {
             #"{"type":"message","attachments":[{"contentType":"application/vnd.microsoft.card.adaptive","contentUrl":null,"#
             + #""content":{"$schema":"http://adaptivecards.io/schemas/adaptive-card.json","type":"AdaptiveCard","version":"1.2","#
             + #""body":[{"type":"TextBlock","text":"%after.text|New event%","wrap":true}]}}]}"#,
-        rules: rules { $0.success = StatusSet([202...202]) }, mostBytes: 28_000, rates: [rate("4/1s")],
+        rules: rules { $0.success = StatusSet([202...202]) }, maxBodyBytes: 28_000, rates: [rate("4/1s")],
         warnBytes: 21_000,
         wanted: [
             #""type":"message""#, #""attachments""#, #""contentType":"application/vnd.microsoft.card.adaptive""#,
@@ -68,7 +68,8 @@ package struct Preset: Sendable {
 
     private static let teamsWorkflowText = Preset(
         name: "teams-workflow-text", summary: "Microsoft Teams workflow that reads a text itself", kind: .json,
-        template: #"{"text": "%after.text|New event%"}"#, mostBytes: 28_000, rates: [rate("4/1s")], warnBytes: 21_000,
+        template: #"{"text": "%after.text|New event%"}"#, maxBodyBytes: 28_000, rates: [rate("4/1s")],
+        warnBytes: 21_000,
         warning: "the workflow has to be made for a plain text; others take Adaptive Cards only")
 
     /// The retired connectors answer 200 and `1`, and report being throttled in the text of a 200.
@@ -79,7 +80,7 @@ package struct Preset: Sendable {
             $0.success = StatusSet([200...200])
             $0.checks = [check("text 1")]
             $0.throttled = ["returned HTTP error 429"]
-        }, mostBytes: 28_000, rates: ["4/1s", "60/30s", "100/1h", "150/2h", "1800/24h"].map(rate), warnBytes: 21_000,
+        }, maxBodyBytes: 28_000, rates: ["4/1s", "60/30s", "100/1h", "150/2h", "1800/24h"].map(rate), warnBytes: 21_000,
         warning: "Microsoft has retired Office 365 connectors: use teams-workflow for what is new")
 
     private static let xMattersDelivery = Preset(
@@ -112,7 +113,7 @@ package struct Preset: Sendable {
         rules: rules {
             $0.success = StatusSet([202...202])
             $0.permanent = StatusSet([400...400, 413...413, 415...415])
-        }, mostBytes: 512 * 1024, warning: "the event's context must hold the integration's routing_key")
+        }, maxBodyBytes: 512 * 1024, warning: "the event's context must hold the integration's routing_key")
 
     private static let generic = Preset(
         name: "generic", summary: "every member of the event", kind: .json,
@@ -120,8 +121,8 @@ package struct Preset: Sendable {
             + #""transaction_id":"%transaction_id%","identity":%identity%,"occurred_at":"%occurred_at%","before":%before%,"after":%after%}"#
     )
 
-    private static func rules(_ change: (inout AnswerRules) -> Void) -> AnswerRules {
-        var rules = AnswerRules()
+    private static func rules(_ change: (inout ResponseRules) -> Void) -> ResponseRules {
+        var rules = ResponseRules()
         change(&rules)
         return rules
     }

@@ -38,6 +38,7 @@ extension Connection {
             strangers += try connection.clear(cleared.filter { lost.contains($0.holder) }, afterLoss: true)
             strangers += try connection.wait(owned, dueLanes: dueLanes)
             strangers += try connection.bury(owned)
+            try connection.discard(owned)
             receipt.lost.formUnion(try connection.finish(group.finishedBatches))
             try connection.heal(receipt.lost, events: group.events)
             strangers += group.outcomes.filter { receipt.lost.contains($0.holder) }.map(\.pair.event)
@@ -270,6 +271,19 @@ extension Connection {
             """)
         try advance(parked, afterLoss: false)
         return parked.count < dead.count ? dead.map(\.0.pair.event) : []
+    }
+
+    /// Takes deliveries out of their lanes that their endpoints do not want.
+    private mutating func discard(_ outcomes: [Outcome]) throws {
+        let pairs = outcomes.filter { if case .unwanted = $0.resolution { true } else { false } }.map(\.pair)
+        if pairs.isEmpty { return }
+        try advance(
+            try query(
+                """
+                DELETE FROM outbox.delivery d USING unnest(\(pairRows(pairs))) AS p(event_id, event_at, endpoint_id)
+                 WHERE \(lookUp("d", by: "p"))
+                RETURNING d.endpoint_id, d.ordering_key
+                """), afterLoss: false)
     }
 
     /// Deletes batches whose every pair is resolved, and returns those that were not ours to delete.

@@ -81,7 +81,7 @@ final class Cutter: Service {
             let cut = try connection.cut(batchSize: configuration.batchSize, budget: most)
             if case .events(let count) = cut { budget.withLock { $0.cut(count, took: .now - begin) } }
             return cut
-        } catch let error as PostgresError where error.kind == .deadline || error.sqlState == "57014" {
+        } catch let error as PostgresError where error.isOutOfTime {
             budget.withLock { $0.ranOutOfTime() }
             logger.warning(
                 "a cut took longer than its deadline and is tried again with fewer events",

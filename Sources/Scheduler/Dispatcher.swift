@@ -95,9 +95,8 @@ final class Dispatcher: Service {
             }
         }
         let now = parts.clock.now
-        var pairs = 0
         var routed: Set<EndpointID> = []
-        let matches = batch.events.map { event in
+        var matches = batch.events.map { event in
             var matching: [Endpoint] = []
             endpoints.forEach(wanting: event) { endpoint in
                 // Where order is kept, the cut has put it into the lane already.
@@ -109,9 +108,12 @@ final class Dispatcher: Service {
                     matching.append(endpoint)
                 }
             }
-            pairs += matching.count
             return matching
         }
+        // A batch that keeps losing its workers goes to the lanes, where a lethal payload is found out alone.
+        let isDangerous = batch.claims >= parts.configuration.mostBatchClaims
+        let verdicts = isDangerous ? [:] : try await askFilters(of: batch, &matches)
+        let pairs = matches.reduce(0) { $0 + $1.count }
         parts.laneWakeups.deliveriesWait(in: routed)
         let lease = Lease(
             .batch(batch.held), claims: batch.claims, events: batch.events.map(\.key), unresolved: pairs,
@@ -122,14 +124,19 @@ final class Dispatcher: Service {
         var sends: [Send] = []
         var waiting: [Recorder.Report] = []
         for (event, matching) in zip(batch.events, matches) {
-            // A batch that keeps losing its workers goes to the lanes, where a lethal payload is found out alone.
-            let isDangerous = batch.claims >= parts.configuration.mostBatchClaims
             let rest = event.deliverAt.map { Duration.microseconds($0.microseconds - now.microseconds) } ?? .zero
             for endpoint in matching {
-                if isDangerous || rest > .zero || endpoint.isConstrained(at: now) || !endpoint.accepts(.batch, at: now)
+                let pair = Pair(event: event.key, endpoint: endpoint.id)
+                if case .error(let reason) = verdicts[pair] {
+                    let outcome = Outcome(
+                        pair: pair, holder: lease.holder, mayBeShared: lease.mayBeShared, attempt: nil, attempts: 0,
+                        resolution: .dead(.filterError), note: (DeadReason.filterError.rawValue, reason))
+                    waiting.append(Recorder.Report(outcome: outcome, lease: lease))
+                } else if isDangerous || rest > .zero || endpoint.configuration.filter != nil && verdicts[pair] == nil
+                    || endpoint.isConstrained(at: now) || !endpoint.accepts(.batch, at: now)
                 {
                     let outcome = Outcome(
-                        pair: Pair(event: event.key, endpoint: endpoint.id), holder: lease.holder,
+                        pair: pair, holder: lease.holder,
                         mayBeShared: lease.mayBeShared, attempt: nil, attempts: 0,
                         resolution: .wait(max(rest, .zero), .first))
                     waiting.append(Recorder.Report(outcome: outcome, lease: lease))
@@ -153,6 +160,28 @@ final class Dispatcher: Service {
         }
         parts.recorder.submit(waiting)
         parts.sender.enqueue(sends)
+    }
+
+    /// Asks the filters of those that match, and takes out what they do not hold for. What has no verdict is asked in its lane.
+    private func askFilters(of batch: ClaimedBatch, _ matches: inout [[Endpoint]]) async throws -> [Pair: FilterVerdict]
+    {
+        var questions: [FilterGate.Question] = []
+        for (event, matching) in zip(batch.events, matches) {
+            for endpoint in matching {
+                if let filter = endpoint.configuration.filter {
+                    questions.append(FilterGate.Question(event: event.key, endpoint: endpoint.id, filter: filter))
+                }
+            }
+        }
+        if questions.isEmpty { return [:] }
+        var verdicts: [Pair: FilterVerdict] = [:]
+        for (question, verdict) in zip(questions, try await parts.filters.askForBatch(questions)) {
+            if let verdict { verdicts[Pair(event: question.event, endpoint: question.endpoint)] = verdict }
+        }
+        for (place, event) in batch.events.enumerated() {
+            matches[place].removeAll { verdicts[Pair(event: event.key, endpoint: $0.id)] == .holdsNot }
+        }
+        return verdicts
     }
 
     /// How many pairs are handed on at a time.

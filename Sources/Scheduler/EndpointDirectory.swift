@@ -19,17 +19,19 @@ final class EndpointDirectory: Sendable {
 
         private struct Key: Hashable {
             let customer: ExactText
-            let type: ExactText
-
-            init(_ customer: ExactText, _ type: ExactText) { (self.customer, self.type) = (customer, type) }
+            let pattern: EventPattern
         }
 
         init(seen: EndpointsSeen, endpoints: [EndpointID: Endpoint]) {
             self.seen = seen
             byID = endpoints
-            let customers = endpoints.values.lazy.map(\.settings.customerID)
+            let customers = endpoints.values.lazy.map(\.customerID)
             hasSeveralCustomers = customers.first.map { first in customers.contains { $0 != first } } ?? false
-            byKey = Dictionary(grouping: endpoints.values) { Key($0.settings.customerID, $0.settings.eventType) }
+            byKey = endpoints.values.reduce(into: [:]) { index, endpoint in
+                for pattern in endpoint.eventPatterns {
+                    index[Key(customer: endpoint.customerID, pattern: pattern), default: []].append(endpoint)
+                }
+            }
             defective = endpoints.values.filter { $0.defect != nil }
         }
 
@@ -43,10 +45,11 @@ final class EndpointDirectory: Sendable {
 
         /// Calls the body with every endpoint that gets the event.
         func forEach(wanting event: Event, _ body: (Endpoint) -> Void) {
+            let patterns = event.possiblePatterns
             for customer in event.customerID == "*" ? ["*"] : [event.customerID, "*"] {
-                for type in event.type == "*" ? ["*"] : [event.type, "*"] {
-                    for endpoint in byKey[Key(customer, type)] ?? []
-                    where endpoint.wants(event) && endpoint.known.takesEvents { body(endpoint) }
+                for pattern in patterns {
+                    for endpoint in byKey[Key(customer: customer, pattern: pattern)] ?? []
+                    where endpoint.takes(changeType: event.changeType) && endpoint.known.takesEvents { body(endpoint) }
                 }
             }
         }

@@ -48,7 +48,9 @@ package struct Engine: Sendable {
             ? try connect(
                 "/listen", session: WorkerSession.setUp(instance: instance, patience: patience, channel: "outbox"),
                 after: first, isReserved: false) : nil
-        let pools = Connections(pools: [pool, lanes, keeping, recording, renewing] + (listener.map { [$0] } ?? []))
+        let filtering = try connect("/filter", after: first, isReserved: false)
+        let pools = Connections(
+            pools: [pool, lanes, keeping, filtering, recording, renewing] + (listener.map { [$0] } ?? []))
 
         let clock = DatabaseClock()
         let directory = EndpointDirectory(pool: pool, keyring: keyring, logger: logger)
@@ -70,6 +72,7 @@ package struct Engine: Sendable {
         let parts = EngineParts(
             pool: pool, lanes: lanes, directory: directory, clock: clock, keeper: keeper, recorder: recorder,
             sender: sender,
+            filters: FilterGate(batches: pool, lanes: lanes, slow: filtering, logger: logger),
             laneWakeups: laneWakeups, instance: instance, configuration: configuration, logger: logger)
         let dispatcher = Dispatcher(parts, wakeup: claiming)
         let laneRunner = LaneRunner(parts)
@@ -119,6 +122,7 @@ struct EngineParts: Sendable {
     let keeper: LeaseKeeper
     let recorder: Recorder
     let sender: Sender
+    let filters: FilterGate
     let laneWakeups: LaneWakeups
     /// The installation that this process works for; claims in another one find nothing.
     let instance: String

@@ -95,7 +95,7 @@ final class LaneRunner: Service {
     private func greedyCustomers(of lanes: [EndpointID], _ endpoints: EndpointDirectory.Snapshot) -> [String] {
         guard endpoints.hasSeveralCustomers, lanes.count >= Self.mostLanes / 2 else { return [] }
         let held = lanes.reduce(into: [ExactText: Int]()) {
-            $0[endpoints.byID[$1]?.settings.customerID ?? "", default: 0] += 1
+            $0[endpoints.byID[$1]?.customerID ?? "", default: 0] += 1
         }
         return held.filter { $0.value >= Self.mostLanes - lanes.count }
             .map { String(decoding: $0.key.utf8, as: UTF8.self) }

@@ -77,7 +77,7 @@ struct LaneWork {
             case .notYet: continue
             case .deliveries(let page):
                 let answers = lease.answers
-                try await send(page)
+                try await send(try await wanted(page))
                 guard try await judgeRound(hadAnswers: answers) else { return }
             }
         }
@@ -163,6 +163,38 @@ struct LaneWork {
             lane.endpoint, for: lease.holder, with: RateLimiter(wanted, starts: starts, now: now))
     }
 
+    // MARK: Filtering
+
+    /// Those that the endpoint's filter holds for, and those that it was asked about before. The others are through.
+    private func wanted(_ page: [WaitingDelivery]) async throws -> [WaitingDelivery] {
+        guard let endpoint, let filter = endpoint.configuration.filter else { return page }
+        func isNew(_ delivery: WaitingDelivery) -> Bool {
+            delivery.content != nil && delivery.trigger == .first && delivery.attempts == 0
+        }
+        let new = page.filter(isNew)
+        if new.isEmpty { return page }
+        var verdicts: [EventKey: FilterVerdict] = [:]
+        if let found = try await parts.filters.ask(new.map(\.event), of: endpoint, filter) {
+            for (delivery, verdict) in zip(new, found) { verdicts[delivery.event] = verdict }
+        } else {
+            // What is not looked at comes again with the next page.
+            for delivery in new where isWorkable {
+                verdicts[delivery.event] = try await parts.filters.askAlone(delivery.event, filter)
+            }
+        }
+        return page.filter { delivery in
+            guard isNew(delivery) else { return true }
+            switch verdicts[delivery.event] {
+            case .holds: return true
+            case .holdsNot: resolve(delivery, .unwanted)
+            case .error(let reason):
+                resolve(delivery, .dead(.filterError), note: (DeadReason.filterError.rawValue, reason))
+            case nil: break
+            }
+            return false
+        }
+    }
+
     // MARK: Sending
 
     private mutating func send(_ page: [WaitingDelivery]) async throws {
@@ -215,10 +247,17 @@ struct LaneWork {
         let error =
             reason == .workerCrashed
             ? "its worker died in each of the last \(delivery.crashes) sends" : "the event's row is gone"
+        resolve(delivery, .dead(reason), note: (reason.rawValue, error))
+    }
+
+    /// Without a request.
+    private func resolve(
+        _ delivery: WaitingDelivery, _ resolution: Resolution, note: (errorClass: String, error: String)? = nil
+    ) {
         var outcome = Outcome(
             pair: Pair(event: delivery.event, endpoint: lane.endpoint), holder: lease.holder,
-            mayBeShared: lease.mayBeShared, attempt: nil, attempts: delivery.attempts,
-            resolution: .dead(reason), note: (reason.rawValue, error))
+            mayBeShared: lease.mayBeShared, attempt: nil, attempts: delivery.attempts, resolution: resolution,
+            note: note)
         outcome.isOrdered = delivery.isOrdered
         lease.add([delivery.event])
         parts.recorder.submit([Recorder.Report(outcome: outcome, lease: lease)])

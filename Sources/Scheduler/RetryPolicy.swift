@@ -23,7 +23,7 @@ struct Verdict: Sendable {
         switch resolution {
         case .wait: break
         case .dead(.exhausted) where attempts == 1: break
-        case .dead, .delivered: return
+        case .dead, .delivered, .unwanted: return
         }
         errorClass = HTTPExchange.Failure.auth.rawValue
         error = "HTTP 401: the access token was refused; trying again with a new one"
@@ -72,7 +72,7 @@ enum RetryPolicy {
         _ exchange: HTTPExchange, endpoint: Endpoint, number: Int, trigger: Trigger, now: Timestamp,
         jitter: @autoclosure () -> Double
     ) -> Verdict {
-        var finding: AnswerRules.Finding?
+        var finding: ResponseRules.Finding?
         if let status = exchange.status, endpoint.rules.takes(status) {
             finding = endpoint.rules.judge(exchange.body, isComplete: exchange.isBodyComplete)
             if finding == .success { return Verdict(isSuccess: true, resolution: .delivered, attempts: number) }
@@ -83,7 +83,7 @@ enum RetryPolicy {
         case .failure(let reason):
             return Verdict(
                 isSuccess: false, errorClass: "rule_failed", error: reason,
-                resolution: endpoint.rules.isFailureFinal == true
+                resolution: endpoint.rules.isFailureFinal
                     ? .dead(.permanent) : retry(endpoint, number, atLeast: .zero, jitter),
                 attempts: number)
         case .throttled:

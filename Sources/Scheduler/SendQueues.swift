@@ -224,7 +224,7 @@ struct SendQueues {
             let forLanes = Load(count: mostInFlight / 4 * 3, bytes: mostBytes / 4 * 3) - inFlightFromLanes
             if !send.isFromBatch, !queue.inFlight.isWithin(forLanes) { return false }
         } else {
-            queue.share = share(of: endpoint?.settings.customerID ?? "")
+            queue.share = share(of: endpoint?.customerID ?? "")
         }
         guard hasSeveralCustomers, let held = queue.share?.held, held.count > 0 else { return true }
         return held.isWithin(free)

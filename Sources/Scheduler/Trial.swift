@@ -98,7 +98,7 @@ package struct Trial: Sendable {
 
     private func checkURL() throws(StepFailure) -> String {
         let target: TargetURL
-        do throws(TargetURL.Refusal) { target = try TargetURL(endpoint.settings.url) } catch {
+        do throws(TargetURL.Refusal) { target = try TargetURL(endpoint.configuration.url) } catch {
             throw StepFailure(.url, "the URL \(error)")
         }
         if let reason = policy.refusal(of: target) { throw StepFailure(.url, "the URL \(reason)") }
@@ -107,7 +107,7 @@ package struct Trial: Sendable {
 
     private func checkHeaders() throws(StepFailure) -> String {
         if let defect = endpoint.defect { throw StepFailure(.headers, defect) }
-        return "\(endpoint.settings.headers.count) of its own"
+        return "\(endpoint.configuration.headers.count) of its own"
     }
 
     private func render(_ transport: Transport) async throws(StepFailure) -> DeliveryRequest {

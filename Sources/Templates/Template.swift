@@ -237,3 +237,10 @@ func isLetterOrDigit(_ byte: UInt8) -> Bool {
     default: false
     }
 }
+
+extension Template: Equatable {
+    /// True when both are the same text, byte for byte, read in the same way.
+    package static func == (left: Template, right: Template) -> Bool {
+        left.kind == right.kind && left.source.utf8.elementsEqual(right.source.utf8)
+    }
+}

@@ -25,9 +25,8 @@ struct EndpointCommand: AsyncParsableCommand {
         var secretFile: String?
 
         func run() async throws {
-            var change = try changes.change()
-            change.name = name
-            change.url = url
+            var configuration = EndpointConfiguration(name: name, url: url)
+            try changes.change()(&configuration)
             // Beside the embedded database the key may lie; for another one, whoever made it in some folder would be the only one to
             // have it.
             let settings = try Settings(options)
@@ -37,9 +36,9 @@ struct EndpointCommand: AsyncParsableCommand {
                     try SigningSecret(String(decoding: try textArgument(file == "-" ? "-" : "@" + file), as: UTF8.self))
                 } ?? .generate()
             let policy = try Settings(options).policy()
-            let created = try await Session.run(options) { [change] connection in
+            let created = try await Session.run(options) { [configuration] connection in
                 let id = try connection.createEndpoint(
-                    change, secret: secret, keyring: keyring, policy: policy.refusing(connection.serverSockets))
+                    configuration, secret: secret, keyring: keyring, policy: policy.refusing(connection.serverSockets))
                 return try connection.listEndpoints(id)
             }
             if let warning = try changes.presetWarning { note(warning) }
@@ -70,8 +69,8 @@ struct EndpointCommand: AsyncParsableCommand {
             options.format.list(
                 listing.first(limit, orMore: "--limit, --search"),
                 columns: [
-                    "name", "customer_id", "state", "failing_since", "method", "url", "format", "event_type",
-                    "change_type", "waiting", "dead_letters",
+                    "name", "customer_id", "state", "failing_since", "method", "url", "format", "event_types",
+                    "change_types", "waiting", "dead_letters",
                 ])
         }
     }
@@ -98,14 +97,17 @@ struct EndpointCommand: AsyncParsableCommand {
         @OptionGroup var changes: EndpointOptions
 
         func run() async throws {
-            var change = try changes.change()
-            change.name = name
-            change.url = url
+            let change = try changes.change()
             let settings = try Settings(options)
             let (keyring, policy) = (try settings.keyring(creating: false), try settings.policy())
-            try await changeEndpoint(endpoint, options) { [change] connection, id in
+            try await changeEndpoint(endpoint, options) { [name, url] connection, id in
                 try connection.updateEndpoint(
-                    id, change, keyring: keyring, policy: policy.refusing(connection.serverSockets))
+                    id, keyring: keyring, policy: policy.refusing(connection.serverSockets)
+                ) { endpoint in
+                    if let name { endpoint.name = name }
+                    if let url { endpoint.url = url }
+                    try change(&endpoint)
+                }
             }
         }
     }

@@ -14,17 +14,31 @@ extension Template.Kind: ExpressibleByArgument {
         }
     }
 }
-extension AnswerRules.Form: ExpressibleByArgument {}
+extension ResponseRules.Form: ExpressibleByArgument {}
 extension Authentication.Kind: ExpressibleByArgument {}
-extension EndpointChange.OnDead: ExpressibleByArgument {}
+extension EndpointConfiguration.OnDead: ExpressibleByArgument {}
 extension OAuthClient.Proof: ExpressibleByArgument {}
 
 /// The settings of an endpoint that create, update and test share.
 struct EndpointOptions: ParsableArguments {
     @Option(name: .long, help: "Only this customer's events; * for all.") var customer: String?
-    @Option(name: .long, help: "Free text.") var description: String?
-    @Option(name: .long, help: "Exact event type; * for all.") var eventType: String?
-    @Option(name: .long, help: "Exact change type, such as Create; * for all.") var changeType: String?
+    @Option(name: .long, help: "Free text; an empty one takes it away.") var description: String?
+    @Option(
+        name: .long,
+        help: ArgumentHelp(
+            "An event type, a prefix such as order.*, or * for all; may be repeated. =TEXT is literal.",
+            valueName: "type"))
+    var eventType: [String] = []
+    @Option(
+        name: .long,
+        help: ArgumentHelp("A change type such as Create, a prefix or *; may be repeated.", valueName: "type"))
+    var changeType: [String] = []
+    @Option(
+        name: .long,
+        help: ArgumentHelp(
+            "A SQL/JSON path, as in '$.after.amount > 10': only events that it holds for; @file; \"none\" to undo.",
+            valueName: "path"))
+    var filter: String?
     @Option(name: .long, help: "POST, PUT, PATCH or GET.") var method: HTTPRequest.Method?
     @Flag(name: .long, inversion: .prefixedNo, help: "Fill %parameters% in the URL's path and query, too.")
     var urlParameters: Bool?
@@ -63,7 +77,7 @@ struct EndpointOptions: ParsableArguments {
     @Option(name: .long, help: "Statuses that mean success, as in 200-299.") var success: String?
     @Option(name: .long, help: "Statuses after which an event is not tried again, as in 400,413.")
     var permanent: String?
-    @Option(name: .long, help: "What the answer's body has to be: any, json or jsonp.") var answer: AnswerRules.Form?
+    @Option(name: .long, help: "What the answer's body has to be: any, json or jsonp.") var answer: ResponseRules.Form?
     @Option(
         name: .long,
         help: ArgumentHelp(
@@ -94,66 +108,81 @@ struct EndpointOptions: ParsableArguments {
     var ordered: Bool?
     @Option(
         name: .long, help: "When an ordered delivery becomes a dead letter, its key waits (block) or goes on (skip).")
-    var onDead: EndpointChange.OnDead?
+    var onDead: EndpointConfiguration.OnDead?
 
-    func change() throws -> EndpointChange {
-        var change = EndpointChange()
-        change.customerID = customer
-        change.description = description
-        change.eventType = eventType
-        change.changeType = changeType
-        change.method = method
-        change.urlHasParameters = urlParameters
-        change.timeout = timeout?.duration
-        change.connectTimeout = connectTimeout?.duration
-        change.maxInFlight = maxInFlight
-        change.allowsHTTP2 = http2
-        change.mostBytes = maxBody
-        change.maxConcurrency = maxConcurrency
-        change.isOrdered = ordered
-        change.onDead = onDead
-        if !rate.isEmpty { change.rates = rate == ["none"] ? [] : try rate.map { try RateLimit($0) } }
-        try setBody(&change)
-        try setHeaders(&change)
-        try setAuthentication(&change)
-        try setRules(&change)
-        change.authorities = try pem(caFile)
-        change.clientCertificate = try pem(clientCertFile)
-        change.clientKey = try pem(clientKeyFile)
-        if let preset { try change.apply(try Preset.named(preset)) }
-        if let retrySchedule {
-            let waits =
-                retrySchedule == "none"
-                ? [] : retrySchedule.split(separator: ",", omittingEmptySubsequences: false).map(String.init)
-            change.retrySchedule = try waits.map { wait in
-                guard let wait = DurationArgument(argument: wait) else {
-                    throw OperationRefusal(
-                        .invalid, "\"\(wait)\" is not a wait", hint: "Expected a list such as 5s,30s,2m,1h")
-                }
-                return wait.duration
+    /// Changes what was said, and nothing else.
+    ///
+    /// The files that are named are read once, here.
+    func change() throws -> @Sendable (inout EndpointConfiguration) throws -> Void {
+        let (template, headers, secret) = (try readTemplate(), try readHeaders(), try readSecret())
+        let filter = try filter.map { String(decoding: try textArgument($0), as: UTF8.self) }
+        let (ca, certificate, key) = (try pem(caFile), try pem(clientCertFile), try pem(clientKeyFile))
+        return { [self] endpoint in
+            if let preset { try endpoint.apply(try Preset.named(preset)) }
+            if let customer { endpoint.customerID = customer }
+            if let description { endpoint.description = description.isEmpty ? nil : description }
+            if !eventType.isEmpty { endpoint.eventTypes = try eventType.map { try EventPattern($0) } }
+            if !changeType.isEmpty { endpoint.changeTypes = try changeType.map { try EventPattern($0) } }
+            if let filter { endpoint.filter = filter == "none" ? nil : filter }
+            if let method { endpoint.method = method }
+            if let urlParameters { endpoint.urlHasParameters = urlParameters }
+            if let template {
+                endpoint.template = template
+                endpoint.format = .template
             }
+            if let format { endpoint.format = format }
+            if let headers { endpoint.headers = headers }
+            try setAuthentication(&endpoint, secret: secret)
+            if let ca { endpoint.tls.caCertificates = ca.isEmpty ? nil : ca }
+            if let certificate {
+                endpoint.tls.clientCertificate = certificate.isEmpty ? nil : certificate
+                // The key that was there belongs to another one.
+                endpoint.tls.clientKey = nil
+            }
+            if let key { endpoint.tls.clientKey = .text(key) }
+            if let http2 { endpoint.allowsHTTP2 = http2 }
+            if let maxBody { endpoint.maxBodyBytes = maxBody == 0 ? nil : maxBody }
+            try setRules(&endpoint.rules)
+            try setLimits(&endpoint)
         }
-        return change
+    }
+
+    private func setLimits(_ endpoint: inout EndpointConfiguration) throws {
+        if let timeout { endpoint.timeout = timeout.duration }
+        if let connectTimeout { endpoint.connectTimeout = connectTimeout.duration }
+        if let maxInFlight { endpoint.maxInFlight = maxInFlight }
+        if let maxConcurrency { endpoint.maxConcurrency = maxConcurrency == 0 ? nil : maxConcurrency }
+        if let ordered { endpoint.isOrdered = ordered }
+        if let onDead { endpoint.onDead = onDead }
+        if !rate.isEmpty { endpoint.rates = rate == ["none"] ? [] : try rate.map { try RateLimit($0) } }
+        guard let retrySchedule else { return }
+        let waits =
+            retrySchedule == "none"
+            ? [] : retrySchedule.split(separator: ",", omittingEmptySubsequences: false).map(String.init)
+        endpoint.retrySchedule = try waits.map { wait in
+            guard let wait = DurationArgument(argument: wait) else {
+                throw OperationRefusal(
+                    .invalid, "\"\(wait)\" is not a valid retry delay", hint: "Expected a list such as 5s,30s,2m,1h")
+            }
+            return wait.duration
+        }
     }
 
     /// What should be known of the preset, beside its description.
     var presetWarning: String? { get throws { try preset.flatMap { try Preset.named($0).warning } } }
 
-    private func setBody(_ change: inout EndpointChange) throws {
-        change.format = format
-        guard let template else { return }
-        change.format = format ?? .template
+    private func readTemplate() throws -> Template? {
+        guard let template else { return nil }
         let text = String(decoding: try textArgument(template), as: UTF8.self)
-        do { change.template = try Template(text, kind: templateKind ?? .json) } catch {
+        do { return try Template(text, kind: templateKind ?? .json) } catch {
             throw OperationRefusal(
                 .invalid, "the template cannot be used: \(error)", hint: "Try it with: outboxctl template lint")
         }
     }
 
-    private func setHeaders(_ change: inout EndpointChange) throws {
-        if header.isEmpty, secretHeader.isEmpty { return }
-        change.headers =
-            header.map { Endpoint.HeaderSetting(name: $0.name, value: $0.value) }
+    private func readHeaders() throws -> [EndpointConfiguration.Header]? {
+        if header.isEmpty, secretHeader.isEmpty { return nil }
+        return header.map { EndpointConfiguration.Header(name: $0.name, value: $0.value) }
             + (try secretHeader.map { header in
                 guard header.value.hasPrefix("@") || header.value == "-" else {
                     throw OperationRefusal(
@@ -166,11 +195,13 @@ struct EndpointOptions: ParsableArguments {
                         .invalid, "the file of the secret header \(header.name.prefix(64)) is empty",
                         hint: "Put the header's value into it")
                 }
-                return Endpoint.HeaderSetting(name: header.name, value: value, isSecret: true)
+                return EndpointConfiguration.Header(name: header.name, value: value, isSecret: true)
             })
     }
 
-    private func setAuthentication(_ change: inout EndpointChange) throws {
+    private func readSecret() throws -> String? { try authFile.map { try line($0 == "-" ? "-" : "@" + $0) } }
+
+    private func setAuthentication(_ endpoint: inout EndpointConfiguration, secret: String?) throws {
         guard let auth else {
             if [authFile, authUser, authHeader, tokenUrl, clientId, scope, clientAuth?.rawValue].contains(where: {
                 $0 != nil
@@ -189,24 +220,22 @@ struct EndpointOptions: ParsableArguments {
         authentication.clientID = clientId
         authentication.scope = scope
         authentication.clientProof = clientAuth
-        change.authenticationSecret = try authFile.map { try line($0 == "-" ? "-" : "@" + $0) }
         // Given but empty is the same as not given: then no header is sent at all.
-        if auth == .verbatim, change.authenticationSecret?.isEmpty ?? true {
+        if auth == .verbatim, secret?.isEmpty ?? true {
             authentication.kind = .none
-            change.authenticationSecret = nil
+        } else {
+            authentication.secret = secret.map { .text($0) }
         }
-        change.authentication = authentication
+        endpoint.authentication = authentication
     }
 
-    private func setRules(_ change: inout EndpointChange) throws {
-        var rules = AnswerRules()
-        rules.success = try success.map { try StatusSet($0) }
-        rules.permanent = try permanent.map { try StatusSet($0) }
-        rules.form = answer
+    private func setRules(_ rules: inout ResponseRules) throws {
+        if let success { rules.success = try StatusSet(success) }
+        if let permanent { rules.permanent = try StatusSet(permanent) }
+        if let answer { rules.form = answer }
         if !rule.isEmpty { rules.checks = try rule.map { try Check($0) } }
         if !throttledText.isEmpty { rules.throttled = throttledText }
-        rules.isFailureFinal = ruleFailureFinal
-        if rules != AnswerRules() { change.rules = rules }
+        if let ruleFailureFinal { rules.isFailureFinal = ruleFailureFinal }
     }
 
     private func pem(_ file: String?) throws -> String? {

@@ -43,19 +43,21 @@ private struct TrialRun {
             let event =
                 try trial.event.map { try connection.readEvent(try connection.eventKey($0)) }
                 ?? Event.sample(
-                    type: endpoint.settings.eventType == "*" ? "outbox.test" : endpoint.settings.eventType.text,
+                    type: endpoint.configuration.eventTypes.sampleType,
                     after: data ?? Event.sampleData, context: context, at: now)
             return (
                 endpoint: endpoint, event: event, now: now, webhookID: event.key.webhookID(instance: instance),
                 policy: allowed.refusing(connection.serverSockets)
             )
         }
-        var wanted = prepared.endpoint.settings
+        var wanted = prepared.endpoint.configuration
         if let url {
             wanted.url = url
-            if !reveals { wanted.withholdCredentials(givenFor: prepared.endpoint.settings.url) }
+            if !reveals { wanted.withholdCredentials(givenFor: prepared.endpoint.configuration.url) }
         }
-        endpoint = Endpoint(wanted)
+        endpoint = Endpoint(
+            prepared.endpoint.id, wanted, signingSecrets: prepared.endpoint.signingSecrets,
+            defect: prepared.endpoint.defect)
         // A rule that is not enabled is never called; its trial by hand is another matter.
         if trigger == .evaluate, prepared.endpoint.state.isDisabled {
             report = Trial.Report(refusedBecause: "the endpoint is disabled")

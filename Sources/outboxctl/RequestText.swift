@@ -5,8 +5,8 @@ extension Endpoint {
     /// False for headers that hold a secret, or sound as if they did.
     func mayShow(_ header: HTTPHeader) -> Bool {
         let name = header.name.lowercased()
-        if settings.headers.contains(where: { $0.isSecret && $0.name.lowercased() == name }) { return false }
-        if settings.authentication.header?.lowercased() == name { return false }
+        if configuration.headers.contains(where: { $0.isSecret && $0.name.lowercased() == name }) { return false }
+        if configuration.authentication.header?.lowercased() == name { return false }
         return !Masking.soundsSecret(name)
     }
 }

@@ -120,7 +120,7 @@ struct TemplateCommand: AsyncParsableCommand {
             if let warning = preset.warning { note(warning) }
             for finding in preset.findings(in: template) { note(finding) }
             let size = try sampleRequest(
-                template, data: try textArgument(data ?? #"{"text":""}"#), mostBytes: preset.mostBytes
+                template, data: try textArgument(data ?? #"{"text":""}"#), maxBodyBytes: preset.maxBodyBytes
             ).request.body.count
             if let limit = preset.warnBytes, size > limit {
                 note("\(size) bytes: \(preset.name) may cut off or refuse more than \(limit)")
@@ -132,17 +132,17 @@ struct TemplateCommand: AsyncParsableCommand {
 /// The request that a template makes of a sample event.
 private func sampleRequest(
     _ template: Template, type: String = "outbox.test", data: [UInt8]? = nil, context: [UInt8]? = nil,
-    mostBytes: Int? = nil
+    maxBodyBytes: Int? = nil
 ) throws -> DeliveryRequest {
     let now = Timestamp(microseconds: Int64(Date().timeIntervalSince1970 * 1_000_000))
-    var settings = Endpoint.Settings(
-        id: EndpointID(rawValue: .random()), name: "endpoint", url: "https://example.com/")
-    settings.format = .template
-    settings.template = template
-    settings.mostBytes = mostBytes
+    var configuration = EndpointConfiguration(name: "endpoint", url: "https://example.com/")
+    configuration.format = .template
+    configuration.template = template
+    configuration.maxBodyBytes = maxBodyBytes
     let event = Event.sample(type: type, after: data ?? Event.sampleData, context: context, at: now)
     do {
         return try HTTPRequest.delivery(
-            of: event, to: Endpoint(settings), number: 1, webhookID: "evt_sample_0", at: now)
+            of: event, to: Endpoint(EndpointID(rawValue: .random()), configuration), number: 1,
+            webhookID: "evt_sample_0", at: now)
     } catch { throw OperationRefusal(.invalid, "\(error)") }
 }

@@ -331,11 +331,9 @@ import Testing
             listener.errors.split(separator: " ").last?.trimmingCharacters(in: .whitespacesAndNewlines))
         let database = try await TestCluster.database()
         try await database.endpoint("good", url: url)
-        var change = EndpointChange()
-        change.name = "given"
-        change.url = url + "given"
-        try await database.pool.run { [change] in
-            _ = try $0.createEndpoint(change, secret: secret, keyring: TestWorker.keyring)
+        try await database.pool.run {
+            let configuration = EndpointConfiguration(name: "given", url: url + "given")
+            _ = try $0.createEndpoint(configuration, secret: secret, keyring: TestWorker.keyring)
         }
         try await TestWorker.run(database) {
             try await database.publish()

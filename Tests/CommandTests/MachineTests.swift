@@ -201,7 +201,9 @@ import Testing
             try $0.endpoint(try $0.endpointID("e"), keyring: TestWorker.keyring)
         }
         #expect(endpoint.defect?.contains("are not sent anywhere else") == true)
-        #expect(endpoint.settings.credentials.authentication == nil && endpoint.settings.credentials.headers.isEmpty)
+        #expect(
+            endpoint.configuration.authentication.secret == nil
+                && !endpoint.configuration.headers.contains(where: \.isSecret))
         try await TestWorker.run(setting.database) {
             let waits = try await eventually { try await setting.database.deliveries("waiting") == 1 }
             #expect(waits)

@@ -12,13 +12,11 @@ import Transport
     private static let alert = #"SELECT outbox.publish('Alert', '{"text":"Test Citrix Analytics Alert."}')"#
 
     private func create(
-        _ database: TestDatabase, _ name: String, _ change: (inout EndpointChange) throws -> Void = { _ in }
+        _ database: TestDatabase, _ name: String, _ change: (inout EndpointConfiguration) throws -> Void = { _ in }
     )
         async throws -> EndpointID
     {
-        var wish = EndpointChange()
-        wish.name = name
-        wish.url = "https://example.com/"
+        var wish = EndpointConfiguration(name: name, url: "https://example.com/")
         try change(&wish)
         return try await database.pool.run { [wish] in
             try $0.createEndpoint(wish, secret: .generate(), keyring: TestWorker.keyring)
@@ -89,7 +87,7 @@ import Transport
         let own = try await TestCluster.database().deliver(Self.alert) {
             $0.format = .template
             $0.template = try Template("<a/>", kind: .xml)
-            $0.headers = [Endpoint.HeaderSetting(name: "Content-Type", value: "text/xml")]
+            $0.headers = [EndpointConfiguration.Header(name: "Content-Type", value: "text/xml")]
         }
         #expect(own.requests[0].headers.filter { $0.name.lowercased() == "content-type" }.map(\.value) == ["text/xml"])
     }
@@ -116,10 +114,10 @@ import Transport
         let database = try await TestCluster.database()
         let delivered = try await database.deliver(Self.alert) {
             $0.headers = [
-                Endpoint.HeaderSetting(name: "X-Team", value: "one"),
-                Endpoint.HeaderSetting(name: "X-Team", value: "two"),
-                Endpoint.HeaderSetting(name: "X-Empty", value: ""),
-                Endpoint.HeaderSetting(name: "X-Token", value: "canary 5%% %type% %x% ", isSecret: true),
+                EndpointConfiguration.Header(name: "X-Team", value: "one"),
+                EndpointConfiguration.Header(name: "X-Team", value: "two"),
+                EndpointConfiguration.Header(name: "X-Empty", value: ""),
+                EndpointConfiguration.Header(name: "X-Token", value: "canary 5%% %type% %x% ", isSecret: true),
             ]
         }
         let sent = delivered.requests[0].headers
@@ -136,7 +134,7 @@ import Transport
         ] {
             await #expect(throws: (any Error).self, "\(name)") {
                 _ = try await create(database, "bad") {
-                    $0.headers = [Endpoint.HeaderSetting(name: name, value: value)]
+                    $0.headers = [EndpointConfiguration.Header(name: name, value: value)]
                 }
             }
         }

@@ -1,3 +1,4 @@
+import Bytewise
 import Foundation
 import Outbox
 import Postgres
@@ -24,9 +25,7 @@ import Transport
             "http://[::1]/",
             "http://192.168.1.1/", "http://2130706433/",
         ] {
-            var wish = EndpointChange()
-            wish.name = "callback"
-            wish.url = url
+            let wish = EndpointConfiguration(name: "callback", url: url)
             let refusal = await #expect(throws: OperationRefusal.self, "\(url)") {
                 try await database.pool.run { [wish] in
                     _ = try $0.createEndpoint(wish, secret: .generate(), keyring: TestWorker.keyring, policy: policy)
@@ -57,7 +56,7 @@ import Transport
             var authentication = Authentication()
             authentication.kind = .verbatim
             $0.authentication = authentication
-            $0.authenticationSecret = "CwsAuth Bearer=canary,  x=\"y\""
+            $0.authentication.secret = "CwsAuth Bearer=canary,  x=\"y\""
         }
         #expect(
             delivered.requests[0].headers.filter { $0.name.lowercased() == "authorization" }.map(\.value)
@@ -74,7 +73,7 @@ import Transport
     private static let changeTypes = ["Create", "Update", "Delete", "Login", "*"]
 
     @Test func `CC-10 a change type matches exactly, and only the lone * matches all`() async throws {
-        let got = try await matrix(Self.changeTypes, column: "change_type") { $0.changeType = $1 }
+        let got = try await matrix(Self.changeTypes, column: "change_type") { $0.changeTypes = [Self.pattern($1)] }
         for wanted in Self.changeTypes {
             #expect(got[wanted] == (wanted == "*" ? Self.changeTypes : [wanted]), "\(wanted)")
         }
@@ -87,7 +86,7 @@ import Transport
     ]
 
     @Test func `CC-11 an event type matches exactly, and only the lone * matches all`() async throws {
-        let got = try await matrix(Self.eventTypes, column: "type") { $0.eventType = $1 }
+        let got = try await matrix(Self.eventTypes, column: "type") { $0.eventTypes = [Self.pattern($1)] }
         for wanted in Self.eventTypes {
             #expect(got[wanted] == (wanted == "*" ? Self.eventTypes : [wanted]), "\(wanted)")
         }
@@ -95,15 +94,18 @@ import Transport
 
     @Test func `CC-12 unknown values pass unchanged, and a * inside a value is a letter`() async throws {
         let values = ["Admin*", "Administrator", "Ünknown.Type/7", "*"]
-        let got = try await matrix(values, column: "type") { $0.eventType = $1 }
+        let got = try await matrix(values, column: "type") { $0.eventTypes = [Self.pattern($1)] }
         #expect(got["Admin*"] == ["Admin*"])
         #expect(got["Ünknown.Type/7"] == ["Ünknown.Type/7"])
         #expect(got["*"] == values)
     }
 
+    /// As the facade takes a value: the lone * is every one, and any other is itself.
+    private static func pattern(_ value: String) -> EventPattern { value == "*" ? .any : .exact(ExactText(value)) }
+
     /// Endpoints that want each of the values, events that have each: which endpoint got which.
     private func matrix(
-        _ values: [String], column: String, _ want: (inout EndpointChange, String) -> Void
+        _ values: [String], column: String, _ want: (inout EndpointConfiguration, String) -> Void
     ) async throws -> [String: [String]] {
         let database = try await TestCluster.database()
         let ledger = try Ledger()
@@ -231,12 +233,12 @@ import Transport
         let script =
             #"SELECT outbox.publish('Administrator', '{"CustomerId":"acme","LogonTime":"2018-04-24T21:21:42.521Z","OrgId":"1487a6","Principal":"DOMAIN\\joe, no e-mail"}', change_type => 'Login')"#
         let wants = try await TestCluster.database().deliver(script) {
-            $0.format = .citrix; $0.changeType = "Login"
+            $0.format = .citrix; $0.changeTypes = ["Login"]
         }
         #expect(try object(wants.body)["ChangeType"] as? String == "Login")
         #expect(wants.body.contains("no e-mail"))
         let other = try await TestCluster.database().deliver(script) {
-            $0.format = .citrix; $0.changeType = "Create"
+            $0.format = .citrix; $0.changeTypes = ["Create"]
         }
         #expect(other.requests.isEmpty)
     }

@@ -51,7 +51,7 @@ import Transport
             authentication.clientID = "client:1"
             authentication.scope = "a b&c"
             $0.authentication = authentication
-            $0.authenticationSecret = "canary secret"
+            $0.authentication.secret = "canary secret"
             $0.maxInFlight = 8
         }
     }
@@ -124,10 +124,10 @@ import Transport
             authentication.tokenURL = url
             authentication.clientID = "c"
             $0.authentication = authentication
-            $0.authenticationSecret = "s"
+            $0.authentication.secret = "s"
             $0.maxInFlight = 1
             $0.format = .raw
-            $0.mostBytes = 100
+            $0.maxBodyBytes = 100
         }
         #expect(delivered.requests.count == 2)
         #expect(delivered.dead.count == 2)
@@ -212,15 +212,13 @@ import Transport
 
     @Test func `the token URL is under the address policy, when it is saved and when it is called`() async throws {
         let database = try await TestCluster.database()
-        var change = EndpointChange()
-        change.name = "endpoint"
-        change.url = "https://example.com/"
+        var change = EndpointConfiguration(name: "endpoint", url: "https://example.com/")
         var authentication = Authentication()
         authentication.kind = .oauth2
         authentication.tokenURL = "http://169.254.169.254/token"
         authentication.clientID = "c"
+        authentication.secret = "s"
         change.authentication = authentication
-        change.authenticationSecret = "s"
         let refusal = await #expect(throws: OperationRefusal.self) {
             try await database.pool.run { [change] in
                 _ = try $0.createEndpoint(

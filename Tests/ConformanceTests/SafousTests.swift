@@ -21,8 +21,8 @@ import Transport
         "SELECT outbox.publish('access', '\(after)', headers => '\(context.replacing("'", with: "''"))')"
     }
 
-    private func headers(_ pairs: [(String, String)]) -> [Endpoint.HeaderSetting] {
-        pairs.map { Endpoint.HeaderSetting(name: $0.0, value: $0.1) }
+    private func headers(_ pairs: [(String, String)]) -> [EndpointConfiguration.Header] {
+        pairs.map { EndpointConfiguration.Header(name: $0.0, value: $0.1) }
     }
 
     @Test(arguments: [HTTPRequest.Method.get, .post])
@@ -133,7 +133,7 @@ import Transport
             authentication.kind = .basic
             authentication.user = "jürg"
             $0.authentication = authentication
-            $0.authenticationSecret = "pass:wörd"
+            $0.authentication.secret = "pass:wörd"
         }
         let value = try #require(delivered.requests[0]["Authorization"])
         #expect(value == "Basic " + Data("jürg:pass:wörd".utf8).base64EncodedString())
@@ -142,7 +142,7 @@ import Transport
     }
 
     @Test func `SF-10 the answer must be JSON, whatever its content type says`() async throws {
-        var rules = AnswerRules()
+        var rules = ResponseRules()
         rules.form = .json
         let good = try await TestCluster.database().deliver(
             publish(),
@@ -171,7 +171,7 @@ import Transport
         ("typeof a === 'function' || a({\"ok\":true});", false),
     ])
     func `SF-11 JSONP is parsed and never evaluated`(body: String, isGood: Bool) async throws {
-        var rules = AnswerRules()
+        var rules = ResponseRules()
         rules.form = .jsonp
         rules.checks = [try Check("boolean ok true")]
         let delivered = try await TestCluster.database().deliver(
@@ -190,7 +190,7 @@ import Transport
         ("glob data.status g?d", false), ("deny string data.status denied", true), ("deny exists data.code", false),
     ])
     func `SF-12 a rule compares by type at a path into the answer`(rule: String, holds: Bool) throws {
-        var rules = AnswerRules()
+        var rules = ResponseRules()
         rules.checks = [try Check(rule)]
         let body = #"{"ok":true,"data":{"status":"granted","code":1,"text":"1","none":null,"list":["a","b"]}}"#
         let finding = rules.judge(Array(body.utf8), isComplete: true)
@@ -207,14 +207,14 @@ import Transport
         "1e-9223372036854775808", "1e9223372036854775807", "1e-99999999999999999999", "-0e-9223372036854775808",
     ])
     func `SF-12 a number that no machine holds is compared all the same`(number: String) throws {
-        var rules = AnswerRules()
+        var rules = ResponseRules()
         rules.checks = [try Check("number a \(number)")]
         #expect(rules.judge(Array("{\"a\":\(number)}".utf8), isComplete: true) == .success)
         #expect(rules.judge(Array(#"{"a":7}"#.utf8), isComplete: true) != .success)
     }
 
     @Test func `SF-12 all rules must hold, and the one that does not is named`() async throws {
-        var rules = AnswerRules()
+        var rules = ResponseRules()
         rules.checks = [try Check("boolean ok true"), try Check("string status granted")]
         let delivered = try await TestCluster.database().deliver(
             publish(), answer: { _, _ in Receiver.Answer(200, body: Array(#"{"ok":true,"status":"pending"}"#.utf8)) }
@@ -226,12 +226,12 @@ import Transport
     @Test func `SF-15 every change is one audit row, without secrets`() async throws {
         let database = try await TestCluster.database()
         let id = try await database.endpoint("rule", url: "https://example.com/").id
-        var change = EndpointChange()
         var authentication = Authentication()
         authentication.kind = .bearer
-        change.authentication = authentication
-        change.authenticationSecret = "canary"
-        try await database.pool.run { [change] in try $0.updateEndpoint(id, change, keyring: TestWorker.keyring) }
+        authentication.secret = "canary"
+        try await database.pool.run { [authentication] in
+            try $0.updateEndpoint(id, keyring: TestWorker.keyring) { $0.authentication = authentication }
+        }
         try await database.pool.run { try $0.deleteEndpoint(id, reason: "not needed") }
         #expect(
             try await database.column("SELECT action FROM outbox.audit ORDER BY id") == [

@@ -247,12 +247,10 @@ import Testing
         let (old, new) = (Keyring.newKeyLine(), Keyring.newKeyLine())
         let secret = SigningSecret.generate()
         for name in ["one", "two"] {
-            var change = EndpointChange()
-            change.name = name
-            change.url = "https://example.com/"
             let keyring = try Keyring(text: old)
-            try await database.pool.run { [change] in
-                _ = try $0.createEndpoint(change, secret: secret, keyring: keyring)
+            try await database.pool.run {
+                let configuration = EndpointConfiguration(name: name, url: "https://example.com/")
+                _ = try $0.createEndpoint(configuration, secret: secret, keyring: keyring)
             }
         }
         // The database holds neither the secret nor the key.
@@ -263,7 +261,7 @@ import Testing
         let rotated = try Keyring(text: "# newest first\n" + new + old)
         #expect(try await defects(database, rotated) == [nil, nil])
         let opened = try await database.pool.run {
-            try $0.endpointNews(since: .nothing, keyring: rotated).endpoints.flatMap(\.settings.secrets).map(\.revealed)
+            try $0.endpointNews(since: .nothing, keyring: rotated).endpoints.flatMap(\.signingSecrets).map(\.revealed)
         }
         #expect(opened == [secret.revealed, secret.revealed])
         // Without the old key they cannot be opened, and the reason names the key's id.

@@ -157,7 +157,7 @@ import Testing
             SELECT n, 'z', '00000000-0000-7000-8000-000000000009' FROM generate_series(40000, 40199) n;
             -- The oldest one is tried again last.
             INSERT INTO outbox.attempt (event_id, event_at, endpoint_id, number, trigger, lease_id, worker, started_at, total_us, outcome, status)
-            SELECT id, created_at, '\(endpoint)', 1, 'first', gen_random_uuid(), 'w', CASE id WHEN 40000 THEN clock_timestamp() + interval '1 s' ELSE clock_timestamp() END,
+            SELECT id, created_at, '\(endpoint)', 1, 'first', gen_random_uuid(), 'w', CASE id WHEN 40000 THEN now() + interval '5 min' ELSE now() END,
                    1000, 'failure', 500 FROM outbox.event WHERE type = 'z';
             """)
         func filter(_ change: (inout ListFilter) -> Void) -> ListFilter {

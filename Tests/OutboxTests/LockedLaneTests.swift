@@ -124,9 +124,9 @@ import Testing
         }
         try await database.pool.run { try $0.cancelDelivery(second, reason: nil) }
         #expect(try await database.deliveries("cancelled") == 1)
-        var change = EndpointChange()
-        change.isOrdered = false
-        try await database.pool.run { [change] in try $0.updateEndpoint(held, change, keyring: TestWorker.keyring) }
+        try await database.pool.run {
+            try $0.updateEndpoint(held, keyring: TestWorker.keyring) { $0.isOrdered = false }
+        }
         _ = try await cut()
         #expect(try await lane(held) == ["1 *", "3 *"])
 

@@ -207,9 +207,9 @@ private struct Run {
     private mutating func beginOrder() async throws {
         guard !locked.contains(others[0]) else { return }
         let id = others.removeFirst()
-        var change = EndpointChange()
-        change.isOrdered = true
-        try await database.pool.run { [change] in _ = try $0.updateEndpoint(id, change, keyring: TestWorker.keyring) }
+        try await database.pool.run {
+            try $0.updateEndpoint(id, keyring: TestWorker.keyring) { $0.isOrdered = true }
+        }
         keepers.append(
             Keeper(id: id, since: try await database.number("SELECT coalesce(max(id), 0) FROM outbox.batch")))
     }

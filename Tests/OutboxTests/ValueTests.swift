@@ -185,10 +185,9 @@ import Testing
 
     @Test func `two lines of a header that is one value are refused when they are saved`() async throws {
         let database = try await TestCluster.database()
-        func refusal(_ change: (inout EndpointChange) -> Void) async throws -> String? {
-            var wish = EndpointChange()
-            wish.name = "e\(UniqueID.random().description.prefix(8))"
-            wish.url = "https://example.com/"
+        func refusal(_ change: (inout EndpointConfiguration) -> Void) async throws -> String? {
+            var wish = EndpointConfiguration(
+                name: "e\(UniqueID.random().description.prefix(8))", url: "https://example.com/")
             change(&wish)
             let error = await #expect(throws: OperationRefusal.self) {
                 try await database.pool.run { [wish] in
@@ -197,7 +196,9 @@ import Testing
             }
             return error?.message
         }
-        func header(_ name: String) -> Endpoint.HeaderSetting { Endpoint.HeaderSetting(name: name, value: "x") }
+        func header(_ name: String) -> EndpointConfiguration.Header {
+            EndpointConfiguration.Header(name: name, value: "x")
+        }
         var bearer = Authentication()
         bearer.kind = .bearer
         let twice = try await refusal { $0.headers = [header("Authorization"), header("authorization")] }
@@ -209,7 +210,7 @@ import Testing
             try await refusal {
                 $0.headers = [header("AUTHORIZATION")]
                 $0.authentication = bearer
-                $0.authenticationSecret = "token"
+                $0.authentication.secret = "token"
             }?.contains("by the authentication") == true)
         #expect(
             try await refusal {

@@ -80,15 +80,14 @@ import Transport
         _ event: Event, _ format: Endpoint.Format, method: HTTPRequest.Method = .post, headers: [HTTPHeader] = [],
         secrets: [SigningSecret] = []
     ) throws -> HTTPRequest {
-        var settings = Endpoint.Settings(
-            id: EndpointID(rawValue: .random()), name: "e", url: "https://example.com/")
+        var settings = EndpointConfiguration(name: "e", url: "https://example.com/")
         settings.method = method
-        settings.headers = headers.map { Endpoint.HeaderSetting(name: $0.name, value: $0.value) }
+        settings.headers = headers.map { EndpointConfiguration.Header(name: $0.name, value: $0.value) }
         settings.format = format
         settings.retrySchedule = [.seconds(5), .seconds(30)]
-        settings.secrets = secrets
         return try HTTPRequest.delivery(
-            of: event, to: Endpoint(settings), number: 2, webhookID: "evt_abc_7",
+            of: event, to: Endpoint(EndpointID(rawValue: .random()), settings, signingSecrets: secrets), number: 2,
+            webhookID: "evt_abc_7",
             at: Timestamp(microseconds: 1_700_000_000_900_000)
         ).request
     }

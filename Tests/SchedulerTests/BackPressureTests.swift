@@ -13,7 +13,7 @@ import Testing
         let healthy = try Ledger()
         for (name, ledger, type) in [("silent", silent, "large"), ("healthy", healthy, "small")] {
             try await database.endpoint(name, url: ledger.url, retries: [.seconds(60)]) { change in
-                change.eventType = type
+                change.eventTypes = [try EventPattern(type)]
                 change.timeout = .seconds(30)
             }
         }

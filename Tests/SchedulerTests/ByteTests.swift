@@ -27,9 +27,11 @@ import Transport
             try await database.endpoint("customer\(number)", url: ledger.url + "/customer\(number)") {
                 $0.customerID = text
             }
-            try await database.endpoint("type\(number)", url: ledger.url + "/type\(number)") { $0.eventType = text }
+            try await database.endpoint("type\(number)", url: ledger.url + "/type\(number)") {
+                $0.eventTypes = [try EventPattern(text)]
+            }
             try await database.endpoint("change\(number)", url: ledger.url + "/change\(number)") {
-                $0.changeType = text
+                $0.changeTypes = [.exact(ExactText(text))]
             }
         }
         try await TestWorker.run(database) {
@@ -56,8 +58,8 @@ import Transport
     @Test(arguments: pairs) func `rules read members, texts and throttling by their bytes`(one: String, two: String)
         throws
     {
-        func finding(_ rule: String, _ body: String, throttled: [String] = []) throws -> AnswerRules.Finding {
-            var rules = AnswerRules()
+        func finding(_ rule: String, _ body: String, throttled: [String] = []) throws -> ResponseRules.Finding {
+            var rules = ResponseRules()
             rules.checks = rule.isEmpty ? [] : [try Check(rule)]
             rules.throttled = throttled
             return rules.judge(Array(body.utf8), isComplete: true)
@@ -75,7 +77,7 @@ import Transport
 
     @Test func `a rule's text is the body's bytes, but for white space of ASCII around them`() throws {
         func holds(_ rule: String, _ body: [UInt8]) throws -> Bool {
-            var rules = AnswerRules()
+            var rules = ResponseRules()
             rules.checks = [try Check(rule)]
             return rules.judge(body, isComplete: true) == .success
         }
@@ -108,7 +110,7 @@ import Transport
         ("1e99999999999999999999", "1e99999999999999999998", false),
     ])
     func `numbers are compared by all their digits`(rule: String, answer: String, isEqual: Bool) throws {
-        var rules = AnswerRules()
+        var rules = ResponseRules()
         rules.checks = [try Check("number n \(rule)")]
         #expect((rules.judge(Array(#"{"n":\#(answer)}"#.utf8), isComplete: true) == .success) == isEqual)
     }
@@ -138,14 +140,16 @@ import Transport
         authentication.kind = .bearer
         let id = try await database.endpoint("e", url: ledger.url) {
             $0.authentication = authentication
-            $0.authenticationSecret = one
+            $0.authentication.secret = .text(one)
         }.id
-        var change = EndpointChange()
-        change.authentication = authentication
-        change.authenticationSecret = two
-        try await database.pool.run { [change] in try $0.updateEndpoint(id, change, keyring: TestWorker.keyring) }
+        try await database.pool.run { [authentication] in
+            try $0.updateEndpoint(id, keyring: TestWorker.keyring) {
+                $0.authentication = authentication
+                $0.authentication.secret = .text(two)
+            }
+        }
         let endpoint = try await database.pool.run { try $0.endpoint(id, keyring: TestWorker.keyring) }
-        #expect(endpoint.settings.credentials.authentication.map { Array($0.utf8) } == Array(two.utf8))
+        #expect(endpoint.configuration.authentication.secret.map { Array($0.text.utf8) } == Array(two.utf8))
         ledger.receiver.stop()
     }
 
@@ -155,15 +159,15 @@ import Transport
         #expect(throws: WebhookVerifier.Refusal.malformed("webhook-id contains a dot")) {
             try verifier.verify([], id: "evt_1.\u{301}2", timestamp: "0", signatures: "v1,", now: 0)
         }
-        var change = EndpointChange()
-        change.name = "a:\u{301}b"
-        #expect(throws: OperationRefusal.self) { try change.check() }
-        change = EndpointChange()
+        #expect(throws: OperationRefusal.self) {
+            try EndpointConfiguration(name: "a:\u{301}b", url: "https://x/").validate()
+        }
+        var configuration = EndpointConfiguration(name: "a", url: "https://x/")
         var authentication = Authentication()
         authentication.kind = .basic
         authentication.user = "a:\u{301}"
-        change.authentication = authentication
-        change.authenticationSecret = "s"
-        #expect(throws: OperationRefusal.self) { try change.check() }
+        authentication.secret = "s"
+        configuration.authentication = authentication
+        #expect(throws: OperationRefusal.self) { try configuration.validate() }
     }
 }

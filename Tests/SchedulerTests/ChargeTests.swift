@@ -38,7 +38,7 @@ import Transport
             authentication.tokenURL = tokens.url
             authentication.clientID = "c"
             $0.authentication = authentication
-            $0.authenticationSecret = "s"
+            $0.authentication.secret = "s"
         }
         #expect(delivered.requests.isEmpty)
         #expect(delivered.attempts == ["failure auth", "failure auth"])
@@ -49,9 +49,9 @@ import Transport
     @Test(arguments: HTTPExchange.Failure.allCases) func `only what was not sent can be no attempt`(
         failure: HTTPExchange.Failure
     ) {
-        var settings = Endpoint.Settings(id: EndpointID(rawValue: .random()), name: "e", url: "http://x/")
-        settings.retrySchedule = [.seconds(10)]
-        let endpoint = Endpoint(settings)
+        var configuration = EndpointConfiguration(name: "e", url: "http://x/")
+        configuration.retrySchedule = [.seconds(10)]
+        let endpoint = Endpoint(EndpointID(rawValue: .random()), configuration)
         func judge(_ wasSent: Bool) -> Verdict {
             RetryPolicy.judge(
                 HTTPExchange(failure: failure, mayHaveBeenSent: wasSent), endpoint: endpoint, number: 1,

@@ -17,7 +17,7 @@ import Transport
         let (one, two, other) = (try Ledger(), try Ledger(), try Ledger())
         let secret = try await database.endpoint("one", url: one.url + "/hook?x=1").secret
         try await database.endpoint("two", url: two.url) { $0.format = .citrix }
-        try await database.endpoint("other", url: other.url) { $0.eventType = "elsewhere" }
+        try await database.endpoint("other", url: other.url) { $0.eventTypes = ["elsewhere"] }
         try await TestWorker.run(database) {
             let ids = try await database.publish(3, after: #"{"a": 1}"#)
             try await database.script("BEGIN; SELECT outbox.publish('test'); ROLLBACK")
@@ -248,10 +248,8 @@ import Transport
             try await database.publish(20)
             let isQueued = await eventually { ledger.all.count == 1 }
             #expect(isQueued)
-            var change = EndpointChange()
-            change.rates = [try RateLimit("100/s")]
-            try await database.pool.run { [change] in
-                try $0.updateEndpoint(endpoint, change, keyring: TestWorker.keyring)
+            try await database.pool.run {
+                try $0.updateEndpoint(endpoint, keyring: TestWorker.keyring) { $0.rates = [try RateLimit("100/s")] }
             }
             isHeld.isSet = false
             let isThrough = try await eventually { try await database.deliveries("delivered") == 20 }
@@ -432,7 +430,7 @@ import Transport
         let database = try await TestCluster.database()
         let ledger = try Ledger()
         try await database.endpoint("e", url: ledger.url) {
-            $0.headers = [Endpoint.HeaderSetting(name: "X-Value", value: "%after.v%")]
+            $0.headers = [EndpointConfiguration.Header(name: "X-Value", value: "%after.v%")]
         }
         try await TestWorker.run(database) {
             try await database.script(#"SELECT outbox.publish('test', '{"v":"bell \u0007"}')"#)

@@ -63,7 +63,7 @@ import Testing
                 ids[1], to: .generate(), overlap: .seconds(60), keyring: TestWorker.keyring, reason: nil)
         }
         let rotated = try await refresh(directory, database)
-        #expect(same(rotated) == [false, false, true] && rotated.byID[ids[1]]?.settings.secrets.count == 2)
+        #expect(same(rotated) == [false, false, true] && rotated.byID[ids[1]]?.signingSecrets.count == 2)
         try await database.pool.run { try $0.deleteEndpoint(ids[2], reason: nil) }
         #expect(try await refresh(directory, database).byID[ids[2]] == nil)
         let added = try await database.endpoint("new", url: "https://example.com/").id
@@ -195,7 +195,7 @@ import Testing
                     "\(customer)\(type)".replacing("*", with: "any"), url: "https://example.com/"
                 ) {
                     $0.customerID = customer
-                    $0.eventType = type
+                    $0.eventTypes = [try EventPattern(type)]
                 }
             }
         }

@@ -22,13 +22,13 @@ import Testing
             isWell.isSet ? Receiver.Answer() : Receiver.Answer(request.body.count.isMultiple(of: 2) ? 500 : 400)
         }
         let well = try Ledger { _, _ in Receiver.Answer() }
-        try await database.endpoint("bystander", url: well.url) { $0.eventType = "nothing" }
-        try await database.endpoint("well", url: well.url) { $0.eventType = "well" }
+        try await database.endpoint("bystander", url: well.url) { $0.eventTypes = ["nothing"] }
+        try await database.endpoint("well", url: well.url) { $0.eventTypes = ["well"] }
         for number in 1...8 {
             try await database.endpoint(
                 "held\(number)", url: failing.url, retries: Array(repeating: .milliseconds(300), count: 50)
             ) {
-                $0.eventType = "held"
+                $0.eventTypes = ["held"]
                 $0.isOrdered = number.isMultiple(of: 2)
                 $0.maxConcurrency = 2
             }

@@ -253,13 +253,13 @@ import Testing
         _ = try await close(database)
         let ledger = try Ledger { _, number in Receiver.Answer(number < 30 && number.isMultiple(of: 3) ? 500 : 200) }
         let retries = Array(repeating: Duration.milliseconds(50), count: 50)
-        try await database.endpoint("plain", url: ledger.url, retries: retries) { $0.eventType = "plain" }
+        try await database.endpoint("plain", url: ledger.url, retries: retries) { $0.eventTypes = ["plain"] }
         try await database.endpoint("lined", url: ledger.url, retries: retries) {
-            $0.eventType = "lined"
+            $0.eventTypes = ["lined"]
             $0.isOrdered = true
         }
         try await database.endpoint("limited", url: ledger.url, retries: retries) {
-            $0.eventType = "limited"
+            $0.eventTypes = ["limited"]
             $0.maxConcurrency = 2
             $0.rates = [try RateLimit("1000/1s")]
         }

@@ -151,12 +151,8 @@ import Testing
             $0.isOrdered = true
         }
         .id
-        func change(_ body: (inout EndpointChange) -> Void) async throws {
-            var change = EndpointChange()
-            body(&change)
-            try await database.pool.run { [change] in
-                try $0.updateEndpoint(endpoint, change, keyring: TestWorker.keyring)
-            }
+        func change(_ body: @escaping @Sendable (inout EndpointConfiguration) -> Void) async throws {
+            try await database.pool.run { try $0.updateEndpoint(endpoint, keyring: TestWorker.keyring, body) }
         }
         try await TestWorker.run(database) {
             try await database.script(
@@ -276,7 +272,7 @@ import Testing
         #expect(try await database.number("SELECT cardinality(large) FROM outbox.cut ORDER BY id DESC LIMIT 1") >= 1)
         try await database.endpoint("e", url: "https://example.com/") {
             $0.isOrdered = true
-            $0.eventType = "t"
+            $0.eventTypes = ["t"]
         }
         while try await database.pool.run({ try $0.cut(batchSize: 1, budget: 100) }) != .events(0) {}
         let lines = try await database.column(
@@ -314,10 +310,8 @@ import Testing
         try await database.script(
             "INSERT INTO outbox.event (type, ordering_key) SELECT 't', 'k' || n % 7 FROM generate_series(1, 4900) n")
         _ = try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) }
-        var change = EndpointChange()
-        change.isOrdered = false
-        try await database.pool.run { [change] in
-            try $0.updateEndpoint(endpoint, change, keyring: TestWorker.keyring)
+        try await database.pool.run {
+            try $0.updateEndpoint(endpoint, keyring: TestWorker.keyring) { $0.isOrdered = false }
         }
         let counts = try await database.column(
             "SELECT concat_ws(' ', count(*), count(*) FILTER (WHERE due_at <= clock_timestamp()), count(ordering_key)) FROM outbox.delivery"

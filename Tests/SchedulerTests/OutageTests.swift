@@ -286,7 +286,7 @@ import Testing
         let ledger = try Ledger { _, _ in Receiver.Answer(500) }
         let (operations, everything) = (try Ledger(), try Ledger())
         try await database.endpoint("down", url: ledger.url, retries: [.seconds(3600)])
-        try await database.endpoint("operations", url: operations.url) { $0.eventType = "outbox.endpoint.disabled" }
+        try await database.endpoint("operations", url: operations.url) { $0.eventTypes = ["outbox.endpoint.disabled"] }
         try await database.endpoint("everything", url: everything.url)
         try await TestWorker.run(database) {
             try await database.publish(20)

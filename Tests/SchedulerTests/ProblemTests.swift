@@ -212,10 +212,8 @@ import Testing
             let found = try await problems(database, "order_blocked")
             #expect(found.first?.detail.hasPrefix("1 dead letters of acme") == true)
             #expect(found.first?.fix.contains("outboxctl endpoint update \(id) --on-dead skip") == true)
-            var change = EndpointChange()
-            change.onDead = .skip
-            try await database.pool.run { [change] in
-                try $0.updateEndpoint(id, change, keyring: TestWorker.keyring)
+            try await database.pool.run {
+                try $0.updateEndpoint(id, keyring: TestWorker.keyring) { $0.onDead = .skip }
             }
             #expect(try await eventually { try await problems(database, "order_blocked").isEmpty })
         }
@@ -228,7 +226,7 @@ import Testing
         let database = try await TestCluster.database()
         let ledger = try Ledger()
         try await database.endpoint("sealed", url: ledger.url)
-        try await database.endpoint("well", url: ledger.url) { $0.eventType = "well" }
+        try await database.endpoint("well", url: ledger.url) { $0.eventTypes = ["well"] }
         try await database.script(
             """
             UPDATE outbox.secret SET key_id = '00000000'

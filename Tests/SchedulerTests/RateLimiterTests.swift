@@ -190,9 +190,9 @@ import Threads
             try await database.publish(50)
             let isLimited = await eventually { ledger.all.count == 2 }
             #expect(isLimited)
-            var change = EndpointChange()
-            change.rates = []
-            try await database.pool.run { [change] in try $0.updateEndpoint(id, change, keyring: TestWorker.keyring) }
+            try await database.pool.run {
+                try $0.updateEndpoint(id, keyring: TestWorker.keyring) { $0.rates = [] }
+            }
             let isDone = try await eventually { try await database.deliveries("delivered") == 50 }
             #expect(isDone)
         }

@@ -29,9 +29,9 @@ import Transport
 
 @Suite(.timeLimit(.minutes(15))) struct RetryPolicyTests {
     private let endpoint: Endpoint = {
-        var settings = Endpoint.Settings(id: EndpointID(rawValue: .random()), name: "e", url: "http://x/")
-        settings.retrySchedule = [.seconds(10), .seconds(20)]
-        return Endpoint(settings)
+        var configuration = EndpointConfiguration(name: "e", url: "http://x/")
+        configuration.retrySchedule = [.seconds(10), .seconds(20)]
+        return Endpoint(EndpointID(rawValue: .random()), configuration)
     }()
 
     private func judge(_ exchange: HTTPExchange, number: Int = 1, jitter: Double = 0.5) -> Verdict {
@@ -45,6 +45,7 @@ import Transport
         case .delivered: "delivered"
         case .wait(let delay, _): "wait \(delay.milliseconds)"
         case .dead(let reason): "dead \(reason.rawValue)"
+        case .unwanted: "unwanted"
         }
     }
 

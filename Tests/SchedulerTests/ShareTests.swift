@@ -13,10 +13,10 @@ import Testing
 
     private mutating func endpoint(_ customer: ExactText = "*") -> EndpointID {
         let id = EndpointID(rawValue: .random())
-        var settings = Endpoint.Settings(id: id, name: id.description, url: "https://example.com/")
-        settings.customerID = customer
-        settings.maxInFlight = 1000
-        endpoints[id] = Endpoint(settings)
+        var configuration = EndpointConfiguration(name: id.description, url: "https://example.com/")
+        configuration.customerID = customer.text
+        configuration.maxInFlight = 1000
+        endpoints[id] = Endpoint(id, configuration)
         return id
     }
 
@@ -67,16 +67,16 @@ import Testing
 
     @Test mutating func `a lane's rates hold, and its requests start when they allow it`() throws {
         let id = EndpointID(rawValue: .random())
-        var settings = Endpoint.Settings(id: id, name: "rated", url: "https://example.com/")
-        settings.rates = [try RateLimit("2/1s")]
-        endpoints[id] = Endpoint(settings)
+        var configuration = EndpointConfiguration(name: "rated", url: "https://example.com/")
+        configuration.rates = [try RateLimit("2/1s")]
+        endpoints[id] = Endpoint(id, configuration)
         let start = ContinuousClock.now
         add(5, to: id, isFromLane: true)
         // Until the owner of the lane says what was sent before, nothing is.
         #expect(self.start(local: start).isEmpty)
         #expect(queues.nextStart == start + .milliseconds(100))
         let holder = Holder.lane(id, .random())
-        queues.limit(id, for: holder, with: RateLimiter(settings.rates))
+        queues.limit(id, for: holder, with: RateLimiter(configuration.rates))
         #expect(queues.startable(id, within: .seconds(2), at: start) == 6)
         #expect(self.start(local: start + .milliseconds(100)).count == 2)
         #expect(queues.nextStart == start + .milliseconds(1100))

@@ -11,7 +11,7 @@ import Testing
     /// Events for a receiver that answers none before the change was made, and twice as long ago as the promise allows. Returns
     /// the events that were sent.
     private func sent(
-        configure: (inout EndpointChange) -> Void, publishing count: Int = 40, holding: Int,
+        configure: (inout EndpointConfiguration) -> Void, publishing count: Int = 40, holding: Int,
         _ change: (TestDatabase, EndpointID) async throws -> Void
     ) async throws -> [Int64] {
         let database = try await TestCluster.database()

@@ -26,13 +26,11 @@ extension TestDatabase {
         _ script: String = "SELECT outbox.publish('test', '{\"n\":1}')", path: String = "/hook",
         retries: [Duration] = [],
         answer: @escaping @Sendable (Receiver.Request, Int) -> Receiver.Answer = { _, _ in Receiver.Answer() },
-        _ change: (inout EndpointChange) throws -> Void
+        _ change: (inout EndpointConfiguration) throws -> Void
     ) async throws -> Delivered {
         let ledger = try Ledger(answer: answer)
         defer { ledger.receiver.stop() }
-        var wish = EndpointChange()
-        wish.name = "endpoint"
-        wish.url = ledger.url + path
+        var wish = EndpointConfiguration(name: "endpoint", url: ledger.url + path)
         wish.retrySchedule = retries
         wish.timeout = .seconds(5)
         try change(&wish)

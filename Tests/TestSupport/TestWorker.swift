@@ -103,11 +103,9 @@ extension TestDatabase {
     @discardableResult
     package func endpoint(
         _ name: String, url: String, retries: [Duration] = [.milliseconds(50), .milliseconds(100)],
-        change: (inout EndpointChange) throws -> Void = { _ in }
+        change: (inout EndpointConfiguration) throws -> Void = { _ in }
     ) async throws -> (id: EndpointID, secret: SigningSecret) {
-        var wish = EndpointChange()
-        wish.name = name
-        wish.url = url
+        var wish = EndpointConfiguration(name: name, url: url)
         wish.retrySchedule = retries
         wish.timeout = .seconds(2)
         try change(&wish)

@@ -327,27 +327,44 @@ CREATE DOMAIN outbox.time_or_none AS timestamptz
 CREATE FUNCTION outbox.due_in(delay interval) RETURNS timestamptz
 LANGUAGE sql VOLATILE RETURN least(clock_timestamp() + delay, timestamptz '9999-12-31 00:00+00');
 
+-- Patterns of event types or change types, as Sources/Outbox/EventPattern.swift reads and writes
+-- them: [{"kind": "any"}, {"kind": "prefix", "text": "order."}, {"kind": "exact", "text": "a"}].
+CREATE FUNCTION outbox.are_patterns(patterns jsonb) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+RETURN jsonb_typeof(patterns) = 'array' AND jsonb_array_length(patterns) BETWEEN 1 AND 100
+       AND NOT EXISTS (
+           SELECT FROM jsonb_array_elements(patterns) p
+            WHERE (p ->> 'kind' = 'any' AND NOT p ? 'text'
+                   OR p ->> 'kind' = 'exact' AND length(p ->> 'text') BETWEEN 1 AND 256
+                   OR p ->> 'kind' = 'prefix' AND length(p ->> 'text') BETWEEN 1 AND 256 AND p ->> 'text' LIKE '%.') IS NOT TRUE);
+
+-- Who gets which events, and how: the columns of Sources/Outbox/EndpointConfiguration.swift, and
+-- what the service has made of the endpoint since.
 CREATE TABLE outbox.endpoint (
     id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     name            text NOT NULL CHECK (length(name) BETWEEN 1 AND 128),
     customer_id     text NOT NULL DEFAULT '*' CHECK (length(customer_id) <= 256),
     description     text CHECK (length(description) <= 4096),
-    method          text NOT NULL DEFAULT 'POST' CHECK (method IN ('POST', 'PUT', 'PATCH', 'GET')),
+    event_types     jsonb NOT NULL DEFAULT '[{"kind": "any"}]' CHECK (outbox.are_patterns(event_types)),
+    change_types    jsonb NOT NULL DEFAULT '[{"kind": "any"}]' CHECK (outbox.are_patterns(change_types)),
+    -- A SQL/JSON path on outbox.filter_document: only what it holds for.
+    filter          text CHECK (octet_length(filter) <= 4096 AND (filter IS NULL OR filter::jsonpath IS NOT NULL)),
     url             text NOT NULL CHECK (length(url) <= 8192),
-    url_has_parameters boolean NOT NULL DEFAULT false,
-    headers         jsonb NOT NULL DEFAULT '[]' CHECK (jsonb_typeof(headers) = 'array'),  -- [{"name":…,"value":…}]
+    url_parameters  boolean NOT NULL DEFAULT false,
+    method          text NOT NULL DEFAULT 'POST' CHECK (method IN ('POST', 'PUT', 'PATCH', 'GET')),
     format          text NOT NULL DEFAULT 'standard'
                     CHECK (format IN ('standard', 'citrix', 'raw', 'cloudevents', 'cloudevents-binary', 'template')),
     template        text,
     template_kind   text NOT NULL DEFAULT 'json' CHECK (template_kind IN ('json', 'xml', 'text')),
-    rules           jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(rules) = 'object'),   -- when an answer is a success
-    authentication  jsonb NOT NULL DEFAULT '{"kind":"none"}',                             -- what of it is not secret
-    ca_certificate  text,
+    -- [{"name": …, "value": …, "secret": …}]
+    headers         jsonb NOT NULL DEFAULT '[]' CHECK (jsonb_typeof(headers) = 'array'),
+    authentication  jsonb NOT NULL DEFAULT '{"kind": "none"}',   -- what of it is not secret
+    ca_certificates    text,
     client_certificate text,
-    allows_http2    boolean NOT NULL DEFAULT false,
-    most_bytes      int CHECK (most_bytes > 0),
-    event_type      text NOT NULL DEFAULT '*' CHECK (length(event_type) <= 256),
-    change_type     text NOT NULL DEFAULT '*' CHECK (length(change_type) <= 256),
+    http2           boolean NOT NULL DEFAULT false,
+    max_body_bytes  int CHECK (max_body_bytes > 0),
+    -- When a response is a success.
+    response_rules  jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(response_rules) = 'object'),
     timeout         interval NOT NULL DEFAULT '15 s' CHECK (outbox.is_span(timeout, '100 ms', '5 min')),
     connect_timeout interval NOT NULL DEFAULT '5 s' CHECK (outbox.is_span(connect_timeout, '100 ms', '1 min')),
     -- The waits after the first, second ... failure. About three days, then the dead letters.
@@ -356,7 +373,8 @@ CREATE TABLE outbox.endpoint (
     max_in_flight   int NOT NULL DEFAULT 128 CHECK (max_in_flight BETWEEN 1 AND 10000),  -- per worker process
     -- For all workers together; with either, its deliveries always go through its lane.
     max_concurrency int CHECK (max_concurrency BETWEEN 1 AND 10000),
-    rates           text[] NOT NULL DEFAULT '{}' CHECK (array_position(rates, NULL) IS NULL),   -- '60/30s', '1/s burst 3': all of them hold
+    -- '60/30s', '1/s burst 3': all of them hold.
+    rates           text[] NOT NULL DEFAULT '{}' CHECK (array_position(rates, NULL) IS NULL),
     -- One delivery of an ordering key at a time, in the order of the stream; a dead letter blocks
     -- its key or is skipped.
     ordered         boolean NOT NULL DEFAULT false,
@@ -437,7 +455,7 @@ CREATE TABLE outbox.dead_letter (
     endpoint_id uuid NOT NULL,
     event_at    timestamptz NOT NULL,
     reason      text NOT NULL CHECK (reason IN
-                    ('exhausted', 'permanent', 'worker_crashed', 'render_error', 'event_missing', 'cancelled')),
+                    ('exhausted', 'permanent', 'worker_crashed', 'render_error', 'event_missing', 'filter_error', 'cancelled')),
     attempts    int NOT NULL,
     status      int,
     error_class text,

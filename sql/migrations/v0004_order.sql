@@ -30,23 +30,79 @@ LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
                       AND x.reason <> 'cancelled' AND n.on_dead = 'block');
 END;
 
--- The endpoints that keep order and match an event, through an index: four looks, however many
--- there are. A disabled one matches, too.
-CREATE INDEX ON outbox.endpoint (event_type, customer_id) WHERE ordered AND deleted_at IS NULL;
+-- True when one of the patterns takes the value.
+CREATE FUNCTION outbox.matches(patterns jsonb, value text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+RETURN EXISTS (SELECT FROM jsonb_to_recordset(patterns) AS p(kind text, text text)
+                WHERE p.kind = 'any' OR p.kind = 'exact' AND p.text = matches.value
+                   OR p.kind = 'prefix' AND starts_with(matches.value, p.text));
 
+-- True when one of the patterns takes the event type: 'any' does not include what the service says
+-- about itself.
+CREATE FUNCTION outbox.takes_type(patterns jsonb, type text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+RETURN outbox.matches(CASE WHEN takes_type.type LIKE 'outbox.%'
+                           THEN jsonb_path_query_array(patterns, '$[*] ? (@.kind != "any")') ELSE patterns END,
+                      takes_type.type);
+
+-- True when the endpoint wants such an event, as far as its filter does not say otherwise.
+CREATE FUNCTION outbox.wants(n outbox.endpoint, customer_id text, type text, change_type text) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN n.customer_id IN ('*', wants.customer_id) AND outbox.takes_type(n.event_types, wants.type)
+       AND outbox.matches(n.change_types, wants.change_type);
+
+-- What a filter is asked about. Raises what JSON text may say and jsonb may not.
+CREATE FUNCTION outbox.filter_document(e outbox.event) RETURNS jsonb
+LANGUAGE sql STABLE
+RETURN jsonb_build_object(
+    'type', e.type, 'change_type', e.change_type, 'customer_id', e.customer_id, 'identity', e.identity,
+    'ordering_key', e.ordering_key, 'headers', e.headers, 'context', e.headers,
+    'before', e.before::text::jsonb, 'after', e.after::text::jsonb);
+
+-- The event types of the endpoints that keep order, to be looked up by: however many there are, an
+-- event costs two looks for itself, for each prefix of its type, and for those that take any.
+CREATE TABLE outbox.ordered_type (
+    kind        text NOT NULL,
+    text        text NOT NULL,
+    customer_id text NOT NULL,
+    endpoint_id uuid NOT NULL REFERENCES outbox.endpoint,
+    PRIMARY KEY (kind, text, customer_id, endpoint_id)
+);
+CREATE INDEX ON outbox.ordered_type (endpoint_id);
+
+CREATE FUNCTION outbox.note_ordered_types() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM outbox.ordered_type WHERE endpoint_id = NEW.id;
+    IF NEW.ordered AND NEW.deleted_at IS NULL THEN
+        INSERT INTO outbox.ordered_type
+        SELECT p.kind, coalesce(p.text, ''), NEW.customer_id, NEW.id
+          FROM jsonb_to_recordset(NEW.event_types) AS p(kind text, text text)
+        ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER note_ordered_types AFTER INSERT OR UPDATE OF ordered, deleted_at, customer_id, event_types
+    ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION outbox.note_ordered_types();
+
+-- The endpoints that keep order and match an event. A disabled one matches, too.
 CREATE FUNCTION outbox.keepers_of(customer_id text, type text, change_type text)
 RETURNS TABLE (id uuid, is_disabled boolean)
 LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT n.id, n.disabled_at IS NOT NULL
+    SELECT DISTINCT n.id, n.disabled_at IS NOT NULL
       FROM (VALUES ('*'), (nullif(keepers_of.customer_id, '*'))) c(customer_id)
-     CROSS JOIN (VALUES (nullif(keepers_of.type, '*')),
-                        (CASE WHEN keepers_of.type NOT LIKE 'outbox.%' THEN '*' END)) t(event_type)
-     -- Looked up by both: as a join it may be read whole instead.
+     CROSS JOIN (SELECT 'any', '' WHERE keepers_of.type NOT LIKE 'outbox.%'
+                 UNION ALL SELECT 'exact', keepers_of.type
+                 UNION ALL SELECT 'prefix', left(keepers_of.type, n) FROM generate_series(1, length(keepers_of.type)) n
+                            WHERE substr(keepers_of.type, n, 1) = '.') t(kind, text)
+     -- Looked up by all of them: as a join it may be read whole instead.
      CROSS JOIN LATERAL (
-           SELECT n.id, n.disabled_at, n.change_type FROM outbox.endpoint n
-            WHERE n.ordered AND n.deleted_at IS NULL
-              AND n.event_type = t.event_type AND n.customer_id = c.customer_id OFFSET 0) n
-     WHERE n.change_type IN ('*', keepers_of.change_type) OFFSET 0;
+           SELECT o.endpoint_id FROM outbox.ordered_type o
+            WHERE o.kind = t.kind AND o.text = t.text AND o.customer_id = c.customer_id OFFSET 0) o
+     CROSS JOIN LATERAL (
+           SELECT n.id, n.disabled_at, n.change_types FROM outbox.endpoint n
+            WHERE n.id = o.endpoint_id AND n.ordered AND n.deleted_at IS NULL OFFSET 0) n
+     WHERE outbox.matches(n.change_types, keepers_of.change_type) OFFSET 0;
 END;
 
 -- How long sixteen partitions are: a statement that looks at no more takes less than a hundred locks.
@@ -102,6 +158,47 @@ LANGUAGE sql STABLE BEGIN ATOMIC
              GROUP BY date_bin('1 hour', k.at, '2000-01-01 00:00+00')) h
      CROSS JOIN LATERAL outbox.first_events_at(h.ids, h.times) e;
 END;
+
+-- Asks filters about events: true when the path's first item is neither false nor null. One that
+-- cannot be answered harms nobody else's: it says why. Of each event the document is made once, and
+-- an event that is not there has no row.
+CREATE FUNCTION outbox.ask_filters(ids bigint[], times timestamptz[], filters text[])
+RETURNS TABLE (place bigint, holds boolean, error text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    e        outbox.event;
+    document jsonb;
+    raised   text;
+BEGIN
+    FOR e IN
+        SELECT x.* FROM (SELECT array_agg(k.id) AS ids, array_agg(k.at) AS times
+                           FROM (SELECT DISTINCT u.id, u.at FROM unnest(ids, times) u(id, at)) k) k
+         CROSS JOIN LATERAL outbox.events_at(k.ids, k.times) x
+    LOOP
+        raised := NULL;
+        BEGIN
+            document := outbox.filter_document(e);
+        EXCEPTION WHEN OTHERS THEN
+            raised := format('the event is not what jsonb takes: %s', regexp_replace(SQLERRM, '"[^"]*"', '"…"', 'g'));
+        END;
+        FOR place IN
+            SELECT u.place FROM unnest(ids, times) WITH ORDINALITY u(id, at, place)
+             WHERE u.id = e.id AND u.at = e.created_at
+        LOOP
+            holds := NULL;
+            error := raised;
+            IF raised IS NULL THEN
+                BEGIN
+                    holds := coalesce(jsonb_path_query_first(document, filters[place]::jsonpath) NOT IN ('false', 'null'), false);
+                EXCEPTION WHEN OTHERS THEN
+                    -- Without values.
+                    error := regexp_replace(SQLERRM, '"[^"]*"', '"…"', 'g');
+                END;
+            END IF;
+            RETURN NEXT;
+        END LOOP;
+    END LOOP;
+END $$;
 
 -- Attempts at events of these numbers, from an hour before a time on. None is made before its event,
 -- but for what clocks differ; when one was an hour ahead, what was sent then may be sent again.

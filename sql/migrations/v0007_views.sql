@@ -27,12 +27,48 @@ RETURN CASE WHEN strpos(url, '?') = 0 THEN url
 -- Headers without the values that are marked secret, or whose names sound as if they were.
 CREATE FUNCTION outbox.masked_headers(headers jsonb) RETURNS jsonb
 LANGUAGE sql IMMUTABLE BEGIN ATOMIC
-    SELECT coalesce(jsonb_agg(jsonb_build_object('name', x ->> 'name', 'value',
+    SELECT coalesce(jsonb_agg(jsonb_build_object('name', x ->> 'name', 'secret', coalesce(x -> 'secret', 'false') <> 'false', 'value',
                CASE WHEN coalesce(x -> 'secret', 'false') <> 'false'
                       OR x ->> 'name' ~* '(auth|token|secret|key|cookie|password|signature)' THEN '***' ELSE x ->> 'value' END)
                ORDER BY place), '[]')
       FROM jsonb_array_elements(headers) WITH ORDINALITY y(x, place);
 END;
+
+-- Patterns as they are written (Sources/Outbox/EventPattern.swift).
+CREATE FUNCTION outbox.written_patterns(patterns jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE BEGIN ATOMIC
+    SELECT jsonb_agg(CASE p ->> 'kind' WHEN 'any' THEN '*' WHEN 'prefix' THEN p ->> 'text' || '*'
+                          ELSE CASE WHEN p ->> 'text' LIKE '%*' OR p ->> 'text' LIKE '=%' THEN '=' ELSE '' END || (p ->> 'text') END
+                     ORDER BY place)
+      FROM jsonb_array_elements(patterns) WITH ORDINALITY y(p, place);
+END;
+
+-- An endpoint's configuration as Sources/Outbox/EndpointDocument.swift reads it. Secrets are not in
+-- it: they are sealed in outbox.secret.
+CREATE FUNCTION outbox.configuration(n outbox.endpoint) RETURNS jsonb
+LANGUAGE sql STABLE
+RETURN jsonb_build_object(
+    'name', n.name, 'customer_id', n.customer_id, 'description', n.description,
+    'event_types', outbox.written_patterns(n.event_types), 'change_types', outbox.written_patterns(n.change_types),
+    'filter', n.filter, 'url', n.url, 'url_parameters', n.url_parameters, 'method', n.method, 'format', n.format,
+    'template', n.template, 'template_kind', n.template_kind, 'headers', n.headers,
+    'authentication', '{"user": null, "header": null, "token_url": null, "client_id": null, "scope": null, "client_auth": null, "secret": null}'
+                      || n.authentication,
+    'tls', jsonb_build_object('ca_certificates', n.ca_certificates, 'client_certificate', n.client_certificate,
+                              'client_key', CASE WHEN n.client_certificate IS NOT NULL THEN '***' END),
+    'http2', n.http2, 'max_body_bytes', n.max_body_bytes,
+    'response_rules', '{"success": "200-299", "permanent": "413,415", "body": "any", "rules": [], "throttled_texts": [], "rule_failure_final": false}'
+                      || n.response_rules,
+    'timeout_seconds', trim_scale(extract(epoch FROM n.timeout)),
+    'connect_timeout_seconds', trim_scale(extract(epoch FROM n.connect_timeout)),
+    'retry_schedule_seconds', ARRAY(SELECT trim_scale(extract(epoch FROM wait)) FROM unnest(n.retry_schedule) WITH ORDINALITY w(wait, place) ORDER BY place),
+    'max_in_flight', n.max_in_flight, 'max_concurrency', n.max_concurrency, 'rates', n.rates, 'ordered', n.ordered,
+    'on_dead', n.on_dead);
+
+-- The same without what may be secret.
+CREATE FUNCTION outbox.masked_configuration(n outbox.endpoint) RETURNS jsonb
+LANGUAGE sql STABLE
+RETURN outbox.configuration(n) || jsonb_build_object('url', outbox.masked_url(n.url), 'headers', outbox.masked_headers(n.headers));
 
 -- Writes one line of the audit log, in the caller's transaction. When and by whom is not the
 -- caller's to say: the session's role and, where it is another, the one that it acts as.
@@ -359,12 +395,11 @@ SELECT 'endpoint_disabled', concat(format('%s (%s) is disabled since %s (%s): %s
                                           to_char(n.disabled_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), n.disabled_reason, m.events),
                                    CASE WHEN n.all_of_them > 20 THEN format('; %s endpoints are disabled in all', n.all_of_them) END),
        format('outboxctl endpoint enable %1$s; or: outboxctl endpoint delete %1$s --yes', n.id)
-  FROM (SELECT *, count(*) OVER () AS all_of_them FROM outbox.endpoint n WHERE n.disabled_at IS NOT NULL AND n.deleted_at IS NULL
+  FROM (SELECT n.*, n AS whole, count(*) OVER () AS all_of_them FROM outbox.endpoint n WHERE n.disabled_at IS NOT NULL AND n.deleted_at IS NULL
          ORDER BY n.disabled_at DESC LIMIT 20) n
  CROSS JOIN LATERAL (
        SELECT count(*) AS events FROM outbox.newest_events(10000) e
-        WHERE e.created_at > n.disabled_at AND n.customer_id IN ('*', e.customer_id) AND n.change_type IN ('*', e.change_type)
-          AND (n.event_type = e.type OR n.event_type = '*' AND e.type NOT LIKE 'outbox.%')) m
+        WHERE e.created_at > n.disabled_at AND outbox.wants(n.whole, e.customer_id, e.type, e.change_type)) m
  WHERE m.events > 0 OR n.disabled_reason IN ('failing for five days', 'gone: the receiver answered 410')
 UNION ALL
 SELECT 'stream_stands', format('%s events wait to be cut, the oldest since %s, though a worker is there', outbox.up_to(b.waiting, 10000),

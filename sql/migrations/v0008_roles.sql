@@ -102,6 +102,7 @@ GRANT DELETE ON outbox.delivery, outbox.unrouted, outbox.secret, outbox.ghost TO
 GRANT EXECUTE ON FUNCTION outbox.record_audit(text, text, text, jsonb), outbox_private.record_audit(name, text, text, text, jsonb)
     TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int, boolean, boolean), outbox.masked_url(text), outbox.masked_headers(jsonb),
+    outbox.masked_configuration(outbox.endpoint),
     outbox.grant_publish(name, text[]), outbox_private.set_body_limit(name, bigint), outbox_private.rebase(name, int, boolean, boolean),
     outbox_private.grant_publish(name, name, text[]),
     outbox_private.record_trial(name, uuid, bigint, timestamptz, text, uuid, timestamptz, int[], boolean, int, text, text, bytea, text),
@@ -109,7 +110,12 @@ GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int, bool
     TO outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.current_timeline(), outbox.has_gone_back(), outbox.due_in(interval) TO outbox_worker;
 -- Asked by a check of outbox.endpoint, for whoever changes it.
-GRANT EXECUTE ON FUNCTION outbox.is_schedule(interval[]), outbox.is_span(interval, interval, interval) TO outbox_worker, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.is_schedule(interval[]), outbox.is_span(interval, interval, interval), outbox.are_patterns(jsonb)
+    TO outbox_worker, outbox_operator;
+GRANT EXECUTE ON FUNCTION outbox.configuration(outbox.endpoint), outbox.written_patterns(jsonb) TO outbox_worker, outbox_operator, outbox_reader;
+GRANT EXECUTE ON FUNCTION outbox.ask_filters(bigint[], timestamptz[], text[]), outbox.filter_document(outbox.event) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.matches(jsonb, text), outbox.takes_type(jsonb, text), outbox.wants(outbox.endpoint, text, text, text)
+    TO outbox_worker, outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.require_home(text) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.is_restored(outbox.cut), outbox.is_home(text), outbox.cluster_identifier(), outbox.database_identifier() TO outbox_worker, outbox_reader, outbox_operator;
 

@@ -1,8 +1,8 @@
 import Bytewise
 import Templates
 
-/// When an answer is a success, and which failures are final: the status, and what the body says.
-package struct AnswerRules: Sendable, Codable, Equatable {
+/// When a response is a success, and which failures are final: the status, and what the body says.
+package struct ResponseRules: Sendable, Equatable {
     /// What the body has to be.
     package enum Form: String, Sendable, Codable, CaseIterable {
         /// Whatever it likes.
@@ -13,79 +13,45 @@ package struct AnswerRules: Sendable, Codable, Equatable {
         case jsonp
     }
 
-    // What is not said is nil: in a change it stays as it is, and where nobody ever said it, `standard` holds.
-
     /// Statuses that mean success, before the body is looked at.
-    package var success: StatusSet?
-    /// Statuses after which the same event is not tried again.
-    package var permanent: StatusSet?
-    package var form: Form?
+    package var success = StatusSet([200...299])
+    /// Statuses after which the same event is not tried again: 413 and 415 say that it will never be taken (RFC 9110 15.5.14,
+    /// 15.5.16).
+    package var permanent = StatusSet([413...413, 415...415])
+    package var form = Form.any
     /// What must hold, all of it.
-    package var checks: [Check]?
-    /// Texts that make an answer a 429 in disguise, as Microsoft Teams sends them.
-    package var throttled: [String]?
+    package var checks: [Check] = []
+    /// Texts that make a response a 429 in disguise, as Microsoft Teams sends them.
+    package var throttled: [String] = []
     /// The event is not tried again when a check fails.
-    package var isFailureFinal: Bool?
+    package var isFailureFinal = false
 
     package init() {}
 
-    /// Any 2xx, whatever its body; 413 and 415 say that the event will never be taken (RFC 9110 15.5.14, 15.5.16).
-    package static let standard = {
-        var rules = AnswerRules()
-        rules.success = StatusSet([200...299])
-        rules.permanent = StatusSet([413...413, 415...415])
-        rules.form = .any
-        rules.checks = []
-        rules.throttled = []
-        rules.isFailureFinal = false
-        return rules
-    }()
-
-    private enum CodingKeys: String, CodingKey {
-        case success, permanent, form, checks, throttled
-        case isFailureFinal = "failure_is_final"
-    }
-
-    /// These, with what the other says in their place.
-    package func merged(with other: AnswerRules) -> AnswerRules {
-        var merged = self
-        merged.success = other.success ?? success
-        merged.permanent = other.permanent ?? permanent
-        merged.form = other.form ?? form
-        merged.checks = other.checks ?? checks
-        merged.throttled = other.throttled ?? throttled
-        merged.isFailureFinal = other.isFailureFinal ?? isFailureFinal
-        return merged
-    }
-
-    /// Every answer of an endpoint is judged on the one thread that serves them all: what that costs is bounded here.
+    /// Every response of an endpoint is judged on the one thread that serves them all: what that costs is bounded here.
     func validate() throws {
-        guard checks?.count ?? 0 <= 32, throttled?.count ?? 0 <= 8 else {
+        guard checks.count <= 32, throttled.count <= 8 else {
             throw OperationRefusal(.invalid, "more than 32 rules, or more than 8 texts that mean too many requests")
         }
-        let texts = (checks ?? []).map(\.description) + (throttled ?? [])
+        let texts = checks.map(\.description) + throttled
         guard texts.allSatisfy({ (1...256).contains($0.utf8.count) }) else {
             throw OperationRefusal(.invalid, "a rule or a text has more than 256 bytes, or none")
         }
     }
 
-    /// True when an answer with this status is a success, as far as the status goes.
-    package func takes(_ status: Int) -> Bool { (success ?? Self.standard.success)?.contains(status) ?? false }
+    /// True when a response with this status is a success, as far as the status goes.
+    package func takes(_ status: Int) -> Bool { success.contains(status) }
 
     /// True when the event is not tried again after this status.
-    package func isFinal(_ status: Int) -> Bool { (permanent ?? Self.standard.permanent)?.contains(status) ?? false }
+    package func isFinal(_ status: Int) -> Bool { permanent.contains(status) }
 
     /// True when the body decides, too: then more of it is read.
-    package var readBody: Bool {
-        form ?? .any != .any || checks?.isEmpty == false || throttled?.isEmpty == false
-    }
+    package var readBody: Bool { form != .any || !checks.isEmpty || !throttled.isEmpty }
 
     /// In words: what must hold.
     package var summary: String {
-        let all = Self.standard.merged(with: self)
-        let form = all.form.flatMap { $0 == .any ? nil : "\($0.rawValue.uppercased()) body" }
-        let status = all.success.map { "status \($0)" }
-        return ([status, form].compactMap(\.self) + (checks ?? []).map(\.description)).joined(separator: ", ")
+        let body = form == .any ? [] : ["\(form.rawValue.uppercased()) body"]
+        return (["status \(success)"] + body + checks.map(\.description)).joined(separator: ", ")
     }
 
     /// What an answer with a success status says in its body.
@@ -100,14 +66,13 @@ package struct AnswerRules: Sendable, Codable, Equatable {
     package func judge(_ body: [UInt8], isComplete: Bool) -> Finding {
         guard readBody else { return .success }
         guard isComplete else { return .failure("the answer's body was cut off or is too long to be judged") }
-        if throttled?.contains(where: { body.firstRange(of: $0.utf8) != nil }) == true { return .throttled }
-        let checks = checks ?? []
+        if throttled.contains(where: { body.firstRange(of: $0.utf8) != nil }) { return .throttled }
         var document: JSON?
         do throws(JSON.Refusal) {
             switch form {
             case .json: document = try JSON(body)
             case .jsonp: document = try JSON(callback: body)
-            case .any, nil: if checks.contains(where: \.readsJSON) { document = try JSON(body) }
+            case .any: if checks.contains(where: \.readsJSON) { document = try JSON(body) }
             }
         } catch {
             return .failure("response is not \(form == .jsonp ? "JSONP" : "JSON") (\(error))")

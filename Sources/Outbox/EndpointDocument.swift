@@ -1,0 +1,407 @@
+import FoundationEssentials
+import Postgres
+import Templates
+import Transport
+
+/// The one written form of an endpoint's configuration, in JSON: as `endpoint get -o json` shows it, and as it is exported and
+/// imported. What is left out has its default; a member that is not known is refused, and so is null for what needs a value.
+extension EndpointConfiguration: Codable {
+    /// How much of what may be secret is written. The rest is `***`, and read back that means what is stored.
+    package enum Disclosure: Sendable {
+        /// All but secrets; this is how the database has it.
+        case stored
+        /// Neither secrets nor what may be one: values of the URL's query, and of headers whose names sound like it.
+        case masked
+        /// All that is known.
+        case revealed
+
+        fileprivate static var key: CodingUserInfoKey {
+            guard let key = CodingUserInfoKey(rawValue: "disclosure") else { preconditionFailure("a key of ours") }
+            return key
+        }
+    }
+
+    /// Reads the written form; an `OperationRefusal` names the member that is wrong.
+    package init(json: some Sequence<UInt8>) throws {
+        do { self = try JSONDecoder().decode(Self.self, from: Data(json)) } catch let error as DecodingError {
+            throw OperationRefusal(.invalid, error.inWords)
+        }
+    }
+
+    /// The written form.
+    package func json(_ disclosure: Disclosure = .masked) throws -> [UInt8] { try encoded(self, disclosure) }
+
+    /// This with what a merge patch (RFC 7396) says: null gives a member its default back.
+    package func patched(_ patch: some Sequence<UInt8>) throws -> EndpointConfiguration {
+        do {
+            let document = try JSONDecoder().decode(JSONValue.self, from: Data(try json(.stored)))
+            let patch = try JSONDecoder().decode(JSONValue.self, from: Data(patch))
+            guard case .object = patch else { throw OperationRefusal(.invalid, "the patch is no JSON object") }
+            return try EndpointConfiguration(json: try JSONEncoder().encode(document.merged(with: patch)))
+        } catch let error as DecodingError { throw OperationRefusal(.invalid, error.inWords) }
+    }
+
+    private enum CodingKeys: String, CodingKey, CaseIterable {
+        case name, description, url, method, filter, format, template, headers, authentication, tls, http2, rates,
+            ordered
+        case customerID = "customer_id"
+        case urlParameters = "url_parameters"
+        case eventTypes = "event_types"
+        case changeTypes = "change_types"
+        case templateKind = "template_kind"
+        case responseRules = "response_rules"
+        case timeout = "timeout_seconds"
+        case connectTimeout = "connect_timeout_seconds"
+        case retrySchedule = "retry_schedule_seconds"
+        case maxBodyBytes = "max_body_bytes"
+        case maxInFlight = "max_in_flight"
+        case maxConcurrency = "max_concurrency"
+        case onDead = "on_dead"
+    }
+
+    package init(from decoder: any Decoder) throws {
+        let members = try decoder.members(CodingKeys.self)
+        self.init(
+            name: try members.decode(String.self, forKey: .name), url: try members.decode(String.self, forKey: .url))
+        customerID = try members.value(.customerID, or: customerID)
+        description = try members.value(.description, or: nil)
+        eventTypes = try members.value(.eventTypes, or: eventTypes)
+        changeTypes = try members.value(.changeTypes, or: changeTypes)
+        filter = try members.value(.filter, or: nil)
+        urlHasParameters = try members.value(.urlParameters, or: urlHasParameters)
+        method = HTTPRequest.Method(rawValue: try members.word(.method, HTTPRequest.Method.self) ?? "") ?? method
+        format = Endpoint.Format(rawValue: try members.word(.format, Endpoint.Format.self) ?? "") ?? format
+        let kind = try Template.Kind(stored: try members.value(.templateKind, or: "json"))
+        if let source: String = try members.value(.template, or: nil) {
+            do { template = try Template(source, kind: kind) } catch {
+                throw OperationRefusal(.invalid, "the template cannot be used: \(error)")
+            }
+        }
+        headers = try members.value(.headers, or: headers)
+        authentication = try members.value(.authentication, or: authentication)
+        tls = try members.value(.tls, or: tls)
+        allowsHTTP2 = try members.value(.http2, or: allowsHTTP2)
+        maxBodyBytes = try members.wholeNumber(.maxBodyBytes, mayBeNull: true)
+        rules = try members.value(.responseRules, or: rules)
+        timeout = Duration(seconds: try members.value(.timeout, or: timeout.inSeconds))
+        connectTimeout = Duration(seconds: try members.value(.connectTimeout, or: connectTimeout.inSeconds))
+        retrySchedule = try members.value(.retrySchedule, or: retrySchedule.map(\.inSeconds)).map {
+            Duration(seconds: $0)
+        }
+        maxInFlight = try members.wholeNumber(.maxInFlight) ?? maxInFlight
+        maxConcurrency = try members.wholeNumber(.maxConcurrency, mayBeNull: true)
+        rates = try members.value(.rates, or: rates.map(\.description)).map { try RateLimit($0) }
+        isOrdered = try members.value(.ordered, or: isOrdered)
+        onDead = OnDead(rawValue: try members.word(.onDead, OnDead.self) ?? "") ?? onDead
+    }
+
+    package func encode(to encoder: any Encoder) throws {
+        var members = encoder.container(keyedBy: CodingKeys.self)
+        try members.encode(name, forKey: .name)
+        try members.encode(customerID, forKey: .customerID)
+        try members.encode(description, forKey: .description)
+        try members.encode(encoder.disclosure == .masked ? Masking.url(url) : url, forKey: .url)
+        try members.encode(urlHasParameters, forKey: .urlParameters)
+        try members.encode(method.rawValue, forKey: .method)
+        try members.encode(eventTypes, forKey: .eventTypes)
+        try members.encode(changeTypes, forKey: .changeTypes)
+        try members.encode(filter, forKey: .filter)
+        try members.encode(format.rawValue, forKey: .format)
+        try members.encode(template?.source, forKey: .template)
+        try members.encode(template?.kind.stored ?? "json", forKey: .templateKind)
+        try members.encode(headers, forKey: .headers)
+        try members.encode(authentication, forKey: .authentication)
+        try members.encode(rules, forKey: .responseRules)
+        try members.encode(tls, forKey: .tls)
+        try members.encode(allowsHTTP2, forKey: .http2)
+        try members.encode(timeout.inSeconds, forKey: .timeout)
+        try members.encode(connectTimeout.inSeconds, forKey: .connectTimeout)
+        try members.encode(retrySchedule.map(\.inSeconds), forKey: .retrySchedule)
+        try members.encode(maxBodyBytes, forKey: .maxBodyBytes)
+        try members.encode(maxInFlight, forKey: .maxInFlight)
+        try members.encode(maxConcurrency, forKey: .maxConcurrency)
+        try members.encode(rates.map(\.description), forKey: .rates)
+        try members.encode(isOrdered, forKey: .ordered)
+        try members.encode(onDead.rawValue, forKey: .onDead)
+    }
+}
+
+// MARK: Its parts
+
+extension EndpointSecret: Codable {
+    static let mask = "***"
+
+    package init(from decoder: any Decoder) throws {
+        let text = try decoder.singleValueContainer().decode(String.self)
+        self = text == Self.mask ? .kept : .text(text)
+    }
+
+    package func encode(to encoder: any Encoder) throws {
+        var container = encoder.singleValueContainer()
+        if case .text(let text) = self, encoder.disclosure == .revealed {
+            try container.encode(text)
+        } else {
+            try container.encode(Self.mask)
+        }
+    }
+}
+
+extension EndpointConfiguration.Header: Codable {
+    private enum CodingKeys: String, CodingKey, CaseIterable { case name, value, secret }
+
+    package init(from decoder: any Decoder) throws {
+        let members = try decoder.members(CodingKeys.self)
+        name = try members.decode(String.self, forKey: .name)
+        value = try members.value(.value, or: .kept)
+        isSecret = try members.value(.secret, or: false)
+    }
+
+    package func encode(to encoder: any Encoder) throws {
+        var members = encoder.container(keyedBy: CodingKeys.self)
+        try members.encode(name, forKey: .name)
+        let isShown = !isSecret && !(encoder.disclosure == .masked && Masking.soundsSecret(name))
+        if isShown { try members.encode(value.text, forKey: .value) } else { try members.encode(value, forKey: .value) }
+        try members.encode(isSecret, forKey: .secret)
+    }
+}
+
+extension EndpointConfiguration.TLS: Codable {
+    private enum CodingKeys: String, CodingKey, CaseIterable {
+        case caCertificates = "ca_certificates"
+        case clientCertificate = "client_certificate"
+        case clientKey = "client_key"
+    }
+
+    package init(from decoder: any Decoder) throws {
+        let members = try decoder.members(CodingKeys.self)
+        caCertificates = try members.value(.caCertificates, or: nil)
+        clientCertificate = try members.value(.clientCertificate, or: nil)
+        clientKey = try members.value(.clientKey, or: nil)
+    }
+
+    package func encode(to encoder: any Encoder) throws {
+        var members = encoder.container(keyedBy: CodingKeys.self)
+        try members.encode(caCertificates, forKey: .caCertificates)
+        try members.encode(clientCertificate, forKey: .clientCertificate)
+        try members.encode(clientKey, forKey: .clientKey)
+    }
+}
+
+extension Authentication: Codable {
+    private enum CodingKeys: String, CodingKey, CaseIterable {
+        case kind, user, header, scope, secret
+        case tokenURL = "token_url"
+        case clientID = "client_id"
+        case clientProof = "client_auth"
+    }
+
+    package init(from decoder: any Decoder) throws {
+        let members = try decoder.members(CodingKeys.self)
+        kind = Kind(rawValue: try members.word(.kind, Kind.self) ?? "") ?? kind
+        user = try members.value(.user, or: nil)
+        header = try members.value(.header, or: nil)
+        tokenURL = try members.value(.tokenURL, or: nil)
+        clientID = try members.value(.clientID, or: nil)
+        scope = try members.value(.scope, or: nil)
+        clientProof = try members.value(.clientProof, or: nil)
+        secret = try members.value(.secret, or: nil)
+    }
+
+    package func encode(to encoder: any Encoder) throws {
+        var members = encoder.container(keyedBy: CodingKeys.self)
+        try members.encode(kind, forKey: .kind)
+        try members.encode(user, forKey: .user)
+        try members.encode(header, forKey: .header)
+        try members.encode(tokenURL, forKey: .tokenURL)
+        try members.encode(clientID, forKey: .clientID)
+        try members.encode(scope, forKey: .scope)
+        try members.encode(clientProof, forKey: .clientProof)
+        try members.encode(secret, forKey: .secret)
+    }
+}
+
+extension ResponseRules: Codable {
+    private enum CodingKeys: String, CodingKey, CaseIterable {
+        case success, permanent, body, rules
+        case throttledTexts = "throttled_texts"
+        case isFailureFinal = "rule_failure_final"
+    }
+
+    package init(from decoder: any Decoder) throws {
+        let members = try decoder.members(CodingKeys.self)
+        success = try members.value(.success, or: success)
+        permanent = try members.value(.permanent, or: permanent)
+        form = Form(rawValue: try members.word(.body, Form.self) ?? "") ?? form
+        checks = try members.value(.rules, or: checks)
+        throttled = try members.value(.throttledTexts, or: throttled)
+        isFailureFinal = try members.value(.isFailureFinal, or: isFailureFinal)
+    }
+
+    package func encode(to encoder: any Encoder) throws {
+        var members = encoder.container(keyedBy: CodingKeys.self)
+        try members.encode(success, forKey: .success)
+        try members.encode(permanent, forKey: .permanent)
+        try members.encode(form, forKey: .body)
+        try members.encode(checks, forKey: .rules)
+        try members.encode(throttled, forKey: .throttledTexts)
+        try members.encode(isFailureFinal, forKey: .isFailureFinal)
+    }
+}
+
+// MARK: How they are read and written
+
+/// A value as JSON, with members in the order of their names.
+func encoded(_ value: some Encodable, _ disclosure: EndpointConfiguration.Disclosure) throws -> [UInt8] {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
+    encoder.userInfo[EndpointConfiguration.Disclosure.key] = disclosure
+    return Array(try encoder.encode(value))
+}
+
+extension Encoder {
+    fileprivate var disclosure: EndpointConfiguration.Disclosure {
+        userInfo[EndpointConfiguration.Disclosure.key] as? EndpointConfiguration.Disclosure ?? .masked
+    }
+}
+
+private struct AnyKey: CodingKey {
+    let stringValue: String
+    var intValue: Int? { nil }
+    init(stringValue: String) { self.stringValue = stringValue }
+    init?(intValue: Int) { nil }
+}
+
+extension Decoder {
+    /// The members of an object that has no others.
+    fileprivate func members<Key: CodingKey & CaseIterable>(_: Key.Type) throws -> KeyedDecodingContainer<Key> {
+        let known = Key.allCases.map(\.stringValue)
+        for name in try container(keyedBy: AnyKey.self).allKeys.map(\.stringValue) where !known.contains(name) {
+            let close = known.min { editDistance($0, name) < editDistance($1, name) } ?? ""
+            throw OperationRefusal(
+                .invalid, "there is no member \"\(name.prefix(64))\"\(path.isEmpty ? "" : " in \(path)")",
+                hint: editDistance(close, name) <= 3 ? "Did you mean \(close)?" : nil)
+        }
+        return try container(keyedBy: Key.self)
+    }
+
+    private var path: String { codingPath.map(\.stringValue).joined(separator: ".") }
+}
+
+extension KeyedDecodingContainer {
+    /// What is left out has its default; null is a value as any other.
+    fileprivate func value<Value: Decodable>(_ key: Key, or standard: Value) throws -> Value {
+        contains(key) ? try decode(Value.self, forKey: key) : standard
+    }
+
+    /// Nil when it is left out. Asked for an integer, Foundation says of another number only that all of it is no JSON.
+    fileprivate func wholeNumber(_ key: Key, mayBeNull: Bool = false) throws -> Int? {
+        guard contains(key) else { return nil }
+        if mayBeNull, try decodeNil(forKey: key) { return nil }
+        let number = try decode(Double.self, forKey: key)
+        guard let whole = Int(exactly: number) else {
+            throw OperationRefusal(.invalid, "\(key.stringValue) must be a whole number")
+        }
+        return whole
+    }
+
+    /// A word out of a list; nil when it is left out.
+    fileprivate func word<Word: RawRepresentable<String> & CaseIterable>(_ key: Key, _: Word.Type) throws -> String? {
+        guard contains(key) else { return nil }
+        let text = try decode(String.self, forKey: key)
+        if Word(rawValue: text) == nil {
+            throw OperationRefusal(
+                .invalid, "\(key.stringValue) cannot be \"\(text.prefix(64))\"",
+                hint: "Expected one of \(Word.allCases.map(\.rawValue).joined(separator: ", "))")
+        }
+        return text
+    }
+}
+
+extension DecodingError {
+    private static func word(for type: any Any.Type) -> String {
+        switch type {
+        case is String.Type: "a text"
+        case is Bool.Type: "true or false"
+        case is Double.Type: "a number"
+        default: "an object or a list"
+        }
+    }
+
+    /// Which member is wrong, and how.
+    fileprivate var inWords: String {
+        func name(_ path: [any CodingKey]) -> String {
+            path.map { $0.intValue.map { "\($0 + 1)" } ?? $0.stringValue }.joined(separator: ".")
+        }
+        return switch self {
+        case .keyNotFound(let key, let context): "\(name(context.codingPath + [key])) is missing"
+        case .typeMismatch(_, let context) where context.codingPath.isEmpty: "it is not a JSON object"
+        case .typeMismatch(let type, let context): "\(name(context.codingPath)) must be \(Self.word(for: type))"
+        case .valueNotFound(_, let context): "\(name(context.codingPath)) cannot be null"
+        case .dataCorrupted(let context) where context.codingPath.isEmpty: "it is not JSON"
+        case .dataCorrupted(let context): "\(name(context.codingPath)) is not valid"
+        @unknown default: "it cannot be read"
+        }
+    }
+}
+
+extension Duration {
+    fileprivate init(seconds: Double) {
+        // Beyond what any setting takes, and within what can be counted.
+        self = .microseconds(Int64((max(-1e12, min(seconds, 1e12)) * 1e6).rounded()))
+    }
+
+    fileprivate var inSeconds: Double { Double(microseconds) / 1e6 }
+}
+
+/// JSON, to be merged.
+private enum JSONValue: Codable {
+    case null
+    case bool(Bool)
+    case number(Double)
+    case string(String)
+    case array([JSONValue])
+    case object([String: JSONValue])
+
+    init(from decoder: any Decoder) throws {
+        let container = try decoder.singleValueContainer()
+        if container.decodeNil() {
+            self = .null
+        } else if let value = try? container.decode(Bool.self) {
+            self = .bool(value)
+        } else if let value = try? container.decode(Double.self) {
+            self = .number(value)
+        } else if let value = try? container.decode(String.self) {
+            self = .string(value)
+        } else if let value = try? container.decode([JSONValue].self) {
+            self = .array(value)
+        } else {
+            self = .object(try container.decode([String: JSONValue].self))
+        }
+    }
+
+    func encode(to encoder: any Encoder) throws {
+        var container = encoder.singleValueContainer()
+        switch self {
+        case .null: try container.encodeNil()
+        case .bool(let value): try container.encode(value)
+        case .number(let value): try container.encode(value)
+        case .string(let value): try container.encode(value)
+        case .array(let value): try container.encode(value)
+        case .object(let value): try container.encode(value)
+        }
+    }
+
+    /// RFC 7396 2.
+    func merged(with patch: JSONValue) -> JSONValue {
+        guard case .object(let changes) = patch else { return patch }
+        var members: [String: JSONValue] = if case .object(let members) = self { members } else { [:] }
+        for (name, change) in changes {
+            if case .null = change {
+                members[name] = nil
+            } else {
+                members[name] = (members[name] ?? .null).merged(with: change)
+            }
+        }
+        return .object(members)
+    }
+}

@@ -1,0 +1,258 @@
+import FoundationEssentials
+package import Postgres
+import Templates
+package import Transport
+
+extension Connection {
+    /// Creates an endpoint with its lane and its signing secret, and returns its id.
+    ///
+    /// - Parameter policy: where requests may go, to refuse early what can be refused early; nil leaves all of it to the
+    ///   workers.
+    package mutating func createEndpoint(
+        _ configuration: EndpointConfiguration, secret: SigningSecret, keyring: Keyring, policy: AddressPolicy? = nil
+    ) throws -> EndpointID {
+        let configuration = try configuration.resolved(from: nil)
+        try configuration.validate(policy)
+        return try transaction { connection in
+            try connection.checkFilter(configuration.filter)
+            let id = try connection.insert(configuration)
+            try connection.requireKeys(keyring, of: id)
+            try connection.query("INSERT INTO outbox.lane (endpoint_id) VALUES (\(id))")
+            try connection.storeCredentials(of: configuration, before: nil, id, keyring: keyring)
+            try connection.addSecret(secret, to: id, keyring: keyring)
+            try connection.checkUsable(id, keyring: keyring)
+            try connection.audit("endpoint.create", endpoint: id)
+            return id
+        }
+    }
+
+    /// Changes an endpoint; requests that are built from now on use the new settings. What is the same afterwards is not written.
+    ///
+    /// - Parameter change: gets the configuration as it is, in which secrets are kept; to replace it, assign another one.
+    package mutating func updateEndpoint(
+        _ id: EndpointID, keyring: Keyring, policy: AddressPolicy? = nil,
+        _ change: (inout EndpointConfiguration) throws -> Void
+    ) throws {
+        let changed = try transaction { connection in
+            // The cut puts events in line under the same lock.
+            try connection.lockLanes([id])
+            let before = try connection.configuration(of: id)
+            var changed = before
+            try change(&changed)
+            changed = try changed.resolved(from: before)
+            try changed.validate(policy)
+            if changed.filter != before.filter { try connection.checkFilter(changed.filter) }
+            let audited = try connection.auditedConfiguration(of: id)
+            let isOther = try connection.update(id, changed)
+            let isSealedAnew = try connection.storeCredentials(of: changed, before: before, id, keyring: keyring)
+            if isOther || isSealedAnew {
+                try connection.query(
+                    "UPDATE outbox.endpoint SET revision = revision + 1, updated_at = clock_timestamp() WHERE id = \(id)"
+                )
+                try connection.checkUsable(id, keyring: keyring)
+            }
+            try connection.auditChange("endpoint.update", endpoint: id, from: audited)
+            return changed
+        }
+        // Also where somebody has begun it and was interrupted.
+        if !changed.isOrdered { while try dissolveLines(of: id) > 0 {} }
+        if changed.isOrdered, changed.onDead == .skip {
+            var key = ""
+            while let last = try releaseBlocked(of: id, after: key) { key = last }
+        }
+    }
+
+    // MARK: The row
+
+    private mutating func insert(_ configuration: EndpointConfiguration) throws -> EndpointID {
+        let columns = try configuration.columns
+        do {
+            let created = try query(
+                """
+                INSERT INTO outbox.endpoint (\(list(columns.map { "\(raw: $0.name)" })))
+                VALUES (\(list(columns.map(\.value)))) RETURNING id
+                """
+            ).first { row throws(PostgresError) in try row[0] as EndpointID }
+            guard let created else { throw OperationRefusal(.conflict, "the endpoint was not created") }
+            return created
+        } catch let error as PostgresError where error.sqlState == "23505" {
+            throw OperationRefusal(
+                .conflict, "an endpoint named \"\(configuration.name)\" exists already for this customer",
+                hint: "Choose another name, or change it with: outboxctl endpoint update \(configuration.name)")
+        }
+    }
+
+    /// False when it is the same already.
+    private mutating func update(_ id: EndpointID, _ configuration: EndpointConfiguration) throws -> Bool {
+        let columns = try configuration.columns
+        let names = list(columns.map { "\(raw: $0.name)" })
+        let values = list(columns.map(\.value))
+        do throws(PostgresError) {
+            return try query(
+                """
+                UPDATE outbox.endpoint SET (\(names)) = ROW (\(values))
+                 WHERE id = \(id) AND ROW (\(names)) IS DISTINCT FROM ROW (\(values))
+                """
+            ).affected == 1
+        } catch {
+            guard error.sqlState == "23505" else { throw error }
+            throw OperationRefusal(.conflict, "another endpoint of this customer has that name already")
+        }
+    }
+
+    // MARK: Its audit
+
+    /// The endpoint's configuration as the audit log may show it: certificates and what is secret as marks that tell only whether they
+    /// are others.
+    private mutating func auditedConfiguration(of id: EndpointID) throws -> JSONText {
+        try query(
+            """
+            SELECT (outbox.masked_configuration(n) || jsonb_build_object(
+                        'url_query', md5(substr(n.url, nullif(strpos(n.url, '?'), 0))),
+                        'tls', jsonb_build_object('ca_certificates', md5(n.ca_certificates), 'client_certificate', md5(n.client_certificate)),
+                        'credentials', (SELECT md5(s.sealed) FROM outbox.secret s
+                                         WHERE s.endpoint_id = n.id AND s.kind = 'credentials')))::json
+              FROM outbox.endpoint n WHERE n.id = \(id)
+            """
+        ).first { row throws(PostgresError) in try row[0] as JSONText } ?? JSONText("{}")
+    }
+
+    /// One audit row with what is different now: `{"setting": [before, after]}`.
+    private mutating func auditChange(_ action: String, endpoint id: EndpointID, from before: JSONText) throws {
+        let after = try auditedConfiguration(of: id)
+        let changes = try query(
+            """
+            SELECT coalesce(jsonb_object_agg(key, jsonb_build_array(b.value, a.value)), '{}')::json
+              FROM jsonb_each(\(before)::jsonb) b JOIN jsonb_each(\(after)::jsonb) a USING (key)
+             WHERE a.value IS DISTINCT FROM b.value
+            """
+        ).first { row throws(PostgresError) in try row[0] as JSONText }
+        try audit(action, endpoint: id, detail: changes ?? JSONText("{}"))
+    }
+
+    // MARK: What is sealed of it
+
+    /// Seals what is given, and keeps what is kept; true when something is sealed anew.
+    @discardableResult
+    private mutating func storeCredentials(
+        of configuration: EndpointConfiguration, before: EndpointConfiguration?, _ id: EndpointID, keyring: Keyring
+    ) throws -> Bool {
+        // Who changes something else needs no key.
+        if let before, configuration.hasSameSecrets(as: before) { return false }
+        let known = try query(
+            "SELECT key_id, sealed FROM outbox.secret WHERE endpoint_id = \(id) AND kind = 'credentials' FOR UPDATE"
+        ).map { row throws(PostgresError) in (try row[0] as String, (try row[1] as Bytes).bytes) }
+        var old = Credentials()
+        if let (keyID, bytes) = known.first {
+            old = try Credentials(try keyring.open(bytes, .credentials, keyID: keyID, for: id))
+        }
+        let changed = try configuration.credentials(keeping: old, of: before)
+        if changed.isIdentical(to: old) { return false }
+        try query("DELETE FROM outbox.secret WHERE endpoint_id = \(id) AND kind = 'credentials'")
+        if changed.isEmpty { return true }
+        try requireKeys(keyring, of: id)
+        let sealed = try changed.sealed(keyring, for: id)
+        try query(
+            """
+            INSERT INTO outbox.secret (endpoint_id, kind, key_id, sealed)
+            VALUES (\(id), 'credentials', \(sealed.keyID), \(Bytes(sealed.bytes)))
+            """)
+        return true
+    }
+}
+
+/// Expressions one after the other, as columns are named or valued.
+private func list(_ parts: [SQL]) -> SQL { parts.dropFirst().reduce(parts[0]) { "\($0), \($1)" } }
+
+extension EndpointConfiguration {
+    /// Its columns in `outbox.endpoint`, all of them.
+    fileprivate var columns: [(name: String, value: SQL)] {
+        get throws {
+            func json(_ value: some Encodable) throws -> SQL { "\(JSONText(try encoded(value, .stored)))::jsonb" }
+            return [
+                ("name", "\(name)"), ("customer_id", "\(customerID)"), ("description", "\(description)"),
+                ("event_types", "\(try eventTypes.stored)::jsonb"),
+                ("change_types", "\(try changeTypes.stored)::jsonb"),
+                ("filter", "\(filter)"),
+                ("url", "\(url)"), ("url_parameters", "\(urlHasParameters)"), ("method", "\(method.rawValue)"),
+                ("format", "\(format.rawValue)"), ("template", "\(template?.source)"),
+                ("template_kind", "\(template?.kind.stored ?? "json")"), ("headers", try json(headers)),
+                ("authentication", try json(authentication)), ("ca_certificates", "\(tls.caCertificates)"),
+                ("client_certificate", "\(tls.clientCertificate)"), ("http2", "\(allowsHTTP2)"),
+                ("max_body_bytes", "\(maxBodyBytes.map { Int32($0) })"), ("response_rules", try json(rules)),
+                ("timeout", "\(timeout)"), ("connect_timeout", "\(connectTimeout)"),
+                ("retry_schedule", "\(retrySchedule)"),
+                ("max_in_flight", "\(Int32(maxInFlight))"), ("max_concurrency", "\(maxConcurrency.map { Int32($0) })"),
+                ("rates", "\(rates.map(\.description))"), ("ordered", "\(isOrdered)"),
+                ("on_dead", "\(onDead.rawValue)"),
+            ]
+        }
+    }
+
+    /// Where its credentials are sent.
+    var origins: [String] { authentication.origins(url: url, authorities: tls.caCertificates) }
+
+    /// This with what stands for something stored (`***`) in its place; a secret stays sealed.
+    fileprivate func resolved(from stored: EndpointConfiguration?) throws -> EndpointConfiguration {
+        func refusal(_ what: String) -> OperationRefusal {
+            OperationRefusal(
+                .invalid, "\(what) is ***, and nothing is stored that it could stand for", hint: "Give its value")
+        }
+        var resolved = self
+        if let stored, url != stored.url, url == Masking.url(stored.url) { resolved.url = stored.url }
+        if resolved.url != stored?.url, resolved.url.contains("=***") { throw refusal("a value in the URL") }
+        if authentication.secret == .kept, stored?.authentication.secret == nil {
+            throw refusal("the authentication's secret")
+        }
+        if tls.clientKey == .kept, stored?.tls.clientKey == nil { throw refusal("the client's private key") }
+        var places: [String: [Header]] = Dictionary(grouping: stored?.headers ?? []) { $0.name.lowercased() }
+        for place in headers.indices {
+            let header = headers[place]
+            let match =
+                places[header.name.lowercased()]?.isEmpty == false
+                ? places[header.name.lowercased()]?.removeFirst() : nil
+            guard header.value == .kept else { continue }
+            guard let match, match.value != .kept || header.isSecret else {
+                throw refusal("the header \(header.name.prefix(64))")
+            }
+            resolved.headers[place].value = match.value
+        }
+        return resolved
+    }
+
+    /// True when nothing of it is to be sealed, or has to go.
+    fileprivate func hasSameSecrets(as other: EndpointConfiguration) -> Bool {
+        func secrets(_ one: EndpointConfiguration) -> [Header] { one.headers.filter(\.isSecret) }
+        return origins == other.origins && authentication.secret == other.authentication.secret
+            && tls.clientKey == other.tls.clientKey && secrets(self) == secrets(other)
+    }
+
+    /// What is to be sealed.
+    fileprivate func credentials(keeping old: Credentials, of before: EndpointConfiguration?) throws -> Credentials {
+        var new = Credentials()
+        var isAnythingKept = false
+        func value(_ secret: EndpointSecret, old: String?) -> String? {
+            if case .text(let text) = secret { return text }
+            isAnythingKept = true
+            return old
+        }
+        new.authentication = authentication.secret.flatMap { value($0, old: old.authentication) }
+        new.clientKey = tls.clientKey.flatMap { value($0, old: old.clientKey) }
+        let names = before?.headers.filter(\.isSecret).map { $0.name.lowercased() } ?? []
+        var values = Dictionary(grouping: zip(names, old.headers)) { $0.0 }.mapValues { $0.map(\.1)[...] }
+        for header in headers where header.isSecret {
+            let stored = values[header.name.lowercased()]?.popFirst()
+            new.headers.append(value(header.value, old: stored) ?? "")
+        }
+        new.origins = origins
+        if isAnythingKept, !old.isEmpty, old.origins != new.origins {
+            throw OperationRefusal(
+                .conflict,
+                "the endpoint's credentials were given for \(old.origins.joined(separator: " and ")), and are not sent anywhere else",
+                hint:
+                    "Give them again together with the new URL or authorities, or take them away with --auth none, --client-cert-file none or other headers"
+            )
+        }
+        return new
+    }
+}
