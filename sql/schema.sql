@@ -487,6 +487,7 @@ function outbox.note_secret_change() returns trigger security definer dadb9ff506
 function outbox.note_strays(regclass,timestamp with time zone) returns void 7b33fbfab9c3042a2a615289600b3736
 function outbox.partition_bounds(timestamp with time zone) returns record d41d8cd98f00b204e9800998ecf8427e
 function outbox.partition_to_make(name,timestamp with time zone) returns TABLE(name name, lower timestamp with time zone, upper timestamp with time zone) d41d8cd98f00b204e9800998ecf8427e
+function outbox.patterns_in_words(jsonb) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox.rebase(integer,boolean,boolean) returns record d41d8cd98f00b204e9800998ecf8427e
 function outbox.recent_starts(uuid,interval,integer) returns SETOF timestamp with time zone e5934b78ec13a7b98f984b2716a388ab
@@ -688,6 +689,7 @@ grant execute on masked_headers to outbox_operator
 grant execute on masked_url to outbox_operator
 grant execute on matches to outbox_operator
 grant execute on newest_events to outbox_operator
+grant execute on patterns_in_words to outbox_operator
 grant execute on outbox_private.publish to outbox_operator
 grant execute on publish to outbox_operator
 grant execute on outbox_api.publish to outbox_operator
@@ -740,6 +742,7 @@ grant execute on is_well to outbox_reader
 grant execute on key_of to outbox_reader
 grant execute on matches to outbox_reader
 grant execute on newest_events to outbox_reader
+grant execute on patterns_in_words to outbox_reader
 grant execute on sent_at_the_earliest to outbox_reader
 grant execute on stream_backlog to outbox_reader
 grant execute on takes_type to outbox_reader
@@ -799,6 +802,7 @@ grant execute on needed_partitions to outbox_worker
 grant execute on newest_events to outbox_worker
 grant execute on next_lines to outbox_worker
 grant execute on partition_bounds to outbox_worker
+grant execute on patterns_in_words to outbox_worker
 grant execute on recent_starts to outbox_worker
 grant execute on outbox_private.record_audit to outbox_worker
 grant execute on record_audit to outbox_worker

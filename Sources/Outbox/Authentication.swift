@@ -58,7 +58,9 @@ package struct Authentication: Sendable, Equatable {
             try require(clientID, "a client id")
             try checkURL(tokenURL ?? "", "the token URL", policy)
         }
-        if secret != .kept { try require(secret?.text, kind == .oauth2 ? "the client's secret" : "a secret") }
+        // Checked when it was given.
+        if secret == .kept { return }
+        try require(secret?.text, kind == .oauth2 ? "the client's secret" : "a secret")
         _ = try constantHeader()
         _ = try oauthClient?.request(timeout: .seconds(1))
     }

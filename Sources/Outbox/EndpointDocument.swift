@@ -28,6 +28,17 @@ extension EndpointConfiguration: Codable {
         }
     }
 
+    /// Reads one or a list of them.
+    package static func list(json: some Sequence<UInt8>) throws -> [EndpointConfiguration] {
+        let json = Array(json)
+        guard json.first(where: { !" \t\r\n".utf8.contains($0) }) == UInt8(ascii: "[") else {
+            return [try EndpointConfiguration(json: json)]
+        }
+        do { return try JSONDecoder().decode([EndpointConfiguration].self, from: Data(json)) } catch let error
+            as DecodingError
+        { throw OperationRefusal(.invalid, error.inWords) }
+    }
+
     /// The written form.
     package func json(_ disclosure: Disclosure = .masked) throws -> [UInt8] { try encoded(self, disclosure) }
 
@@ -212,7 +223,7 @@ extension Authentication: Codable {
         try members.encode(kind, forKey: .kind)
         try members.encode(user, forKey: .user)
         try members.encode(header, forKey: .header)
-        try members.encode(tokenURL, forKey: .tokenURL)
+        try members.encode(encoder.disclosure == .masked ? tokenURL.map(Masking.url) : tokenURL, forKey: .tokenURL)
         try members.encode(clientID, forKey: .clientID)
         try members.encode(scope, forKey: .scope)
         try members.encode(clientProof, forKey: .clientProof)
@@ -276,10 +287,13 @@ extension Decoder {
     fileprivate func members<Key: CodingKey & CaseIterable>(_: Key.Type) throws -> KeyedDecodingContainer<Key> {
         let known = Key.allCases.map(\.stringValue)
         for name in try container(keyedBy: AnyKey.self).allKeys.map(\.stringValue) where !known.contains(name) {
-            let close = known.min { editDistance($0, name) < editDistance($1, name) } ?? ""
+            // What is meant may be its beginning: timeout, for timeout_seconds.
+            let close =
+                known.first { !name.isEmpty && $0.hasPrefix(name) }
+                ?? known.filter { editDistance($0, name) <= 3 }.min { editDistance($0, name) < editDistance($1, name) }
             throw OperationRefusal(
                 .invalid, "there is no member \"\(name.prefix(64))\"\(path.isEmpty ? "" : " in \(path)")",
-                hint: editDistance(close, name) <= 3 ? "Did you mean \(close)?" : nil)
+                hint: close.map { "Did you mean \($0)?" })
         }
         return try container(keyedBy: Key.self)
     }

@@ -86,6 +86,21 @@ extension Connection {
         return try EndpointConfiguration(json: document.bytes)
     }
 
+    /// All of them, by customer and name.
+    package mutating func endpointIDs() throws -> [EndpointID] {
+        try query("SELECT id FROM outbox.endpoint WHERE deleted_at IS NULL ORDER BY customer_id, name").map {
+            row throws(PostgresError) in try row[0]
+        }
+    }
+
+    /// The endpoint of that very name; nil when there is none.
+    package mutating func endpointID(named name: String, of customer: String) throws -> EndpointID? {
+        try query(
+            "SELECT id FROM outbox.endpoint WHERE customer_id = \(customer) AND name = \(name) AND deleted_at IS NULL"
+        )
+        .first { row throws(PostgresError) in try row[0] }
+    }
+
     /// Finds an endpoint by its name or id.
     package mutating func endpointID(_ nameOrID: String) throws -> EndpointID {
         if let id = UniqueID(nameOrID) {
@@ -125,14 +140,14 @@ extension Connection {
         return try listing(
             """
             SELECT n.id, n.name, n.customer_id, h.state, h.state_reason, h.paused_from, h.paused_until, n.description,
-                   outbox.written_patterns(n.event_types) AS event_types, outbox.written_patterns(n.change_types) AS change_types, n.filter,
+                   c.event_types, c.change_types, n.filter,
                    c.url, n.url_parameters, n.method, n.format, n.template, n.template_kind, c.headers, c.authentication, c.tls, n.http2,
                    n.max_body_bytes, c.response_rules, c.timeout_seconds, c.connect_timeout_seconds, c.retry_schedule_seconds,
                    n.max_in_flight, n.max_concurrency, n.rates, n.ordered, n.on_dead,
                    h.failing_since, coalesce(w.waiting, 0) AS waiting, coalesce(x.dead_letters, 0) AS dead_letters, n.revision, n.created_at, n.updated_at
               FROM outbox.endpoint n JOIN outbox.endpoint_state h ON h.endpoint_id = n.id
              CROSS JOIN LATERAL jsonb_to_record(outbox.masked_configuration(n)) AS c(
-                   url text, headers jsonb, authentication jsonb, tls jsonb, response_rules jsonb, timeout_seconds numeric,
+                   event_types jsonb, change_types jsonb, url text, headers jsonb, authentication jsonb, tls jsonb, response_rules jsonb, timeout_seconds numeric,
                    connect_timeout_seconds numeric, retry_schedule_seconds numeric[])
               LEFT JOIN (SELECT endpoint_id, count(*) AS waiting FROM outbox.delivery WHERE endpoint_id = ANY (\(ids)) GROUP BY endpoint_id) w
                 ON w.endpoint_id = n.id

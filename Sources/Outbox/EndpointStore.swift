@@ -200,7 +200,13 @@ extension EndpointConfiguration {
         }
         var resolved = self
         if let stored, url != stored.url, url == Masking.url(stored.url) { resolved.url = stored.url }
-        if resolved.url != stored?.url, resolved.url.contains("=***") { throw refusal("a value in the URL") }
+        if let url = authentication.tokenURL, let old = stored?.authentication.tokenURL, url == Masking.url(old) {
+            resolved.authentication.tokenURL = old
+        }
+        let urls = [
+            (resolved.url, stored?.url), (resolved.authentication.tokenURL ?? "", stored?.authentication.tokenURL),
+        ]
+        if urls.contains(where: { $0.0 != $0.1 && $0.0.contains("=***") }) { throw refusal("a value in a URL") }
         if authentication.secret == .kept, stored?.authentication.secret == nil {
             throw refusal("the authentication's secret")
         }

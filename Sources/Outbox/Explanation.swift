@@ -179,9 +179,9 @@ extension Connection {
                 SELECT 3, 'no_match', concat_ws('; ',
                            CASE WHEN n.customer_id NOT IN ('*', e.customer_id) THEN format('its customer is %s, the endpoint''s is %s', e.customer_id, n.customer_id) END,
                            CASE WHEN NOT outbox.takes_type(n.event_types, e.type)
-                                THEN format('its type is %s, the endpoint takes %s', e.type, outbox.written_patterns(n.event_types)) END,
+                                THEN format('its type is %s, the endpoint takes %s', e.type, outbox.patterns_in_words(n.event_types)) END,
                            CASE WHEN NOT outbox.matches(n.change_types, e.change_type)
-                                THEN format('its change type is %s, the endpoint takes %s', e.change_type, outbox.written_patterns(n.change_types)) END,
+                                THEN format('its change type is %s, the endpoint takes %s', e.change_type, outbox.patterns_in_words(n.change_types)) END,
                            CASE WHEN n.filter IS NOT NULL THEN format('its filter may not hold: %s', n.filter) END,
                            CASE WHEN n.created_at > e.created_at THEN 'the endpoint was created after it' END,
                            CASE WHEN n.disabled_at IS NOT NULL THEN 'the endpoint is disabled since ' || \(time("n.disabled_at")) END,

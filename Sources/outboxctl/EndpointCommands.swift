@@ -9,7 +9,7 @@ struct EndpointCommand: AsyncParsableCommand {
         commandName: "endpoint", abstract: "Who gets which events, and how.",
         subcommands: [
             Create.self, List.self, Get.self, Update.self, Delete.self, Test.self, Evaluate.self, Secret.self,
-            Pause.self, Resume.self, Enable.self, Disable.self,
+            Pause.self, Resume.self, Enable.self, Disable.self, Patch.self, Export.self, Import.self,
         ])
 
     struct Create: AsyncParsableCommand {
@@ -205,7 +205,7 @@ struct EndpointCommand: AsyncParsableCommand {
 func note(_ text: String) { StandardError.say("outboxctl: note: \(text)") }
 
 /// Looks the endpoint up, changes it, and prints how it is now.
-private func changeEndpoint(
+func changeEndpoint(
     _ endpoint: String, _ options: GlobalOptions,
     _ change: @escaping @Sendable (inout Connection, EndpointID) throws -> Void
 ) async throws {

@@ -34,6 +34,10 @@ struct OutboxCtl: AsyncParsableCommand {
             )
             .report(asJSON: Output.isJSON(arguments))
         }
+        if let option = RepeatedOptions.first(in: arguments, of: Self.self) {
+            Failure(.usage, "invalid_value", "\(option) is given twice", "It takes one value")
+                .report(asJSON: Output.isJSON(arguments))
+        }
         do {
             var command = try parseAsRoot(arguments)
             if var command = command as? any AsyncParsableCommand { try await command.run() } else { try command.run() }

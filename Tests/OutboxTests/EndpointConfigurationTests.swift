@@ -194,7 +194,8 @@ import Transport
         (#"{"name":"e","url":"https://x/","event_types":["Admin*"]}"#, "Admin*"),
         (#"{"name":"e","url":"https://x/","rates":["fast"]}"#, "fast"),
         (#"{"name":"e","url":"https://x/","format":"template","template":"{","template_kind":"json"}"#, "template"),
-        (#"{"name":"e","url":"https://x/","headers":[{"value":"x"}]}"#, "headers.1.name"), (#"[]"#, "JSON object"), ("{", "JSON"),
+        (#"{"name":"e","url":"https://x/","headers":[{"value":"x"}]}"#, "headers.1.name"), (#"[]"#, "JSON object"),
+        ("{", "JSON"),
     ])
     func `a document that is wrong is refused, by the name of what is wrong`(json: String, name: String) throws {
         let refusal = #expect(throws: OperationRefusal.self) { try EndpointConfiguration(json: json.utf8) }

@@ -70,7 +70,10 @@ import Testing
         #expect(try await refresh(directory, database).byID[added] != nil)
     }
 
-    @Test(arguments: ["method = 'FETCH'", "format = 'binary'", "template = 'x', template_kind = 'yaml'"])
+    @Test(arguments: [
+        "method = 'FETCH'", "format = 'binary'", "template = 'x', template_kind = 'yaml'",
+        #"event_types = '[{"kind": "suffix", "text": "x"}]'"#, #"response_rules = '{"latency": 1}'"#,
+    ])
     func `a value that this binary does not know closes its endpoint, and no other`(change: String) async throws {
         let database = try await TestCluster.database()
         let odd = try await database.endpoint("odd", url: "https://example.com/").id
@@ -86,7 +89,7 @@ import Testing
             UPDATE outbox.endpoint SET \(change) WHERE id = '\(odd)'
             """)
         let snapshot = try await directory(database).read()
-        #expect(snapshot.byID[odd]?.defect?.contains("does not know") == true)
+        #expect(snapshot.byID[odd]?.defect?.contains("cannot be read") == true)
         #expect(snapshot.byID[odd]?.accepts(.laneOwner, at: .distantFuture) == false)
         #expect(snapshot.byID[other]?.defect == nil)
     }

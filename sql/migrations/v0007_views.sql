@@ -43,6 +43,13 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
       FROM jsonb_array_elements(patterns) WITH ORDINALITY y(p, place);
 END;
 
+-- The same in words.
+CREATE FUNCTION outbox.patterns_in_words(patterns jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE BEGIN ATOMIC
+    SELECT string_agg(p, ', ' ORDER BY place)
+      FROM jsonb_array_elements_text(outbox.written_patterns(patterns)) WITH ORDINALITY y(p, place);
+END;
+
 -- An endpoint's configuration as Sources/Outbox/EndpointDocument.swift reads it. Secrets are not in
 -- it: they are sealed in outbox.secret.
 CREATE FUNCTION outbox.configuration(n outbox.endpoint) RETURNS jsonb
@@ -68,7 +75,8 @@ RETURN jsonb_build_object(
 -- The same without what may be secret.
 CREATE FUNCTION outbox.masked_configuration(n outbox.endpoint) RETURNS jsonb
 LANGUAGE sql STABLE
-RETURN outbox.configuration(n) || jsonb_build_object('url', outbox.masked_url(n.url), 'headers', outbox.masked_headers(n.headers));
+RETURN jsonb_set(outbox.configuration(n), '{authentication,token_url}', coalesce(to_jsonb(outbox.masked_url(n.authentication ->> 'token_url')), 'null'))
+       || jsonb_build_object('url', outbox.masked_url(n.url), 'headers', outbox.masked_headers(n.headers));
 
 -- Writes one line of the audit log, in the caller's transaction. When and by whom is not the
 -- caller's to say: the session's role and, where it is another, the one that it acts as.
