@@ -61,10 +61,14 @@ let package = Package(
         .target(
             name: "Bench", dependencies: ["Outbox", "Postgres", "Transport", "Threads", "CEpoll", histogram],
             swiftSettings: common),
+        .target(
+            name: "Operator", dependencies: ["Outbox", "Postgres", "Scheduler", "Templates", "Transport"],
+            swiftSettings: common),
         .executableTarget(
             name: "outboxctl",
             dependencies: [
-                "Outbox", "Scheduler", "Postgres", "Transport", "Threads", "EmbeddedPostgres", "Receiver", "Bench",
+                "Outbox", "Operator", "Scheduler", "Postgres", "Transport", "Threads", "EmbeddedPostgres", "Receiver",
+                "Bench",
                 "OutboxSchema", "Templates", "Bytewise", arguments, logging, lifecycle, signals,
             ],
             swiftSettings: common),
@@ -100,6 +104,10 @@ let package = Package(
                 "Bytewise", "Scheduler", "Outbox", "Postgres", "Transport", "Receiver", "TestSupport", "Threads",
             ],
             swiftSettings: withFailPoints),
+        .testTarget(
+            name: "OperatorTests",
+            dependencies: ["Operator", "Outbox", "Postgres", "Receiver", "Scheduler", "TestSupport", "Transport"],
+            swiftSettings: common),
         .testTarget(
             name: "CommandTests",
             dependencies: [

@@ -39,7 +39,8 @@ column attempts.lease_id uuid
 column attempts.created_at timestamp with time zone
 column audit.id bigint not null
 column audit.at timestamp with time zone not null default clock_timestamp()
-column audit.actor text not null default SESSION_USER
+column audit.actor text not null
+column audit.session text not null
 column audit.action text not null
 column audit.object text not null
 column audit.reason text
@@ -491,7 +492,7 @@ function outbox.patterns_in_words(jsonb) returns text d41d8cd98f00b204e9800998ec
 function outbox.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox.rebase(integer,boolean,boolean) returns record d41d8cd98f00b204e9800998ecf8427e
 function outbox.recent_starts(uuid,interval,integer) returns SETOF timestamp with time zone e5934b78ec13a7b98f984b2716a388ab
-function outbox.record_audit(text,text,text,jsonb) returns void d41d8cd98f00b204e9800998ecf8427e
+function outbox.record_audit(text,text,text,text,jsonb) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.record_trial(uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
 function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut 509715051bfdf50ceb0595a521ceaea4
@@ -516,15 +517,15 @@ function outbox.written_patterns(jsonb) returns jsonb d41d8cd98f00b204e9800998ec
 function outbox_api.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox_api.emit() returns trigger 558240afa24da3c625ca1e3f27751744
 function outbox_api.publish(text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint d41d8cd98f00b204e9800998ecf8427e
-function outbox_private.append_audit(name,text,text,text,jsonb) returns void security definer d41d8cd98f00b204e9800998ecf8427e
+function outbox_private.append_audit(name,text,text,text,text,jsonb) returns void security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox_private.check_producer(name,text) returns void a5d545f73a8cdba678eb94773c6ddeff
-function outbox_private.grant_publish(name,name,text[]) returns void security definer 8fdb3e13ab05d9ca3a399e7c3dead404
+function outbox_private.grant_publish(name,name,text[]) returns void security definer b5803b73f8b70a361af0712f64c5d6f1
 function outbox_private.note_stray() returns trigger security definer 36443d2482d50a13ae31f2ca3ab72ea4
 function outbox_private.publish(name,text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 387678dfc8fd603893c79fd63a7c22d6
-function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer 9b42eacf574132b4417b622d731f669e
-function outbox_private.record_audit(name,text,text,text,jsonb) returns void security definer d10b0646a39843f41d8d16d6b359253b
+function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer 029b6d1db66992c3f519de9b9fd8e1c2
+function outbox_private.record_audit(name,text,text,text,text,jsonb) returns void security definer 70d20a9acfe87394bdbf9977ebd50907
 function outbox_private.record_trial(name,uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer 116b113d4137d6b6dd70c7be3874e588
-function outbox_private.set_body_limit(name,bigint) returns void security definer a93ee6d59ae25391c8b86a9c1afe742b
+function outbox_private.set_body_limit(name,bigint) returns void security definer 5c75848cc81692fd84faaa8881c6d6a0
 view attempts
 view backlog
 view dead_letters

@@ -34,11 +34,11 @@ package struct Authentication: Sendable, Equatable {
 
     package init() {}
 
-    /// Throws an `OperationRefusal` that names what is missing or wrong.
+    /// Throws a `Problem` that names what is missing or wrong.
     func validate(_ policy: AddressPolicy?) throws {
         func require(_ value: String?, _ what: String) throws {
             if value?.isEmpty ?? true {
-                throw OperationRefusal(.invalid, "authentication \(kind.rawValue) needs \(what)")
+                throw Problem(.invalidValue, "authentication \(kind.rawValue) needs \(what)")
             }
         }
         switch kind {
@@ -47,10 +47,10 @@ package struct Authentication: Sendable, Equatable {
         case .basic:
             try require(user, "a user")
             if user?.utf8.contains(UInt8(ascii: ":")) == true {
-                throw OperationRefusal(.invalid, "a user's name has no colon (RFC 7617)")
+                throw Problem(.invalidValue, "a user's name has no colon (RFC 7617)")
             }
             if [user, secret?.text].contains(where: { $0?.utf8.contains { $0 < 0x20 || $0 == 0x7F } == true }) {
-                throw OperationRefusal(.invalid, "user or password contains a control character (RFC 7617)")
+                throw Problem(.invalidValue, "user or password contains a control character (RFC 7617)")
             }
         case .header: try require(header, "the header's name")
         case .oauth2:
@@ -198,11 +198,12 @@ func checkURL(_ url: String, _ what: String, _ policy: AddressPolicy?) throws {
     do {
         let target = try TargetURL(url)
         if let policy, let reason = policy.refusal(of: target) {
-            throw OperationRefusal(
-                .invalid, "\(what) \(reason)",
+            throw Problem(
+                .endpointURLNotAllowed, "\(what) \(reason)",
                 hint: "If requests may go there, name its network in OUTBOX_ALLOW_NETWORKS, here and for the workers")
         }
     } catch let error as TargetURL.Refusal {
-        throw OperationRefusal(.invalid, "\(what) \(error)", hint: "Expected something like https://example.com/hook")
+        throw Problem(
+            .endpointURLNotAllowed, "\(what) \(error)", hint: "Expected something like https://example.com/hook")
     }
 }

@@ -4,7 +4,9 @@ extension Connection {
     /// Makes a waiting delivery due now. One that is due already keeps its time: it may be in flight, and a later time
     /// would put it in front of its lane's reader a second time. One that stands behind others of its ordering key stays
     /// there, and the refusal says so.
-    package mutating func retryDelivery(_ pair: Pair, reason: String?) throws {
+    package mutating func retryDelivery(
+        _ pair: Pair, reason: String?, by actor: Actor = .session
+    ) throws {
         try transaction { connection in
             try connection.lowerDueTime(of: [pair.endpoint])
             let moved = try connection.query(
@@ -14,13 +16,16 @@ extension Connection {
                 """
             ).affected
             guard moved == 1 else { throw try connection.notWaiting(pair) }
-            try connection.audit("delivery.retry", object: "delivery/\(pair.event.id):\(pair.endpoint)", reason: reason)
+            try connection.audit(
+                "delivery.retry", object: "delivery/\(pair.event.id):\(pair.endpoint)", reason: reason, by: actor)
         }
     }
 
     /// Takes a waiting delivery out of its lane; it stays visible as cancelled. A request in flight is not recalled, and
     /// when that one succeeds, the delivery counts as delivered.
-    package mutating func cancelDelivery(_ pair: Pair, reason: String?) throws {
+    package mutating func cancelDelivery(
+        _ pair: Pair, reason: String?, by actor: Actor = .session
+    ) throws {
         try transaction { connection in
             try connection.lockLanes([pair.endpoint])
             let mayBeInFlight = try connection.mayBeInFlight(pair)
@@ -39,7 +44,7 @@ extension Connection {
             guard parked.count == 1 else { throw try connection.notWaiting(pair) }
             try connection.advance(parked, afterLoss: mayBeInFlight)
             try connection.audit(
-                "delivery.cancel", object: "delivery/\(pair.event.id):\(pair.endpoint)", reason: reason)
+                "delivery.cancel", object: "delivery/\(pair.event.id):\(pair.endpoint)", reason: reason, by: actor)
         }
     }
 
@@ -48,7 +53,8 @@ extension Connection {
     ///
     /// - Parameter pair: only this one; nil for all that the other arguments choose, in steps of a thousand.
     package mutating func replayDeadLetters(
-        _ pair: Pair?, endpoint: EndpointID? = nil, fingerprint: String? = nil, reason: String?
+        _ pair: Pair?, endpoint: EndpointID? = nil, fingerprint: String? = nil, reason: String?,
+        by actor: Actor = .session
     ) throws -> Int {
         var total = 0
         // What fails again meanwhile is not replayed a second time.
@@ -93,7 +99,8 @@ extension Connection {
                 let object =
                     pair.map { "delivery/\($0.event.id):\($0.endpoint)" } ?? endpoint.map { "endpoint/\($0)" } ?? "dead"
                 try connection.audit(
-                    "dead.replay", object: object, reason: reason, detail: JSONText(#"{"count":\#(moved)}"#))
+                    "dead.replay", object: object, reason: reason, detail: JSONText(#"{"count":\#(moved)}"#),
+                    by: actor)
                 return moved
             }
             total += moved
@@ -102,7 +109,9 @@ extension Connection {
     }
 
     /// Takes a dead letter out of the way for good: it stays visible as cancelled, and what waited behind it goes on.
-    package mutating func dropDeadLetter(_ pair: Pair, reason: String?) throws {
+    package mutating func dropDeadLetter(
+        _ pair: Pair, reason: String?, by actor: Actor = .session
+    ) throws {
         try transaction { connection in
             try connection.lockLanes([pair.endpoint])
             let dropped = try connection.query(
@@ -113,21 +122,23 @@ extension Connection {
                 """)
             guard dropped.count == 1 else {
                 _ = try connection.deadLetter(pair)
-                throw OperationRefusal(.conflict, "the dead letter changed at this moment", hint: "Try again")
+                throw Problem(.stateConflict, "the dead letter changed at this moment", hint: "Try again")
             }
             try connection.advance(dropped, afterLoss: false)
-            try connection.audit("dead.drop", object: "delivery/\(pair.event.id):\(pair.endpoint)", reason: reason)
+            try connection.audit(
+                "dead.drop", object: "delivery/\(pair.event.id):\(pair.endpoint)", reason: reason, by: actor)
         }
     }
 
-    private mutating func notWaiting(_ pair: Pair) throws -> OperationRefusal {
+    private mutating func notWaiting(_ pair: Pair) throws -> Problem {
         let state = try delivery(pair).first("state") ?? "unknown"
         if state == "waiting" || state == "paused" {
-            return OperationRefusal(
-                .conflict, "the delivery waits behind others of its ordering key, or for its lane",
-                hint: "See what for: outboxctl delivery explain \(pair.event.id) \(pair.endpoint)")
+            return Problem(
+                .stateConflict, "the delivery waits behind others of its ordering key, or for its lane",
+                next: .delivery("delivery.explain", pair))
         }
-        let hint = state == "dead" ? "Put it back with: outboxctl dead replay \(pair.event.id) \(pair.endpoint)" : nil
-        return OperationRefusal(.conflict, "the delivery is \(state), not waiting", hint: hint)
+        return Problem(
+            .stateConflict, "the delivery is \(state), not waiting",
+            next: state == "dead" ? .delivery("dead.replay", pair) : nil)
     }
 }

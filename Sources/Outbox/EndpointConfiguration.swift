@@ -115,7 +115,7 @@ package enum EndpointSecret: Sendable, Equatable, ExpressibleByStringLiteral {
 // MARK: What is refused
 
 extension EndpointConfiguration {
-    /// Throws an `OperationRefusal` that names the setting, what is wrong with it and what would be right.
+    /// Throws a `Problem` that names the setting, what is wrong with it and what would be right.
     ///
     /// - Parameter policy: where requests may go, as far as it is known here; nil leaves that to the workers.
     package func validate(_ policy: AddressPolicy? = nil) throws {
@@ -123,19 +123,19 @@ extension EndpointConfiguration {
             name.utf8.allSatisfy { $0 > 0x20 && $0 != 0x7F } && !name.utf8.contains(UInt8(ascii: ":"))
             && !name.utf8.contains(UInt8(ascii: "/"))
         guard (1...128).contains(name.unicodeScalars.count), isWord, UniqueID(name) == nil else {
-            throw OperationRefusal(
-                .invalid, "endpoint name \"\(name.prefix(64))\" is not valid",
+            throw Problem(
+                .invalidValue, "endpoint name \"\(name.prefix(64))\" is not valid",
                 hint: "Use 1 to 128 characters without white space, colon or slash, and not the form of a UUID")
         }
         guard (1...256).contains(customerID.unicodeScalars.count) else {
-            throw OperationRefusal(.invalid, "the customer must have 1 to 256 characters")
+            throw Problem(.invalidValue, "the customer must have 1 to 256 characters")
         }
         guard description?.unicodeScalars.count ?? 0 <= 4096 else {
-            throw OperationRefusal(.invalid, "the description has more than 4096 characters")
+            throw Problem(.invalidValue, "the description has more than 4096 characters")
         }
         for (patterns, what) in [(eventTypes, "event types"), (changeTypes, "change types")]
         where !(1...100).contains(patterns.count) {
-            throw OperationRefusal(.invalid, "there must be 1 to 100 \(what)", hint: "For all of them write *")
+            throw Problem(.invalidValue, "there must be 1 to 100 \(what)", hint: "For all of them write *")
         }
         try validateRequest(policy)
         try validateTLS()
@@ -147,39 +147,39 @@ extension EndpointConfiguration {
         try checkURL(url, "the URL", policy)
         if urlHasParameters {
             do { _ = try Template(url, kind: .url) } catch {
-                throw OperationRefusal(.invalid, "the URL's parameters cannot be filled: \(error)")
+                throw Problem(.invalidValue, "the URL's parameters cannot be filled: \(error)")
             }
         }
         if format == .template, template == nil {
-            throw OperationRefusal(
-                .invalid, "the format template needs a template",
-                hint: "Give one with --template @file or --preset NAME")
+            throw Problem(
+                .templateInvalid, "the format template needs a template",
+                hint: "Give one, or a preset", next: UseCase("template.presets"))
         }
         guard headers.count <= 100,
             headers.reduce(0, { $0 + $1.name.utf8.count + $1.value.text.utf8.count + 4 }) <= 32_768
-        else { throw OperationRefusal(.invalid, "more than 100 headers, or more than 32 KiB of them") }
+        else { throw Problem(.headerInvalid, "more than 100 headers, or more than 32 KiB of them") }
         for header in headers where header.value != .kept {
             do { _ = try ConfiguredHeader(header) } catch let error as Template.Refusal {
-                throw OperationRefusal(.invalid, "header \(header.name.prefix(64)): \(error)")
+                throw Problem(.headerInvalid, "header \(header.name.prefix(64)): \(error)")
             }
         }
         try authentication.validate(policy)
         if let maxBodyBytes, !(1...104_857_600).contains(maxBodyBytes) {
-            throw OperationRefusal(.invalid, "the largest body must be 1 byte to 100 MiB, or 0 for any")
+            throw Problem(.invalidValue, "the largest body must be 1 byte to 100 MiB, or any")
         }
     }
 
     private func validateTLS() throws {
         if tls.clientCertificate != nil || tls.clientKey != nil {
             guard let certificate = tls.clientCertificate, let key = tls.clientKey else {
-                throw OperationRefusal(.invalid, "a client certificate and its private key belong together")
+                throw Problem(.invalidValue, "a client certificate and its private key belong together")
             }
             try checkPEM(certificate, "the client certificate", "CERTIFICATE")
             if case .text(let key) = key {
                 try checkPEM(key, "the client's private key", "PRIVATE KEY")
                 if let reason = HTTPRequest.TLS(certificate: certificate, key: key).defect {
-                    throw OperationRefusal(
-                        .invalid, reason, hint: "Give the certificate and the key that was made for it")
+                    throw Problem(
+                        .invalidValue, reason, hint: "Give the certificate and the key that was made for it")
                 }
             }
         }
@@ -188,32 +188,32 @@ extension EndpointConfiguration {
 
     private func checkPEM(_ text: String, _ what: String, _ label: String) throws {
         guard text.contains("-----BEGIN "), text.contains("\(label)-----") else {
-            throw OperationRefusal(
-                .invalid, "\(what) is not PEM", hint: "Expected a file with -----BEGIN … \(label)-----")
+            throw Problem(
+                .invalidValue, "\(what) is not PEM", hint: "Expected a file with -----BEGIN … \(label)-----")
         }
         if text.contains("ENCRYPTED") {
-            throw OperationRefusal(
-                .invalid, "\(what) is encrypted", hint: "Workers have nobody to ask for a passphrase")
+            throw Problem(
+                .invalidValue, "\(what) is encrypted", hint: "Workers have nobody to ask for a passphrase")
         }
     }
 
     private func validateLimits() throws {
         if retrySchedule.count > 100 || retrySchedule.contains(where: { $0 < .zero || $0 > .seconds(30 * 86_400) }) {
-            throw OperationRefusal(
-                .invalid, "the retry schedule has more than 100 waits, or one that is negative or over 30 days")
+            throw Problem(
+                .invalidValue, "the retry schedule has more than 100 waits, or one that is negative or over 30 days")
         }
         if timeout < .milliseconds(100) || timeout > .seconds(300) {
-            throw OperationRefusal(.invalid, "the timeout must be 100 ms to 5 min")
+            throw Problem(.invalidValue, "the timeout must be 100 ms to 5 min")
         }
         if connectTimeout < .milliseconds(100) || connectTimeout > .seconds(60) {
-            throw OperationRefusal(.invalid, "the connect timeout must be 100 ms to 1 min")
+            throw Problem(.invalidValue, "the connect timeout must be 100 ms to 1 min")
         }
         if !(1...10_000).contains(maxInFlight) {
-            throw OperationRefusal(.invalid, "the cap on requests in flight must be 1 to 10000")
+            throw Problem(.invalidValue, "the cap on requests in flight must be 1 to 10000")
         }
         if let maxConcurrency, !(1...10_000).contains(maxConcurrency) {
-            throw OperationRefusal(.invalid, "the limit of concurrent requests must be 1 to 10000, or 0 for none")
+            throw Problem(.invalidValue, "the limit of concurrent requests must be 1 to 10000, or none")
         }
-        if rates.count > 8 { throw OperationRefusal(.invalid, "more than 8 rates") }
+        if rates.count > 8 { throw Problem(.invalidValue, "more than 8 rates") }
     }
 }

@@ -21,10 +21,10 @@ extension EndpointConfiguration: Codable {
         }
     }
 
-    /// Reads the written form; an `OperationRefusal` names the member that is wrong.
+    /// Reads the written form; a `Problem` names the member that is wrong.
     package init(json: some Sequence<UInt8>) throws {
         do { self = try JSONDecoder().decode(Self.self, from: Data(json)) } catch let error as DecodingError {
-            throw OperationRefusal(.invalid, error.inWords)
+            throw Problem(error.isSyntax ? .malformedJSON : .invalidValue, error.inWords)
         }
     }
 
@@ -36,7 +36,7 @@ extension EndpointConfiguration: Codable {
         }
         do { return try JSONDecoder().decode([EndpointConfiguration].self, from: Data(json)) } catch let error
             as DecodingError
-        { throw OperationRefusal(.invalid, error.inWords) }
+        { throw Problem(error.isSyntax ? .malformedJSON : .invalidValue, error.inWords) }
     }
 
     /// The written form.
@@ -47,9 +47,11 @@ extension EndpointConfiguration: Codable {
         do {
             let document = try JSONDecoder().decode(JSONValue.self, from: Data(try json(.stored)))
             let patch = try JSONDecoder().decode(JSONValue.self, from: Data(patch))
-            guard case .object = patch else { throw OperationRefusal(.invalid, "the patch is no JSON object") }
+            guard case .object = patch else { throw Problem(.invalidValue, "the patch is no JSON object") }
             return try EndpointConfiguration(json: try JSONEncoder().encode(document.merged(with: patch)))
-        } catch let error as DecodingError { throw OperationRefusal(.invalid, error.inWords) }
+        } catch let error as DecodingError {
+            throw Problem(error.isSyntax ? .malformedJSON : .invalidValue, error.inWords)
+        }
     }
 
     private enum CodingKeys: String, CodingKey, CaseIterable {
@@ -85,7 +87,7 @@ extension EndpointConfiguration: Codable {
         let kind = try Template.Kind(stored: try members.value(.templateKind, or: "json"))
         if let source: String = try members.value(.template, or: nil) {
             do { template = try Template(source, kind: kind) } catch {
-                throw OperationRefusal(.invalid, "the template cannot be used: \(error)")
+                throw Problem(.templateInvalid, "the template cannot be used: \(error)")
             }
         }
         headers = try members.value(.headers, or: headers)
@@ -291,8 +293,8 @@ extension Decoder {
             let close =
                 known.first { !name.isEmpty && $0.hasPrefix(name) }
                 ?? known.filter { editDistance($0, name) <= 3 }.min { editDistance($0, name) < editDistance($1, name) }
-            throw OperationRefusal(
-                .invalid, "there is no member \"\(name.prefix(64))\"\(path.isEmpty ? "" : " in \(path)")",
+            throw Problem(
+                .unknownMember, "there is no member \"\(name.prefix(64))\"\(path.isEmpty ? "" : " in \(path)")",
                 hint: close.map { "Did you mean \($0)?" })
         }
         return try container(keyedBy: Key.self)
@@ -313,7 +315,7 @@ extension KeyedDecodingContainer {
         if mayBeNull, try decodeNil(forKey: key) { return nil }
         let number = try decode(Double.self, forKey: key)
         guard let whole = Int(exactly: number) else {
-            throw OperationRefusal(.invalid, "\(key.stringValue) must be a whole number")
+            throw Problem(.invalidValue, "\(key.stringValue) must be a whole number")
         }
         return whole
     }
@@ -323,8 +325,8 @@ extension KeyedDecodingContainer {
         guard contains(key) else { return nil }
         let text = try decode(String.self, forKey: key)
         if Word(rawValue: text) == nil {
-            throw OperationRefusal(
-                .invalid, "\(key.stringValue) cannot be \"\(text.prefix(64))\"",
+            throw Problem(
+                .invalidValue, "\(key.stringValue) cannot be \"\(text.prefix(64))\"",
                 hint: "Expected one of \(Word.allCases.map(\.rawValue).joined(separator: ", "))")
         }
         return text
@@ -339,6 +341,10 @@ extension DecodingError {
         case is Double.Type: "a number"
         default: "an object or a list"
         }
+    }
+
+    fileprivate var isSyntax: Bool {
+        if case .dataCorrupted(let context) = self { context.codingPath.isEmpty } else { false }
     }
 
     /// Which member is wrong, and how.

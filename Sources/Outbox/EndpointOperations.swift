@@ -6,57 +6,64 @@ extension Connection {
     ///
     /// - Parameter rate: how fast what waited goes out afterwards; nil for as fast as the endpoint's limits allow.
     package mutating func pauseEndpoint(
-        _ id: EndpointID, from: Timestamp? = nil, until: Timestamp?, rate: RateLimit? = nil, reason: String
+        _ id: EndpointID, from: Timestamp? = nil, until: Timestamp?, rate: RateLimit? = nil, reason: String,
+        by actor: Actor = .session
     ) throws {
         if let from, let until, from >= until {
-            throw OperationRefusal(.invalid, "the pause ends before it begins", hint: "--from must be before --until")
+            throw Problem(.invalidValue, "the pause ends before it begins", hint: "It must begin first")
         }
         try transaction { connection in
             let now: Timestamp =
                 try connection.query("SELECT clock_timestamp()").first { row throws(PostgresError) in try row[0] }
                 ?? .distantPast
             if let until, until <= now {
-                throw OperationRefusal(
-                    .invalid, "the pause would be over already: it ends at \(until), and it is \(now) in the database",
-                    hint: "Give --until a time that is to come, such as +30m, or leave it out")
+                throw Problem(
+                    .invalidValue,
+                    "the pause would be over already: it ends at \(until), and it is \(now) in the database",
+                    hint: "Give it an end that is to come, or none")
             }
             try connection.change(
                 id, by: .pause(from: from ?? .distantPast, until: until ?? .distantFuture, drainRate: rate))
             try connection.query(
-                "UPDATE outbox.lane SET pause_reason = \(reason), paused_by = session_user WHERE endpoint_id = \(id)")
+                "UPDATE outbox.lane SET pause_reason = \(reason), paused_by = coalesce(\(actor.text), session_user) WHERE endpoint_id = \(id)"
+            )
             try connection.audit(
                 "endpoint.pause", endpoint: id, reason: reason,
-                detail: ["from": from?.description, "until": until?.description, "rate": rate?.description])
+                detail: ["from": from?.description, "until": until?.description, "rate": rate?.description], by: actor)
         }
     }
 
     /// Ends a pause, also one that was only announced, and a rest that the receiver asked for.
     ///
     /// - Parameter rate: how fast what waited goes out; nil for as fast as the endpoint's limits allow.
-    package mutating func resumeEndpoint(_ id: EndpointID, rate: RateLimit? = nil) throws {
+    package mutating func resumeEndpoint(
+        _ id: EndpointID, rate: RateLimit? = nil, by actor: Actor = .session
+    ) throws {
         try transaction { connection in
             try connection.change(id, by: .resume(drainRate: rate))
             try connection.query(
                 "UPDATE outbox.lane SET pause_reason = NULL, paused_by = NULL WHERE endpoint_id = \(id)")
-            try connection.audit("endpoint.resume", endpoint: id, detail: ["rate": rate?.description])
+            try connection.audit("endpoint.resume", endpoint: id, detail: ["rate": rate?.description], by: actor)
         }
     }
 
     /// Routes no new events to it and sends nothing; what waits stays. One that is disabled already stays so since then, and only gets
     /// another reason, when one is given.
-    package mutating func disableEndpoint(_ id: EndpointID, reason: String?) throws {
+    package mutating func disableEndpoint(
+        _ id: EndpointID, reason: String?, by actor: Actor = .session
+    ) throws {
         try transaction { connection in
             if let (before, after) = try connection.change(id, by: .disable(reason: reason)), before != after {
-                try connection.audit("endpoint.disable", endpoint: id, reason: reason)
+                try connection.audit("endpoint.disable", endpoint: id, reason: reason, by: actor)
             }
         }
     }
 
     /// Undoes `disableEndpoint`; what waited goes out. Of one that is not disabled nothing changes.
-    package mutating func enableEndpoint(_ id: EndpointID) throws {
+    package mutating func enableEndpoint(_ id: EndpointID, by actor: Actor = .session) throws {
         try transaction { connection in
             if let (before, after) = try connection.change(id, by: .enable), before != after {
-                try connection.audit("endpoint.enable", endpoint: id)
+                try connection.audit("endpoint.enable", endpoint: id, by: actor)
             }
         }
     }
@@ -74,7 +81,7 @@ extension Connection {
     }
 
     /// Deletes an endpoint. What waits for it is cancelled, and stays visible as such; so does its history.
-    package mutating func deleteEndpoint(_ id: EndpointID, reason: String?) throws {
+    package mutating func deleteEndpoint(_ id: EndpointID, reason: String?, by actor: Actor = .session) throws {
         try transaction { connection in
             try connection.lockLanes([id])
             try connection.query(
@@ -83,7 +90,7 @@ extension Connection {
                    SET deleted_at = clock_timestamp(), revision = revision + 1, updated_at = clock_timestamp() WHERE id = \(id)
                 """)
             try connection.query("DELETE FROM outbox.secret WHERE endpoint_id = \(id)")
-            try connection.audit("endpoint.delete", endpoint: id, reason: reason)
+            try connection.audit("endpoint.delete", endpoint: id, reason: reason, by: actor)
         }
         while try cancelDeleted(id) > 0 {}
     }

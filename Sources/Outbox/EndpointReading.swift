@@ -13,7 +13,7 @@ extension Connection {
     /// One endpoint as a worker would use it.
     package mutating func endpoint(_ id: EndpointID, keyring: Keyring) throws -> Endpoint {
         guard let endpoint = try inOneSnapshot({ try $0.readEndpoints([id], keyring: keyring) }).first else {
-            throw OperationRefusal(.notFound, "endpoint \(id) not found")
+            throw Problem(.notFound, "endpoint \(id) not found")
         }
         return endpoint
     }
@@ -31,7 +31,7 @@ extension Connection {
     mutating func checkUsable(_ id: EndpointID, keyring: Keyring) throws {
         guard let stored = try readStored([id], keyring: keyring).first, stored.defect == nil else { return }
         if let defect = stored.endpoint().defect {
-            throw OperationRefusal(.invalid, "the endpoint could not be called: \(defect)")
+            throw Problem(.invalidValue, "the endpoint could not be called: \(defect)")
         }
     }
 
@@ -82,7 +82,7 @@ extension Connection {
         let document = try query(
             "SELECT outbox.configuration(n)::json FROM outbox.endpoint n WHERE n.id = \(id) AND n.deleted_at IS NULL"
         ).first { row throws(PostgresError) in try row[0] as JSONText }
-        guard let document else { throw OperationRefusal(.notFound, "endpoint \(id) not found") }
+        guard let document else { throw Problem(.notFound, "endpoint \(id) not found") }
         return try EndpointConfiguration(json: document.bytes)
     }
 
@@ -111,16 +111,16 @@ extension Connection {
             .map { row throws(PostgresError) in try row[0] as EndpointID }
         if found.count == 1 { return found[0] }
         if found.count > 1 {
-            throw OperationRefusal(
-                .conflict, "\(found.count) endpoints are named \"\(nameOrID)\", one per customer",
-                hint: "Use the id instead. See: outboxctl endpoint list")
+            throw Problem(
+                .ambiguousName, "\(found.count) endpoints are named \"\(nameOrID)\", one per customer",
+                hint: "Use the id instead", next: UseCase("endpoint.list"))
         }
         let names = try query("SELECT name FROM outbox.endpoint WHERE deleted_at IS NULL")
             .map { row throws(PostgresError) in try row[0] as String }
         let close = names.map { ($0, editDistance($0, nameOrID)) }.filter { $0.1 <= 2 }.min { $0.1 < $1.1 }?.0
-        throw OperationRefusal(
+        throw Problem(
             .notFound, "endpoint \"\(nameOrID.prefix(64))\" not found",
-            hint: (close.map { "Did you mean \"\($0)\"? " } ?? "") + "See: outboxctl endpoint list")
+            hint: close.map { "Did you mean \"\($0)\"?" }, next: UseCase("endpoint.list"))
     }
 
     /// Endpoints with their settings and state. Values that may be secret are masked: those of URL queries and of headers

@@ -80,14 +80,14 @@ extension Connection {
     /// What answers say of their endpoints; the lanes are locked. Unless somebody else is changing one of the endpoints and does not
     /// end; then it returns what is to be written later, and what else the transaction does is done.
     mutating func changeUnlessLocked(
-        _ events: [EndpointID: EndpointState.Event]
+        _ events: [EndpointID: EndpointState.Event], by actor: Actor
     ) throws -> [EndpointID: EndpointState.Event] {
         if events.isEmpty { return [:] }
         try query("SAVEPOINT endpoints")
         try query("SET LOCAL lock_timeout = '100ms'")
         do {
             for (endpoint, event) in events.sorted(by: { $0.key.description < $1.key.description }) {
-                try changeAndTell(endpoint, by: event)
+                try changeAndTell(endpoint, by: event, actor)
             }
         } catch let error as PostgresError where error.sqlState == "55P03" {
             try query("ROLLBACK TO SAVEPOINT endpoints")
@@ -97,11 +97,13 @@ extension Connection {
     }
 
     /// An end that nobody asked for is in the audit log, and an event for whoever wants it.
-    private mutating func changeAndTell(_ endpoint: EndpointID, by event: EndpointState.Event) throws {
+    private mutating func changeAndTell(
+        _ endpoint: EndpointID, by event: EndpointState.Event, _ actor: Actor
+    ) throws {
         guard let (before, after) = try change(endpoint, by: event), !before.isDisabled,
             let reason = after.disabledReason
         else { return }
-        try audit("endpoint.disable", endpoint: endpoint, reason: reason)
+        try audit("endpoint.disable", endpoint: endpoint, reason: reason, by: actor)
         // `*` does not include what the service says about itself.
         try query(
             """

@@ -9,7 +9,8 @@ extension Connection {
     /// - Parameter policy: where requests may go, to refuse early what can be refused early; nil leaves all of it to the
     ///   workers.
     package mutating func createEndpoint(
-        _ configuration: EndpointConfiguration, secret: SigningSecret, keyring: Keyring, policy: AddressPolicy? = nil
+        _ configuration: EndpointConfiguration, secret: SigningSecret, keyring: Keyring, policy: AddressPolicy? = nil,
+        by actor: Actor = .session
     ) throws -> EndpointID {
         let configuration = try configuration.resolved(from: nil)
         try configuration.validate(policy)
@@ -21,7 +22,7 @@ extension Connection {
             try connection.storeCredentials(of: configuration, before: nil, id, keyring: keyring)
             try connection.addSecret(secret, to: id, keyring: keyring)
             try connection.checkUsable(id, keyring: keyring)
-            try connection.audit("endpoint.create", endpoint: id)
+            try connection.audit("endpoint.create", endpoint: id, by: actor)
             return id
         }
     }
@@ -30,7 +31,7 @@ extension Connection {
     ///
     /// - Parameter change: gets the configuration as it is, in which secrets are kept; to replace it, assign another one.
     package mutating func updateEndpoint(
-        _ id: EndpointID, keyring: Keyring, policy: AddressPolicy? = nil,
+        _ id: EndpointID, keyring: Keyring, policy: AddressPolicy? = nil, by actor: Actor = .session,
         _ change: (inout EndpointConfiguration) throws -> Void
     ) throws {
         let changed = try transaction { connection in
@@ -51,7 +52,7 @@ extension Connection {
                 )
                 try connection.checkUsable(id, keyring: keyring)
             }
-            try connection.auditChange("endpoint.update", endpoint: id, from: audited)
+            try connection.auditChange("endpoint.update", endpoint: id, from: audited, by: actor)
             return changed
         }
         // Also where somebody has begun it and was interrupted.
@@ -73,12 +74,13 @@ extension Connection {
                 VALUES (\(list(columns.map(\.value)))) RETURNING id
                 """
             ).first { row throws(PostgresError) in try row[0] as EndpointID }
-            guard let created else { throw OperationRefusal(.conflict, "the endpoint was not created") }
+            guard let created else { throw Problem(.stateConflict, "the endpoint was not created") }
             return created
         } catch let error as PostgresError where error.sqlState == "23505" {
-            throw OperationRefusal(
-                .conflict, "an endpoint named \"\(configuration.name)\" exists already for this customer",
-                hint: "Choose another name, or change it with: outboxctl endpoint update \(configuration.name)")
+            throw Problem(
+                .nameTaken, "an endpoint named \"\(configuration.name)\" exists already for this customer",
+                hint: "Choose another name, or change that one",
+                next: UseCase("endpoint.update", configuration.name))
         }
     }
 
@@ -96,7 +98,7 @@ extension Connection {
             ).affected == 1
         } catch {
             guard error.sqlState == "23505" else { throw error }
-            throw OperationRefusal(.conflict, "another endpoint of this customer has that name already")
+            throw Problem(.nameTaken, "another endpoint of this customer has that name already")
         }
     }
 
@@ -118,7 +120,9 @@ extension Connection {
     }
 
     /// One audit row with what is different now: `{"setting": [before, after]}`.
-    private mutating func auditChange(_ action: String, endpoint id: EndpointID, from before: JSONText) throws {
+    private mutating func auditChange(
+        _ action: String, endpoint id: EndpointID, from before: JSONText, by actor: Actor
+    ) throws {
         let after = try auditedConfiguration(of: id)
         let changes = try query(
             """
@@ -127,7 +131,7 @@ extension Connection {
              WHERE a.value IS DISTINCT FROM b.value
             """
         ).first { row throws(PostgresError) in try row[0] as JSONText }
-        try audit(action, endpoint: id, detail: changes ?? JSONText("{}"))
+        try audit(action, endpoint: id, detail: changes ?? JSONText("{}"), by: actor)
     }
 
     // MARK: What is sealed of it
@@ -194,9 +198,9 @@ extension EndpointConfiguration {
 
     /// This with what stands for something stored (`***`) in its place; a secret stays sealed.
     fileprivate func resolved(from stored: EndpointConfiguration?) throws -> EndpointConfiguration {
-        func refusal(_ what: String) -> OperationRefusal {
-            OperationRefusal(
-                .invalid, "\(what) is ***, and nothing is stored that it could stand for", hint: "Give its value")
+        func refusal(_ what: String) -> Problem {
+            Problem(
+                .maskedValue, "\(what) is ***, and nothing is stored that it could stand for", hint: "Give its value")
         }
         var resolved = self
         if let stored, url != stored.url, url == Masking.url(stored.url) { resolved.url = stored.url }
@@ -252,11 +256,11 @@ extension EndpointConfiguration {
         }
         new.origins = origins
         if isAnythingKept, !old.isEmpty, old.origins != new.origins {
-            throw OperationRefusal(
-                .conflict,
+            throw Problem(
+                .credentialsBoundToOrigin,
                 "the endpoint's credentials were given for \(old.origins.joined(separator: " and ")), and are not sent anywhere else",
                 hint:
-                    "Give them again together with the new URL or authorities, or take them away with --auth none, --client-cert-file none or other headers"
+                    "Give them again together with the new URL or authorities, or take authentication, client certificate and secret headers away"
             )
         }
         return new

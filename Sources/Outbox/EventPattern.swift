@@ -13,10 +13,10 @@ package enum EventPattern: Sendable, Hashable {
     case exact(ExactText)
 
     /// Reads the written form.
-    package init(_ text: String) throws(OperationRefusal) {
+    package init(_ text: String) throws(Problem) {
         let name = text.hasPrefix("=") ? String(text.dropFirst()) : text
         guard (1...256).contains(name.unicodeScalars.count) else {
-            throw OperationRefusal(.invalid, "an event type or change type must have 1 to 256 characters")
+            throw Problem(.invalidValue, "an event type or change type must have 1 to 256 characters")
         }
         if text.hasPrefix("=") {
             self = .exact(ExactText(name))
@@ -25,8 +25,8 @@ package enum EventPattern: Sendable, Hashable {
         } else if text.hasSuffix(".*") {
             self = .prefix(ExactText(String(text.dropLast())))
         } else if text.hasSuffix("*") {
-            throw OperationRefusal(
-                .invalid, "\"\(text.prefix(64))\" is neither a type nor a prefix of types",
+            throw Problem(
+                .invalidValue, "\"\(text.prefix(64))\" is neither a type nor a prefix of types",
                 hint:
                     "A prefix ends in a dot and a star, as in order.*; for the type of that name write =\(text.prefix(64))"
             )

@@ -4,7 +4,7 @@ extension Connection {
     /// Why a delivery has not gone out, or what became of it: one row for each thing that holds it, with `reason`, `detail`
     /// and the command that would change it (`fix`), the first to deal with first.
     ///
-    /// Throws an `OperationRefusal` when there is no such event or endpoint.
+    /// Throws a `Problem` when there is no such event or endpoint.
     package mutating func explainDelivery(_ pair: Pair) throws -> Listing {
         let holds = try holds(of: pair.endpoint)
         let explanation = try listing(

@@ -35,7 +35,7 @@ extension Connection {
     mutating func checkFilter(_ filter: String?) throws {
         guard let filter else { return }
         guard (1...4096).contains(filter.utf8.count) else {
-            throw OperationRefusal(.invalid, "the filter must have 1 to 4096 bytes")
+            throw Problem(.filterInvalid, "the filter must have 1 to 4096 bytes")
         }
         try query("SAVEPOINT filter")
         do throws(PostgresError) { try query("SELECT \(filter)::jsonpath") } catch {
@@ -43,8 +43,8 @@ extension Connection {
                 throw error
             }
             try query("ROLLBACK TO SAVEPOINT filter")
-            throw OperationRefusal(
-                .invalid, "the filter is not a SQL/JSON path: \(error)",
+            throw Problem(
+                .filterInvalid, "the filter is not a SQL/JSON path: \(error)",
                 hint: #"Expected something like $.after.amount > 10 or $.change_type == "Create""#)
         }
     }

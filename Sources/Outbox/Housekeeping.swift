@@ -136,26 +136,24 @@ extension Connection {
 
     /// Writes one line of the audit log, in the caller's transaction.
     package mutating func audit(
-        _ action: String, endpoint: EndpointID, reason: String? = nil, detail: JSONText = JSONText("{}")
+        _ action: String, endpoint: EndpointID, reason: String? = nil, detail: JSONText = JSONText("{}"),
+        by actor: Actor
     ) throws {
-        try audit(action, object: "endpoint/\(endpoint)", reason: reason, detail: detail)
+        try audit(action, object: "endpoint/\(endpoint)", reason: reason, detail: detail, by: actor)
     }
 
     /// With what was asked for, as far as it was.
     mutating func audit(
-        _ action: String, endpoint: EndpointID, reason: String? = nil, detail: [String: String?]
+        _ action: String, endpoint: EndpointID, reason: String? = nil, detail: [String: String?], by actor: Actor
     ) throws {
         let json = try JSONEncoder().encode(detail.compactMapValues(\.self))
-        try audit(action, endpoint: endpoint, reason: reason, detail: JSONText(Array(json)))
+        try audit(action, endpoint: endpoint, reason: reason, detail: JSONText(Array(json)), by: actor)
     }
 
     package mutating func audit(
-        _ action: String, object: String, reason: String? = nil, detail: JSONText = JSONText("{}")
+        _ action: String, object: String, reason: String? = nil, detail: JSONText = JSONText("{}"), by actor: Actor
     ) throws {
-        try query(
-            """
-            SELECT outbox.record_audit(\(action), \(object), \(reason), \(detail)::jsonb)
-            """)
+        try query("SELECT outbox.record_audit(\(actor.text), \(action), \(object), \(reason), \(detail)::jsonb)")
     }
 }
 

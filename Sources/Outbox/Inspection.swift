@@ -11,7 +11,7 @@ extension Connection {
               FROM outbox.events_at(\([key.id]), \([key.createdAt])) e
             """)
         guard !found.rows.isEmpty else {
-            throw OperationRefusal(.notFound, "event \(key.id) not found", hint: "See: outboxctl event list")
+            throw Problem(.notFound, "event \(key.id) not found", next: UseCase("event.list"))
         }
         return found
     }
@@ -20,10 +20,11 @@ extension Connection {
     package mutating func delivery(_ pair: Pair) throws -> Listing {
         let found = try listDeliveries(ListFilter(pair))
         guard !found.rows.isEmpty else {
-            throw OperationRefusal(
+            throw Problem(
                 .notFound, "there is no delivery of event \(pair.event.id) to that endpoint",
                 hint:
-                    "It may not be dispatched yet, or the endpoint does not match. See: outboxctl delivery list --event-id \(pair.event.id)"
+                    "It may not be dispatched yet, or the endpoint does not match",
+                next: .delivery("delivery.explain", pair)
             )
         }
         return found
@@ -33,24 +34,24 @@ extension Connection {
     package mutating func deadLetter(_ pair: Pair) throws -> Listing {
         let found = try listDeadLetters(ListFilter(pair))
         guard !found.rows.isEmpty else {
-            throw OperationRefusal(
+            throw Problem(
                 .notFound, "event \(pair.event.id) is not among that endpoint's dead letters",
-                hint: "See: outboxctl dead list")
+                next: UseCase("dead.list"))
         }
         return found
     }
 
     /// Everything that one operation caused: events, their deliveries, each one's attempts.
     ///
-    /// - Throws: an `OperationRefusal` when nothing has the TransactionId.
+    /// - Throws: a `Problem` when nothing has the TransactionId.
     package mutating func trace(_ transaction: UniqueID) throws -> Trace {
         var filter = ListFilter()
         filter.transactionID = transaction
         filter.limit = Trace.most
         let events = try listEvents(filter)
         guard !events.rows.isEmpty else {
-            throw OperationRefusal(
-                .notFound, "no event has TransactionId \(transaction)", hint: "See: outboxctl event list")
+            throw Problem(
+                .notFound, "no event has TransactionId \(transaction)", next: UseCase("event.list"))
         }
         return Trace(
             transaction: transaction, events: events, deliveries: try listDeliveries(filter),
@@ -146,12 +147,12 @@ extension Connection {
     /// Reads an event as people write it: its number, or its `webhook-id` of this installation.
     package mutating func eventReference(_ text: String) throws -> EventReference {
         guard let reference = EventReference(text) else {
-            throw OperationRefusal(
-                .invalid, "\"\(text.prefix(64))\" is not an event id",
+            throw Problem(
+                .invalidValue, "\"\(text.prefix(64))\" is not an event id",
                 hint: "Expected a number such as 42, or evt_<instance>_<time>_42")
         }
         if let instance = reference.instance, try self.instance() != instance {
-            throw OperationRefusal(.notFound, "event \(text.prefix(64)) belongs to another installation")
+            throw Problem(.notFound, "event \(text.prefix(64)) belongs to another installation")
         }
         return reference
     }
@@ -176,12 +177,12 @@ extension Connection {
             return key
         }
         guard reference.createdAt == nil, let key = known.first else {
-            throw OperationRefusal(.notFound, "event \(text.prefix(64)) not found", hint: "See: outboxctl event list")
+            throw Problem(.notFound, "event \(text.prefix(64)) not found", next: UseCase("event.list"))
         }
         if known.count > 1 {
             let instance = try instance()
-            throw OperationRefusal(
-                .conflict, "\(known.count) events have the number \(reference.id)",
+            throw Problem(
+                .stateConflict, "\(known.count) events have the number \(reference.id)",
                 hint:
                     "Name one by its webhook-id: \(known.map { $0.webhookID(instance: instance) }.joined(separator: ", "))"
             )

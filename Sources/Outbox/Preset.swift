@@ -22,9 +22,9 @@ package struct Preset: Sendable {
     package static func named(_ name: String) throws -> Preset {
         if let preset = all.first(where: { $0.name == name }) { return preset }
         let close = all.map { ($0.name, editDistance($0.name, name)) }.filter { $0.1 <= 3 }.min { $0.1 < $1.1 }?.0
-        throw OperationRefusal(
+        throw Problem(
             .notFound, "there is no preset \"\(name.prefix(64))\"",
-            hint: (close.map { "Did you mean \"\($0)\"? " } ?? "") + "See: outboxctl template presets")
+            hint: close.map { "Did you mean \"\($0)\"?" }, next: UseCase("template.presets"))
     }
 
     /// What a template made from this preset lacks of what the receiver wants, beyond being well-formed.

@@ -11,7 +11,7 @@ package struct RateLimit: Sendable, Hashable, CustomStringConvertible {
     /// The longest period: what was sent in it has to be known.
     package static let longest = Duration.seconds(86_400)
 
-    package init(_ text: String) throws(OperationRefusal) {
+    package init(_ text: String) throws(Problem) {
         let words = text.split(separator: " ").map(String.init)
         let parts = (words.first ?? "").split(separator: "/", omittingEmptySubsequences: false).map(String.init)
         var burst: Int?
@@ -20,8 +20,8 @@ package struct RateLimit: Sendable, Hashable, CustomStringConvertible {
             (1...100_000).contains(count), let period = Self.period(parts[1]),
             burst.map({ (1...100_000).contains($0) }) ?? true
         else {
-            throw OperationRefusal(
-                .invalid, "\"\(text.prefix(64))\" is not a rate",
+            throw Problem(
+                .invalidValue, "\"\(text.prefix(64))\" is not a rate",
                 hint: "Expected something like 1/s, 60/30s, 100/h or \"1/s burst 3\"; the longest period is 24h")
         }
         self.count = count

@@ -44,7 +44,7 @@ extension Connection {
             strangers += group.outcomes.filter { receipt.lost.contains($0.holder) }.map(\.pair.event)
             for holder in receipt.lost { strangers += group.events[holder.lease] ?? [] }
             receipt.ghosts = try connection.noteGhosts(among: strangers, worker: worker)
-            receipt.effects = try connection.changeUnlessLocked(group.effects)
+            receipt.effects = try connection.changeUnlessLocked(group.effects, by: Actor(.service, worker))
             return receipt
         }
     }

@@ -31,11 +31,11 @@ package struct ResponseRules: Sendable, Equatable {
     /// Every response of an endpoint is judged on the one thread that serves them all: what that costs is bounded here.
     func validate() throws {
         guard checks.count <= 32, throttled.count <= 8 else {
-            throw OperationRefusal(.invalid, "more than 32 rules, or more than 8 texts that mean too many requests")
+            throw Problem(.invalidValue, "more than 32 rules, or more than 8 texts that mean too many requests")
         }
         let texts = checks.map(\.description) + throttled
         guard texts.allSatisfy({ (1...256).contains($0.utf8.count) }) else {
-            throw OperationRefusal(.invalid, "a rule or a text has more than 256 bytes, or none")
+            throw Problem(.invalidValue, "a rule or a text has more than 256 bytes, or none")
         }
     }
 
@@ -106,7 +106,7 @@ package struct Check: Sendable, Equatable, CustomStringConvertible {
     package let isDenial: Bool
 
     /// Reads `[deny] TYPE KEY VALUE`, as in `string status granted`, `exists data.id`, `text ok` or `deny boolean error true`.
-    package init(_ text: String) throws(OperationRefusal) {
+    package init(_ text: String) throws(Problem) {
         // A mark that follows a space does not hide it.
         func divided(_ text: String) -> [String] {
             text.unicodeScalars.split(separator: " ", maxSplits: 1).map { String($0) }
@@ -116,8 +116,8 @@ package struct Check: Sendable, Equatable, CustomStringConvertible {
         if isDenial { words = divided(words.count > 1 ? words[1] : "") }
         let rest = words.count > 1 ? words[1] : ""
         guard let kind = words.first.flatMap(Kind.init) else {
-            throw OperationRefusal(
-                .invalid, "\"\(text.prefix(64))\" is not a rule",
+            throw Problem(
+                .invalidValue, "\"\(text.prefix(64))\" is not a rule",
                 hint: "Expected TYPE KEY VALUE, TYPE one of \(Kind.allCases.map(\.rawValue).joined(separator: ", "))")
         }
         self.kind = kind
@@ -135,8 +135,8 @@ package struct Check: Sendable, Equatable, CustomStringConvertible {
             case .string, .glob: !key.isEmpty && parts.count > 1
             }
         guard isValid else {
-            throw OperationRefusal(
-                .invalid, "the rule \"\(text.prefix(64))\" lacks its key or has the wrong value",
+            throw Problem(
+                .invalidValue, "the rule \"\(text.prefix(64))\" lacks its key or has the wrong value",
                 hint: "Expected something like: string status ok, number code 0, exists data.id, text ok")
         }
     }
@@ -224,7 +224,7 @@ package struct StatusSet: Sendable, Equatable, Codable, CustomStringConvertible 
     package init(_ ranges: [ClosedRange<Int>]) { self.ranges = ranges }
 
     /// Reads the written form; `none` is the empty set.
-    package init(_ text: String) throws(OperationRefusal) {
+    package init(_ text: String) throws(Problem) {
         if text == "none" { self.init([]); return }
         var ranges: [ClosedRange<Int>] = []
         for part in text.split(separator: ",", omittingEmptySubsequences: false) {
@@ -232,8 +232,8 @@ package struct StatusSet: Sendable, Equatable, Codable, CustomStringConvertible 
             guard (1...2).contains(ends.count), let low = ends[0], let high = ends[ends.count - 1], low <= high,
                 low >= 100, high <= 599
             else {
-                throw OperationRefusal(
-                    .invalid, "\"\(text.prefix(64))\" is not a set of statuses",
+                throw Problem(
+                    .invalidValue, "\"\(text.prefix(64))\" is not a set of statuses",
                     hint: "Expected something like 200-299,304")
             }
             ranges.append(low...high)

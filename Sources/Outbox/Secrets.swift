@@ -20,7 +20,8 @@ extension Connection {
     /// Throws, and changes nothing, when these are not the keys that the endpoint's other secrets are sealed with: the workers could not
     /// open the new one.
     package mutating func rotateSecret(
-        _ id: EndpointID, to secret: SigningSecret, overlap: Duration, keyring: Keyring, reason: String?
+        _ id: EndpointID, to secret: SigningSecret, overlap: Duration, keyring: Keyring, reason: String?,
+        by actor: Actor = .session
     ) throws {
         try transaction { connection in
             try connection.requireKeys(keyring, of: id)
@@ -31,9 +32,9 @@ extension Connection {
                 """
             ).count
             guard overlap == .zero || valid < Self.mostSecrets else {
-                throw OperationRefusal(
-                    .conflict, "the endpoint has \(valid) valid signing secrets already",
-                    hint: "Retire some first with: outboxctl endpoint secret retire")
+                throw Problem(
+                    .stateConflict, "the endpoint has \(valid) valid signing secrets already",
+                    hint: "Retire some first", next: UseCase("endpoint.secret.retire", "\(id)"))
             }
             try connection.query(
                 """
@@ -43,7 +44,8 @@ extension Connection {
             try connection.addSecret(secret, to: id, keyring: keyring)
             try connection.audit(
                 "endpoint.secret.rotate", endpoint: id, reason: reason,
-                detail: ["scheme": secret.scheme.rawValue, "overlap_seconds": "\(overlap.components.seconds)"])
+                detail: ["scheme": secret.scheme.rawValue, "overlap_seconds": "\(overlap.components.seconds)"],
+                by: actor)
         }
     }
 
@@ -73,7 +75,9 @@ extension Connection {
     }
 
     /// Ends secrets before their time: one, or all but the newest of each scheme. Returns how many.
-    package mutating func retireSecrets(_ id: EndpointID, only secret: UniqueID?, reason: String?) throws -> Int {
+    package mutating func retireSecrets(
+        _ id: EndpointID, only secret: UniqueID?, reason: String?, by actor: Actor = .session
+    ) throws -> Int {
         try transaction { connection in
             let retired = try connection.query(
                 """
@@ -86,7 +90,7 @@ extension Connection {
                 """
             ).count
             if secret != nil, retired == 0 {
-                throw OperationRefusal(.notFound, "the endpoint has no valid secret with that id")
+                throw Problem(.notFound, "the endpoint has no valid secret with that id")
             }
             let left = try connection.query(
                 """
@@ -95,11 +99,11 @@ extension Connection {
                 """
             ).count
             if retired > 0, left == 0 {
-                throw OperationRefusal(
-                    .conflict, "it is the last secret: deliveries would go out unsigned",
-                    hint: "Rotate it instead with: outboxctl endpoint secret rotate --overlap 0s")
+                throw Problem(
+                    .stateConflict, "it is the last secret: deliveries would go out unsigned",
+                    hint: "Rotate it instead, with no overlap", next: UseCase("endpoint.secret.rotate", "\(id)"))
             }
-            try connection.audit("endpoint.secret.retire", endpoint: id, reason: reason)
+            try connection.audit("endpoint.secret.retire", endpoint: id, reason: reason, by: actor)
             return retired
         }
     }

@@ -9,7 +9,7 @@ extension Connection {
         )
         .first { row throws(PostgresError) in try Event(row: row, from: 0) }
         guard let found else {
-            throw OperationRefusal(.notFound, "event \(key.id) not found", hint: "See: outboxctl event list")
+            throw Problem(.notFound, "event \(key.id) not found", next: UseCase("event.list"))
         }
         return found
     }

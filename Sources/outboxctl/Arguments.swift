@@ -75,7 +75,7 @@ func textArgument(_ argument: String) throws -> [UInt8] {
     guard argument.hasPrefix("@") else { return Array(argument.utf8) }
     let path = String(argument.dropFirst())
     guard let data = FileManager.default.contents(atPath: path) else {
-        throw OperationRefusal(.invalid, "the file \(path) cannot be read")
+        throw Problem(.invalidValue, "the file \(path) cannot be read")
     }
     return Array(data)
 }

@@ -1,4 +1,5 @@
 import ArgumentParser
+import Operator
 import Outbox
 import Postgres
 import Transport
@@ -14,9 +15,10 @@ struct DeliveryCommand: AsyncParsableCommand {
         @OptionGroup var filter: FilterOptions
 
         func run() async throws {
-            let listing = try await Session.run(options) { [filter] connection in
-                try connection.listDeliveries(
-                    try filter.resolve(&connection, states: ["delivered", "waiting", "paused", "dead", "cancelled"]))
+            let listing = try await Session.operate(options) { [filter] in
+                try await $0.deliveries.list {
+                    try filter.resolve(&$0, states: ["delivered", "waiting", "paused", "dead", "cancelled"])
+                }
             }
             options.format.list(
                 filter.shown(listing),
@@ -33,7 +35,7 @@ struct DeliveryCommand: AsyncParsableCommand {
         @OptionGroup var pair: PairArguments
 
         func run() async throws {
-            let listing = try await Session.run(options) { [pair] in try $0.delivery(try pair.resolve(&$0)) }
+            let listing = try await Session.operate(options) { try await $0.deliveries.get(try pair.delivery) }
             options.format.item(listing)
         }
     }
@@ -45,7 +47,7 @@ struct DeliveryCommand: AsyncParsableCommand {
         @OptionGroup var pair: PairArguments
 
         func run() async throws {
-            let listing = try await Session.run(options) { [pair] in try $0.explainDelivery(try pair.resolve(&$0)) }
+            let listing = try await Session.operate(options) { try await $0.deliveries.explain(try pair.delivery) }
             if options.format != .table { return options.format.list(listing) }
             for row in listing.rows {
                 let words = row.map { $0.map(printable) }
@@ -62,9 +64,8 @@ struct DeliveryCommand: AsyncParsableCommand {
         @Option(name: .long, help: "For the audit log.") var reason: String?
 
         func run() async throws {
-            try await changeDelivery(pair, options) { [reason] connection, pair in
-                try connection.retryDelivery(pair, reason: reason)
-            }
+            options.format.item(
+                try await Session.operate(options) { try await $0.deliveries.retry(try pair.delivery, reason: reason) })
         }
     }
 
@@ -75,24 +76,11 @@ struct DeliveryCommand: AsyncParsableCommand {
         @Option(name: .long, help: "For the audit log.") var reason: String?
 
         func run() async throws {
-            try await changeDelivery(pair, options) { [reason] connection, pair in
-                try connection.cancelDelivery(pair, reason: reason)
-            }
+            options.format.item(
+                try await Session.operate(options) { try await $0.deliveries.cancel(try pair.delivery, reason: reason) }
+            )
         }
     }
-}
-
-/// Looks the delivery up, changes it, and prints how it is now.
-private func changeDelivery(
-    _ pair: PairArguments, _ options: GlobalOptions,
-    _ change: @escaping @Sendable (inout Connection, Pair) throws -> Void
-) async throws {
-    let listing = try await Session.run(options) { connection in
-        let pair = try pair.resolve(&connection)
-        try change(&connection, pair)
-        return try connection.delivery(pair)
-    }
-    options.format.item(listing)
 }
 
 struct AttemptCommand: AsyncParsableCommand {
@@ -105,8 +93,8 @@ struct AttemptCommand: AsyncParsableCommand {
         @OptionGroup var filter: FilterOptions
 
         func run() async throws {
-            let listing = try await Session.run(options) { [filter] connection in
-                try connection.listAttempts(try filter.resolve(&connection, states: ["success", "failure"]))
+            let listing = try await Session.operate(options) { [filter] in
+                try await $0.attempts.list { try filter.resolve(&$0, states: ["success", "failure"]) }
             }
             options.format.list(
                 filter.shown(listing),
@@ -128,23 +116,8 @@ extension AttemptCommand {
         @Option(name: .long, help: "For the audit log.") var reason: String?
 
         func run() async throws {
-            let keyring = try Settings(options).keyring(creating: false)
-            let (endpoint, request) = try await Session.run(options) { [pair, reveal, reason] connection in
-                let pair = try pair.resolve(&connection)
-                let endpoint = try connection.endpoint(pair.endpoint, keyring: keyring)
-                if reveal { try connection.audit("attempt.curl.reveal", endpoint: pair.endpoint, reason: reason) }
-                let (now, instance) = try connection.trialContext()
-                let event = try connection.readEvent(pair.event)
-                do {
-                    return (
-                        endpoint,
-                        try HTTPRequest.delivery(
-                            of: event, to: endpoint, number: 1,
-                            webhookID: pair.event.webhookID(instance: instance), at: now
-                        )
-                        .request
-                    )
-                } catch { throw OperationRefusal(.invalid, "the request cannot be built: \(error)") }
+            let (endpoint, request) = try await Session.operate(options) {
+                try await $0.attempts.request(try pair.delivery, reveals: reveal, reason: reason)
             }
             if endpoint.oauth != nil { note("an access token is fetched for each request; it is not in here") }
             print(request.curl(for: endpoint, revealing: reveal))
@@ -163,8 +136,8 @@ struct DeadCommand: AsyncParsableCommand {
         @OptionGroup var filter: FilterOptions
 
         func run() async throws {
-            let listing = try await Session.run(options) { [filter] connection in
-                try connection.listDeadLetters(try filter.resolve(&connection, states: []))
+            let listing = try await Session.operate(options) { [filter] in
+                try await $0.dead.list { try filter.resolve(&$0, states: []) }
             }
             options.format.list(
                 filter.shown(listing),
@@ -181,7 +154,7 @@ struct DeadCommand: AsyncParsableCommand {
         @OptionGroup var pair: PairArguments
 
         func run() async throws {
-            let listing = try await Session.run(options) { [pair] in try $0.deadLetter(try pair.resolve(&$0)) }
+            let listing = try await Session.operate(options) { try await $0.dead.get(try pair.delivery) }
             options.format.item(listing)
         }
     }
@@ -195,9 +168,8 @@ struct DeadCommand: AsyncParsableCommand {
         @Option(name: .long, help: "For the audit log.") var reason: String?
 
         func run() async throws {
-            try await changeDelivery(pair, options) { [reason] connection, pair in
-                try connection.dropDeadLetter(pair, reason: reason)
-            }
+            options.format.item(
+                try await Session.operate(options) { try await $0.dead.drop(try pair.delivery, reason: reason) })
         }
     }
 
@@ -219,22 +191,19 @@ struct DeadCommand: AsyncParsableCommand {
                 throw ValidationError("name a dead letter, or choose many with --endpoint, --fingerprint or --all")
             }
             if event != nil, isBulk { throw ValidationError("name one dead letter or choose many, not both") }
-            if isBulk, reason == nil { throw ValidationError("replaying many needs a --reason, for the audit log") }
         }
 
         func run() async throws {
-            let replayed = try await Session.run(options) { [self] connection in
+            let replayed = try await Session.operate(options) { desk in
                 guard let event else {
-                    let id = try endpoint.map { try connection.endpointID($0) }
-                    return try connection.replayDeadLetters(nil, endpoint: id, fingerprint: fingerprint, reason: reason)
+                    return try await desk.dead.replay(
+                        all && endpoint == nil && fingerprint == nil
+                            ? .all : .of(endpoint: endpoint, fingerprint: fingerprint), reason: reason)
                 }
                 var arguments = PairArguments()
                 arguments.event = event
                 arguments.endpoint = target
-                let pair = try arguments.resolve(&connection)
-                let count = try connection.replayDeadLetters(pair, reason: reason)
-                if count == 0 { _ = try connection.deadLetter(pair) }
-                return count
+                return try await desk.dead.replay(try arguments.delivery, reason: reason)
             }
             options.format.fact([("replayed", "\(replayed)")], text: "replayed \(replayed)")
         }

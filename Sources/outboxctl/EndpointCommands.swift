@@ -1,5 +1,6 @@
 import ArgumentParser
 import Foundation
+import Operator
 import Outbox
 import Postgres
 import Transport
@@ -30,16 +31,13 @@ struct EndpointCommand: AsyncParsableCommand {
             // Beside the embedded database the key may lie; for another one, whoever made it in some folder would be the only one to
             // have it.
             let settings = try Settings(options)
-            let keyring = try settings.keyring(creating: settings["database_url"] == nil)
+            if settings["database_url"] == nil { _ = try settings.keyring(creating: true) }
             let secret =
                 try secretFile.map { file in
                     try SigningSecret(String(decoding: try textArgument(file == "-" ? "-" : "@" + file), as: UTF8.self))
                 } ?? .generate()
-            let policy = try Settings(options).policy()
-            let created = try await Session.run(options) { [configuration] connection in
-                let id = try connection.createEndpoint(
-                    configuration, secret: secret, keyring: keyring, policy: policy.refusing(connection.serverSockets))
-                return try connection.listEndpoints(id)
+            let created = try await Session.operate(options) {
+                try await $0.endpoints.create(configuration, secret: secret)
             }
             if let warning = try changes.presetWarning { note(warning) }
             if options.format == .table {
@@ -63,8 +61,8 @@ struct EndpointCommand: AsyncParsableCommand {
         }
 
         func run() async throws {
-            let listing = try await Session.run(options) { [search, limit] in
-                try $0.listEndpoints(search: search, limit: limit + 1)
+            let listing = try await Session.operate(options) {
+                try await $0.endpoints.list(search: search, limit: limit + 1)
             }
             options.format.list(
                 listing.first(limit, orMore: "--limit, --search"),
@@ -81,10 +79,7 @@ struct EndpointCommand: AsyncParsableCommand {
         @Argument(help: "Name or id.") var endpoint: String
 
         func run() async throws {
-            let listing = try await Session.run(options) { [endpoint] in
-                try $0.listEndpoints(try $0.endpointID(endpoint))
-            }
-            options.format.item(listing)
+            options.format.item(try await Session.operate(options) { try await $0.endpoints.get(endpoint) })
         }
     }
 
@@ -98,17 +93,14 @@ struct EndpointCommand: AsyncParsableCommand {
 
         func run() async throws {
             let change = try changes.change()
-            let settings = try Settings(options)
-            let (keyring, policy) = (try settings.keyring(creating: false), try settings.policy())
-            try await changeEndpoint(endpoint, options) { [name, url] connection, id in
-                try connection.updateEndpoint(
-                    id, keyring: keyring, policy: policy.refusing(connection.serverSockets)
-                ) { endpoint in
+            let listing = try await Session.operate(options) { [name, url] in
+                try await $0.endpoints.update(endpoint) { endpoint in
                     if let name { endpoint.name = name }
                     if let url { endpoint.url = url }
                     try change(&endpoint)
                 }
             }
+            options.format.item(listing)
         }
     }
 
@@ -121,17 +113,8 @@ struct EndpointCommand: AsyncParsableCommand {
         @Option(name: .long, help: "For the audit log.") var reason: String?
 
         func run() async throws {
-            try await Session.run(options) { [endpoint, yes, reason] connection in
-                let id = try connection.endpointID(endpoint)
-                let waiting = try connection.waitingCount(id)
-                if waiting > 0, !yes {
-                    throw OperationRefusal(
-                        .conflict, "\(waiting) deliveries wait for \"\(endpoint)\" and would be cancelled",
-                        hint:
-                            "Repeat with --yes to cancel them, or stop it and keep them with: outboxctl endpoint disable \(endpoint)"
-                    )
-                }
-                try connection.deleteEndpoint(id, reason: reason)
+            try await Session.operate(options) {
+                try await $0.endpoints.delete(endpoint, cancelsWaiting: yes, reason: reason)
             }
             options.format.fact([("deleted", jsonString(endpoint))], text: "deleted \(endpoint)")
         }
@@ -148,10 +131,11 @@ struct EndpointCommand: AsyncParsableCommand {
 
         func run() async throws {
             let rate = try resumeRate.map { try RateLimit($0) }
-            try await changeEndpoint(endpoint, options) { [from, until, reason] connection, id in
-                try connection.pauseEndpoint(
-                    id, from: from?.timestamp, until: until?.timestamp, rate: rate, reason: reason)
+            let listing = try await Session.operate(options) {
+                try await $0.endpoints.pause(
+                    endpoint, from: from?.timestamp, until: until?.timestamp, rate: rate, reason: reason)
             }
+            options.format.item(listing)
         }
     }
 
@@ -164,9 +148,8 @@ struct EndpointCommand: AsyncParsableCommand {
 
         func run() async throws {
             let rate = try rate.map { try RateLimit($0) }
-            try await changeEndpoint(endpoint, options) { connection, id in
-                try connection.resumeEndpoint(id, rate: rate)
-            }
+            options.format.item(
+                try await Session.operate(options) { try await $0.endpoints.resume(endpoint, rate: rate) })
         }
     }
 
@@ -176,9 +159,7 @@ struct EndpointCommand: AsyncParsableCommand {
         @Argument(help: "Name or id.") var endpoint: String
 
         func run() async throws {
-            try await changeEndpoint(endpoint, options) { connection, id in
-                try connection.enableEndpoint(id)
-            }
+            options.format.item(try await Session.operate(options) { try await $0.endpoints.enable(endpoint) })
         }
     }
 
@@ -189,30 +170,18 @@ struct EndpointCommand: AsyncParsableCommand {
         @Option(name: .long, help: "Why; shown to everybody.") var reason: String?
 
         func run() async throws {
-            try await changeEndpoint(endpoint, options) { [endpoint, reason] connection, id in
-                let waiting = try connection.waitingCount(id)
+            let listing = try await Session.operate(options) { desk in
+                let waiting = try await desk.endpoints.waiting(endpoint)
                 note(
                     "new events are not routed to \(endpoint) until it is enabled, and not sent later; "
                         + (waiting == 0 ? "nothing waits for it" : "\(waiting) deliveries wait for it and stay")
                         + ". To let new events wait, too, use: outboxctl endpoint pause \(endpoint)")
-                try connection.disableEndpoint(id, reason: reason)
+                return try await desk.endpoints.disable(endpoint, reason: reason)
             }
+            options.format.item(listing)
         }
     }
 }
 
 /// Says something that is no error, on standard error.
 func note(_ text: String) { StandardError.say("outboxctl: note: \(text)") }
-
-/// Looks the endpoint up, changes it, and prints how it is now.
-func changeEndpoint(
-    _ endpoint: String, _ options: GlobalOptions,
-    _ change: @escaping @Sendable (inout Connection, EndpointID) throws -> Void
-) async throws {
-    let listing = try await Session.run(options) { connection in
-        let id = try connection.endpointID(endpoint)
-        try change(&connection, id)
-        return try connection.listEndpoints(id)
-    }
-    options.format.item(listing)
-}

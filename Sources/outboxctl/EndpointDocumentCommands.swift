@@ -1,8 +1,7 @@
 import ArgumentParser
 import Foundation
+import Operator
 import Outbox
-import Postgres
-import Transport
 
 extension EndpointCommand {
     struct Export: AsyncParsableCommand {
@@ -15,16 +14,8 @@ extension EndpointCommand {
         @Option(name: .long, help: "For the audit log.") var reason: String?
 
         func run() async throws {
-            let keyring = reveal ? try Settings(options).keyring(creating: false) : nil
-            let documents = try await Session.run(options) { [endpoints, reason] connection in
-                let ids =
-                    endpoints.isEmpty
-                    ? try connection.endpointIDs() : try endpoints.map { try connection.endpointID($0) }
-                return try ids.map { id in
-                    guard let keyring else { return try connection.configuration(of: id).json(.masked) }
-                    try connection.audit("endpoint.reveal", endpoint: id, reason: reason)
-                    return try connection.endpoint(id, keyring: keyring).configuration.json(.revealed)
-                }
+            let documents = try await Session.operate(options) {
+                try await $0.endpoints.export(endpoints, reveals: reveal, reason: reason)
             }
             printJSON("[" + documents.map { String(decoding: $0, as: UTF8.self) }.joined(separator: ",\n ") + "]")
         }
@@ -42,21 +33,13 @@ extension EndpointCommand {
         func run() async throws {
             let wanted = try EndpointConfiguration.list(json: try textArgument(file == "-" ? "-" : "@" + file))
             let settings = try Settings(options)
-            let (keyring, policy) = (
-                try settings.keyring(creating: settings["database_url"] == nil), try settings.policy()
-            )
+            if settings["database_url"] == nil { _ = try settings.keyring(creating: true) }
             // Before the first of them is written.
-            for configuration in wanted { try configuration.validate(policy) }
+            for configuration in wanted { try configuration.validate(try settings.policy()) }
             for configuration in wanted {
                 let secret = SigningSecret.generate()
-                let isNew = try await Session.run(options) { connection in
-                    let policy = policy.refusing(connection.serverSockets)
-                    if let id = try connection.endpointID(named: configuration.name, of: configuration.customerID) {
-                        try connection.updateEndpoint(id, keyring: keyring, policy: policy) { $0 = configuration }
-                        return false
-                    }
-                    _ = try connection.createEndpoint(configuration, secret: secret, keyring: keyring, policy: policy)
-                    return true
+                let isNew = try await Session.operate(options) {
+                    try await $0.endpoints.replace(configuration, secret: secret)
                 }
                 let fields = [("endpoint", jsonString(configuration.name)), ("created", "\(isNew)")]
                 options.format.fact(
@@ -77,13 +60,7 @@ extension EndpointCommand {
 
         func run() async throws {
             let patch = try textArgument(patch)
-            let settings = try Settings(options)
-            let (keyring, policy) = (try settings.keyring(creating: false), try settings.policy())
-            try await changeEndpoint(endpoint, options) { connection, id in
-                try connection.updateEndpoint(
-                    id, keyring: keyring, policy: policy.refusing(connection.serverSockets)
-                ) { $0 = try $0.patched(patch) }
-            }
+            options.format.item(try await Session.operate(options) { try await $0.endpoints.patch(endpoint, patch) })
         }
     }
 }

@@ -161,8 +161,9 @@ struct EndpointOptions: ParsableArguments {
             ? [] : retrySchedule.split(separator: ",", omittingEmptySubsequences: false).map(String.init)
         endpoint.retrySchedule = try waits.map { wait in
             guard let wait = DurationArgument(argument: wait) else {
-                throw OperationRefusal(
-                    .invalid, "\"\(wait)\" is not a valid retry delay", hint: "Expected a list such as 5s,30s,2m,1h")
+                throw Problem(
+                    .invalidValue, "\"\(wait)\" is not a valid retry delay",
+                    hint: "Expected a list such as 5s,30s,2m,1h")
             }
             return wait.duration
         }
@@ -175,8 +176,8 @@ struct EndpointOptions: ParsableArguments {
         guard let template else { return nil }
         let text = String(decoding: try textArgument(template), as: UTF8.self)
         do { return try Template(text, kind: templateKind ?? .json) } catch {
-            throw OperationRefusal(
-                .invalid, "the template cannot be used: \(error)", hint: "Try it with: outboxctl template lint")
+            throw Problem(
+                .invalidValue, "the template cannot be used: \(error)", hint: "Try it with: outboxctl template lint")
         }
     }
 
@@ -185,14 +186,14 @@ struct EndpointOptions: ParsableArguments {
         return header.map { EndpointConfiguration.Header(name: $0.name, value: $0.value) }
             + (try secretHeader.map { header in
                 guard header.value.hasPrefix("@") || header.value == "-" else {
-                    throw OperationRefusal(
-                        .invalid, "the secret header \(header.name.prefix(64)) has its value on the command line",
+                    throw Problem(
+                        .invalidValue, "the secret header \(header.name.prefix(64)) has its value on the command line",
                         hint: "Every user of this machine could see it: give '\(header.name.prefix(64)): @file'")
                 }
                 let value = try line(header.value)
                 if value.isEmpty {
-                    throw OperationRefusal(
-                        .invalid, "the file of the secret header \(header.name.prefix(64)) is empty",
+                    throw Problem(
+                        .invalidValue, "the file of the secret header \(header.name.prefix(64)) is empty",
                         hint: "Put the header's value into it")
                 }
                 return EndpointConfiguration.Header(name: header.name, value: value, isSecret: true)
@@ -206,8 +207,8 @@ struct EndpointOptions: ParsableArguments {
             if [authFile, authUser, authHeader, tokenUrl, clientId, scope, clientAuth?.rawValue].contains(where: {
                 $0 != nil
             }) {
-                throw OperationRefusal(
-                    .invalid, "what the credentials are for is not said",
+                throw Problem(
+                    .invalidValue, "what the credentials are for is not said",
                     hint: "Add --auth verbatim, basic, bearer, header or oauth2")
             }
             return
@@ -244,8 +245,8 @@ struct EndpointOptions: ParsableArguments {
             let text = String(decoding: try textArgument("@" + file), as: UTF8.self)
             // Taken for "none", it would change what is trusted without a word.
             guard text.contains(where: { !$0.isWhitespace }) else {
-                throw OperationRefusal(
-                    .invalid, "the file \(file) is empty", hint: "To go back to the default, say: none")
+                throw Problem(
+                    .invalidValue, "the file \(file) is empty", hint: "To go back to the default, say: none")
             }
             return text
         }
@@ -255,9 +256,9 @@ struct EndpointOptions: ParsableArguments {
     /// is refused here and not by the receiver.
     private func line(_ argument: String) throws -> String {
         var bytes = try textArgument(argument)[...]
-        func refusal(_ what: String, _ hint: String) -> OperationRefusal {
+        func refusal(_ what: String, _ hint: String) -> Problem {
             let name = argument == "-" ? "standard input" : "the file \(argument.dropFirst())"
-            return OperationRefusal(.invalid, "\(name) \(what)", hint: hint)
+            return Problem(.invalidValue, "\(name) \(what)", hint: hint)
         }
         guard bytes.count <= HTTPHeader.longestValue else {
             throw refusal(

@@ -1,5 +1,6 @@
 import ArgumentParser
 import Foundation
+import Operator
 import Outbox
 import Postgres
 
@@ -17,11 +18,8 @@ extension EndpointCommand {
             @Option(name: .long, help: "For the audit log.") var reason: String?
 
             func run() async throws {
-                let keyring = try Settings(options).keyring(creating: false)
-                let secrets = try await Session.run(options) { [endpoint, reveal, reason] connection in
-                    let id = try connection.endpointID(endpoint)
-                    if reveal { try connection.audit("endpoint.secret.reveal", endpoint: id, reason: reason) }
-                    return try connection.signingSecrets(id, keyring: keyring)
+                let secrets = try await Session.operate(options) {
+                    try await $0.secrets.list(endpoint, reveals: reveal, reason: reason)
                 }
                 print(
                     secrets.map { row in
@@ -60,18 +58,13 @@ extension EndpointCommand {
             @Option(name: .long, help: "For the audit log.") var reason: String?
 
             func run() async throws {
-                let keyring = try Settings(options).keyring(creating: false)
                 let secret =
                     try secretFile.map { file in
                         try SigningSecret(
                             String(decoding: try textArgument(file == "-" ? "-" : "@" + file), as: UTF8.self))
                     } ?? (asymmetric ? .generateAsymmetric() : .generate())
-                // A day: time enough for every receiver to be deployed once (as with other services of the kind).
-                let overlap = overlap?.duration ?? .seconds(86_400)
-                let valid = try await Session.run(options) { [endpoint, reason] connection in
-                    let id = try connection.endpointID(endpoint)
-                    try connection.rotateSecret(id, to: secret, overlap: overlap, keyring: keyring, reason: reason)
-                    return try connection.signingSecrets(id, keyring: keyring)
+                let valid = try await Session.operate(options) {
+                    try await $0.secrets.rotate(endpoint, to: secret, overlap: overlap?.duration, reason: reason)
                 }
                 let old = valid.filter { $0.secret.fingerprint != secret.fingerprint }
                 var fields = [("rotated", jsonString(endpoint)), ("fingerprint", jsonString(secret.fingerprint))]
@@ -106,9 +99,8 @@ extension EndpointCommand {
             @Option(name: .long, help: "For the audit log.") var reason: String?
 
             func run() async throws {
-                let count = try await Session.run(options) { [endpoint, id, reason] connection in
-                    try connection.retireSecrets(
-                        try connection.endpointID(endpoint), only: id?.id, reason: reason)
+                let count = try await Session.operate(options) {
+                    try await $0.secrets.retire(endpoint, only: id?.id, reason: reason)
                 }
                 options.format.fact([("retired", "\(count)")], text: "retired \(count)")
             }

@@ -1,6 +1,7 @@
 import ArgumentParser
 import Bytewise
 import Foundation
+import Operator
 import Outbox
 import Postgres
 import Scheduler
@@ -14,74 +15,24 @@ struct TrialOptions: ParsableArguments {
     @Option(name: .long, help: "The event's context, a JSON object; a file, @file or - for stdin.") var context: String?
 }
 
-/// One trial, with everything around it: the endpoint as it is or as it would be, the event, the attempt log.
-private struct TrialRun {
-    let endpoint: Endpoint
-    let report: Trial.Report
-    /// As in the attempt log; nil when nothing was sent.
-    let attemptID: String?
-
-    init(
-        _ name: String, _ options: GlobalOptions, _ trial: TrialOptions, url: String?, reveals: Bool = false,
-        reason: String? = nil, trigger: Trigger
-    ) async throws {
+extension TrialOptions {
+    /// Runs the one request, and says what came of it.
+    fileprivate func run(
+        _ name: String, _ options: GlobalOptions, _ trigger: Trigger, url: String? = nil, reveals: Bool = false,
+        reason: String? = nil
+    ) async throws -> EndpointTestUseCases.Outcome {
         let settings = try Settings(options)
-        let keyring = try settings.keyring(creating: false)
-        let data = try trial.data.map { try Self.object($0, "the data") }
-        let context = try trial.context.map {
-            try Self.object($0.hasPrefix("@") || $0 == "-" ? $0 : "@" + $0, "the context")
-        }
-        let allowed = try settings.policy()
-        let prepared = try await Session.run(options) { connection in
-            // From a copy nothing is sent, by whatever door.
-            try connection.requireHome(instance: nil)
-            let endpoint = try connection.endpoint(try connection.endpointID(name), keyring: keyring)
-            if url != nil, reveals {
-                try connection.audit("endpoint.test.reveal", endpoint: endpoint.id, reason: reason)
+        var wish = EndpointTestUseCases.Wish()
+        wish.trigger = trigger
+        wish.event = event
+        wish.data = try data.map { try textArgument($0) }
+        wish.context = try context.map { try textArgument($0.hasPrefix("@") || $0 == "-" ? $0 : "@" + $0) }
+        (wish.url, wish.reveals, wish.reason) = (url, reveals, reason)
+        return try await Session.operate(options) { [wish] in
+            try await $0.endpointTests.run(name, wish) {
+                try Transport(policy: $0, proxy: try settings.proxy(), capacity: 2)
             }
-            let (now, instance) = try connection.trialContext()
-            let event =
-                try trial.event.map { try connection.readEvent(try connection.eventKey($0)) }
-                ?? Event.sample(
-                    type: endpoint.configuration.eventTypes.sampleType,
-                    after: data ?? Event.sampleData, context: context, at: now)
-            return (
-                endpoint: endpoint, event: event, now: now, webhookID: event.key.webhookID(instance: instance),
-                policy: allowed.refusing(connection.serverSockets)
-            )
         }
-        var wanted = prepared.endpoint.configuration
-        if let url {
-            wanted.url = url
-            if !reveals { wanted.withholdCredentials(givenFor: prepared.endpoint.configuration.url) }
-        }
-        endpoint = Endpoint(
-            prepared.endpoint.id, wanted, signingSecrets: prepared.endpoint.signingSecrets,
-            defect: prepared.endpoint.defect)
-        // A rule that is not enabled is never called; its trial by hand is another matter.
-        if trigger == .evaluate, prepared.endpoint.state.isDisabled {
-            report = Trial.Report(refusedBecause: "the endpoint is disabled")
-            attemptID = nil
-            return
-        }
-        let transport = try Transport(policy: prepared.policy, proxy: try settings.proxy(), capacity: 2)
-        report = await Trial(
-            endpoint, event: prepared.event, webhookID: prepared.webhookID, now: prepared.now, policy: prepared.policy,
-            trigger: trigger
-        ).run(on: transport)
-        await transport.stop()
-        attemptID =
-            if let attempt = report.attempt {
-                try await Session.run(options) { [endpoint, event = prepared.event] connection in
-                    try connection.recordTrial(attempt, event: event.key, endpoint: endpoint.id).description
-                }
-            } else { nil }
-    }
-
-    private static func object(_ argument: String, _ what: String) throws -> [UInt8] {
-        let bytes = try textArgument(argument)
-        do { _ = try JSON(bytes) } catch { throw OperationRefusal(.invalid, "\(what) is not JSON: \(error)") }
-        return bytes
     }
 }
 
@@ -100,8 +51,7 @@ extension EndpointCommand {
         @OptionGroup var trial: TrialOptions
 
         func run() async throws {
-            let run = try await TrialRun(
-                endpoint, options, trial, url: url, reveals: reveal, reason: reason, trigger: .test)
+            let run = try await trial.run(endpoint, options, .test, url: url, reveals: reveal, reason: reason)
             if options.format == .table { printSteps(run) } else { printJSON(json(run)) }
             if let failure = run.report.failure {
                 if options.format == .table {
@@ -115,7 +65,7 @@ extension EndpointCommand {
 
         private func number(of step: Trial.Step) -> Int { (Trial.Step.allCases.firstIndex(of: step) ?? 0) + 1 }
 
-        private func printSteps(_ run: TrialRun) {
+        private func printSteps(_ run: EndpointTestUseCases.Outcome) {
             for (step, text) in run.report.steps {
                 print("\(number(of: step))  ok  \(step.rawValue): \(printable(text))")
             }
@@ -145,7 +95,7 @@ extension EndpointCommand {
             return lines
         }
 
-        private func json(_ run: TrialRun) -> String {
+        private func json(_ run: EndpointTestUseCases.Outcome) -> String {
             let report = run.report
             let steps =
                 report.steps.map {
@@ -193,8 +143,7 @@ extension EndpointCommand {
             .deny
 
         func run() async throws {
-            let run = try await TrialRun(
-                endpoint, options, trial, url: nil, trigger: .evaluate)
+            let run = try await trial.run(endpoint, options, .evaluate)
             let failure = run.report.failure?.reason
             let isAllowed = failure == nil || (run.report.gaveNoAnswer && onError == .allow)
             let decision = isAllowed ? "allow" : "deny"

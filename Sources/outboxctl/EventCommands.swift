@@ -1,5 +1,6 @@
 import ArgumentParser
 import Foundation
+import Operator
 import Outbox
 import Postgres
 
@@ -40,10 +41,7 @@ struct EventCommand: AsyncParsableCommand {
             event.dedupKey = dedupKey
             event.orderingKey = orderingKey
             event.deliverAt = deliverAt?.timestamp
-            let (id, listing) = try await Session.run(options) { [event] connection in
-                let id = try connection.publish(event)
-                return (id, try connection.event(try connection.eventKey("\(id)")))
-            }
+            let (id, listing) = try await Session.operate(options) { try await $0.events.publish(event) }
             if options.format == .table { print(id) } else { options.format.item(listing) }
         }
     }
@@ -54,13 +52,13 @@ struct EventCommand: AsyncParsableCommand {
         @OptionGroup var filter: FilterOptions
 
         func run() async throws {
-            let listing = try await Session.run(options) { [filter] connection in
-                guard filter.endpoint == nil else {
-                    throw OperationRefusal(
-                        .invalid, "an event is for every endpoint that takes it",
-                        hint: "See: outboxctl delivery list --endpoint")
-                }
-                return try connection.listEvents(try filter.resolve(&connection, states: []))
+            guard filter.endpoint == nil else {
+                throw Problem(
+                    .invalidValue, "an event is for every endpoint that takes it",
+                    hint: "See: outboxctl delivery list --endpoint")
+            }
+            let listing = try await Session.operate(options) { [filter] in
+                try await $0.events.list { try filter.resolve(&$0, states: []) }
             }
             options.format.list(
                 filter.shown(listing),
@@ -74,7 +72,7 @@ struct EventCommand: AsyncParsableCommand {
         @Argument(help: "Event number or webhook-id.") var event: String
 
         func run() async throws {
-            let listing = try await Session.run(options) { [event] in try $0.event(try $0.eventKey(event)) }
+            let listing = try await Session.operate(options) { try await $0.events.get(event) }
             options.format.item(listing)
         }
     }
@@ -85,7 +83,7 @@ struct EventCommand: AsyncParsableCommand {
         @Argument(help: "TransactionId.") var transaction: UniqueIDArgument
 
         func run() async throws {
-            let trace = try await Session.run(options) { [transaction] in try $0.trace(transaction.id) }
+            let trace = try await Session.operate(options) { try await $0.events.trace(transaction.id) }
             if !trace.cut.isEmpty {
                 StandardError.say(
                     "outboxctl: only the newest \(Outbox.Trace.most) \(trace.cut.joined(separator: " and ")) are shown")

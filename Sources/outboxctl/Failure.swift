@@ -29,14 +29,16 @@ struct Failure {
     /// - Parameter role: what whoever calls the command has to be a member of.
     init?(_ error: any Error, role: String = "outbox_operator") {
         switch error {
-        case let error as OperationRefusal:
+        case let error as Problem:
             let exit: Exit =
-                switch error.kind {
+                switch error.code {
                 case .notFound: .notFound
-                case .conflict: .conflict
-                case .invalid: .usage
+                case .nameTaken, .ambiguousName, .stateConflict, .deliveriesWaiting: .conflict
+                default: .usage
                 }
-            self.init(exit, error.kind.rawValue, error.message, error.hint)
+            let command = error.next.map { "\($0.isReading ? "See" : "Try"): \($0.command)" }
+            let hints = [error.hint, command].compactMap(\.self)
+            self.init(exit, error.code.rawValue, error.message, hints.isEmpty ? nil : hints.joined(separator: ". "))
         case let error as Migrator.Refusal:
             if case .busy = error {
                 self.init(.conflict, "migration_running", error.description)
@@ -138,4 +140,23 @@ struct Failure {
 struct Answer: Error {
     let message: String
     var exit = Failure.Exit.no
+}
+
+extension UseCase {
+    /// The command line that does it.
+    var command: String {
+        (["outboxctl"] + name.split(separator: ".").map(String.init) + arguments.map(quotedForShell)).joined(
+            separator: " ")
+    }
+
+    /// It changes nothing.
+    var isReading: Bool { ["list", "get", "explain", "presets"].contains { name.hasSuffix(".\($0)") } }
+}
+
+/// A word for a shell; most need no quotes.
+private func quotedForShell(_ word: String) -> String {
+    let isPlain = word.utf8.allSatisfy {
+        ($0 | 0x20 >= 0x61 && $0 | 0x20 <= 0x7A) || ($0 >= 0x30 && $0 <= 0x39) || "-_.:@%+/".utf8.contains($0)
+    }
+    return isPlain && !word.isEmpty ? word : "'" + word.replacingOccurrences(of: "'", with: "'\\''") + "'"
 }

@@ -1,4 +1,5 @@
 import ArgumentParser
+import Operator
 import Outbox
 import Postgres
 
@@ -40,8 +41,8 @@ struct FilterOptions: ParsableArguments {
         filter.event = try eventId.map { try connection.eventReference($0) }
         if let state {
             guard states.contains(state) else {
-                throw OperationRefusal(
-                    .invalid, "\"\(state)\" is not a state",
+                throw Problem(
+                    .invalidValue, "\"\(state)\" is not a state",
                     hint: states.isEmpty
                         ? "There are no states to filter by here" : "Expected one of: \(states.joined(separator: ", "))"
                 )
@@ -70,13 +71,15 @@ struct PairArguments: ParsableArguments {
     @Argument(help: "Event number or webhook-id; or the delivery's id, EVENT:ENDPOINT.") var event: String
     @Argument(help: "Endpoint name or id.") var endpoint: String?
 
-    func resolve(_ connection: inout Connection) throws -> Pair {
-        let parts = event.split(separator: ":", maxSplits: 1).map(String.init)
-        guard let name = endpoint ?? (parts.count == 2 ? parts[1] : nil), let first = parts.first else {
-            throw OperationRefusal(
-                .invalid, "a delivery is an event and an endpoint", hint: "Write it as: 42 billing, or 42:billing")
+    var delivery: DeliveryReference {
+        get throws {
+            let parts = event.split(separator: ":", maxSplits: 1).map(String.init)
+            guard let name = endpoint ?? (parts.count == 2 ? parts[1] : nil), let first = parts.first else {
+                throw Problem(
+                    .invalidValue, "a delivery is an event and an endpoint",
+                    hint: "Write it as: 42 billing, or 42:billing")
+            }
+            return DeliveryReference(event: first, endpoint: name)
         }
-        let endpoint = try connection.endpointID(name)
-        return Pair(event: try connection.eventKey(first), endpoint: endpoint)
     }
 }

@@ -1,5 +1,6 @@
 import EmbeddedPostgres
 import Foundation
+import Operator
 import Outbox
 import Postgres
 
@@ -33,6 +34,43 @@ struct Session: Sendable {
         }
     }
 
+    /// Runs an operator's use cases, in the name of the session's role, and closes everything afterwards.
+    static func operate<Value: Sendable>(
+        _ options: GlobalOptions, _ body: (Operator) async throws -> Value
+    ) async throws -> Value {
+        let settings = try Settings(options)
+        let session = try await open(settings)
+        let result: Result<Value, any Error>
+        do {
+            let pool = try ConnectionPool(session.target, size: 1, session: OperatorSession.planning)
+            do {
+                try await pool.run { try check(&$0, settings) }
+                result = .success(
+                    try await body(
+                        Operator(
+                            pool: pool, actor: .session, keyring: { try settings.keyring(creating: false) },
+                            policy: { try settings.policy() })))
+            } catch { result = .failure(error) }
+            await pool.close()
+        } catch { result = .failure(error) }
+        let left = Result { try session.cluster?.leave() }
+        // What the command has to say comes first.
+        let value = try result.get()
+        try left.get()
+        return value
+    }
+
+    /// Throws unless the schema fits and it is the installation that is expected.
+    private static func check(_ connection: inout Connection, _ settings: Settings) throws {
+        try Migrator.check(&connection)
+        if let expected = settings["instance"], try connection.instance() != expected {
+            throw SettingRefusal(
+                description:
+                    "OUTBOX_INSTANCE is not the instance of this database: this is another installation, or a copy of it"
+            )
+        }
+    }
+
     /// Runs the closure on one connection and closes everything afterwards.
     ///
     /// - Parameter watching: asked at once, and every second until the command is done, on a connection of its own; its answer, if it
@@ -51,15 +89,7 @@ struct Session: Sendable {
                     if let watching { group.addTask { try await session.watch(watching) } }
                     group.addTask {
                         try await session.use(isHurried: watching != nil) { connection in
-                            if checkingSchema { try Migrator.check(&connection) }
-                            if checkingSchema, let expected = settings["instance"],
-                                try connection.instance() != expected
-                            {
-                                throw SettingRefusal(
-                                    description:
-                                        "OUTBOX_INSTANCE is not the instance of this database: this is another installation, or a copy of it"
-                                )
-                            }
+                            if checkingSchema { try check(&connection, settings) }
                             return try body(&connection)
                         }
                     }

@@ -1,4 +1,5 @@
 import ArgumentParser
+import Operator
 import Outbox
 import Postgres
 
@@ -10,12 +11,9 @@ struct Status: AsyncParsableCommand {
 
     func run() async throws {
         let isTable = options.format == .table
-        let (status, problems, endpoints) = try await Session.run(options) { connection in
-            let problems = try connection.problems()
-            return (
-                try connection.status(problems: problems.rows.count), problems,
-                isTable ? try connection.listEndpoints(limit: Self.most + 1) : nil
-            )
+        let (status, problems, endpoints) = try await Session.operate(options) { desk in
+            let (status, problems) = try await desk.status()
+            return (status, problems, isTable ? try await desk.endpoints.list(limit: Self.most + 1) : nil)
         }
         options.format.item(status)
         guard let endpoints else { return }

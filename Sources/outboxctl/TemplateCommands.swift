@@ -21,9 +21,9 @@ struct TemplateCommand: AsyncParsableCommand {
             guard
                 let text = try template.map({ String(decoding: try textArgument($0), as: UTF8.self) })
                     ?? chosen?.template
-            else { throw OperationRefusal(.invalid, "there is no template", hint: "Give --template or --preset") }
+            else { throw Problem(.invalidValue, "there is no template", hint: "Give --template or --preset") }
             do { return (try Template(text, kind: kind ?? chosen?.kind ?? .json), chosen) } catch {
-                throw OperationRefusal(.invalid, "the template cannot be used: \(error)")
+                throw Problem(.invalidValue, "the template cannot be used: \(error)")
             }
         }
     }
@@ -144,5 +144,5 @@ private func sampleRequest(
         return try HTTPRequest.delivery(
             of: event, to: Endpoint(EndpointID(rawValue: .random()), configuration), number: 1,
             webhookID: "evt_sample_0", at: now)
-    } catch { throw OperationRefusal(.invalid, "\(error)") }
+    } catch { throw Problem(.invalidValue, "\(error)") }
 }

@@ -1,4 +1,5 @@
 import ArgumentParser
+import Operator
 import Outbox
 import Postgres
 
@@ -44,10 +45,7 @@ struct TriggerCommand: AsyncParsableCommand {
     func run() async throws {
         var event = sample.event
         event.customerID = customer
-        let (id, listing) = try await Session.run(options) { [event] connection in
-            let id = try connection.publish(event)
-            return (id, try connection.event(try connection.eventKey("\(id)")))
-        }
+        let (id, listing) = try await Session.operate(options) { [event] in try await $0.events.publish(event) }
         if options.format == .table { print(id) } else { options.format.item(listing) }
     }
 }

@@ -35,7 +35,7 @@ import Testing
         (["endpoint", "pause", "e"], "--reason"),
         (["endpoint", "resume", "e", "--rate", "0/s"], "\"0/s\" is not a rate"),
         (["endpoint", "update", "e", "--rate", "60/30"], "\"60/30\" is not a rate"),
-        (["endpoint", "update", "e", "--max-concurrency=-1"], "0 for none"),
+        (["endpoint", "update", "e", "--max-concurrency=-1"], "or none"),
         (["endpoint", "update", "e", "--on-dead", "wait"], "wait"),
         (["delivery", "explain", "1"], "a delivery is an event and an endpoint"),
     ])

@@ -186,13 +186,13 @@ import Testing
                 == ["INC-1"])
 
         var moved = try await setting.run("endpoint", "update", "e", "--url", elsewhere.url)
-        #expect(moved.end == .exit(5) && moved.errors.contains("Give them again"), "\(moved.errors)")
+        #expect(moved.end == .exit(64) && moved.errors.contains("Give them again"), "\(moved.errors)")
         moved = try await setting.run("endpoint", "update", "e", "--url", home.url + "/c")
         #expect(moved.end == .exit(0), "\(moved.errors)")
         // Half of it is not all of it.
         moved = try await setting.run(
             "endpoint", "update", "e", "--url", elsewhere.url, "--auth", "bearer", "--auth-file", token)
-        #expect(moved.end == .exit(5), "\(moved.errors)")
+        #expect(moved.end == .exit(64), "\(moved.errors)")
 
         // Somebody who may write the table, and holds no key.
         try await setting.database.pool.execute("UPDATE outbox.endpoint SET url = \(elsewhere.url)")
@@ -227,7 +227,7 @@ import Testing
             "endpoint", "create", "e", "--url", servers.url("good"), "--auth", "bearer", "--auth-file", token)
         #expect(result.end == .exit(0), "\(result.errors)")
         result = try await setting.run("endpoint", "update", "e", "--ca-file", ca)
-        #expect(result.end == .exit(5) && result.errors.contains("Give them again"), "\(result.errors)")
+        #expect(result.end == .exit(64) && result.errors.contains("Give them again"), "\(result.errors)")
         try await setting.database.pool.execute("UPDATE outbox.endpoint SET ca_certificates = \(try servers.pem("ca"))")
         result = try await setting.run("endpoint", "test", "e")
         #expect(result.end == .exit(1) && result.errors.contains("are not sent anywhere else"), "\(result.errors)")

@@ -30,7 +30,7 @@ import Transport
             $0.description = "pages the night shift ☾"; $0.customerID = "acme"
         }
         _ = try await create(database, "alerts") { $0.customerID = "other" }
-        await #expect(throws: OperationRefusal.self) {
+        await #expect(throws: Problem.self) {
             _ = try await create(database, "alerts") { $0.customerID = "acme" }
         }
         for (search, count) in [("NIGHT shift", 1), ("alert", 2), ("nothing", 0)] {

@@ -26,7 +26,7 @@ import Transport
             "http://192.168.1.1/", "http://2130706433/",
         ] {
             let wish = EndpointConfiguration(name: "callback", url: url)
-            let refusal = await #expect(throws: OperationRefusal.self, "\(url)") {
+            let refusal = await #expect(throws: Problem.self, "\(url)") {
                 try await database.pool.run { [wish] in
                     _ = try $0.createEndpoint(wish, secret: .generate(), keyring: TestWorker.keyring, policy: policy)
                 }

@@ -219,7 +219,7 @@ import Transport
         authentication.clientID = "c"
         authentication.secret = "s"
         change.authentication = authentication
-        let refusal = await #expect(throws: OperationRefusal.self) {
+        let refusal = await #expect(throws: Problem.self) {
             try await database.pool.run { [change] in
                 _ = try $0.createEndpoint(
                     change, secret: .generate(), keyring: TestWorker.keyring, policy: AddressPolicy())

@@ -151,13 +151,13 @@ import Transport
             { $0.url = "https://example.org/" },
         ]
         for (number, change) in changes.enumerated() {
-            let refusal = await #expect(throws: OperationRefusal.self, "\(number)") {
+            let refusal = await #expect(throws: Problem.self, "\(number)") {
                 try await database.pool.run { try $0.updateEndpoint(id, keyring: TestWorker.keyring, change) }
             }
             #expect(refusal?.message.contains("canary") == false)
         }
         // A new one has nothing stored.
-        await #expect(throws: OperationRefusal.self) {
+        await #expect(throws: Problem.self) {
             try await database.pool.run {
                 let masked = try EndpointConfiguration(json: try configuration.json(.masked))
                 _ = try $0.createEndpoint(masked, secret: .generate(), keyring: TestWorker.keyring)
@@ -198,7 +198,7 @@ import Transport
         ("{", "JSON"),
     ])
     func `a document that is wrong is refused, by the name of what is wrong`(json: String, name: String) throws {
-        let refusal = #expect(throws: OperationRefusal.self) { try EndpointConfiguration(json: json.utf8) }
+        let refusal = #expect(throws: Problem.self) { try EndpointConfiguration(json: json.utf8) }
         #expect(refusal?.description.contains(name) == true, "\(refusal?.description ?? "")")
     }
 

@@ -19,7 +19,7 @@ import Testing
 
     @Test(arguments: ["", "=", "Admin*", "a**", String(repeating: "x", count: 257)])
     func `what is neither a type nor a prefix is refused`(text: String) {
-        #expect(throws: OperationRefusal.self) { try EventPattern(text) }
+        #expect(throws: Problem.self) { try EventPattern(text) }
     }
 
     private static let words = ["a", "b", "", "é", "e\u{301}", "outbox", "*", "=", "order"]

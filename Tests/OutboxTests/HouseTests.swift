@@ -29,6 +29,23 @@ import Testing
             ])
     }
 
+    @Test func `the domain speaks of no command and no flag, and the command line of no statement`() throws {
+        /// Texts of the code, without comments.
+        func texts(_ file: (name: String, text: String)) -> String {
+            file.text.split(separator: "\n").filter { !$0.contains("//") && $0.contains("\"") }.joined(separator: "\n")
+        }
+        let speaking = try sources("Sources/Outbox").filter { file in
+            texts(file).contains("outboxctl ") || texts(file).firstMatch(of: /"[^"]* --[a-z]/) != nil
+        }
+        // What explains a delivery and the problems of the installation still does, as their views do.
+        #expect(
+            Set(speaking.map { URL(filePath: $0.name).lastPathComponent }) == [
+                "Explanation.swift", "Inspection.swift", "Migrator.swift", "EventWalk.swift", "DeliveryList.swift",
+            ])
+        let stating = try sources("Sources/outboxctl").filter { texts($0).contains("SELECT ") }
+        #expect(stating.map(\.name) == [])
+    }
+
     @Test func `every suite ends`() throws {
         let suites = try sources("Tests").flatMap { file in
             file.text.split(separator: "\n").filter { $0.hasPrefix("@Suite") }.map { (file.name, $0) }

@@ -119,7 +119,7 @@ import Testing
         _ = try await cut()
         try await unlock()
         let second = try await database.pair(2, held)
-        await #expect(throws: OperationRefusal.self) {
+        await #expect(throws: Problem.self) {
             try await database.pool.run { try $0.retryDelivery(second, reason: nil) }
         }
         try await database.pool.run { try $0.cancelDelivery(second, reason: nil) }

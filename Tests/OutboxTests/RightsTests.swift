@@ -487,11 +487,11 @@ import Testing
         let (bound, pool) = try await login(database)
         let (manager, operating) = try await login(database, "outbox_operator")
         try await database.script("SELECT outbox.grant_publish('\(bound)', '{acme}')")
-        try await operating.run { try $0.script("SELECT outbox.record_audit('before', 'b', NULL, NULL)") }
+        try await operating.run { try $0.script("SELECT outbox.record_audit(NULL, 'before', 'b', NULL, NULL)") }
         for (role, pool, body) in [
             (bound, pool, "outbox_api.publish('t', customer_id => 'gamma')"),
             (bound, pool, "outbox_api.publish('t', customer_id => 'acme', dedup_key => 'k')"),
-            (manager, operating, "outbox.record_audit('during', 'b', NULL, NULL)"),
+            (manager, operating, "outbox.record_audit(NULL, 'during', 'b', NULL, NULL)"),
             (manager, operating, "outbox.set_body_limit(2000)"),
             (
                 manager, operating,
@@ -532,14 +532,15 @@ import Testing
         // Whose session it was, and who acted in it.
         #expect(
             try await database.column(
-                "SELECT DISTINCT action || ' ' || actor FROM outbox.audit WHERE action <> 'producer.grant' ORDER BY 1")
+                "SELECT DISTINCT action || ' ' || session FROM outbox.audit WHERE action <> 'producer.grant' ORDER BY 1"
+            )
                 == [
                     "before \(manager)", "db.set_body_limit outbox as \(manager)", "during outbox as \(manager)",
                 ])
         // Nobody can say himself for whom he calls.
         for pool in [pool, operating] {
             #expect(
-                await sqlState(pool, "SELECT outbox_private.record_audit('x', 'a', 'b', NULL, NULL)") == "42501")
+                await sqlState(pool, "SELECT outbox_private.record_audit('x', NULL, 'a', 'b', NULL, NULL)") == "42501")
         }
         await pool.close()
         await operating.close()
@@ -680,16 +681,19 @@ import Testing
             let (name, pool) = try await login(database, right)
             #expect(
                 await sqlState(
-                    pool, "INSERT INTO outbox.audit (at, actor, action, object) VALUES ('2000-01-01', 'x', 'a', 'b')")
+                    pool,
+                    "INSERT INTO outbox.audit (at, actor, session, action, object) VALUES ('2000-01-01', 'x', 'x', 'a', 'b')"
+                )
                     == "42501")
             #expect(await sqlState(pool, "UPDATE outbox.audit SET actor = 'x'") == "42501")
             #expect(await sqlState(pool, "DELETE FROM outbox.audit") == "42501")
-            #expect(await sqlState(pool, "SELECT outbox.record_audit('a', 'b', 'c', '{}')") == nil)
+            #expect(await sqlState(pool, "SELECT outbox.record_audit(NULL, 'a', 'b', 'c', '{}')") == nil)
             // What a function does it says itself.
             for action in ["db.rebase", "db.set_body_limit", "producer.grant"] {
-                #expect(await sqlState(pool, "SELECT outbox.record_audit('\(action)', 'b', 'c', '{}')") == "OB002")
                 #expect(
-                    await sqlState(pool, "SELECT outbox_private.append_audit('x', '\(action)', 'b', 'c', '{}')")
+                    await sqlState(pool, "SELECT outbox.record_audit(NULL, '\(action)', 'b', 'c', '{}')") == "OB002")
+                #expect(
+                    await sqlState(pool, "SELECT outbox_private.append_audit('x', NULL, '\(action)', 'b', 'c', '{}')")
                         == "42501")
             }
             #expect(
@@ -697,7 +701,7 @@ import Testing
                     == (right == "outbox_operator" ? nil : "42501"))
             #expect(
                 try await database.number(
-                    "SELECT count(*) FROM outbox.audit WHERE actor = \(name) AND at > clock_timestamp() - interval '1 min'"
+                    "SELECT count(*) FROM outbox.audit WHERE actor = 'database:' || \(name) AND at > clock_timestamp() - interval '1 min'"
                 ) == (right == "outbox_operator" ? 2 : 1))
             await pool.close()
         }

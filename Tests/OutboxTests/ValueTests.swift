@@ -189,7 +189,7 @@ import Testing
             var wish = EndpointConfiguration(
                 name: "e\(UniqueID.random().description.prefix(8))", url: "https://example.com/")
             change(&wish)
-            let error = await #expect(throws: OperationRefusal.self) {
+            let error = await #expect(throws: Problem.self) {
                 try await database.pool.run { [wish] in
                     _ = try $0.createEndpoint(wish, secret: .generate(), keyring: TestWorker.keyring)
                 }

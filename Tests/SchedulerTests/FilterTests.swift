@@ -155,7 +155,7 @@ extension TestDatabase {
         let database = try await TestCluster.database()
         let long = "$." + String(repeating: "a", count: 5000)
         for filter in ["", "after.n > 1", "$.a ? (", #"$.a like_regex "(""#, long] {
-            let refusal = await #expect(throws: OperationRefusal.self) {
+            let refusal = await #expect(throws: Problem.self) {
                 try await database.endpoint("e", url: "https://example.com/") { $0.filter = filter }
             }
             #expect(refusal?.message.contains("filter") == true)

@@ -77,7 +77,7 @@ import Testing
             #expect(why.first("detail") == "behind 1:e, a dead letter, of ordering key a")
             #expect(why.first("fix")?.contains("outboxctl dead drop 1 \(endpoint)") == true)
             // What stands behind a dead letter cannot be pulled out.
-            await #expect(throws: OperationRefusal.self) {
+            await #expect(throws: Problem.self) {
                 try await database.pool.run { try $0.retryDelivery(second, reason: nil) }
             }
             try await healthy(database)

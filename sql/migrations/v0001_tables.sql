@@ -252,7 +252,7 @@ BEGIN
     -- NOT VALID: only new values are checked, so that lowering the limit scans nothing.
     EXECUTE format('ALTER DOMAIN outbox.body ADD CONSTRAINT is_within_the_limit CHECK (VALUE IS NULL OR pg_column_size(VALUE) <= %1$s '
         'OR octet_length(VALUE::text) <= %2$s OR outbox.refuse_body(octet_length(VALUE::text)::bigint, %2$s::bigint)) NOT VALID', bytes / 256, bytes);
-    PERFORM outbox_private.append_audit(caller, 'db.set_body_limit', 'database', NULL, jsonb_build_object('bytes', bytes));
+    PERFORM outbox_private.append_audit(caller, NULL, 'db.set_body_limit', 'database', NULL, jsonb_build_object('bytes', bytes));
 END $$;
 
 CREATE FUNCTION outbox.set_body_limit(bytes bigint) RETURNS void
@@ -511,7 +511,8 @@ CREATE TABLE outbox.worker (
 CREATE TABLE outbox.audit (
     id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at     timestamptz NOT NULL DEFAULT clock_timestamp(),
-    actor  text NOT NULL DEFAULT session_user,
+    actor  text NOT NULL,   -- who did it: 'database:role', 'token:identity', 'service:worker' …
+    session text NOT NULL,  -- as whom the database knew them
     action text NOT NULL,
     object text NOT NULL,
     reason text,

@@ -379,7 +379,7 @@ BEGIN
         UPDATE outbox.endpoint SET disabled_at = clock_timestamp(), disabled_reason = 'disabled by db rebase: a copy', updated_at = clock_timestamp()
          WHERE disabled_at IS NULL AND deleted_at IS NULL;
     END IF;
-    PERFORM outbox_private.append_audit(caller, 'db.rebase', 'database', NULL, jsonb_build_object(
+    PERFORM outbox_private.append_audit(caller, NULL, 'db.rebase', 'database', NULL, jsonb_build_object(
         'requeued', requeued, 'changed', changed, 'new_instance', new_instance, 'disable_endpoints', disable_endpoints));
 END $$;
 

@@ -78,29 +78,41 @@ LANGUAGE sql STABLE
 RETURN jsonb_set(outbox.configuration(n), '{authentication,token_url}', coalesce(to_jsonb(outbox.masked_url(n.authentication ->> 'token_url')), 'null'))
        || jsonb_build_object('url', outbox.masked_url(n.url), 'headers', outbox.masked_headers(n.headers));
 
--- Writes one line of the audit log, in the caller's transaction. When and by whom is not the
--- caller's to say: the session's role and, where it is another, the one that it acts as.
-CREATE FUNCTION outbox_private.append_audit(caller name, action text, object text, reason text, detail jsonb) RETURNS void
+-- Writes one line of the audit log, in the caller's transaction. When, and in whose session, is not
+-- the caller's to say: the session's role and, where it is another, the one that it acts as. Whoever
+-- acts for others, as the HTTP API does, says for whom (`actor`); nobody else is a role of the
+-- database.
+CREATE FUNCTION outbox_private.append_audit(caller name, actor text, action text, object text, reason text, detail jsonb)
+RETURNS void
 LANGUAGE sql SECURITY DEFINER BEGIN ATOMIC
-    INSERT INTO outbox.audit (at, actor, action, object, reason, detail)
-    VALUES (clock_timestamp(), session_user || CASE WHEN caller = session_user THEN '' ELSE ' as ' || caller END,
-            append_audit.action, append_audit.object, append_audit.reason, coalesce(append_audit.detail, '{}'));
+    INSERT INTO outbox.audit (at, actor, session, action, object, reason, detail)
+    SELECT clock_timestamp(), coalesce(append_audit.actor, 'database:' || s.name), s.name, append_audit.action, append_audit.object,
+           append_audit.reason, coalesce(append_audit.detail, '{}')
+      FROM (SELECT session_user || CASE WHEN caller = session_user THEN '' ELSE ' as ' || caller END AS name) s;
 END;
 
 -- What a function of the schema does it says itself: nobody else says that it was done.
-CREATE FUNCTION outbox_private.record_audit(caller name, action text, object text, reason text, detail jsonb) RETURNS void
+CREATE FUNCTION outbox_private.record_audit(caller name, actor text, action text, object text, reason text, detail jsonb)
+RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF starts_with(record_audit.action, 'db.') OR starts_with(record_audit.action, 'producer.') THEN
         RAISE EXCEPTION USING errcode = 'OB002',
             message = format('invalid_value: the action %s is written by the function that does it', record_audit.action);
     END IF;
-    PERFORM outbox_private.append_audit(caller, record_audit.action, record_audit.object, record_audit.reason, record_audit.detail);
+    IF record_audit.actor !~ '^(token|portal|integration|service):.' OR length(record_audit.actor) > 600 THEN
+        RAISE EXCEPTION USING errcode = 'OB002',
+            message = format('invalid_value: %L is no actor', left(record_audit.actor, 64)),
+            hint = 'Write it as token:NAME, portal:NAME, integration:NAME or service:NAME; NULL is the role of the session.';
+    END IF;
+    PERFORM outbox_private.append_audit(
+        caller, record_audit.actor, record_audit.action, record_audit.object, record_audit.reason, record_audit.detail);
 END $$;
 
-CREATE FUNCTION outbox.record_audit(action text, object text, reason text, detail jsonb) RETURNS void
+CREATE FUNCTION outbox.record_audit(actor text, action text, object text, reason text, detail jsonb) RETURNS void
 LANGUAGE sql BEGIN ATOMIC
-    SELECT outbox_private.record_audit(current_user, record_audit.action, record_audit.object, record_audit.reason, record_audit.detail);
+    SELECT outbox_private.record_audit(
+        current_user, record_audit.actor, record_audit.action, record_audit.object, record_audit.reason, record_audit.detail);
 END;
 
 -- Lets a role publish, for these customers only, by outbox_api.publish: it gets no right to insert,
@@ -145,7 +157,7 @@ BEGIN
         -- What those are bound to.
         'outbox_private.publish(name, text, json, text, text, json, text, uuid, text, text, timestamptz, jsonb, timestamptz), '
         'outbox.current_transaction_id(), outbox.transaction_uuid(timestamptz, xid8)', role);
-    PERFORM outbox_private.append_audit(caller, 'producer.grant', 'role/' || role, NULL, jsonb_build_object('customers', customers));
+    PERFORM outbox_private.append_audit(caller, NULL, 'producer.grant', 'role/' || role, NULL, jsonb_build_object('customers', customers));
 END $$;
 
 CREATE FUNCTION outbox.grant_publish(role name, customers text[]) RETURNS void

@@ -99,7 +99,8 @@ GRANT SELECT ON outbox.cut, outbox.event, outbox.endpoint, outbox.secret, outbox
 GRANT INSERT, UPDATE ON outbox.endpoint, outbox.secret, outbox.lane, outbox.delivery TO outbox_operator;
 GRANT INSERT, UPDATE, DELETE ON outbox.dead_letter TO outbox_operator;
 GRANT DELETE ON outbox.delivery, outbox.unrouted, outbox.secret, outbox.ghost TO outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.record_audit(text, text, text, jsonb), outbox_private.record_audit(name, text, text, text, jsonb)
+GRANT EXECUTE ON FUNCTION outbox.record_audit(text, text, text, text, jsonb),
+    outbox_private.record_audit(name, text, text, text, text, jsonb)
     TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int, boolean, boolean), outbox.masked_url(text), outbox.masked_headers(jsonb),
     outbox.masked_configuration(outbox.endpoint),

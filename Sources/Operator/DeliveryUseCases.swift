@@ -1,0 +1,165 @@
+package import Outbox
+package import Postgres
+package import Transport
+
+/// Events on their way to endpoints.
+package struct DeliveryUseCases: Sendable {
+    private let host: Operator
+
+    init(_ host: Operator) { self.host = host }
+
+    package func list(
+        _ filter: @escaping @Sendable (inout Connection) throws -> ListFilter
+    ) async throws -> Listing { try await host.run { try $0.listDeliveries(try filter(&$0)) } }
+
+    package func get(_ delivery: DeliveryReference) async throws -> Listing {
+        try await host.run { try $0.delivery(try delivery.resolve(&$0)) }
+    }
+
+    /// Why it has not gone out.
+    package func explain(_ delivery: DeliveryReference) async throws -> Listing {
+        try await host.run { try $0.explainDelivery(try delivery.resolve(&$0)) }
+    }
+
+    /// Makes a waiting one due now, and returns how it is.
+    package func retry(_ delivery: DeliveryReference, reason: String?) async throws -> Listing {
+        try await changing(delivery) { try $0.retryDelivery($1, reason: reason, by: $2) }
+    }
+
+    /// Takes a waiting one out of its lane, and returns how it is.
+    package func cancel(_ delivery: DeliveryReference, reason: String?) async throws -> Listing {
+        try await changing(delivery) { try $0.cancelDelivery($1, reason: reason, by: $2) }
+    }
+
+    fileprivate func changing(
+        _ delivery: DeliveryReference, _ change: @escaping @Sendable (inout Connection, Pair, Actor) throws -> Void
+    ) async throws -> Listing {
+        try await host.run { [actor = host.actor] connection in
+            let pair = try delivery.resolve(&connection)
+            try change(&connection, pair, actor)
+            return try connection.delivery(pair)
+        }
+    }
+}
+
+/// What could not be delivered.
+package struct DeadLetterUseCases: Sendable {
+    private let host: Operator
+
+    init(_ host: Operator) { self.host = host }
+
+    /// Which dead letters of many.
+    package enum Many: Sendable {
+        case all
+        case of(endpoint: String?, fingerprint: String?)
+    }
+
+    package func list(
+        _ filter: @escaping @Sendable (inout Connection) throws -> ListFilter
+    ) async throws -> Listing { try await host.run { try $0.listDeadLetters(try filter(&$0)) } }
+
+    package func get(_ delivery: DeliveryReference) async throws -> Listing {
+        try await host.run { try $0.deadLetter(try delivery.resolve(&$0)) }
+    }
+
+    /// Gives one up for good, and returns how it is.
+    package func drop(_ delivery: DeliveryReference, reason: String?) async throws -> Listing {
+        try await host.deliveries.changing(delivery) { try $0.dropDeadLetter($1, reason: reason, by: $2) }
+    }
+
+    /// Puts one back into its lane; returns how many, which is one.
+    package func replay(_ delivery: DeliveryReference, reason: String?) async throws -> Int {
+        try await host.run { [actor = host.actor] connection in
+            let pair = try delivery.resolve(&connection)
+            let count = try connection.replayDeadLetters(pair, reason: reason, by: actor)
+            if count == 0 { _ = try connection.deadLetter(pair) }
+            return count
+        }
+    }
+
+    /// Puts many back, and returns how many. It needs a reason: others will ask.
+    package func replay(_ many: Many, reason: String?) async throws -> Int {
+        guard let reason, !reason.isEmpty else {
+            throw Problem(
+                .invalidValue, "many dead letters are replayed only with a reason", hint: "Give one, for the audit log")
+        }
+        let (endpoint, fingerprint): (String?, String?) =
+            switch many {
+            case .all: (nil, nil)
+            case .of(let endpoint, let fingerprint): (endpoint, fingerprint)
+            }
+        if case .of(nil, nil) = many {
+            throw Problem(
+                .filterRequired, "it is not said which dead letters", hint: "Name an endpoint, a fingerprint, or all")
+        }
+        return try await host.run { [actor = host.actor] connection in
+            let id = try endpoint.map { try connection.endpointID($0) }
+            return try connection.replayDeadLetters(
+                nil, endpoint: id, fingerprint: fingerprint, reason: reason, by: actor)
+        }
+    }
+}
+
+/// The requests that were made.
+package struct AttemptUseCases: Sendable {
+    private let host: Operator
+
+    init(_ host: Operator) { self.host = host }
+
+    package func list(
+        _ filter: @escaping @Sendable (inout Connection) throws -> ListFilter
+    ) async throws -> Listing { try await host.run { try $0.listAttempts(try filter(&$0)) } }
+
+    /// The request of a delivery as it would be sent now, and the endpoint that it is for.
+    ///
+    /// - Parameter reveals: its secrets are shown, which is audited.
+    package func request(
+        _ delivery: DeliveryReference, reveals: Bool, reason: String?
+    ) async throws -> (endpoint: Endpoint, request: HTTPRequest) {
+        let keyring = try host.keyring()
+        return try await host.run { [actor = host.actor] connection in
+            let pair = try delivery.resolve(&connection)
+            let endpoint = try connection.endpoint(pair.endpoint, keyring: keyring)
+            if reveals {
+                try connection.audit("attempt.curl.reveal", endpoint: pair.endpoint, reason: reason, by: actor)
+            }
+            let (now, instance) = try connection.trialContext()
+            let event = try connection.readEvent(pair.event)
+            do {
+                let webhookID = pair.event.webhookID(instance: instance)
+                return (
+                    endpoint,
+                    try HTTPRequest.delivery(of: event, to: endpoint, number: 1, webhookID: webhookID, at: now).request
+                )
+            } catch { throw Problem(.invalidValue, "the request cannot be built: \(error)") }
+        }
+    }
+}
+
+/// What was published.
+package struct EventUseCases: Sendable {
+    private let host: Operator
+
+    init(_ host: Operator) { self.host = host }
+
+    /// Publishes one and returns its number, and how it is.
+    package func publish(_ event: NewEvent) async throws -> (id: EventID, event: Listing) {
+        try await host.run { connection in
+            let id = try connection.publish(event)
+            return (id, try connection.event(try connection.eventKey("\(id)")))
+        }
+    }
+
+    package func list(
+        _ filter: @escaping @Sendable (inout Connection) throws -> ListFilter
+    ) async throws -> Listing { try await host.run { try $0.listEvents(try filter(&$0)) } }
+
+    package func get(_ event: String) async throws -> Listing {
+        try await host.run { try $0.event(try $0.eventKey(event)) }
+    }
+
+    /// Everything that one operation caused.
+    package func trace(_ transaction: UniqueID) async throws -> Trace {
+        try await host.run { try $0.trace(transaction) }
+    }
+}

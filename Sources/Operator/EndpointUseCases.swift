@@ -1,0 +1,170 @@
+package import Outbox
+package import Postgres
+import Transport
+
+/// What an operator does with endpoints, each by its name or id.
+package struct EndpointUseCases: Sendable {
+    private let host: Operator
+
+    init(_ host: Operator) { self.host = host }
+
+    package func list(search: String? = nil, limit: Int) async throws -> Listing {
+        try await host.run { try $0.listEndpoints(search: search, limit: limit) }
+    }
+
+    package func get(_ endpoint: String) async throws -> Listing {
+        try await host.run { try $0.listEndpoints(try $0.endpointID(endpoint)) }
+    }
+
+    /// Creates an endpoint and returns how it is. Its signing secret is shown to nobody afterwards.
+    package func create(_ configuration: EndpointConfiguration, secret: SigningSecret) async throws -> Listing {
+        let (keyring, policy) = (try host.keyring(), try host.policy())
+        return try await host.run { [actor = host.actor] connection in
+            let id = try connection.createEndpoint(
+                configuration, secret: secret, keyring: keyring, policy: policy.refusing(connection.serverSockets),
+                by: actor)
+            return try connection.listEndpoints(id)
+        }
+    }
+
+    /// Changes an endpoint and returns how it is.
+    package func update(
+        _ endpoint: String, _ change: @escaping @Sendable (inout EndpointConfiguration) throws -> Void
+    ) async throws -> Listing {
+        let (keyring, policy) = (try host.keyring(), try host.policy())
+        return try await changing(endpoint) { connection, id, actor in
+            try connection.updateEndpoint(
+                id, keyring: keyring, policy: policy.refusing(connection.serverSockets), by: actor, change)
+        }
+    }
+
+    /// By a JSON merge patch (RFC 7396).
+    package func patch(_ endpoint: String, _ patch: [UInt8]) async throws -> Listing {
+        try await update(endpoint) { $0 = try $0.patched(patch) }
+    }
+
+    /// Creates the endpoint of that customer and name, or gives it that configuration; true when it was created.
+    package func replace(_ configuration: EndpointConfiguration, secret: SigningSecret) async throws -> Bool {
+        let (keyring, policy) = (try host.keyring(), try host.policy())
+        return try await host.run { [actor = host.actor] connection in
+            let policy = policy.refusing(connection.serverSockets)
+            if let id = try connection.endpointID(named: configuration.name, of: configuration.customerID) {
+                try connection.updateEndpoint(id, keyring: keyring, policy: policy, by: actor) { $0 = configuration }
+                return false
+            }
+            _ = try connection.createEndpoint(
+                configuration, secret: secret, keyring: keyring, policy: policy, by: actor)
+            return true
+        }
+    }
+
+    /// Their configurations as documents, all of them when none is named.
+    ///
+    /// - Parameter reveals: with their secrets, which is audited.
+    package func export(_ endpoints: [String], reveals: Bool, reason: String?) async throws -> [[UInt8]] {
+        let keyring = reveals ? try host.keyring() : nil
+        return try await host.run { [actor = host.actor] connection in
+            let ids =
+                endpoints.isEmpty ? try connection.endpointIDs() : try endpoints.map { try connection.endpointID($0) }
+            return try ids.map { id in
+                guard let keyring else { return try connection.configuration(of: id).json(.masked) }
+                try connection.audit("endpoint.reveal", endpoint: id, reason: reason, by: actor)
+                return try connection.endpoint(id, keyring: keyring).configuration.json(.revealed)
+            }
+        }
+    }
+
+    /// Deletes an endpoint. Its waiting deliveries are cancelled when that was agreed to; else there must be none.
+    package func delete(_ endpoint: String, cancelsWaiting: Bool, reason: String?) async throws {
+        try await host.run { [actor = host.actor] connection in
+            let id = try connection.endpointID(endpoint)
+            let waiting = try connection.waitingCount(id)
+            if waiting > 0, !cancelsWaiting {
+                throw Problem(
+                    .deliveriesWaiting, "\(waiting) deliveries wait for \"\(endpoint)\" and would be cancelled",
+                    hint: "Agree to that, or disable the endpoint, which keeps them",
+                    next: UseCase("endpoint.disable", endpoint))
+            }
+            try connection.deleteEndpoint(id, reason: reason, by: actor)
+        }
+    }
+
+    package func pause(
+        _ endpoint: String, from: Timestamp?, until: Timestamp?, rate: RateLimit?, reason: String
+    ) async throws -> Listing {
+        try await changing(endpoint) {
+            try $0.pauseEndpoint($1, from: from, until: until, rate: rate, reason: reason, by: $2)
+        }
+    }
+
+    package func resume(_ endpoint: String, rate: RateLimit?) async throws -> Listing {
+        try await changing(endpoint) { try $0.resumeEndpoint($1, rate: rate, by: $2) }
+    }
+
+    package func enable(_ endpoint: String) async throws -> Listing {
+        try await changing(endpoint) { try $0.enableEndpoint($1, by: $2) }
+    }
+
+    package func disable(_ endpoint: String, reason: String?) async throws -> Listing {
+        try await changing(endpoint) { try $0.disableEndpoint($1, reason: reason, by: $2) }
+    }
+
+    /// How many deliveries wait for it.
+    package func waiting(_ endpoint: String) async throws -> Int {
+        try await host.run { try $0.waitingCount(try $0.endpointID(endpoint)) }
+    }
+
+    private func changing(
+        _ endpoint: String, _ change: @escaping @Sendable (inout Connection, EndpointID, Actor) throws -> Void
+    ) async throws -> Listing {
+        try await host.run { [actor = host.actor] connection in
+            let id = try connection.endpointID(endpoint)
+            try change(&connection, id, actor)
+            return try connection.listEndpoints(id)
+        }
+    }
+}
+
+/// The secrets that an endpoint's deliveries are signed with.
+package struct SecretUseCases: Sendable {
+    private let host: Operator
+
+    init(_ host: Operator) { self.host = host }
+
+    /// A day: time enough for every receiver to be deployed once (as with other services of the kind).
+    package static let usualOverlap = Duration.seconds(86_400)
+
+    package typealias Valid = (id: UniqueID, secret: SigningSecret, createdAt: Timestamp, expiresAt: Timestamp)
+
+    /// Those that are valid, newest first.
+    ///
+    /// - Parameter reveals: they are shown, which is audited.
+    package func list(_ endpoint: String, reveals: Bool = false, reason: String? = nil) async throws -> [Valid] {
+        let keyring = try host.keyring()
+        return try await host.run { [actor = host.actor] connection in
+            let id = try connection.endpointID(endpoint)
+            if reveals { try connection.audit("endpoint.secret.reveal", endpoint: id, reason: reason, by: actor) }
+            return try connection.signingSecrets(id, keyring: keyring)
+        }
+    }
+
+    /// Signs with a new secret, and with the old ones for as long as receivers may take to change over; returns those that are valid.
+    package func rotate(
+        _ endpoint: String, to secret: SigningSecret, overlap: Duration?, reason: String?
+    ) async throws -> [Valid] {
+        let keyring = try host.keyring()
+        return try await host.run { [actor = host.actor] connection in
+            let id = try connection.endpointID(endpoint)
+            try connection.rotateSecret(
+                id, to: secret, overlap: overlap ?? Self.usualOverlap, keyring: keyring, reason: reason, by: actor)
+            return try connection.signingSecrets(id, keyring: keyring)
+        }
+    }
+
+    /// Ends one of them, or all but the newest; returns how many.
+    package func retire(_ endpoint: String, only secret: UniqueID?, reason: String?) async throws -> Int {
+        try await host.run { [actor = host.actor] in
+            try $0.retireSecrets(try $0.endpointID(endpoint), only: secret, reason: reason, by: actor)
+        }
+    }
+}

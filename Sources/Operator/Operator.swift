@@ -1,0 +1,59 @@
+package import Outbox
+package import Postgres
+package import Transport
+
+/// Every use case of an operator, once, for whatever door it comes through: command line, HTTP API or console.
+///
+/// A use case has one name: `endpoints.pause` here is `endpoint.pause` in the audit log and `outboxctl endpoint pause`. What is
+/// refused is a `Problem`. Here stands what holds for all doors, such as that many dead letters are replayed only with a reason;
+/// statements stand in `Outbox`.
+package struct Operator: Sendable {
+    let pool: ConnectionPool
+    /// Who stands in every row of the audit log.
+    let actor: Actor
+    /// The installation's keys; asked for only by what needs them.
+    let keyring: @Sendable () throws -> Keyring
+    /// Where requests may go; what the database server listens on is refused in any case.
+    let policy: @Sendable () throws -> AddressPolicy
+
+    /// - Parameter pool: connections with the rights of an operator (role `outbox_operator`), set up by `OperatorSession`.
+    package init(
+        pool: ConnectionPool, actor: Actor, keyring: @escaping @Sendable () throws -> Keyring,
+        policy: @escaping @Sendable () throws -> AddressPolicy
+    ) {
+        (self.pool, self.actor, self.keyring, self.policy) = (pool, actor, keyring, policy)
+    }
+
+    package var endpoints: EndpointUseCases { EndpointUseCases(self) }
+    package var endpointTests: EndpointTestUseCases { EndpointTestUseCases(self) }
+    package var secrets: SecretUseCases { SecretUseCases(self) }
+    package var deliveries: DeliveryUseCases { DeliveryUseCases(self) }
+    package var dead: DeadLetterUseCases { DeadLetterUseCases(self) }
+    package var attempts: AttemptUseCases { AttemptUseCases(self) }
+    package var events: EventUseCases { EventUseCases(self) }
+
+    /// The installation on one screen, and what is wrong with it.
+    package func status() async throws -> (status: Listing, problems: Listing) {
+        try await run { connection in
+            let problems = try connection.problems()
+            return (try connection.status(problems: problems.rows.count), problems)
+        }
+    }
+
+    func run<Value: Sendable>(_ body: @escaping @Sendable (inout Connection) throws -> Value) async throws -> Value {
+        try await pool.run(body)
+    }
+}
+
+/// Which delivery somebody means: an event by its number or `webhook-id`, and an endpoint by its name or id.
+package struct DeliveryReference: Sendable {
+    package let event: String
+    package let endpoint: String
+
+    package init(event: String, endpoint: String) { (self.event, self.endpoint) = (event, endpoint) }
+
+    func resolve(_ connection: inout Connection) throws -> Pair {
+        let endpoint = try connection.endpointID(endpoint)
+        return Pair(event: try connection.eventKey(event), endpoint: endpoint)
+    }
+}
