@@ -422,7 +422,7 @@ CREATE UNIQUE INDEX worker_pkey ON outbox.worker USING btree (id)
 function outbox.accepts_requests(outbox.lane,outbox.endpoint) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.advance(uuid[],text[],boolean) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.are_patterns(jsonb) returns boolean d41d8cd98f00b204e9800998ecf8427e
-function outbox.ask_filters(bigint[],timestamp with time zone[],text[]) returns TABLE(place bigint, holds boolean, error text) 263b8c865c84c561877a59bf62eaf4de
+function outbox.ask_filters(bigint[],timestamp with time zone[],text[]) returns TABLE(place bigint, holds boolean, error text) 48ca8d8d2739bff081f655036cc723f2
 function outbox.attach_partition(name,name,timestamp with time zone,timestamp with time zone) returns void 1ba9568858bf94141c6a26cc7d746a2f
 function outbox.attempts_at(bigint[],timestamp with time zone) returns SETOF outbox.attempt 18d43d489960995d00353c1a85b6dfc1
 function outbox.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
@@ -513,6 +513,7 @@ function outbox.wake_worker() returns trigger 9c7c6fbc0c8b738f327d0ea7fa95f5ae
 function outbox.wants(outbox.endpoint,text,text,text) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.webhook_id(bigint,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.what_keeps(name,oid,timestamp with time zone,timestamp with time zone) returns text security definer d41d8cd98f00b204e9800998ecf8427e
+function outbox.without_values(text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.written_patterns(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox_api.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox_api.emit() returns trigger 558240afa24da3c625ca1e3f27751744
@@ -824,4 +825,5 @@ grant execute on up_to to outbox_worker
 grant execute on wants to outbox_worker
 grant execute on webhook_id to outbox_worker
 grant execute on what_keeps to outbox_worker
+grant execute on without_values to outbox_worker
 grant execute on written_patterns to outbox_worker

@@ -159,6 +159,10 @@ LANGUAGE sql STABLE BEGIN ATOMIC
      CROSS JOIN LATERAL outbox.first_events_at(h.ids, h.times) e;
 END;
 
+-- An error's text without what it quotes.
+CREATE FUNCTION outbox.without_values(message text) RETURNS text
+LANGUAGE sql IMMUTABLE RETURN regexp_replace(message, '"[^"]*"', '"…"', 'g');
+
 -- Asks filters about events: true when the path's first item is neither false nor null. One that
 -- cannot be answered harms nobody else's: it says why. Of each event the document is made once, and
 -- an event that is not there has no row.
@@ -166,33 +170,32 @@ CREATE FUNCTION outbox.ask_filters(ids bigint[], times timestamptz[], filters te
 RETURNS TABLE (place bigint, holds boolean, error text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    e        outbox.event;
+    asked    record;
     document jsonb;
     raised   text;
 BEGIN
-    FOR e IN
-        SELECT x.* FROM (SELECT array_agg(k.id) AS ids, array_agg(k.at) AS times
-                           FROM (SELECT DISTINCT u.id, u.at FROM unnest(ids, times) u(id, at)) k) k
-         CROSS JOIN LATERAL outbox.events_at(k.ids, k.times) x
+    FOR asked IN
+        WITH question AS (
+            SELECT u.id, u.at, array_agg(u.place) AS places FROM unnest(ids, times) WITH ORDINALITY u(id, at, place)
+             GROUP BY u.id, u.at)
+        SELECT e AS event, q.places
+          FROM outbox.events_at(ARRAY(SELECT q.id FROM question q ORDER BY q.id), ARRAY(SELECT q.at FROM question q ORDER BY q.id)) e
+          JOIN question q ON q.id = e.id AND q.at = e.created_at
     LOOP
         raised := NULL;
         BEGIN
-            document := outbox.filter_document(e);
+            document := outbox.filter_document(asked.event);
         EXCEPTION WHEN OTHERS THEN
-            raised := format('the event is not what jsonb takes: %s', regexp_replace(SQLERRM, '"[^"]*"', '"…"', 'g'));
+            raised := format('the event is not what jsonb takes: %s', outbox.without_values(SQLERRM));
         END;
-        FOR place IN
-            SELECT u.place FROM unnest(ids, times) WITH ORDINALITY u(id, at, place)
-             WHERE u.id = e.id AND u.at = e.created_at
-        LOOP
+        FOREACH place IN ARRAY asked.places LOOP
             holds := NULL;
             error := raised;
             IF raised IS NULL THEN
                 BEGIN
                     holds := coalesce(jsonb_path_query_first(document, filters[place]::jsonpath) NOT IN ('false', 'null'), false);
                 EXCEPTION WHEN OTHERS THEN
-                    -- Without values.
-                    error := regexp_replace(SQLERRM, '"[^"]*"', '"…"', 'g');
+                    error := outbox.without_values(SQLERRM);
                 END;
             END IF;
             RETURN NEXT;
