@@ -455,6 +455,7 @@ function outbox.has_gone_back() returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.has_uncut(oid,timestamp with time zone) returns boolean fda1541214647161bf7cfa654acb3479
 function outbox.is_blocked(uuid,text) returns boolean security definer d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_cut(outbox.cut,xid8,bigint) returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.is_delivery(text) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_home(text) returns boolean 7ddc0f72f432524bc6274707f5d9aa4c
 function outbox.is_paused(outbox.lane) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.is_restored(outbox.cut) returns boolean d497053e10d899c3316326dd0e11b826
@@ -471,13 +472,14 @@ function outbox.let_go(uuid[],text[],bigint,boolean) returns void d41d8cd98f00b2
 function outbox.let_go_unless_locked(uuid[],text[],bigint) returns uuid[] dcfe958d68d2ed2b1c5413c96a9522ff
 function outbox.line_of(text,text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.lock_unneeded(name,oid,timestamp with time zone) returns boolean 59528451cee745ab1aaafdba24d94473
-function outbox.make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record c2c834e924c8d7e425a1ffb825610de3
+function outbox.make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record d3608524b6c7b4020e7a141da292026f
 function outbox.make_partition(name,name,timestamp with time zone,timestamp with time zone) returns boolean c986e88da9d54a01c4996aee34e76be9
 function outbox.make_partitions() returns integer security definer 11a9a86d7f542e13987f5c0bef910717
 function outbox.masked_configuration(outbox.endpoint) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.matches(jsonb,text) returns boolean d41d8cd98f00b204e9800998ecf8427e
+function outbox.most_bytes_at_a_time() returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox.move_default_rows(name) returns text security definer a814f37ab5001a31e1422e97ed2b623b
 function outbox.needed_partitions() returns oid[] d41d8cd98f00b204e9800998ecf8427e
 function outbox.newest_events(integer) returns TABLE(created_at timestamp with time zone, customer_id text, type text, change_type text) security definer 68acc5d9f479ab9d31360cc6b667c7b8
@@ -523,9 +525,9 @@ function outbox_private.check_producer(name,text) returns void a5d545f73a8cdba67
 function outbox_private.grant_publish(name,name,text[]) returns void security definer b5803b73f8b70a361af0712f64c5d6f1
 function outbox_private.note_stray() returns trigger security definer 36443d2482d50a13ae31f2ca3ab72ea4
 function outbox_private.publish(name,text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 387678dfc8fd603893c79fd63a7c22d6
-function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer 029b6d1db66992c3f519de9b9fd8e1c2
+function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer e1123815b1f19e8d0bd9f36347a7e15f
 function outbox_private.record_audit(name,text,text,text,text,jsonb) returns void security definer 70d20a9acfe87394bdbf9977ebd50907
-function outbox_private.record_trial(name,uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer 116b113d4137d6b6dd70c7be3874e588
+function outbox_private.record_trial(name,uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer 861df7e6590751b1dde46af411dda6ce
 function outbox_private.set_body_limit(name,bigint) returns void security definer 5c75848cc81692fd84faaa8881c6d6a0
 view attempts
 view backlog
@@ -677,6 +679,7 @@ grant execute on outbox_private.grant_publish to outbox_operator
 grant execute on grant_publish to outbox_operator
 grant execute on is_blocked to outbox_operator
 grant execute on is_cut to outbox_operator
+grant execute on is_delivery to outbox_operator
 grant execute on is_home to outbox_operator
 grant execute on is_paused to outbox_operator
 grant execute on is_restored to outbox_operator
@@ -690,6 +693,7 @@ grant execute on masked_configuration to outbox_operator
 grant execute on masked_headers to outbox_operator
 grant execute on masked_url to outbox_operator
 grant execute on matches to outbox_operator
+grant execute on most_bytes_at_a_time to outbox_operator
 grant execute on newest_events to outbox_operator
 grant execute on patterns_in_words to outbox_operator
 grant execute on outbox_private.publish to outbox_operator
@@ -737,12 +741,14 @@ grant execute on expired_partitions to outbox_reader
 grant execute on first_incomplete to outbox_reader
 grant execute on is_blocked to outbox_reader
 grant execute on is_cut to outbox_reader
+grant execute on is_delivery to outbox_reader
 grant execute on is_home to outbox_reader
 grant execute on is_paused to outbox_reader
 grant execute on is_restored to outbox_reader
 grant execute on is_well to outbox_reader
 grant execute on key_of to outbox_reader
 grant execute on matches to outbox_reader
+grant execute on most_bytes_at_a_time to outbox_reader
 grant execute on newest_events to outbox_reader
 grant execute on patterns_in_words to outbox_reader
 grant execute on sent_at_the_earliest to outbox_reader
@@ -784,6 +790,7 @@ grant execute on first_incomplete to outbox_worker
 grant execute on has_gone_back to outbox_worker
 grant execute on is_blocked to outbox_worker
 grant execute on is_cut to outbox_worker
+grant execute on is_delivery to outbox_worker
 grant execute on is_home to outbox_worker
 grant execute on is_paused to outbox_worker
 grant execute on is_restored to outbox_worker
@@ -799,6 +806,7 @@ grant execute on line_of to outbox_worker
 grant execute on make_batches to outbox_worker
 grant execute on make_partitions to outbox_worker
 grant execute on matches to outbox_worker
+grant execute on most_bytes_at_a_time to outbox_worker
 grant execute on move_default_rows to outbox_worker
 grant execute on needed_partitions to outbox_worker
 grant execute on newest_events to outbox_worker

@@ -77,7 +77,7 @@ extension Connection {
             WITH known AS MATERIALIZED (
                 SELECT e.id, e.created_at FROM outbox.events_at(\(events.map(\.id)), \(events.map(\.createdAt))) e),
             sent AS MATERIALIZED (
-                SELECT a.event_id, a.event_at FROM \(attemptRows(of: events)) a WHERE a.trigger NOT IN ('test', 'evaluate'))
+                SELECT a.event_id, a.event_at FROM \(attemptRows(of: events)) a WHERE outbox.is_delivery(a.trigger))
             INSERT INTO outbox.ghost (event_id, event_at, worker)
             SELECT DISTINCT k.id, k.created_at, \(worker)
               FROM unnest(\(events.map(\.id)), \(events.map(\.createdAt))) AS k(id, created_at)

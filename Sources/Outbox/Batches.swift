@@ -152,7 +152,7 @@ extension Connection {
         let pairs = try query(
             """
             SELECT event_id, event_at, endpoint_id FROM \(attemptRows(of: events))
-             WHERE outcome = 'success' AND trigger NOT IN ('test', 'evaluate')
+             WHERE outcome = 'success' AND outbox.is_delivery(trigger)
             UNION SELECT event_id, event_at, endpoint_id FROM outbox.delivery WHERE event_id = ANY (\(events.map(\.id)))
             UNION SELECT event_id, event_at, endpoint_id FROM outbox.dead_letter WHERE event_id = ANY (\(events.map(\.id)))
             """

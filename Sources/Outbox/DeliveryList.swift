@@ -174,7 +174,7 @@ private struct DeliveredScan {
         if isDone { return nil }
         var conditions: [SQL] =
             filter.pairs("x") + filter.within("x.event_at") + [
-                span.holds("x.started_at"), "x.outcome = 'success'", "x.trigger NOT IN ('test', 'evaluate')",
+                span.holds("x.started_at"), "x.outcome = 'success'", "outbox.is_delivery(x.trigger)",
                 "NOT EXISTS (SELECT FROM outbox.delivery d WHERE \(lookUp("d", by: "x")) OFFSET 0)",
                 "NOT EXISTS (SELECT FROM outbox.dead_letter d WHERE \(lookUp("d", by: "x")) OFFSET 0)",
             ]

@@ -13,29 +13,30 @@ final class EventValues: ParameterValues {
 
     func value(of parameter: Parameter) throws(Template.Refusal) -> ParameterValue? {
         let rest = parameter.path.dropFirst()
-        switch parameter.path.first {
-        case "event_id": return number(event.id.rawValue)
-        case "webhook_id": return .text(input.webhookID)
-        case "type": return .text(event.type.text)
-        case "change_type": return .text(event.changeType.text)
-        case "customer_id": return .text(event.customerID.text)
-        case "transaction_id": return .text(event.transactionID.description)
-        case "identity": return event.identity.map { .text($0) } ?? .nothing
-        case "ordering_key": return event.orderingKey.map { .text($0) } ?? .nothing
-        case "occurred_at": return .text(event.occurredAt.rfc3339(fractionDigits: 3))
-        case "created_at": return .text(event.createdAt.rfc3339(fractionDigits: 3))
-        case "date": return .text(event.occurredAt.shortYear)
-        case "timestamp": return number(input.now.seconds)
-        case "endpoint": return .text(input.endpoint.name)
-        case "endpoint_number": return number(input.endpoint.id.rawValue.number)
-        case "attempt": return number(Int64(input.number))
-        case "event_properties": return .json(try properties())
-        case "before": return try json("before", event.before)?.value(at: rest).map { .json($0) }
-        case "after": return try json("after", event.after)?.value(at: rest).map { .json($0) }
-        case "context": return try context()?.value(at: rest).map { .json($0) }
-        case "headers": return try header(rest.joined(separator: ".")).map { .json($0) }
-        case let name?: return try client(name)
-        case nil: return nil
+        switch parameter.start {
+        case .eventID: return number(event.id.rawValue)
+        case .webhookID: return .text(input.webhookID)
+        case .type: return .text(event.type.text)
+        case .changeType: return .text(event.changeType.text)
+        case .customerID: return .text(event.customerID.text)
+        case .transactionID: return .text(event.transactionID.description)
+        case .identity: return event.identity.map { .text($0) } ?? .nothing
+        case .orderingKey: return event.orderingKey.map { .text($0) } ?? .nothing
+        case .occurredAt: return .text(event.occurredAt.rfc3339(fractionDigits: 3))
+        case .createdAt: return .text(event.createdAt.rfc3339(fractionDigits: 3))
+        case .date: return .text(event.occurredAt.shortYear)
+        case .timestamp: return number(input.now.seconds)
+        case .endpoint: return .text(input.endpoint.name)
+        case .endpointNumber: return number(input.endpoint.id.rawValue.number)
+        case .attempt: return number(Int64(input.number))
+        case .eventProperties: return .json(try properties())
+        case .before: return try json("before", event.before)?.value(at: rest).map { .json($0) }
+        case .after: return try json("after", event.after)?.value(at: rest).map { .json($0) }
+        case .context: return try context()?.value(at: rest).map { .json($0) }
+        case .headers: return try header(rest.joined(separator: ".")).map { .json($0) }
+        case .username, .internalAddress, .userAgent, .remoteIP, .thumbprint, .thumbprintUpper, .thumbprint256,
+            .thumbprint256Upper, .certificateName, .certificateAlternativeName, .deviceID, .groups, .groupNames:
+            return try client(parameter.start.rawValue)
         }
     }
 

@@ -52,6 +52,9 @@ package struct LaneLook: Sendable {
 
 /// A delivery that waits in a lane and is due.
 package struct WaitingDelivery: Sendable {
+    /// How many of a lane are taken into memory at a time, at most.
+    package static let page = 200
+
     package let event: EventKey
     package let dueAt: Timestamp
     package let attempts: Int
@@ -142,7 +145,7 @@ extension Connection {
         ).map { row throws(PostgresError) in .microseconds(try row[0] as Int64) }
     }
 
-    /// The due deliveries of a lane after the cursor, oldest first, at most 200.
+    /// The due deliveries of a lane after the cursor, oldest first, at most `WaitingDelivery.page`.
     ///
     /// - Parameters:
     ///   - recoveredAt: what was last tried before then is due, too.
@@ -156,7 +159,7 @@ extension Connection {
             SELECT * FROM outbox.delivery
              WHERE outbox.is_home(\(instance)) AND endpoint_id = \(endpoint) AND due_at <= statement_timestamp() AND due_at < 'infinity'
                AND (due_at, event_id) > (\(cursor.dueAt), \(cursor.event))
-             ORDER BY due_at, event_id LIMIT 200
+             ORDER BY due_at, event_id LIMIT \(raw: "\(WaitingDelivery.page)")
             """
         let rows: SQL =
             if let recoveredAt {
@@ -166,8 +169,8 @@ extension Connection {
                      WHERE outbox.is_home(\(instance)) AND endpoint_id = \(endpoint) AND due_at > statement_timestamp() AND due_at < 'infinity'
                        AND last_at IS NOT NULL AND last_at < \(recoveredAt)
                        AND (due_at, event_id) > (\(cursor.dueAt), \(cursor.event))
-                     ORDER BY due_at, event_id LIMIT 200)) both_parts
-                 ORDER BY due_at, event_id LIMIT 200
+                     ORDER BY due_at, event_id LIMIT \(raw: "\(WaitingDelivery.page)"))) both_parts
+                 ORDER BY due_at, event_id LIMIT \(raw: "\(WaitingDelivery.page)")
                 """
             } else { waiting }
         let found = try query(
@@ -176,14 +179,14 @@ extension Connection {
             SELECT d.event_id, d.event_at, d.due_at, d.attempts, d.crashes, d.trigger, d.ordering_key IS NOT NULL, \(raw: Event.noColumns)
               FROM page d
             UNION ALL
-            -- In the order of the page, so far as few partitions have them, and up to 1 MiB of them.
+            -- In the order of the page, so far as few partitions have them, and as many bytes as a worker takes at a time.
             SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, \(raw: Event.columns)
               FROM (SELECT e.*, sum(outbox.stored_size(e.before, e.after)) OVER (
                                ORDER BY e.ordinality ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
                       FROM outbox.first_events_at(
                                ARRAY(SELECT d.event_id FROM page d ORDER BY d.due_at, d.event_id),
                                ARRAY(SELECT d.event_at FROM page d ORDER BY d.due_at, d.event_id)) WITH ORDINALITY e) e
-             WHERE coalesce(e.bytes_before, 0) < 1048576
+             WHERE coalesce(e.bytes_before, 0) < outbox.most_bytes_at_a_time()
             """)
         var (page, events): ([WaitingDelivery], [EventKey: Event]) = ([], [:])
         // The rows come in no order that SQL would promise: of deliveries, and of events.

@@ -5,6 +5,9 @@ package enum Trigger: String, Sendable, PostgresDecodable {
     case first, retry, replay
     /// `endpoint test` and `endpoint evaluate`: no delivery.
     case test, evaluate
+
+    /// Of a delivery; the database says so by the same rule (`outbox.is_delivery`).
+    package var isDelivery: Bool { self != .test && self != .evaluate }
 }
 
 /// One HTTP request as the attempt log keeps it.

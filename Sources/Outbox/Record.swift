@@ -328,7 +328,7 @@ extension Connection {
     private func deliveries(of events: [EventKey]) -> SQL {
         """
         SELECT a.event_id, a.event_at, a.endpoint_id FROM \(attemptRows(of: events)) a
-         WHERE a.outcome = 'success' AND a.trigger NOT IN ('test', 'evaluate')
+         WHERE a.outcome = 'success' AND outbox.is_delivery(a.trigger)
         """
     }
 

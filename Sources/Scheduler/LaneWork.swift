@@ -273,7 +273,7 @@ struct LaneWork {
     /// Waits for what was sent, as far as the next page needs it; false when somebody else has to go on.
     private mutating func judgeRound(hadAnswers answers: Int) async throws -> Bool {
         if ramp.triedBefore == nil, ramp.stage == .full, rates.isEmpty {
-            try await wait(untilUnresolvedAtMost: 100)
+            try await wait(untilUnresolvedAtMost: WaitingDelivery.page / 2)
             return true
         }
         try await wait(untilUnresolvedAtMost: 0)

@@ -164,9 +164,10 @@ struct SendQueues {
         if limiters[endpoint]?.holder == holder { limiters[endpoint] = nil }
     }
 
-    /// How many requests the endpoint's rates let start within a time, at most 200.
+    /// How many requests the endpoint's rates let start within a time, at most a page of them.
     func startable(_ endpoint: EndpointID, within time: Duration, at now: ContinuousClock.Instant) -> Int {
-        limiters[endpoint]?.limiter.startable(from: now, within: time, atMost: 200) ?? 200
+        limiters[endpoint]?.limiter.startable(from: now, within: time, atMost: WaitingDelivery.page)
+            ?? WaitingDelivery.page
     }
 
     /// When the first endpoint that waits for its rate may go on.

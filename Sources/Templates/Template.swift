@@ -132,6 +132,8 @@ package struct Template: Sendable {
 
 /// Something between percent signs.
 package struct Parameter: Sendable, Hashable {
+    /// What it begins with.
+    package let start: ParameterName
     /// As written, without the default.
     package let name: String
     /// Its steps: `after.user.name` has three.

@@ -70,10 +70,12 @@ struct TemplateReader {
         let halves = bytes[range].split(separator: UInt8(ascii: "|"), maxSplits: 1, omittingEmptySubsequences: false)
             .map { String(decoding: $0, as: UTF8.self) }
         let path = JSON.path(halves[0])
-        if let problem = ParameterNames.problem(with: path, written: halves[0]) {
-            throw refusal(at: range.lowerBound - 1, problem)
+        let start: ParameterName
+        do throws(Template.Refusal) { start = try ParameterName.named(path, written: halves[0]) } catch {
+            throw refusal(at: range.lowerBound - 1, error.reason)
         }
-        return Parameter(name: halves[0], path: path, fallback: halves.count > 1 ? halves[1] : nil)
+        return Parameter(
+            start: start, name: halves[0], path: path, fallback: halves.count > 1 ? halves[1] : nil)
     }
 
     private func refusal(at place: Int, _ reason: String) -> Template.Refusal {

@@ -5,6 +5,13 @@ import Testing
 
 /// One rule in two languages.
 @Suite(.timeLimit(.minutes(15))) struct MaskingTests {
+    @Test(arguments: [Trigger.first, .retry, .replay, .test, .evaluate])
+    func `the database counts the attempts of deliveries that we count`(trigger: Trigger) async throws {
+        let database = try await TestCluster.database()
+        let isDelivery = try await database.column("SELECT outbox.is_delivery(\(trigger.rawValue))::text")
+        #expect(isDelivery == ["\(trigger.isDelivery)"])
+    }
+
     @Test func `the database masks what we mask`() async throws {
         let database = try await TestCluster.database()
         var urls = [

@@ -327,6 +327,16 @@ CREATE DOMAIN outbox.time_or_none AS timestamptz
 CREATE FUNCTION outbox.due_in(delay interval) RETURNS timestamptz
 LANGUAGE sql VOLATILE RETURN least(clock_timestamp() + delay, timestamptz '9999-12-31 00:00+00');
 
+-- True for the attempts of deliveries, and not for those of endpoint test and evaluate
+-- (Trigger.isDelivery).
+CREATE FUNCTION outbox.is_delivery(trigger text) RETURNS boolean
+LANGUAGE sql IMMUTABLE RETURN trigger NOT IN ('test', 'evaluate');
+
+-- How many bytes of events a worker takes into memory at a time: in a batch, and in a page of a
+-- lane.
+CREATE FUNCTION outbox.most_bytes_at_a_time() RETURNS bigint
+LANGUAGE sql IMMUTABLE RETURN 1048576;
+
 -- Patterns of event types or change types, as Sources/Outbox/EventPattern.swift reads and writes
 -- them: [{"kind": "any"}, {"kind": "prefix", "text": "order."}, {"kind": "exact", "text": "a"}].
 CREATE FUNCTION outbox.are_patterns(patterns jsonb) RETURNS boolean

@@ -117,12 +117,12 @@ BEGIN
                min(created_at) AS first_at, max(created_at) AS last_at, sum(bytes) AS bytes
           FROM numbered GROUP BY owner, part),
     sized AS (
-        SELECT n.*, sum(n.bytes) OVER (PARTITION BY n.owner, n.part ORDER BY n.id) / 1048576 AS mebibyte
-          FROM part p JOIN numbered n ON n.part = p.part AND n.owner IS NOT DISTINCT FROM p.owner WHERE p.bytes >= 1048576),
+        SELECT n.*, sum(n.bytes) OVER (PARTITION BY n.owner, n.part ORDER BY n.id) / outbox.most_bytes_at_a_time() AS mebibyte
+          FROM part p JOIN numbered n ON n.part = p.part AND n.owner IS NOT DISTINCT FROM p.owner WHERE p.bytes >= outbox.most_bytes_at_a_time()),
     batch AS (
         SELECT u.*, (SELECT h.customers[u.owner] FROM heavy h) AS customer_id,
                row_number() OVER (PARTITION BY u.owner ORDER BY u.part, u.mebibyte) AS number
-          FROM (SELECT owner, part, mebibyte, ids, size, first_at, last_at FROM part WHERE bytes < 1048576
+          FROM (SELECT owner, part, mebibyte, ids, size, first_at, last_at FROM part WHERE bytes < outbox.most_bytes_at_a_time()
                 UNION ALL
                 SELECT owner, part, mebibyte, range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at)
                   FROM sized GROUP BY owner, part, mebibyte) u),
@@ -346,7 +346,7 @@ BEGIN
         WITH made AS (
             INSERT INTO outbox.batch (ids, size, first_at, last_at, turn)
             SELECT range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at), k.turn
-              FROM (SELECT *, (row_number() OVER line - 1) / batch_size AS part, sum(bytes) OVER line / 1048576 AS mebibyte
+              FROM (SELECT *, (row_number() OVER line - 1) / batch_size AS part, sum(bytes) OVER line / outbox.most_bytes_at_a_time() AS mebibyte
                       FROM pg_temp.uncut WINDOW line AS (ORDER BY created_at, id ROWS UNBOUNDED PRECEDING)) n
              GROUP BY part, mebibyte ORDER BY part, mebibyte
             RETURNING id)

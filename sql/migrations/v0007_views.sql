@@ -170,7 +170,7 @@ CREATE FUNCTION outbox_private.record_trial(
     success boolean, status int, error_class text, error text, response bytea, request_id text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF record_trial.trigger NOT IN ('test', 'evaluate') THEN
+    IF outbox.is_delivery(record_trial.trigger) THEN
         RAISE EXCEPTION USING errcode = 'OB002', message = 'invalid_value: a trial has the trigger test or evaluate';
     END IF;
     INSERT INTO outbox.attempt (event_id, event_at, endpoint_id, number, trigger, lease_id, worker, started_at, dns_us, connect_us,
@@ -217,7 +217,7 @@ WITH pair AS (
     -- not here is a true record of a request, and no delivery.
     SELECT a.event_id, a.endpoint_id, a.event_at, 'delivered', a.number, a.trigger, NULL, a.started_at, a.status, NULL, NULL, NULL
       FROM outbox.attempt a
-     WHERE a.outcome = 'success' AND a.trigger NOT IN ('test', 'evaluate')
+     WHERE a.outcome = 'success' AND outbox.is_delivery(a.trigger)
        AND EXISTS (SELECT FROM outbox.event e WHERE e.id = a.event_id AND e.created_at = a.event_at)
        AND NOT EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = a.event_id AND d.event_at = a.event_at AND d.endpoint_id = a.endpoint_id)
        AND NOT EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_id = a.event_id AND d.event_at = a.event_at AND d.endpoint_id = a.endpoint_id)
@@ -225,7 +225,7 @@ WITH pair AS (
                         -- Not `=`: the index by endpoint and time would be walked from its
                         -- beginning for every row.
                         WHERE o.event_id = a.event_id AND o.event_at = a.event_at AND o.endpoint_id IS NOT DISTINCT FROM a.endpoint_id
-                          AND o.outcome = 'success' AND o.trigger NOT IN ('test', 'evaluate') AND (o.started_at, o.number, o.lease_id) > (a.started_at, a.number, a.lease_id)))
+                          AND o.outcome = 'success' AND outbox.is_delivery(o.trigger) AND (o.started_at, o.number, o.lease_id) > (a.started_at, a.number, a.lease_id)))
 SELECT p.event_id || ':' || p.endpoint_id AS id, p.event_id, outbox.webhook_id(p.event_id, p.event_at) AS webhook_id, p.endpoint_id,
        n.name AS endpoint, e.customer_id::text, e.type::text AS event_type, e.change_type::text, e.transaction_id, p.state, p.attempts,
        p.trigger, p.due_at, p.last_at, p.last_status, p.last_error_class, p.last_error, p.reason, p.event_at AS created_at
@@ -304,7 +304,7 @@ SELECT s.*, coalesce(w.waiting, 0) AS waiting, w.oldest_at, coalesce(x.dead_lett
                max(a.started_at) FILTER (WHERE a.outcome = 'failure') AS last_failure_at
           FROM outbox.attempt a
          WHERE a.endpoint_id = s.endpoint_id AND a.started_at > statement_timestamp() - interval '5 min'
-           AND a.trigger NOT IN ('test', 'evaluate')) r;
+           AND outbox.is_delivery(a.trigger)) r;
 
 CREATE VIEW outbox.transactions AS
 SELECT e.transaction_id, min(e.created_at) AS first_at, max(e.created_at) AS last_at, count(*) AS events,

@@ -116,6 +116,7 @@ GRANT EXECUTE ON FUNCTION outbox.is_schedule(interval[]), outbox.is_span(interva
 GRANT EXECUTE ON FUNCTION outbox.configuration(outbox.endpoint), outbox.written_patterns(jsonb), outbox.patterns_in_words(jsonb) TO outbox_worker, outbox_operator, outbox_reader;
 GRANT EXECUTE ON FUNCTION outbox.ask_filters(bigint[], timestamptz[], text[]), outbox.filter_document(outbox.event),
     outbox.without_values(text) TO outbox_worker;
+GRANT EXECUTE ON FUNCTION outbox.is_delivery(text), outbox.most_bytes_at_a_time() TO outbox_worker, outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.matches(jsonb, text), outbox.takes_type(jsonb, text), outbox.wants(outbox.endpoint, text, text, text)
     TO outbox_worker, outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.require_home(text) TO outbox_worker, outbox_operator;
