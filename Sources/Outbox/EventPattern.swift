@@ -45,8 +45,11 @@ package enum EventPattern: Sendable, Hashable {
     }
 
     /// The only patterns that may take this type: any, each prefix of it that ends in a dot, and itself.
-    fileprivate static func candidates(for type: ExactText, isOperational: Bool) -> [EventPattern] {
+    fileprivate static func candidates(
+        for type: ExactText, isOperational: Bool, withPrefixes: Bool
+    ) -> [EventPattern] {
         var candidates: [EventPattern] = isOperational ? [] : [.any]
+        if !withPrefixes { return candidates + [.exact(type)] }
         let bytes = type.utf8
         for index in bytes.indices where bytes[index] == UInt8(ascii: ".") {
             candidates.append(.prefix(ExactText(String(type.text[...index]))))
@@ -125,7 +128,9 @@ extension EventPattern: Codable {
 
 extension Event {
     /// The only patterns that may take its type.
-    package var possiblePatterns: [EventPattern] { EventPattern.candidates(for: type, isOperational: isOperational) }
+    package func possiblePatterns(withPrefixes: Bool = true) -> [EventPattern] {
+        EventPattern.candidates(for: type, isOperational: isOperational, withPrefixes: withPrefixes)
+    }
 }
 
 extension [EventPattern] {

@@ -16,6 +16,8 @@ final class EndpointDirectory: Sendable {
         let defective: [Endpoint]
         /// By what most of the others are told apart by: whose events they take, and of which type.
         private let byKey: [Key: [Endpoint]]
+        /// One of them takes types by a prefix.
+        private let hasPrefixes: Bool
 
         private struct Key: Hashable {
             let customer: ExactText
@@ -32,12 +34,13 @@ final class EndpointDirectory: Sendable {
                     index[Key(customer: endpoint.customerID, pattern: pattern), default: []].append(endpoint)
                 }
             }
+            hasPrefixes = byKey.keys.contains { if case .prefix = $0.pattern { true } else { false } }
             defective = endpoints.values.filter { $0.defect != nil }
         }
 
         private init(_ other: Snapshot, seen: EndpointsSeen) {
             (self.seen, byID, hasSeveralCustomers) = (seen, other.byID, other.hasSeveralCustomers)
-            (defective, byKey) = (other.defective, other.byKey)
+            (defective, byKey, hasPrefixes) = (other.defective, other.byKey, other.hasPrefixes)
         }
 
         /// The same, known to be so at a later time.
@@ -45,7 +48,7 @@ final class EndpointDirectory: Sendable {
 
         /// Calls the body with every endpoint that gets the event.
         func forEach(wanting event: Event, _ body: (Endpoint) -> Void) {
-            let patterns = event.possiblePatterns
+            let patterns = event.possiblePatterns(withPrefixes: hasPrefixes)
             for customer in event.customerID == "*" ? ["*"] : [event.customerID, "*"] {
                 for pattern in patterns {
                     for endpoint in byKey[Key(customer: customer, pattern: pattern)] ?? []

@@ -81,7 +81,7 @@ import Testing
                     found == [wants ? "t t" : "f f"], "\(configuration.eventTypes) \(configuration.changeTypes) \(type)"
                 )
                 // By the index: at most one pattern, and one where there is any.
-                let keys = endpoint.eventPatterns.filter { event.possiblePatterns.contains($0) }
+                let keys = endpoint.eventPatterns.filter { event.possiblePatterns().contains($0) }
                 #expect(
                     keys.count == (configuration.eventTypes.matchType(of: event) ? 1 : 0),
                     "\(configuration.eventTypes) \(type)")
