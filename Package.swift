@@ -24,7 +24,8 @@ let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "sw
 let package = Package(
     name: "outbox",
     products: [
-        .library(name: "Outbox", targets: ["Outbox"]),
+        .library(name: "Outbox", targets: ["Outbox", "Postgres"]),
+        .library(name: "StandardWebhooks", targets: ["StandardWebhooks"]),
         .executable(name: "outboxctl", targets: ["outboxctl"]),
     ],
     dependencies: [
@@ -41,6 +42,7 @@ let package = Package(
         .systemLibrary(name: "COpenSSL", pkgConfig: "openssl", providers: [.apt(["libssl-dev"])]),
         .systemLibrary(name: "CEpoll"),
         .target(name: "Bytewise", swiftSettings: common),
+        .target(name: "StandardWebhooks", dependencies: ["Bytewise", crypto], swiftSettings: common),
         .target(name: "Threads", swiftSettings: wrapsC),
         .target(name: "Postgres", dependencies: ["CPostgres", "Threads"], swiftSettings: wrapsC),
         .target(
@@ -50,7 +52,10 @@ let package = Package(
             name: "OutboxSchema", path: "sql", exclude: ["schema.sql"],
             resources: [.embedInCode("migrations")], swiftSettings: common),
         .target(
-            name: "Outbox", dependencies: ["Bytewise", "Postgres", "Transport", "Templates", "OutboxSchema", crypto],
+            name: "Outbox",
+            dependencies: [
+                "Bytewise", "Postgres", "StandardWebhooks", "Transport", "Templates", "OutboxSchema", crypto,
+            ],
             swiftSettings: common),
         .target(
             name: "Scheduler",
@@ -59,23 +64,28 @@ let package = Package(
         .target(name: "EmbeddedPostgres", dependencies: ["Postgres"], swiftSettings: common),
         .target(name: "Receiver", dependencies: ["Threads"], swiftSettings: common),
         .target(
-            name: "Bench", dependencies: ["Outbox", "Postgres", "Transport", "Threads", "CEpoll", histogram],
+            name: "Bench",
+            dependencies: [
+                "Outbox", "Postgres", "StandardWebhooks", "Transport", "Threads", "CEpoll", histogram,
+            ],
             swiftSettings: common),
         .target(
-            name: "Operator", dependencies: ["Outbox", "Postgres", "Scheduler", "Templates", "Transport"],
+            name: "Operator",
+            dependencies: ["Outbox", "Postgres", "Scheduler", "StandardWebhooks", "Templates", "Transport"],
             swiftSettings: common),
         .executableTarget(
             name: "outboxctl",
             dependencies: [
                 "Outbox", "Operator", "Scheduler", "Postgres", "Transport", "Threads", "EmbeddedPostgres", "Receiver",
                 "Bench",
-                "OutboxSchema", "Templates", "Bytewise", arguments, logging, lifecycle, signals,
+                "OutboxSchema", "StandardWebhooks", "Templates", "Bytewise", arguments, logging, lifecycle, signals,
             ],
             swiftSettings: common),
         .target(
             name: "TestSupport",
             dependencies: [
-                "Bytewise", "Postgres", "Outbox", "Scheduler", "EmbeddedPostgres", "Receiver", "Transport", "Threads",
+                "Bytewise", "Postgres", "StandardWebhooks", "Outbox", "Scheduler", "EmbeddedPostgres", "Receiver",
+                "Transport", "Threads",
                 lifecycle,
                 logging,
             ],
@@ -88,30 +98,37 @@ let package = Package(
         .testTarget(
             name: "ConformanceTests",
             dependencies: [
-                "Bytewise", "outboxctl", "Outbox", "Postgres", "Receiver", "Scheduler", "Templates", "TestSupport",
+                "Bytewise", "outboxctl", "Outbox", "Postgres", "StandardWebhooks", "Receiver", "Scheduler", "Templates",
+                "TestSupport",
                 "Transport",
             ],
             swiftSettings: common),
         .testTarget(
             name: "OutboxTests",
             dependencies: [
-                "Bytewise", "Outbox", "OutboxSchema", "Postgres", "Templates", "TestSupport", "Transport", crypto,
+                "Bytewise", "Outbox", "OutboxSchema", "Postgres", "StandardWebhooks", "Templates", "TestSupport",
+                "Transport", crypto,
             ],
             swiftSettings: common),
         .testTarget(
             name: "SchedulerTests",
             dependencies: [
-                "Bytewise", "Scheduler", "Outbox", "Postgres", "Transport", "Receiver", "TestSupport", "Threads",
+                "Bytewise", "Scheduler", "Outbox", "Postgres", "StandardWebhooks", "Transport", "Receiver",
+                "TestSupport", "Threads",
             ],
             swiftSettings: withFailPoints),
         .testTarget(
             name: "OperatorTests",
-            dependencies: ["Operator", "Outbox", "Postgres", "Receiver", "Scheduler", "TestSupport", "Transport"],
+            dependencies: [
+                "Operator", "Outbox", "Postgres", "StandardWebhooks", "Receiver", "Scheduler", "TestSupport",
+                "Transport",
+            ],
             swiftSettings: common),
         .testTarget(
             name: "CommandTests",
             dependencies: [
-                "outboxctl", "EmbeddedPostgres", "Outbox", "Postgres", "Receiver", "Scheduler", "TestSupport",
+                "outboxctl", "EmbeddedPostgres", "Outbox", "Postgres", "StandardWebhooks", "Receiver", "Scheduler",
+                "TestSupport",
             ],
             swiftSettings: common),
     ]

@@ -71,11 +71,11 @@ column cut.large xid8[] not null default '{}'::xid8[]
 column cut.at_id bigint not null default 0
 column cut.large_pass bigint[] not null default '{}'::bigint[]
 column cut.pass bigint
-column cut.held bigint
-column cut.held_until bigint
-column cut.held_endpoint uuid
-column cut.held_key text
-column cut.held_next bigint
+column cut.unreleased bigint
+column cut.release_to bigint
+column cut.release_endpoint uuid
+column cut.release_key text
+column cut.release_next bigint
 column cut.behind outbox.lane_place[] not null default '{}'::outbox.lane_place[]
 column cut.turn bigint not null default 0
 column cut.last_turn bigint not null default 0
@@ -427,6 +427,7 @@ function outbox.attach_partition(name,name,timestamp with time zone,timestamp wi
 function outbox.attempts_at(bigint[],timestamp with time zone) returns SETOF outbox.attempt 18d43d489960995d00353c1a85b6dfc1
 function outbox.begin_operation(uuid,text) returns uuid d41d8cd98f00b204e9800998ecf8427e
 function outbox.catch_up(outbox.cut,integer) returns record 0925e18ba0840ac5378411bc9a3de529
+function outbox.choose_events(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer) returns outbox.chosen dc15370c81287eecf16f532d90c2a95e
 function outbox.claimable_at(outbox.lane) returns timestamp with time zone d41d8cd98f00b204e9800998ecf8427e
 function outbox.close_partition() returns text security definer d1c4d16fccc4bd6fe77047fd63df8142
 function outbox.cluster_identifier() returns bigint 1478b8f8722d7789ed37739735c4d8a5
@@ -434,7 +435,7 @@ function outbox.configuration(outbox.endpoint) returns jsonb d41d8cd98f00b204e98
 function outbox.current_identity() returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_transaction_id() returns uuid d41d8cd98f00b204e9800998ecf8427e
-function outbox.cut(integer,integer) returns integer 035b0c1091c0e175bc9be749b792eb0a
+function outbox.cut(integer,integer) returns outbox.cut_result aa25db9244044b9ca65285624ab5a55d
 function outbox.database_identifier() returns bigint 5abb3e3d928ae2125fb5b3c544975fc8
 function outbox.delete_expired_rows(name,integer) returns integer security definer 58212bfebafd7156ab0d138e6f25028b
 function outbox.delete_strays(integer) returns integer 179ba391db339dbf6d3bda73d5f95b22
@@ -451,6 +452,7 @@ function outbox.filter_document(outbox.event) returns jsonb d41d8cd98f00b204e980
 function outbox.first_events_at(bigint[],timestamp with time zone[]) returns SETOF outbox.event 635f3cc6ea4ac8259d08d43bfa98ecac
 function outbox.first_incomplete(outbox.cut) returns bigint d41d8cd98f00b204e9800998ecf8427e
 function outbox.grant_publish(name,text[]) returns void d41d8cd98f00b204e9800998ecf8427e
+function outbox.group_batches(outbox.chosen,integer,bigint,boolean) returns record c90a6f8fbc083b8259af1d430ee15f79
 function outbox.has_gone_back() returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.has_uncut(oid,timestamp with time zone) returns boolean fda1541214647161bf7cfa654acb3479
 function outbox.is_blocked(uuid,text) returns boolean security definer d41d8cd98f00b204e9800998ecf8427e
@@ -472,15 +474,15 @@ function outbox.let_go(uuid[],text[],bigint,boolean) returns void d41d8cd98f00b2
 function outbox.let_go_unless_locked(uuid[],text[],bigint) returns uuid[] dcfe958d68d2ed2b1c5413c96a9522ff
 function outbox.line_of(text,text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.lock_unneeded(name,oid,timestamp with time zone) returns boolean 59528451cee745ab1aaafdba24d94473
-function outbox.make_batches(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,integer,integer,bigint,boolean) returns record d3608524b6c7b4020e7a141da292026f
+function outbox.make_next_partition() returns text security definer d1c5ad8435c9f755ac390228c1806649
 function outbox.make_partition(name,name,timestamp with time zone,timestamp with time zone) returns boolean c986e88da9d54a01c4996aee34e76be9
-function outbox.make_partitions() returns integer security definer 11a9a86d7f542e13987f5c0bef910717
+function outbox.make_partitions() returns integer security definer f6689d3393ae5ae0a8ede94127dafe0a
 function outbox.masked_configuration(outbox.endpoint) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.matches(jsonb,text) returns boolean d41d8cd98f00b204e9800998ecf8427e
 function outbox.most_bytes_at_a_time() returns bigint d41d8cd98f00b204e9800998ecf8427e
-function outbox.move_default_rows(name) returns text security definer a814f37ab5001a31e1422e97ed2b623b
+function outbox.move_default_rows(name) returns text security definer ee3dfd5251edf07e2f427a88f7bcacee
 function outbox.needed_partitions() returns oid[] d41d8cd98f00b204e9800998ecf8427e
 function outbox.newest_events(integer) returns TABLE(created_at timestamp with time zone, customer_id text, type text, change_type text) security definer 68acc5d9f479ab9d31360cc6b667c7b8
 function outbox.next_lines(outbox.lane_place,integer) returns SETOF outbox.lane_place d41d8cd98f00b204e9800998ecf8427e
@@ -497,7 +499,7 @@ function outbox.recent_starts(uuid,interval,integer) returns SETOF timestamp wit
 function outbox.record_audit(text,text,text,text,jsonb) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.record_trial(uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void d41d8cd98f00b204e9800998ecf8427e
 function outbox.refuse_body(bigint,bigint) returns boolean 97150f17f50276af059a0f772eaaa087
-function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut 509715051bfdf50ceb0595a521ceaea4
+function outbox.release_order(outbox.cut,bigint,integer) returns outbox.cut c5a95b6a69ed8347c4aec6f33d51a11c
 function outbox.require_home(text) returns void 7e5678dfa91493ebc32d0ed31d620d2a
 function outbox.require_leases(bigint,bigint) returns void 7a7cd131682544af666cdfdb09f8399f
 function outbox.require_read_committed() returns void 8237d3499001653ad834575c5a5d3d47
@@ -525,7 +527,7 @@ function outbox_private.check_producer(name,text) returns void a5d545f73a8cdba67
 function outbox_private.grant_publish(name,name,text[]) returns void security definer b5803b73f8b70a361af0712f64c5d6f1
 function outbox_private.note_stray() returns trigger security definer 36443d2482d50a13ae31f2ca3ab72ea4
 function outbox_private.publish(name,text,json,text,text,json,text,uuid,text,text,timestamp with time zone,jsonb,timestamp with time zone) returns bigint security definer 387678dfc8fd603893c79fd63a7c22d6
-function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer e1123815b1f19e8d0bd9f36347a7e15f
+function outbox_private.rebase(name,integer,boolean,boolean) returns record security definer 2206aa27df74aa2bcbd2faca8191d687
 function outbox_private.record_audit(name,text,text,text,text,jsonb) returns void security definer 70d20a9acfe87394bdbf9977ebd50907
 function outbox_private.record_trial(name,uuid,bigint,timestamp with time zone,text,uuid,timestamp with time zone,integer[],boolean,integer,text,text,bytea,text) returns void security definer 861df7e6590751b1dde46af411dda6ce
 function outbox_private.set_body_limit(name,bigint) returns void security definer 5c75848cc81692fd84faaa8881c6d6a0
@@ -765,6 +767,7 @@ grant execute on are_patterns to outbox_worker
 grant execute on ask_filters to outbox_worker
 grant execute on attempts_at to outbox_worker
 grant execute on catch_up to outbox_worker
+grant execute on choose_events to outbox_worker
 grant execute on claimable_at to outbox_worker
 grant execute on close_partition to outbox_worker
 grant execute on cluster_identifier to outbox_worker
@@ -787,6 +790,7 @@ grant execute on few_partitions to outbox_worker
 grant execute on filter_document to outbox_worker
 grant execute on first_events_at to outbox_worker
 grant execute on first_incomplete to outbox_worker
+grant execute on group_batches to outbox_worker
 grant execute on has_gone_back to outbox_worker
 grant execute on is_blocked to outbox_worker
 grant execute on is_cut to outbox_worker
@@ -803,7 +807,7 @@ grant execute on keeps_order to outbox_worker
 grant execute on let_go_unless_locked to outbox_worker
 grant execute on let_go to outbox_worker
 grant execute on line_of to outbox_worker
-grant execute on make_batches to outbox_worker
+grant execute on make_next_partition to outbox_worker
 grant execute on make_partitions to outbox_worker
 grant execute on matches to outbox_worker
 grant execute on most_bytes_at_a_time to outbox_worker

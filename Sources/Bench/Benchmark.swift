@@ -1,6 +1,7 @@
 import Foundation
 import Outbox
 package import Postgres
+import StandardWebhooks
 import Transport
 
 /// Measures the service on a database of the user's own, with real worker processes and real requests.

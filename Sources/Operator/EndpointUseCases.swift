@@ -1,5 +1,6 @@
 package import Outbox
 package import Postgres
+package import StandardWebhooks
 import Transport
 
 /// What an operator does with endpoints, each by its name or id.

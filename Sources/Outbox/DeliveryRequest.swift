@@ -1,4 +1,5 @@
 package import Postgres
+import StandardWebhooks
 import Templates
 package import Transport
 
@@ -40,7 +41,7 @@ package struct DeliveryRequest: Sendable {
 }
 
 extension HTTPRequest {
-    /// The request that delivers one event to one endpoint for the n-th time (design.md 7.3).
+    /// The request that delivers one event to one endpoint for the n-th time.
     ///
     /// - Parameters:
     ///   - webhookID: constant across retries and replays, so that receivers can tell duplicates.
@@ -127,9 +128,9 @@ private struct RequestBuilder {
         try headers.append(own: "webhook-timestamp") { $0.appendDecimal(timestamp) }
         if endpoint.signingSecrets.contains(where: { $0.expiresAt > now }) {
             try headers.append(own: "webhook-signature") { value in
-                for secret in endpoint.signingSecrets where secret.expiresAt > now {
+                for valid in endpoint.signingSecrets where valid.expiresAt > now {
                     if value.last != UInt8(ascii: " ") { value.append(UInt8(ascii: " ")) }
-                    value += secret.signature(id: webhookID, timestamp: timestamp, body: body).utf8
+                    value += valid.secret.signature(id: webhookID, timestamp: timestamp, body: body).utf8
                 }
             }
         }

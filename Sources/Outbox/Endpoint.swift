@@ -25,7 +25,7 @@ package final class Endpoint: Sendable {
     /// As its operator has it, its secrets in clear.
     package let configuration: EndpointConfiguration
     /// The secrets to sign with: symmetric ones first, then by age, newest first.
-    package let signingSecrets: [SigningSecret]
+    package let signingSecrets: [ValidSecret]
     /// The headers that are the same in every request, ours included.
     let constantHeaders: HTTPHeaders
     /// Those whose values have parameters.
@@ -70,7 +70,7 @@ package final class Endpoint: Sendable {
 
     /// - Parameter defect: why it cannot be called, where that is known already.
     package init(
-        _ id: EndpointID, _ configuration: EndpointConfiguration, signingSecrets: [SigningSecret] = [],
+        _ id: EndpointID, _ configuration: EndpointConfiguration, signingSecrets: [ValidSecret] = [],
         defect: String? = nil,
         known: KnownState = KnownState()
     ) {

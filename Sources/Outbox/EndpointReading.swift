@@ -1,6 +1,7 @@
 import Bytewise
 import FoundationEssentials
 package import Postgres
+import StandardWebhooks
 import Templates
 import Transport
 
@@ -177,8 +178,7 @@ extension Connection {
                 if let scheme = SigningSecret.Scheme(rawValue: secret.kind) {
                     let bytes = try keyring.open(
                         secret.bytes, .signing(scheme), keyID: secret.keyID, for: secret.endpoint)
-                    var opened = try SigningSecret(bytes: bytes, scheme: scheme)
-                    opened.expiresAt = secret.expiresAt
+                    let opened = ValidSecret(try SigningSecret(bytes: bytes, scheme: scheme), until: secret.expiresAt)
                     secrets[secret.endpoint, default: OpenedSecrets()].signing.append(opened)
                 } else {
                     let bytes = try keyring.open(secret.bytes, .credentials, keyID: secret.keyID, for: secret.endpoint)
@@ -211,7 +211,7 @@ private struct StoredEndpoint {
 }
 
 private struct OpenedSecrets {
-    var signing: [SigningSecret] = []
+    var signing: [ValidSecret] = []
     var credentials = Credentials()
     var defect: String?
 }

@@ -1,5 +1,6 @@
 import FoundationEssentials
 package import Postgres
+package import StandardWebhooks
 import Templates
 package import Transport
 

@@ -82,8 +82,7 @@ extension Connection {
         }
         switch chore {
         case .partitions:
-            try query("SELECT outbox.make_partitions()")
-            return .rows(0)
+            return try named("SELECT outbox.make_next_partition()")
         case .closing: return try named("SELECT outbox.close_partition()")
         case .strays: return try counted("SELECT outbox.delete_strays(\(raw: "\(Housekeeping.step)"))")
         case .emptying: return try named("SELECT outbox.empty_expired_partition()")

@@ -1,5 +1,7 @@
+import Bytewise
 import Crypto
 import FoundationEssentials
+import StandardWebhooks
 
 /// The keys that endpoint secrets are sealed with (AES-256-GCM). The first one seals; all of them open, so that a key
 /// is rotated by putting a new one in front. The database never sees a key: a dump of it holds no usable secret.

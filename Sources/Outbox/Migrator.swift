@@ -1,3 +1,4 @@
+import Bytewise
 import Crypto
 package import OutboxSchema
 package import Postgres

@@ -1,8 +1,9 @@
+import Bytewise
 import Crypto
 package import Postgres
 
 extension Connection {
-    /// Writes the outcomes in one transaction (docs/architecture.md, "Recording").
+    /// Writes the outcomes in one transaction (docs/architecture/leases.md, "Recording").
     ///
     /// Attempts are always appended. Rows of `delivery` and `dead_letter` are added or moved only under a lease that is
     /// locked first. A success deletes them whoever holds the lease. Locks are taken in one order everywhere (batches

@@ -1,4 +1,15 @@
 package import Postgres
+package import StandardWebhooks
+
+/// A signing secret of an endpoint, and until when requests are signed with it, by the database's clock.
+package struct ValidSecret: Sendable {
+    package let secret: SigningSecret
+    package let expiresAt: Timestamp
+
+    package init(_ secret: SigningSecret, until expiresAt: Timestamp = .distantFuture) {
+        (self.secret, self.expiresAt) = (secret, expiresAt)
+    }
+}
 
 extension Connection {
     /// The most signing secrets that an endpoint has at a time: each adds a signature to every request.

@@ -1,9 +1,11 @@
 package import Postgres
 
-/// What a call of `cut` did.
+/// What a call of `cut` did (`outbox.cut_result`).
 package enum Cut: Sendable, Equatable {
-    /// So many newly committed events are in batches now.
+    /// So many newly committed events are in batches now; with none, nothing is left to do.
     case events(Int)
+    /// Nothing came into a batch, and there is more to do at once.
+    case more
     /// Another worker is cutting at this moment.
     case busy
     /// Enough batches wait to be claimed.
@@ -14,13 +16,14 @@ extension Connection {
     /// Turns newly committed events into batches, at most `budget` of them, so that a transaction with a million rows
     /// cannot make one giant batch.
     package mutating func cut(batchSize: Int, budget: Int) throws -> Cut {
-        let events: Int =
-            try query("SELECT outbox.cut(\(Int32(batchSize)), \(Int32(budget)))")
-            .first { row throws(PostgresError) in try row[0] } ?? 0
-        return switch events {
-        case -1: .busy
-        case ..<0: .enough
-        default: .events(events)
+        let result = try query("SELECT events, state FROM outbox.cut(\(Int32(batchSize)), \(Int32(budget)))")
+            .first { row throws(PostgresError) in (events: try row[0] as Int, state: try row[1] as String) }
+        return switch (result?.events ?? 0, result?.state) {
+        case (1..., _): .events(result?.events ?? 0)
+        case (_, "busy"): .busy
+        case (_, "enough"): .enough
+        case (_, "more"): .more
+        default: .events(0)
         }
     }
 

@@ -50,6 +50,10 @@ final class Cutter: Service {
                 isAhead = true
                 pause = Self.shortest
                 return Self.betweenLooks
+            case .more:
+                isAhead = false
+                pause = Self.shortest * 2
+                return Self.shortest
             case .events, .busy: isAhead = false
             }
             if pause >= Self.sleepy, let listener, try await sleep(listener, from: pause) {
@@ -101,7 +105,7 @@ final class Cutter: Service {
                 // What was inserted before that and is committed by now is seen by one more look.
                 switch try cut(&connection) {
                 case .events(0), .busy: break
-                case .events, .enough:
+                case .events, .more, .enough:
                     claiming.signal()
                     try connection.wake()
                     return true

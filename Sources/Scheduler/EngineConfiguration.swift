@@ -16,7 +16,7 @@ package struct EngineConfiguration: Sendable {
     /// The proxy that requests leave through; nil for none.
     package var proxy: EgressProxy?
     /// How long a batch or lane is ours without renewal. A crash stalls its work for that long; it must exceed any
-    /// endpoint's timeout plus the time to record (docs/architecture.md, "Lease arithmetic").
+    /// endpoint's timeout plus the time to record (docs/architecture/leases.md).
     package var lease: Duration = .seconds(60)
     /// How long a send from a batch may wait to be started before it moves into its lane.
     package var softDeadline: Duration = .seconds(2)

@@ -3,6 +3,7 @@ import Foundation
 import Operator
 import Outbox
 import Postgres
+import StandardWebhooks
 import Transport
 
 struct EndpointCommand: AsyncParsableCommand {

@@ -2,6 +2,7 @@ import ArgumentParser
 import Foundation
 import Operator
 import Outbox
+import StandardWebhooks
 
 extension EndpointCommand {
     struct Export: AsyncParsableCommand {

@@ -3,6 +3,7 @@ import Foundation
 import Operator
 import Outbox
 import Postgres
+import StandardWebhooks
 
 extension EndpointCommand {
     struct Secret: AsyncParsableCommand {

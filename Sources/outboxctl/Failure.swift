@@ -3,6 +3,7 @@ import EmbeddedPostgres
 import Foundation
 import Outbox
 import Postgres
+import StandardWebhooks
 import Threads
 import Transport
 

@@ -2,6 +2,7 @@ import ArgumentParser
 import Foundation
 import Outbox
 import Receiver
+import StandardWebhooks
 import Synchronization
 import UnixSignals
 

@@ -1,6 +1,7 @@
 import ArgumentParser
 import Foundation
 import Outbox
+import StandardWebhooks
 
 struct Sign: AsyncParsableCommand {
     static let configuration = CommandConfiguration(

@@ -2,6 +2,7 @@ import Foundation
 import Outbox
 import Postgres
 import Receiver
+import StandardWebhooks
 import TestSupport
 import Testing
 

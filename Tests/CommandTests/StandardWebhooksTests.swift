@@ -1,6 +1,7 @@
 import Foundation
 import Outbox
 import Receiver
+import StandardWebhooks
 import TestSupport
 import Testing
 

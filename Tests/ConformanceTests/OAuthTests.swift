@@ -3,6 +3,7 @@ import Foundation
 import Outbox
 import Postgres
 import Receiver
+import StandardWebhooks
 import Synchronization
 import TestSupport
 import Testing

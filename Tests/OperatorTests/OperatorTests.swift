@@ -3,6 +3,7 @@ import Outbox
 import Postgres
 import Receiver
 import Scheduler
+import StandardWebhooks
 import TestSupport
 import Testing
 import Transport

@@ -1,6 +1,7 @@
 import Bytewise
 import Foundation
 import Postgres
+import StandardWebhooks
 import Templates
 import TestSupport
 import Testing

@@ -1,5 +1,6 @@
 import Bytewise
 import Postgres
+import StandardWebhooks
 import TestSupport
 import Testing
 

@@ -46,6 +46,31 @@ import Testing
         #expect(stating.map(\.name) == [])
     }
 
+    /// Paragraphs and list items of the documentation, without code and tables, by the file that they are in.
+    private func prose() throws -> [(file: String, text: String)] {
+        let root = URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../../").standardized
+        let found = FileManager.default.enumerator(at: root.appending(path: "docs"), includingPropertiesForKeys: nil)
+        let docs = (found?.compactMap { $0 as? URL } ?? []).filter { $0.pathExtension == "md" }
+        return try (docs + [root.appending(path: "README.md"), root.appending(path: "CONTRIBUTING.md")]).flatMap {
+            file in
+            var (isCode, lines): (Bool, [String]) = (false, [])
+            for line in try String(contentsOf: file, encoding: .utf8).components(separatedBy: "\n") {
+                if line.hasPrefix("```") { isCode.toggle() }
+                lines.append(isCode || line.hasPrefix("```") || line.hasPrefix("|") ? "" : line)
+            }
+            return lines.joined(separator: "\n").replacing(/\n(?=\s*(- |\d+\. ))/, with: "\n\n")
+                .components(separatedBy: "\n\n").map { (file.lastPathComponent, $0) }
+        }
+    }
+
+    @Test func `a page is read without scrolling sideways, and a paragraph without losing the thread`() throws {
+        let prose = try prose()
+        #expect(prose.count > 300)
+        #expect(prose.flatMap { $0.text.components(separatedBy: "\n") }.filter { $0.count > 100 } == [])
+        let long = prose.filter { $0.text.split(whereSeparator: \.isWhitespace).count > 80 }
+        #expect(long.map { "\($0.file): \($0.text.prefix(60))" } == [])
+    }
+
     @Test func `every suite ends`() throws {
         let suites = try sources("Tests").flatMap { file in
             file.text.split(separator: "\n").filter { $0.hasPrefix("@Suite") }.map { (file.name, $0) }

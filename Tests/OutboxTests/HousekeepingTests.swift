@@ -1,6 +1,7 @@
 import Foundation
 import Outbox
 import Postgres
+import StandardWebhooks
 import TestSupport
 import Testing
 
@@ -261,7 +262,8 @@ import Testing
         let rotated = try Keyring(text: "# newest first\n" + new + old)
         #expect(try await defects(database, rotated) == [nil, nil])
         let opened = try await database.pool.run {
-            try $0.endpointNews(since: .nothing, keyring: rotated).endpoints.flatMap(\.signingSecrets).map(\.revealed)
+            try $0.endpointNews(since: .nothing, keyring: rotated).endpoints.flatMap(\.signingSecrets).map(\.secret)
+                .map(\.revealed)
         }
         #expect(opened == [secret.revealed, secret.revealed])
         // Without the old key they cannot be opened, and the reason names the key's id.

@@ -198,6 +198,14 @@ private struct Run {
     private mutating func cut() async throws {
         let outcome = Double.random(in: 0..<1, using: &random) < 0.15 ? "ROLLBACK" : "COMMIT"
         try await database.script("BEGIN; SELECT outbox.cut(\(batchSize), \(budget)); \(outcome)")
+        // S1 of v0003_cut.sql.
+        let other = try await database.column(
+            """
+            SELECT format('%s in %s', e.id, (SELECT count(*) FROM outbox.batch b WHERE b.ids @> e.id))
+              FROM outbox.event e, (SELECT c FROM outbox.cut c ORDER BY c.id DESC LIMIT 1) newest(k)
+             WHERE outbox.is_cut(newest.k, e.tx, e.id)::int <> (SELECT count(*) FROM outbox.batch b WHERE b.ids @> e.id)
+            """)
+        #expect(other == [], "is_cut does not say which events are in a batch, and in one")
     }
 
     private func claim() async throws {

@@ -1,5 +1,6 @@
 import Foundation
 import Outbox
+import StandardWebhooks
 import Testing
 
 /// The receiver's side of Standard Webhooks.

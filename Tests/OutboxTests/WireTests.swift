@@ -1,6 +1,7 @@
 import Foundation
 import Outbox
 import Postgres
+import StandardWebhooks
 import Testing
 import Transport
 
@@ -86,7 +87,9 @@ import Transport
         settings.format = format
         settings.retrySchedule = [.seconds(5), .seconds(30)]
         return try HTTPRequest.delivery(
-            of: event, to: Endpoint(EndpointID(rawValue: .random()), settings, signingSecrets: secrets), number: 2,
+            of: event,
+            to: Endpoint(EndpointID(rawValue: .random()), settings, signingSecrets: secrets.map { ValidSecret($0) }),
+            number: 2,
             webhookID: "evt_abc_7",
             at: Timestamp(microseconds: 1_700_000_000_900_000)
         ).request

@@ -2,6 +2,7 @@ import Bytewise
 import Outbox
 import Postgres
 import Receiver
+import StandardWebhooks
 import TestSupport
 import Testing
 import Transport

@@ -2,6 +2,7 @@ import Foundation
 import Outbox
 import Postgres
 import Receiver
+import StandardWebhooks
 import TestSupport
 import Testing
 import Transport
@@ -242,7 +243,7 @@ import Transport
         }
         let endpoint = try await database.endpoint("e", url: ledger.url) {
             $0.maxInFlight = 1
-            $0.timeout = .seconds(60)
+            $0.timeout = .seconds(300)
         }.id
         try await TestWorker.run(database, configure: { $0.softDeadline = .seconds(60) }) {
             try await database.publish(20)

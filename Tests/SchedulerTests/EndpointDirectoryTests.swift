@@ -2,6 +2,7 @@ import Foundation
 import Logging
 import Outbox
 import Postgres
+import StandardWebhooks
 import TestSupport
 import Testing
 

@@ -117,7 +117,7 @@ import Testing
         let endpoint = try await database.endpoint("e", url: ledger.url, retries: []) {
             $0.isOrdered = true
             $0.onDead = .skip
-            $0.timeout = .seconds(30)
+            $0.timeout = .seconds(300)
         }.id
         try await TestWorker.run(database) {
             try await database.script(
@@ -256,7 +256,7 @@ import Testing
         }
         while try await database.pool.run({ try $0.cut(batchSize: 1, budget: 1) }) != .events(0) {}
         #expect(try await due() == ["1", "2"])
-        #expect(try await database.column("SELECT held::text FROM outbox.cut ORDER BY id DESC LIMIT 1") == [nil])
+        #expect(try await database.column("SELECT unreleased::text FROM outbox.cut ORDER BY id DESC LIMIT 1") == [nil])
         try await healthy(database)
     }
 
@@ -293,8 +293,8 @@ import Testing
             UPDATE outbox.delivery SET due_at = 'infinity';
             DO $$ DECLARE k outbox.cut; steps int := 0; BEGIN
                 SELECT * INTO k FROM outbox.cut ORDER BY id DESC LIMIT 1;
-                k.held := 0;
-                WHILE k.held IS NOT NULL LOOP k := outbox.release_order(k, k.id, 4); steps := steps + 1; END LOOP;
+                k.unreleased := 0;
+                WHILE k.unreleased IS NOT NULL LOOP k := outbox.release_order(k, k.id, 4); steps := steps + 1; END LOOP;
                 IF steps <> 7 THEN RAISE EXCEPTION '% steps', steps; END IF;
             END $$
             """)
@@ -361,7 +361,7 @@ import Testing
         }
         try await database.endpoint("e", url: ledger.url) {
             $0.isOrdered = true
-            $0.timeout = .seconds(60)
+            $0.timeout = .seconds(300)
         }
         try await TestWorker.run(database) {
             try await database.script("SELECT outbox.publish('t', '\"slow\"', ordering_key => 'a')")
@@ -392,7 +392,7 @@ import Testing
         }
         try await database.endpoint("e", url: ledger.url) {
             $0.isOrdered = true
-            $0.timeout = .seconds(30)
+            $0.timeout = .seconds(300)
         }
         try await TestWorker.run(database) {
             try await database.script(

@@ -73,6 +73,43 @@ import Testing
         ledger.receiver.stop()
     }
 
+    @Test func `partitions are made one a statement, and only one log is locked for it`() async throws {
+        let database = try await TestCluster.database()
+        try await database.script(
+            """
+            DO $$ DECLARE p record; BEGIN
+                FOR p IN SELECT oid::regclass AS name FROM pg_class
+                          WHERE relnamespace = 'outbox'::regnamespace AND relispartition AND relkind = 'r' AND relname NOT LIKE '%default' LOOP
+                    EXECUTE format('DROP TABLE %s', p.name);
+                END LOOP;
+            END $$
+            """)
+        let upkeep = try database.newPool()
+        var made: [String] = []
+        while true {
+            let (name, locked): (String?, [String]) = try await upkeep.run { connection in
+                try connection.script("BEGIN")
+                let name =
+                    try connection.query("SELECT outbox.make_next_partition()", asText: true)
+                    .first { row throws(PostgresError) in try row[0] as String? } ?? nil
+                let locked = try connection.query(
+                    """
+                    SELECT DISTINCT relation::regclass::text FROM pg_locks
+                     WHERE pid = pg_backend_pid() AND relation IN ('outbox.event'::regclass, 'outbox.attempt'::regclass)
+                       AND mode = 'ShareRowExclusiveLock'
+                    """, asText: true
+                ).map { row throws(PostgresError) in try row[0] as String }
+                try connection.script("COMMIT")
+                return (name, locked)
+            }
+            guard let name else { break }
+            made.append(name)
+            #expect(locked == ["outbox." + (name.hasPrefix("event") ? "event" : "attempt")])
+        }
+        #expect(made.count == 8 && Set(made).count == 8)
+        await upkeep.close()
+    }
+
     @Test(arguments: [
         ("2031-01-01Z", "SELECT outbox.move_default_rows('event')"),
         ("2021-01-01Z", "SELECT outbox.move_default_rows('event')"),

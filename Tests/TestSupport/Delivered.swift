@@ -1,6 +1,7 @@
 package import Outbox
 import Postgres
 package import Receiver
+import StandardWebhooks
 
 /// What one endpoint got, and what was written down about it.
 package struct Delivered: Sendable {

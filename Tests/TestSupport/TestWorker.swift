@@ -3,6 +3,7 @@ package import Outbox
 import Postgres
 package import Scheduler
 import ServiceLifecycle
+package import StandardWebhooks
 import Synchronization
 import Transport
 

@@ -1,4 +1,4 @@
--- The tables. What is written once is never updated; what is updated is small (docs/architecture.md
+-- The tables. What is written once is never updated; what is updated is small (docs/architecture/storage.md
 -- says why).
 
 -- Names mean PostgreSQL's own things here, whatever search_path the migrating role has: bodies,
@@ -264,25 +264,31 @@ CREATE TYPE outbox.lane_place AS (endpoint_id uuid, ordering_key text);
 -- How far the stream has been cut. One row a cut, newest last; never updated, so that a held
 -- snapshot cannot slow the read of the newest.
 CREATE TABLE outbox.cut (
-    id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    done       pg_snapshot NOT NULL,          -- everything visible here is in a batch; large transactions are not, until they are
-    large      xid8[] NOT NULL DEFAULT '{}',  -- those, in turn ...
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+
+    -- The position (v0003_cut.sql).
+    done       pg_snapshot NOT NULL,          -- everything visible here is in a batch
+    large      xid8[] NOT NULL DEFAULT '{}',  -- hidden in it because of their size, in turn ...
     at_id      bigint NOT NULL DEFAULT 0,     -- ... and how far the first one is cut
     -- Looks through the stream have numbers: of the one that found each large transaction, and of
     -- the one under way.
     large_pass bigint[] NOT NULL DEFAULT '{}',
     pass       bigint,
-    -- What keeps order and was put in line by looks that were not complete, from this one on: let
-    -- go by a walk along the keys, which has got so far, up to this look. The next walk begins at
-    -- another.
-    held       bigint,
-    held_until bigint,
-    held_endpoint uuid,
-    held_key   text,
-    held_next  bigint,
+
+    -- The release of ordered keys (v0004_order.sql). What was put in line by looks that were not
+    -- complete, from `unreleased` on, is let go by a walk along the keys: up to the look
+    -- `release_to`, and it has got as far as this endpoint and key. The next walk begins at
+    -- `release_next`.
+    unreleased       bigint,
+    release_to       bigint,
+    release_endpoint uuid,
+    release_key      text,
+    release_next     bigint,
     -- Lanes that somebody had locked when something was to be put in line there, or to be let go
     -- after the line that is named.
     behind     outbox.lane_place[] NOT NULL DEFAULT '{}',
+
+    -- The fair turns (outbox.group_batches).
     turn       bigint NOT NULL DEFAULT 0,     -- the turn that is being claimed ...
     last_turn  bigint NOT NULL DEFAULT 0,     -- ... and the last one that was given
     -- The first batch that waited: of the dead rows, those before it are passed by.

@@ -1,4 +1,52 @@
 -- The stream: newly committed events become batches.
+--
+-- The newest row of outbox.cut says which events are in a batch: `done` is a snapshot, and every
+-- event whose transaction is visible in it is. `large` names committed transactions that are left
+-- out of `done` because of their size; of the first one, events up to `at_id` are in batches, too
+-- (outbox.is_cut). What holds, and why:
+--
+-- S1. A committed event is in exactly one batch that was ever made if is_cut(newest row, tx, id),
+--     and else in none. Proof by steps: the first row has made none, and S4 for each later one.
+-- S2. `done` only grows: what was visible in it stays so. Its xmax never goes back (`greatest`), and
+--     what it hides is still open, large, or at or after `until`.
+-- S3. Each transaction in `large` is committed, hidden in `done` by its xip, and uncut but for the
+--     first one's events up to `at_id`.
+-- S4. A step makes batches of exactly the events that is_cut says of its new row and not of its old
+--     one. It reads the transactions that were hidden or not begun in the old `done` and are visible
+--     now, up to `until`, without the large ones; that is the difference of the two snapshots.
+--
+-- *One at a time.* Whoever cuts holds the lock of outbox.cutting. The newest row is read by a
+-- statement of its own after that, and so sees what the last cutter committed.
+--
+-- *Two snapshots, read committed.* `seen` is taken by one statement, and the rows are read by a
+-- later one, with a younger snapshot. In a transaction that is read committed, whatever is visible
+-- in `seen` is visible to every later statement, so no row is missing; what only the younger one
+-- sees is filtered out (pg_visible_in_snapshot). In an older snapshot the last cut would be missing:
+-- require_read_committed refuses that.
+--
+-- *Every step makes progress.* Of more than `most` events a step looks at the first most + 1 by
+-- (tx, id). If their last transaction is not large, everything before it is complete or large, and
+-- something is cut or moved to `large`. If it is large, it moves there. A large transaction then
+-- gives up to `budget` events a step, and leaves `large` with the step that finds fewer.
+--
+-- An example, with a budget of 5,000. Transaction 82 has inserted event 1 and is open; 83 commits
+-- event 2; 85 commits the events 3 to 12002; 86 commits event 12003; 82 commits after step 2.
+--
+--     step   done           large   at_id   pass   in new batches
+--     1      82:84:82       {}          0   -      2
+--     2      82:86:82,85    {85}     5002   2      3 to 5002, of the large one
+--     3      85:88:85       {85}    10002   -      1 and 12003, and 5003 to 10002
+--     4      89:89:         {}          0   -      10003 to 12002
+--
+-- Event 1 comes late and is not lost, 12003 does not wait for the 12,000 before it, and `pass` says
+-- that scan 2 was not at its end: nothing of it is released to lines that keep order until it is.
+--
+-- The technique is that of txid snapshots in queues (Skytools, PgQ); what is ours are the parts of
+-- large transactions.
+--
+-- Beside that position the row has two more things: whose turn it is (`turn`, `last_turn`,
+-- `first_turn`, `first_id`; see group_batches), and how far the walk is that releases ordered keys
+-- (`unreleased`, `release_to`, `release_next`, `release_endpoint`, `release_key`, `behind`; see v0004_order.sql).
 
 SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
@@ -70,73 +118,116 @@ END;
 -- Where a batch stands in the queue of those that nobody has.
 CREATE TYPE outbox.batch_place AS (turn bigint, id bigint);
 
--- Makes batches of up to `batch_size` of the events that became visible from `done` to `target`,
--- or, `within` one transaction, of those after `at_id`; at most `most`. A batch of large events has
--- fewer: a worker reads it whole, so it ends at 1 MiB as stored.
+-- What a step puts into batches, one element each for every event, and how far it got.
+CREATE TYPE outbox.chosen AS (
+    ids       bigint[],
+    times     timestamptz[],
+    customers text[],
+    bytes     int[],
+    large     xid8[],   -- transactions that are left out because of their size
+    until     xid8,     -- NULL, or from where on everything is left for the next step
+    last_id   bigint    -- the last event that was looked at
+);
+
+-- Chooses the events that became visible from `done` to `target`, or, `within` one transaction,
+-- those after `at_id`; at most `most`.
 --
--- When there is more, the transactions that have more than half of `most` are `large`: they are
+-- When there are more, the transactions that have more than half of `most` are `large`: they are
 -- left out, and so is everything from `until` on.
---
--- Batches have turns, and are claimed by turn: a customer that makes up a good part of this cut
--- gets batches of its own, each a turn after the one before; everybody else's are due in turn
--- `now_turn`. So ten events never wait behind a million of somebody else's, and several customers
--- with a million each take turns (start-time fair queueing, Goyal et al. 1996, with batches in
--- place of packets).
-CREATE FUNCTION outbox.make_batches(
-    done pg_snapshot, target pg_snapshot, late xid8[], within boolean, at_id bigint, batch_size int, most int,
-    now_turn bigint, shares boolean,
-    OUT n int, OUT large xid8[], OUT until xid8, OUT last_id bigint, OUT batches bigint[], OUT last_turn bigint)
+CREATE FUNCTION outbox.choose_events(
+    done pg_snapshot, target pg_snapshot, late xid8[], within boolean, at_id bigint, most int) RETURNS outbox.chosen
 LANGUAGE plpgsql
 -- With a sort the planner reads and orders everything that is left of a giant transaction at every
 -- step.
 SET enable_sort = off SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    newer xid8 := pg_snapshot_xmax(done);
-    lim   int  := most + (NOT within)::int;
+    result outbox.chosen;
 BEGIN
     WITH candidate AS MATERIALIZED (
-        SELECT u.tx, u.id, u.created_at, u.customer_id, u.bytes FROM outbox.uncut(late, at_id, newer, target, lim) u),
+        SELECT u.tx, u.id, u.created_at, u.customer_id, u.bytes
+          FROM outbox.uncut(late, at_id, pg_snapshot_xmax(done), target, most + (NOT within)::int) u),
     total AS MATERIALIZED (
-        SELECT t.n, t.n > most AS is_more, CASE WHEN t.n > most THEN (SELECT c.tx FROM candidate c ORDER BY c.tx DESC LIMIT 1) END AS last_tx,
-               CASE WHEN t.n > most THEN ARRAY(SELECT c.tx FROM candidate c GROUP BY c.tx HAVING count(*) > greatest(1, most / 2)) ELSE '{}' END AS large
-          FROM (SELECT count(*) AS n FROM candidate) t),
+        SELECT t.is_more,
+               CASE WHEN t.is_more THEN (SELECT c.tx FROM candidate c ORDER BY c.tx DESC LIMIT 1) END AS last_tx,
+               CASE WHEN t.is_more
+                    THEN ARRAY(SELECT c.tx FROM candidate c GROUP BY c.tx HAVING count(*) > greatest(1, most / 2))
+                    ELSE '{}' END AS large
+          FROM (SELECT count(*) > most AS is_more FROM candidate) t),
     ends AS MATERIALIZED (
-        SELECT t.*, CASE WHEN t.last_tx = ANY (t.large) THEN (t.last_tx::text::bigint + 1)::text::xid8 ELSE t.last_tx END AS until FROM total t),
-    chosen AS (
-        SELECT c.id, c.created_at, c.customer_id, c.bytes FROM candidate c, ends t
-         WHERE NOT t.is_more OR c.tx < t.until AND c.tx <> ALL (t.large)),
+        SELECT t.*, CASE WHEN t.last_tx = ANY (t.large) THEN (t.last_tx::text::bigint + 1)::text::xid8
+                         ELSE t.last_tx END AS until
+          FROM total t),
+    picked AS (
+        SELECT c.* FROM candidate c, ends t WHERE NOT t.is_more OR c.tx < t.until AND c.tx <> ALL (t.large))
+    SELECT array_agg(p.id), array_agg(p.created_at), array_agg(p.customer_id), array_agg(p.bytes),
+           (SELECT t.large FROM ends t), (SELECT t.until FROM ends t),
+           (SELECT c.id FROM candidate c ORDER BY c.tx DESC, c.id DESC LIMIT 1)
+      INTO result FROM picked p;
+    RETURN result;
+END $$;
+
+-- Makes batches of up to `batch_size` of these events. A batch of large events has fewer: a worker
+-- reads it whole, so it ends at outbox.most_bytes_at_a_time().
+--
+-- Batches have turns, and are claimed by turn: a customer that makes up a good part of this step
+-- gets batches of its own, each a turn after the one before; everybody else's are due in turn
+-- `now_turn`. So ten events never wait behind a million of somebody else's, and several customers
+-- with a million each take turns (start-time fair queueing, Goyal et al. 1996, with batches in
+-- place of packets). `shares`: others may be waiting.
+CREATE FUNCTION outbox.group_batches(
+    chosen outbox.chosen, batch_size int, now_turn bigint, shares boolean,
+    OUT n int, OUT batches bigint[], OUT last_turn bigint)
+LANGUAGE plpgsql SET enable_sort = off SET jit = off SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    total int := coalesce(cardinality(chosen.ids), 0);
+    most  bigint := outbox.most_bytes_at_a_time();
+BEGIN
+    WITH event AS MATERIALIZED (
+        SELECT u.id, u.created_at, u.customer_id, u.bytes
+          FROM unnest(chosen.ids, chosen.times, chosen.customers, chosen.bytes) u(id, created_at, customer_id, bytes)),
     heavy AS MATERIALIZED (
-        SELECT ARRAY(SELECT c.customer_id::text FROM chosen c GROUP BY c.customer_id
-                     HAVING count(*) > greatest(20, (SELECT t.n FROM total t) / 8)) AS customers
-          FROM total t WHERE shares OR t.n > batch_size),
+        SELECT CASE WHEN shares OR total > batch_size
+                    THEN ARRAY(SELECT e.customer_id FROM event e GROUP BY e.customer_id
+                               HAVING count(*) > greatest(20, total / 8)) END AS customers),
     owned AS (
-        SELECT c.id, c.created_at, c.bytes, array_position((SELECT h.customers FROM heavy h), c.customer_id::text) AS owner FROM chosen c),
-    numbered AS (SELECT *, (row_number() OVER (PARTITION BY owner ORDER BY id) - 1) / batch_size AS part FROM owned),
-    part AS (
+        SELECT e.id, e.created_at, e.bytes, array_position((SELECT h.customers FROM heavy h), e.customer_id) AS owner
+          FROM event e),
+    numbered AS (
+        SELECT *, (row_number() OVER (PARTITION BY owner ORDER BY id) - 1) / batch_size AS part FROM owned),
+    by_count AS (
         SELECT owner, part, 0::bigint AS mebibyte, range_agg(int8range(id, id + 1)) AS ids, count(*) AS size,
                min(created_at) AS first_at, max(created_at) AS last_at, sum(bytes) AS bytes
           FROM numbered GROUP BY owner, part),
-    sized AS (
-        SELECT n.*, sum(n.bytes) OVER (PARTITION BY n.owner, n.part ORDER BY n.id) / outbox.most_bytes_at_a_time() AS mebibyte
-          FROM part p JOIN numbered n ON n.part = p.part AND n.owner IS NOT DISTINCT FROM p.owner WHERE p.bytes >= outbox.most_bytes_at_a_time()),
+    -- Of those that are too large by their bytes, where each mebibyte begins.
+    divided AS (
+        SELECT e.*, sum(e.bytes) OVER (PARTITION BY e.owner, e.part ORDER BY e.id) / most AS mebibyte
+          FROM by_count p JOIN numbered e ON e.part = p.part AND e.owner IS NOT DISTINCT FROM p.owner
+         WHERE p.bytes >= most),
     batch AS (
         SELECT u.*, (SELECT h.customers[u.owner] FROM heavy h) AS customer_id,
                row_number() OVER (PARTITION BY u.owner ORDER BY u.part, u.mebibyte) AS number
-          FROM (SELECT owner, part, mebibyte, ids, size, first_at, last_at FROM part WHERE bytes < outbox.most_bytes_at_a_time()
+          FROM (SELECT owner, part, mebibyte, ids, size, first_at, last_at FROM by_count WHERE bytes < most
                 UNION ALL
                 SELECT owner, part, mebibyte, range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at)
-                  FROM sized GROUP BY owner, part, mebibyte) u),
+                  FROM divided GROUP BY owner, part, mebibyte) u),
     made AS (
         INSERT INTO outbox.batch (ids, size, first_at, last_at, customer_id, turn)
         SELECT b.ids, b.size, b.first_at, b.last_at, b.customer_id,
                CASE WHEN b.owner IS NULL THEN now_turn
                     ELSE greatest(now_turn, 1 + coalesce((SELECT max(o.turn) FROM outbox.batch o
-                                                           WHERE o.customer_id = b.customer_id AND o.claims = 0 AND o.turn >= now_turn), 0)) + b.number - 1 END
-          FROM batch b ORDER BY b.number RETURNING id, turn, size)
-    SELECT (SELECT coalesce(sum(m.size), 0) FROM made m), t.large, t.until, l.id, ARRAY(SELECT m.id FROM made m ORDER BY m.id), (SELECT max(m.turn) FROM made m)
-      INTO n, large, until, last_id, batches, last_turn
-      FROM ends t LEFT JOIN LATERAL (SELECT c.id FROM candidate c ORDER BY c.tx DESC, c.id DESC LIMIT 1) l ON true;
+                                                           WHERE o.customer_id = b.customer_id AND o.claims = 0
+                                                             AND o.turn >= now_turn), 0)) + b.number - 1 END
+          FROM batch b ORDER BY b.number RETURNING id, turn)
+    SELECT total, ARRAY(SELECT m.id FROM made m ORDER BY m.id), (SELECT max(m.turn) FROM made m)
+      INTO n, batches, last_turn;
 END $$;
+
+-- What a call of outbox.cut did: how many events it put into batches, and what is left.
+--   done     nothing
+--   more     there is more to do at once
+--   enough   more, and enough batches wait to be claimed
+--   busy     another worker is cutting
+CREATE TYPE outbox.cut_result AS (events int, state text);
 
 -- In an older snapshot the last cut is not seen, and what is in its batches would be cut again.
 CREATE FUNCTION outbox.require_read_committed() RETURNS void
@@ -150,12 +241,10 @@ BEGIN
     END IF;
 END $$;
 
--- Turns newly committed events into batches, up to about twice `budget` of them; returns how many,
--- -1 when another worker is cutting, or -2 when enough batches wait to be claimed. "Newly
--- committed" is the difference of two snapshots: a transaction that commits late is cut late and
--- never skipped, and one that stays open holds up only its own rows. The scan starts at xmax of the
--- last snapshot and visits the transactions that were open then one by one, so that its cost
--- follows the new events and never the age of the oldest transaction.
+-- Turns newly committed events into batches, up to about twice `budget` of them. A transaction that
+-- commits late is cut late and never skipped, and one that stays open holds up only its own rows.
+-- The scan starts at xmax of the last snapshot and visits the transactions that were open then one
+-- by one, so that its cost follows the new events and never the age of the oldest transaction.
 --
 -- A large transaction does not hold up what is committed after it: it counts as open still, and is
 -- cut beside the others, a budget at a time, while fewer than a hundred batches wait. However much
@@ -166,7 +255,7 @@ END $$;
 -- to its own commit, and with it for this one and for every event that is about to be sent. (What
 -- keeps order and is found by who holds its lane already may be sent before; a crash of the server
 -- then has it cut, and sent, once more.)
-CREATE FUNCTION outbox.cut(batch_size int, budget int) RETURNS int
+CREATE FUNCTION outbox.cut(batch_size int, budget int) RETURNS outbox.cut_result
 LANGUAGE plpgsql SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     k        outbox.cut;
@@ -175,19 +264,20 @@ DECLARE
     pass     bigint;   -- the number of this look through the stream
     waits    outbox.batch_place[];   -- a hundred of those that nobody has
     waiting  int;
-    step     record;
+    chosen   outbox.chosen;
+    made     record;
     total    int := 0;
     changed  boolean := false;
     incomplete boolean;       -- an earlier look is
     behind     outbox.lane_place[];
     is_behind  boolean := false;   -- some lanes are, and could be caught up with
-    first_held bigint;        -- the first look that was not at its end before this cut, or this one
+    first_unreleased bigint;        -- the first look that was not at its end before this cut, or this one
 BEGIN
     PERFORM outbox.require_read_committed();
     BEGIN
         LOCK TABLE outbox.cutting IN SHARE UPDATE EXCLUSIVE MODE NOWAIT;
     EXCEPTION
-        WHEN lock_not_available THEN RETURN -1;
+        WHEN lock_not_available THEN RETURN ROW (0, 'busy')::outbox.cut_result;
     END;
     PERFORM set_config('synchronous_commit', 'off', true);
     SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;   -- a new statement: sees the last cutter's commit
@@ -198,7 +288,7 @@ BEGIN
             hint = 'Stop producers and workers and run: outboxctl db rebase';
     END IF;
     pass := coalesce(k.pass, k.id);
-    first_held := coalesce(outbox.first_incomplete(k), pass);
+    first_unreleased := coalesce(outbox.first_incomplete(k), pass);
     waits := ARRAY(SELECT ROW(b.turn, b.id)::outbox.batch_place FROM outbox.batch b
                     WHERE b.claims = 0 AND (b.turn, b.id) >= (k.first_turn, k.first_id) ORDER BY b.turn, b.id LIMIT 100);
     waiting := cardinality(waits);
@@ -221,20 +311,21 @@ BEGIN
     late := ARRAY(SELECT x FROM pg_snapshot_xip(k.done) x WHERE pg_visible_in_snapshot(x, seen) EXCEPT SELECT unnest(k.large));
     -- Mostly there is nothing, and that is cheap to see.
     IF EXISTS (SELECT FROM outbox.uncut(late, 0, pg_snapshot_xmax(k.done), seen, 1)) THEN
-        step := outbox.make_batches(k.done, seen, late, false, 0, batch_size, budget, k.turn, waiting > 0);
-        total := step.n;
+        chosen := outbox.choose_events(k.done, seen, late, false, 0, budget);
+        made := outbox.group_batches(chosen, batch_size, k.turn, waiting > 0);
+        total := made.n;
         changed := true;
-        k.last_turn := greatest(k.last_turn, step.last_turn);
-        IF waiting = 0 AND step.n > 0 THEN k.first_turn := k.turn; k.first_id := step.batches[1]; END IF;
-        k.large := k.large || step.large;
-        k.large_pass := k.large_pass || array_fill(pass, ARRAY[cardinality(step.large)]);
+        k.last_turn := greatest(k.last_turn, made.last_turn);
+        IF waiting = 0 AND made.n > 0 THEN k.first_turn := k.turn; k.first_id := made.batches[1]; END IF;
+        k.large := k.large || chosen.large;
+        k.large_pass := k.large_pass || array_fill(pass, ARRAY[cardinality(chosen.large)]);
         -- Not at its end yet: the rest belongs to the same look.
-        k.pass := CASE WHEN step.until IS NOT NULL THEN pass END;
-        k.behind := outbox.route_ordered(step.batches, pass, k.pass IS NULL AND k.large = '{}', k.behind);
+        k.pass := CASE WHEN chosen.until IS NOT NULL THEN pass END;
+        k.behind := outbox.route_ordered(made.batches, pass, k.pass IS NULL AND k.large = '{}', k.behind);
         -- It never goes back: of the late ones, those from `until` on stay late.
         k.done := outbox.snapshot(
-            greatest(coalesce(step.until, pg_snapshot_xmax(seen)), pg_snapshot_xmax(k.done)),
-            ARRAY(SELECT pg_snapshot_xip(seen)) || k.large || ARRAY(SELECT x FROM unnest(late) x WHERE x >= step.until));
+            greatest(coalesce(chosen.until, pg_snapshot_xmax(seen)), pg_snapshot_xmax(k.done)),
+            ARRAY(SELECT pg_snapshot_xip(seen)) || k.large || ARRAY(SELECT x FROM unnest(late) x WHERE x >= chosen.until));
     ELSE
         changed := changed OR k.pass IS NOT NULL
                    OR pg_snapshot_xmax(seen)::text::bigint - pg_snapshot_xmax(k.done)::text::bigint > 1000;
@@ -244,13 +335,14 @@ BEGIN
 
     -- A part of the first large transaction.
     IF k.large <> '{}' AND (waiting < 100 OR outbox.keeps_order()) THEN
-        step := outbox.make_batches(k.done, k.done, k.large[1:1], true, k.at_id, batch_size, budget, k.turn, true);
-        total := total + step.n;
+        chosen := outbox.choose_events(k.done, k.done, k.large[1:1], true, k.at_id, budget);
+        made := outbox.group_batches(chosen, batch_size, k.turn, true);
+        total := total + made.n;
         changed := true;
-        k.last_turn := greatest(k.last_turn, step.last_turn);
-        k.behind := outbox.route_ordered(step.batches, k.large_pass[1], false, k.behind);
-        k.at_id := step.last_id;
-        IF step.n < budget THEN
+        k.last_turn := greatest(k.last_turn, made.last_turn);
+        k.behind := outbox.route_ordered(made.batches, k.large_pass[1], false, k.behind);
+        k.at_id := chosen.last_id;
+        IF made.n < budget THEN
             -- Whatever else was hidden stays so.
             k.done := outbox.snapshot(
                 pg_snapshot_xmax(k.done), ARRAY(SELECT x FROM pg_snapshot_xip(k.done) x WHERE x <> k.large[1]));
@@ -263,10 +355,10 @@ BEGIN
     -- What was put in line by looks that were not complete, before or in this cut, is let go when
     -- they are.
     IF (incomplete OR k.pass IS NOT NULL OR k.large <> '{}') AND outbox.keeps_order() THEN
-        k.held := coalesce(k.held, first_held);
-        k.held_next := CASE WHEN k.held_until IS NOT NULL THEN coalesce(k.held_next, k.held_until) END;
+        k.unreleased := coalesce(k.unreleased, first_unreleased);
+        k.release_next := CASE WHEN k.release_to IS NOT NULL THEN coalesce(k.release_next, k.release_to) END;
     END IF;
-    IF k.held IS NOT NULL THEN
+    IF k.unreleased IS NOT NULL THEN
         k := outbox.release_order(k, pass, 10000);
         changed := true;
     END IF;
@@ -274,16 +366,15 @@ BEGIN
     -- Nothing new and little else happened: keep the old row, so that an idle database is not
     -- written to.
     IF changed THEN
-        INSERT INTO outbox.cut (done, large, large_pass, at_id, pass, held, held_until, held_next, held_endpoint, held_key, behind, turn, last_turn,
+        INSERT INTO outbox.cut (done, large, large_pass, at_id, pass, unreleased, release_to, release_next, release_endpoint, release_key, behind, turn, last_turn,
                                 first_turn, first_id)
-        VALUES (k.done, k.large, k.large_pass, k.at_id, k.pass, k.held, k.held_until, k.held_next, k.held_endpoint, k.held_key, k.behind,
+        VALUES (k.done, k.large, k.large_pass, k.at_id, k.pass, k.unreleased, k.release_to, k.release_next, k.release_endpoint, k.release_key, k.behind,
                 k.turn, k.last_turn, k.first_turn, k.first_id);
     END IF;
-    -- While there is more to do at once, it is not nothing.
-    RETURN CASE WHEN total > 0 THEN total
-                WHEN is_behind OR k.held_until IS NOT NULL OR k.pass IS NOT NULL OR k.large <> '{}' AND waiting < 100 THEN 1
-                WHEN k.large <> '{}' THEN -2
-                ELSE 0 END;
+    RETURN ROW (total, CASE
+        WHEN is_behind OR k.release_to IS NOT NULL OR k.pass IS NOT NULL OR k.large <> '{}' AND waiting < 100 THEN 'more'
+        WHEN k.large <> '{}' THEN 'enough'
+        ELSE 'done' END)::outbox.cut_result;
 END $$;
 
 -- Undoes the statement that asks when fewer leases than expected turned out to be its own.
@@ -359,8 +450,8 @@ BEGIN
         GET DIAGNOSTICS changed = ROW_COUNT;
         -- They are in batches now.
         DELETE FROM outbox.stray;
-        INSERT INTO outbox.cut (done, held, behind, turn, last_turn, first_turn, first_id)
-        VALUES (pg_current_snapshot(), coalesce(k.held, outbox.first_incomplete(k)), k.behind, k.turn, k.last_turn, k.first_turn, k.first_id);
+        INSERT INTO outbox.cut (done, unreleased, behind, turn, last_turn, first_turn, first_id)
+        VALUES (pg_current_snapshot(), coalesce(k.unreleased, outbox.first_incomplete(k)), k.behind, k.turn, k.last_turn, k.first_turn, k.first_id);
         UPDATE outbox.setting SET cluster = outbox.cluster_identifier(), database = outbox.database_identifier();
         -- Their holders are the original's.
         UPDATE outbox.batch SET lease_id = NULL, lease_until = '-infinity' WHERE claims > 0;

@@ -421,24 +421,24 @@ DECLARE
     locked    uuid[];
     missed    uuid[];
 BEGIN
-    IF k.held_until IS NULL THEN
-        k.held_until := coalesce(outbox.first_incomplete(k), pass + 1);
-        IF k.held_until <= k.held THEN
-            k.held_until := NULL;
+    IF k.release_to IS NULL THEN
+        k.release_to := coalesce(outbox.first_incomplete(k), pass + 1);
+        IF k.release_to <= k.unreleased THEN
+            k.release_to := NULL;
             RETURN k;
         END IF;
-        k.held_endpoint := '00000000-0000-0000-0000-000000000000';
-        k.held_key := '';
-        k.held_next := outbox.first_incomplete(k);
+        k.release_endpoint := '00000000-0000-0000-0000-000000000000';
+        k.release_key := '';
+        k.release_next := outbox.first_incomplete(k);
     END IF;
     SELECT array_agg(n.endpoint_id), array_agg(n.ordering_key) INTO endpoints, keys
-      FROM outbox.next_lines(ROW(k.held_endpoint, k.held_key)::outbox.lane_place, step) n;
+      FROM outbox.next_lines(ROW(k.release_endpoint, k.release_key)::outbox.lane_place, step) n;
     locked := ARRAY(SELECT l.endpoint_id FROM outbox.lane l WHERE l.endpoint_id = ANY (endpoints)
                      ORDER BY l.endpoint_id FOR UPDATE SKIP LOCKED);
     missed := outbox.let_go_unless_locked(
         ARRAY(SELECT u.endpoint_id FROM unnest(endpoints) u(endpoint_id) WHERE u.endpoint_id IN (SELECT unnest(locked))),
         ARRAY(SELECT u.ordering_key FROM unnest(endpoints, keys) u(endpoint_id, ordering_key)
-               WHERE u.endpoint_id IN (SELECT unnest(locked))), k.held_until);
+               WHERE u.endpoint_id IN (SELECT unnest(locked))), k.release_to);
     -- Nobody waits for one lane: whoever catches up with it begins at its first key.
     missed := missed || ARRAY(SELECT DISTINCT e FROM unnest(endpoints) e WHERE e NOT IN (SELECT unnest(locked)));
     IF missed <> '{}' THEN
@@ -446,12 +446,12 @@ BEGIN
                     || ARRAY(SELECT ROW(m, '')::outbox.lane_place FROM unnest(missed) m);
     END IF;
     IF coalesce(cardinality(keys), 0) = step THEN
-        k.held_endpoint := endpoints[step];
-        k.held_key := keys[step];
+        k.release_endpoint := endpoints[step];
+        k.release_key := keys[step];
     ELSE
-        k.held := k.held_next;
-        k.held_until := NULL;
-        k.held_next := NULL;
+        k.unreleased := k.release_next;
+        k.release_to := NULL;
+        k.release_next := NULL;
     END IF;
     RETURN k;
 END $$;

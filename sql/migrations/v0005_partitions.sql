@@ -94,15 +94,15 @@ EXCEPTION
         RETURN false;
 END $$;
 
--- Makes the partitions of now and of the next three units of both logs; returns how many it made. A
--- lock that is not had at once is left for the next time.
-CREATE FUNCTION outbox.make_partitions() RETURNS int
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '50ms' AS $$
+-- Makes one of the partitions of now and of the next three units of both logs, and returns its
+-- name; NULL when none is missing, or none can be had. One a statement, since producers wait until
+-- that has committed, and with three locks of 20 ms at most.
+CREATE FUNCTION outbox.make_next_partition() RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '20ms' AS $$
 DECLARE
     parent name;
     p      record;
     unit   interval := (SELECT ('1 ' || partition_unit)::interval FROM outbox.setting);
-    made   int := 0;
 BEGIN
     FOREACH parent IN ARRAY ARRAY['event', 'attempt']::name[] LOOP
         FOR n IN 0..3 LOOP
@@ -110,19 +110,30 @@ BEGIN
             BEGIN
                 FOR p IN SELECT * FROM outbox.partition_to_make(parent, clock_timestamp() + n * unit) m
                           WHERE to_regclass(format('outbox.%I', m.name)) IS NULL LOOP
-                    made := made + outbox.make_partition(parent, p.name, p.lower, p.upper)::int;
+                    IF outbox.make_partition(parent, p.name, p.lower, p.upper) THEN RETURN p.name; END IF;
                 END LOOP;
             EXCEPTION
                 WHEN lock_not_available THEN NULL;
             END;
         END LOOP;
     END LOOP;
+    RETURN NULL;
+END $$;
+
+-- All of them at once, where there are no producers yet; returns how many it made.
+CREATE FUNCTION outbox.make_partitions() RETURNS int
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    made int := 0;
+BEGIN
+    WHILE outbox.make_next_partition() IS NOT NULL LOOP made := made + 1; END LOOP;
     RETURN made;
 END $$;
 
 -- Moves rows of one unit from a DEFAULT partition to one of their own, and returns its name; NULL
 -- when there is nothing to move, or too much to be moved at once: nobody is stopped for longer than
--- some ten thousand rows take. Those stay where they are delivered from, and go with their retention.
+-- ten thousand rows, or 16 MiB, take. Those stay where they are delivered from, and go with their
+-- retention.
 --
 -- Events move only when nothing is under way with them. A statement that has its snapshot from before
 -- and its plan from after the move looks for them in the new partition, and sees them in the old one.
@@ -136,7 +147,7 @@ DECLARE
     p      record;
 BEGIN
     -- To attach a partition PostgreSQL reads all of the DEFAULT one.
-    IF NOT outbox.keeps_house() OR pg_table_size(source) > 67108864 THEN RETURN NULL; END IF;
+    IF NOT outbox.keeps_house() OR pg_table_size(source) > 16777216 THEN RETURN NULL; END IF;
     EXECUTE format('SELECT min(%I) FROM %s', key, source) INTO oldest;
     SELECT * INTO p FROM outbox.partition_to_make(parent, oldest);
     IF p.name IS NULL OR to_regclass(format('outbox.%I', p.name)) IS NOT NULL THEN RETURN NULL; END IF;

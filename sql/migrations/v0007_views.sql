@@ -375,7 +375,7 @@ SELECT 'delivery_in_limbo', format('ordering key of %s:%s stands still', d.event
    AND NOT EXISTS (SELECT FROM outbox.delivery o
                     WHERE o.endpoint_id = d.endpoint_id AND o.ordering_key = d.ordering_key
                       AND (o.due_at < 'infinity' OR (o.pass, o.event_id) < (d.pass, d.event_id)))
-   AND NOT coalesce(d.pass >= (SELECT least(c.held, outbox.first_incomplete(c)) FROM outbox.cut c ORDER BY c.id DESC LIMIT 1), false)
+   AND NOT coalesce(d.pass >= (SELECT least(c.unreleased, outbox.first_incomplete(c)) FROM outbox.cut c ORDER BY c.id DESC LIMIT 1), false)
    AND d.endpoint_id NOT IN (SELECT b.endpoint_id FROM (SELECT * FROM outbox.cut c ORDER BY c.id DESC LIMIT 1) c, unnest(c.behind) b)
 UNION ALL
 SELECT 'delivery_in_limbo', format('event %s is not in line at endpoint %s, and no cut knows of it', u.event_id, u.endpoint_id),

@@ -70,7 +70,8 @@ GRANT EXECUTE ON FUNCTION outbox.keeps_order(), outbox.keepers_of(text, text, te
     outbox.release_order(outbox.cut, bigint, int), outbox.catch_up(outbox.cut, int),
     outbox.let_go_unless_locked(uuid[], text[], bigint) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION
-    outbox.make_batches(pg_snapshot, pg_snapshot, xid8[], boolean, bigint, int, int, bigint, boolean), outbox.snapshot(xid8, xid8[]) TO outbox_worker;
+    outbox.choose_events(pg_snapshot, pg_snapshot, xid8[], boolean, bigint, int),
+    outbox.group_batches(outbox.chosen, int, bigint, boolean), outbox.snapshot(xid8, xid8[]) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.is_cut(outbox.cut, xid8, bigint) TO outbox_worker, outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.events_at(bigint[], timestamptz[]), outbox.few_partitions(),
     outbox.first_events_at(bigint[], timestamptz[]) TO outbox_worker, outbox_operator;
@@ -79,7 +80,7 @@ GRANT EXECUTE ON FUNCTION outbox.uncut(xid8[], bigint, xid8, pg_snapshot, int) T
 GRANT EXECUTE ON FUNCTION outbox.stream_backlog() TO outbox_worker, outbox_reader, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.close_partition(), outbox.delete_strays(int),
     outbox.cut(int, int), outbox.require_read_committed(), outbox.require_leases(bigint, bigint), outbox.stored_size(json, json),
-    outbox.make_partitions(), outbox.empty_expired_partition(), outbox.drop_expired_partition(),
+    outbox.make_partitions(), outbox.make_next_partition(), outbox.empty_expired_partition(), outbox.drop_expired_partition(),
     outbox.move_default_rows(name), outbox.delete_expired_rows(name, int),
     outbox.webhook_id(bigint, timestamptz), outbox.partition_bounds(timestamptz) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.needed_partitions() TO outbox_worker;

@@ -1,6 +1,6 @@
+import Bytewise
 import Crypto
 import FoundationEssentials
-package import Postgres
 
 /// A key that deliveries are signed with, in one of the two schemes of Standard Webhooks: a symmetric secret (`v1`: 24 to
 /// 64 random bytes, written `whsec_` and base64) or an ed25519 private key (`v1a`: written `whsk_` and base64).
@@ -11,8 +11,6 @@ public struct SigningSecret: Sendable {
     }
 
     private let key: Key
-    /// Not to be signed with from then on, by the database's clock.
-    package var expiresAt = Timestamp.distantFuture
 
     /// Why a text is no secret. It never repeats the text.
     public struct Refusal: Error, Sendable, CustomStringConvertible {
@@ -50,7 +48,7 @@ public struct SigningSecret: Sendable {
 
     package var scheme: Scheme { if case .ed25519 = key { .v1a } else { .v1 } }
 
-    init(bytes: [UInt8], scheme: Scheme) throws(Refusal) {
+    package init(bytes: [UInt8], scheme: Scheme) throws(Refusal) {
         switch scheme {
         case .v1:
             guard (24...64).contains(bytes.count) else {
@@ -72,7 +70,7 @@ public struct SigningSecret: Sendable {
     private init(key: Key) { self.key = key }
 
     /// What is sealed.
-    var bytes: [UInt8] {
+    package var bytes: [UInt8] {
         switch key {
         case .symmetric(let key): key.withUnsafeBytes { Array($0) }
         case .ed25519(let key): Array(key.rawRepresentation)
@@ -109,7 +107,7 @@ public struct SigningSecret: Sendable {
         head.reserveCapacity(64)
         head += id.utf8
         head.append(UInt8(ascii: "."))
-        head.appendDecimal(timestamp)
+        head += String(timestamp).utf8
         head.append(UInt8(ascii: "."))
         switch key {
         case .symmetric(let key):
