@@ -183,6 +183,15 @@ column endpoint.revision bigint not null default 1
 column endpoint.changed_tx xid8 not null default pg_current_xact_id()
 column endpoint.created_at timestamp with time zone not null default clock_timestamp()
 column endpoint.updated_at timestamp with time zone not null default clock_timestamp()
+column endpoint_document.id uuid
+column endpoint_document.name text
+column endpoint_document.customer_id text
+column endpoint_document.event_types jsonb
+column endpoint_document.change_types jsonb
+column endpoint_document.ordered boolean
+column endpoint_document.deleted_at timestamp with time zone
+column endpoint_document.document jsonb
+column endpoint_document.masked jsonb
 column endpoint_health.endpoint_id uuid
 column endpoint_health.endpoint text
 column endpoint_health.customer_id text
@@ -431,7 +440,6 @@ function outbox.choose_events(pg_snapshot,pg_snapshot,xid8[],boolean,bigint,inte
 function outbox.claimable_at(outbox.lane) returns timestamp with time zone d41d8cd98f00b204e9800998ecf8427e
 function outbox.close_partition() returns text security definer d1c4d16fccc4bd6fe77047fd63df8142
 function outbox.cluster_identifier() returns bigint 1478b8f8722d7789ed37739735c4d8a5
-function outbox.configuration(outbox.endpoint) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_identity() returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_timeline() returns integer d41d8cd98f00b204e9800998ecf8427e
 function outbox.current_transaction_id() returns uuid d41d8cd98f00b204e9800998ecf8427e
@@ -477,7 +485,6 @@ function outbox.lock_unneeded(name,oid,timestamp with time zone) returns boolean
 function outbox.make_next_partition() returns text security definer d1c5ad8435c9f755ac390228c1806649
 function outbox.make_partition(name,name,timestamp with time zone,timestamp with time zone) returns boolean c986e88da9d54a01c4996aee34e76be9
 function outbox.make_partitions() returns integer security definer f6689d3393ae5ae0a8ede94127dafe0a
-function outbox.masked_configuration(outbox.endpoint) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_headers(jsonb) returns jsonb d41d8cd98f00b204e9800998ecf8427e
 function outbox.masked_url(text) returns text d41d8cd98f00b204e9800998ecf8427e
 function outbox.matches(jsonb,text) returns boolean d41d8cd98f00b204e9800998ecf8427e
@@ -535,6 +542,7 @@ view attempts
 view backlog
 view dead_letters
 view deliveries
+view endpoint_document
 view endpoint_health
 view endpoint_state
 view grants
@@ -565,6 +573,7 @@ grant update on delivery to outbox_operator
 grant insert on endpoint to outbox_operator
 grant select on endpoint to outbox_operator
 grant update on endpoint to outbox_operator
+grant select on endpoint_document to outbox_operator
 grant select on endpoint_health to outbox_operator
 grant select on endpoint_state to outbox_operator
 grant select on event to outbox_operator
@@ -627,6 +636,7 @@ grant insert on delivery to outbox_worker
 grant select on delivery to outbox_worker
 grant update on delivery to outbox_worker
 grant select on endpoint to outbox_worker
+grant select on endpoint_document to outbox_worker
 grant select on endpoint_health to outbox_worker
 grant select on endpoint_state to outbox_worker
 grant select on event to outbox_worker
@@ -666,7 +676,6 @@ grant execute on begin_operation to outbox_operator
 grant execute on outbox_api.begin_operation to outbox_operator
 grant execute on claimable_at to outbox_operator
 grant execute on cluster_identifier to outbox_operator
-grant execute on configuration to outbox_operator
 grant execute on current_identity to outbox_operator
 grant execute on current_transaction_id to outbox_operator
 grant execute on database_identifier to outbox_operator
@@ -691,7 +700,6 @@ grant execute on is_span to outbox_operator
 grant execute on is_well to outbox_operator
 grant execute on key_of to outbox_operator
 grant execute on let_go to outbox_operator
-grant execute on masked_configuration to outbox_operator
 grant execute on masked_headers to outbox_operator
 grant execute on masked_url to outbox_operator
 grant execute on matches to outbox_operator
@@ -737,7 +745,6 @@ grant execute on wake_worker to outbox_producer
 grant execute on accepts_requests to outbox_reader
 grant execute on claimable_at to outbox_reader
 grant execute on cluster_identifier to outbox_reader
-grant execute on configuration to outbox_reader
 grant execute on database_identifier to outbox_reader
 grant execute on expired_partitions to outbox_reader
 grant execute on first_incomplete to outbox_reader
@@ -771,7 +778,6 @@ grant execute on choose_events to outbox_worker
 grant execute on claimable_at to outbox_worker
 grant execute on close_partition to outbox_worker
 grant execute on cluster_identifier to outbox_worker
-grant execute on configuration to outbox_worker
 grant execute on current_identity to outbox_worker
 grant execute on current_timeline to outbox_worker
 grant execute on current_transaction_id to outbox_worker

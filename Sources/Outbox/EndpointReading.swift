@@ -45,9 +45,9 @@ extension Connection {
         let isAsked: SQL = ids.map { "n.id = ANY (\($0))" } ?? "true"
         return try query(
             """
-            SELECT n.id, n.name, n.customer_id, n.event_types::json, n.change_types::json, n.ordered, outbox.configuration(n)::json,
+            SELECT c.id, c.name, c.customer_id, c.event_types::json, c.change_types::json, c.ordered, c.document::json,
                    \(raw: "\(EndpointState.columns)")
-              FROM outbox.endpoint n JOIN outbox.lane l ON l.endpoint_id = n.id
+              FROM outbox.endpoint_document c JOIN outbox.endpoint n ON n.id = c.id JOIN outbox.lane l ON l.endpoint_id = n.id
              WHERE n.deleted_at IS NULL AND \(isAsked)
              ORDER BY n.name, n.id
             """
@@ -81,7 +81,7 @@ extension Connection {
     /// An endpoint's configuration, in which secrets are kept.
     package mutating func configuration(of id: EndpointID) throws -> EndpointConfiguration {
         let document = try query(
-            "SELECT outbox.configuration(n)::json FROM outbox.endpoint n WHERE n.id = \(id) AND n.deleted_at IS NULL"
+            "SELECT c.document::json FROM outbox.endpoint_document c WHERE c.id = \(id) AND c.deleted_at IS NULL"
         ).first { row throws(PostgresError) in try row[0] as JSONText }
         guard let document else { throw Problem(.notFound, "endpoint \(id) not found") }
         return try EndpointConfiguration(json: document.bytes)
@@ -147,7 +147,8 @@ extension Connection {
                    n.max_in_flight, n.max_concurrency, n.rates, n.ordered, n.on_dead,
                    h.failing_since, coalesce(w.waiting, 0) AS waiting, coalesce(x.dead_letters, 0) AS dead_letters, n.revision, n.created_at, n.updated_at
               FROM outbox.endpoint n JOIN outbox.endpoint_state h ON h.endpoint_id = n.id
-             CROSS JOIN LATERAL jsonb_to_record(outbox.masked_configuration(n)) AS c(
+              JOIN outbox.endpoint_document document ON document.id = n.id
+             CROSS JOIN LATERAL jsonb_to_record(document.masked) AS c(
                    event_types jsonb, change_types jsonb, url text, headers jsonb, authentication jsonb, tls jsonb, response_rules jsonb, timeout_seconds numeric,
                    connect_timeout_seconds numeric, retry_schedule_seconds numeric[])
               LEFT JOIN (SELECT endpoint_id, count(*) AS waiting FROM outbox.delivery WHERE endpoint_id = ANY (\(ids)) GROUP BY endpoint_id) w

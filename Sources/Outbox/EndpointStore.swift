@@ -110,12 +110,12 @@ extension Connection {
     private mutating func auditedConfiguration(of id: EndpointID) throws -> JSONText {
         try query(
             """
-            SELECT (outbox.masked_configuration(n) || jsonb_build_object(
+            SELECT (c.masked || jsonb_build_object(
                         'url_query', md5(substr(n.url, nullif(strpos(n.url, '?'), 0))),
                         'tls', jsonb_build_object('ca_certificates', md5(n.ca_certificates), 'client_certificate', md5(n.client_certificate)),
                         'credentials', (SELECT md5(s.sealed) FROM outbox.secret s
                                          WHERE s.endpoint_id = n.id AND s.kind = 'credentials')))::json
-              FROM outbox.endpoint n WHERE n.id = \(id)
+              FROM outbox.endpoint_document c JOIN outbox.endpoint n ON n.id = c.id WHERE n.id = \(id)
             """
         ).first { row throws(PostgresError) in try row[0] as JSONText } ?? JSONText("{}")
     }

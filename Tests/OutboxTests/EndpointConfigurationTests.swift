@@ -80,8 +80,7 @@ import Transport
             #expect(endpoint.configuration == configuration)
             let texts = try await database.column(
                 """
-                SELECT d::text FROM outbox.endpoint n, unnest(ARRAY[outbox.configuration(n), outbox.masked_configuration(n)]) d
-                 WHERE n.id = \(id)
+                SELECT d::text FROM outbox.endpoint_document c, unnest(ARRAY[c.document, c.masked]) d WHERE c.id = \(id)
                 """
             ).compactMap(\.self)
             let (written, masked) = (try object(texts[0].utf8), try object(texts[1].utf8))

@@ -104,7 +104,6 @@ GRANT EXECUTE ON FUNCTION outbox.record_audit(text, text, text, text, jsonb),
     outbox_private.record_audit(name, text, text, text, text, jsonb)
     TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int, boolean, boolean), outbox.masked_url(text), outbox.masked_headers(jsonb),
-    outbox.masked_configuration(outbox.endpoint),
     outbox.grant_publish(name, text[]), outbox_private.set_body_limit(name, bigint), outbox_private.rebase(name, int, boolean, boolean),
     outbox_private.grant_publish(name, name, text[]),
     outbox_private.record_trial(name, uuid, bigint, timestamptz, text, uuid, timestamptz, int[], boolean, int, text, text, bytea, text),
@@ -114,7 +113,8 @@ GRANT EXECUTE ON FUNCTION outbox.current_timeline(), outbox.has_gone_back(), out
 -- Asked by a check of outbox.endpoint, for whoever changes it.
 GRANT EXECUTE ON FUNCTION outbox.is_schedule(interval[]), outbox.is_span(interval, interval, interval), outbox.are_patterns(jsonb)
     TO outbox_worker, outbox_operator;
-GRANT EXECUTE ON FUNCTION outbox.configuration(outbox.endpoint), outbox.written_patterns(jsonb), outbox.patterns_in_words(jsonb) TO outbox_worker, outbox_operator, outbox_reader;
+GRANT EXECUTE ON FUNCTION outbox.written_patterns(jsonb), outbox.patterns_in_words(jsonb) TO outbox_worker, outbox_operator, outbox_reader;
+GRANT SELECT ON outbox.endpoint_document TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.ask_filters(bigint[], timestamptz[], text[]), outbox.filter_document(outbox.event),
     outbox.without_values(text) TO outbox_worker;
 GRANT EXECUTE ON FUNCTION outbox.is_delivery(text), outbox.most_bytes_at_a_time() TO outbox_worker, outbox_reader, outbox_operator;
