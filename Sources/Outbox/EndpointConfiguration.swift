@@ -133,6 +133,11 @@ extension EndpointConfiguration {
         guard description?.unicodeScalars.count ?? 0 <= 4096 else {
             throw Problem(.invalidValue, "the description has more than 4096 characters")
         }
+        for (text, what) in [
+            (customerID, "customer"), (description, "description"), (filter, "filter"), (template?.source, "template"),
+        ] where text?.utf8.contains(0) == true {
+            throw Problem(.invalidValue, "the \(what) contains U+0000", hint: "The database has no such character")
+        }
         for (patterns, what) in [(eventTypes, "event types"), (changeTypes, "change types")]
         where !(1...100).contains(patterns.count) {
             throw Problem(.invalidValue, "there must be 1 to 100 \(what)", hint: "For all of them write *")

@@ -84,7 +84,7 @@ extension EndpointConfiguration: Codable {
         urlHasParameters = try members.value(.urlParameters, or: urlHasParameters)
         method = HTTPRequest.Method(rawValue: try members.word(.method, HTTPRequest.Method.self) ?? "") ?? method
         format = Endpoint.Format(rawValue: try members.word(.format, Endpoint.Format.self) ?? "") ?? format
-        let kind = try Template.Kind(stored: try members.value(.templateKind, or: "json"))
+        let kind = try templateKind(try members.value(.templateKind, or: "json"))
         if let source: String = try members.value(.template, or: nil) {
             do { template = try Template(source, kind: kind) } catch {
                 throw Problem(.templateInvalid, "the template cannot be used: \(error)")
@@ -263,6 +263,13 @@ extension ResponseRules: Codable {
 
 // MARK: How they are read and written
 
+private func templateKind(_ text: String) throws -> Template.Kind {
+    do throws(UnknownValue) { return try Template.Kind(stored: text) } catch {
+        throw Problem(
+            .invalidValue, "template_kind cannot be \"\(text.prefix(64))\"", hint: "Expected one of json, xml, text")
+    }
+}
+
 /// A value as JSON, with members in the order of their names.
 func encoded(_ value: some Encodable, _ disclosure: EndpointConfiguration.Disclosure) throws -> [UInt8] {
     let encoder = JSONEncoder()
@@ -339,7 +346,7 @@ extension DecodingError {
         case is String.Type: "a text"
         case is Bool.Type: "true or false"
         case is Double.Type: "a number"
-        default: "an object or a list"
+        default: "\(type)".hasPrefix("Array") ? "a list" : "an object"
         }
     }
 

@@ -212,7 +212,10 @@ extension EndpointConfiguration {
             (resolved.url, stored?.url), (resolved.authentication.tokenURL ?? "", stored?.authentication.tokenURL),
         ]
         if urls.contains(where: { $0.0 != $0.1 && $0.0.contains("=***") }) { throw refusal("a value in a URL") }
-        if authentication.secret == .kept, stored?.authentication.secret == nil {
+        // What was given as a token is no password.
+        if authentication.secret == .kept,
+            stored?.authentication.secret == nil || stored?.authentication.kind != authentication.kind
+        {
             throw refusal("the authentication's secret")
         }
         if tls.clientKey == .kept, stored?.tls.clientKey == nil { throw refusal("the client's private key") }

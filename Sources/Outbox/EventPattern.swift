@@ -15,8 +15,9 @@ package enum EventPattern: Sendable, Hashable {
     /// Reads the written form.
     package init(_ text: String) throws(Problem) {
         let name = text.hasPrefix("=") ? String(text.dropFirst()) : text
-        guard (1...256).contains(name.unicodeScalars.count) else {
-            throw Problem(.invalidValue, "an event type or change type must have 1 to 256 characters")
+        guard (1...256).contains(name.unicodeScalars.count), !name.utf8.contains(0) else {
+            throw Problem(
+                .invalidValue, "an event type or change type must have 1 to 256 characters, and none of them U+0000")
         }
         if text.hasPrefix("=") {
             self = .exact(ExactText(name))

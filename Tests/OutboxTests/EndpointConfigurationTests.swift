@@ -147,6 +147,9 @@ import Transport
             { $0.headers[2].isSecret = false },
             { $0.url = "https://example.com/?other=***" },
             { $0.tls = EndpointConfiguration.TLS(clientCertificate: "x", clientKey: .kept) },
+            // Kept, and of another kind.
+            { $0.authentication.kind = .bearer },
+            { $0.description = "\0" }, { $0.filter = "\0" },
             // Kept, and for another receiver.
             { $0.url = "https://example.org/" },
         ]
@@ -189,6 +192,10 @@ import Transport
         (#"{"name":"e","url":"https://x/","event_type":"x"}"#, "event_types"),
         (#"{"name":"e","url":"https://x/","response_rules":{"succes":"200"}}"#, "response_rules"),
         (#"{"name":"e","url":"https://x/","method":"DELETE"}"#, "POST"),
+        (#"{"name":"e","url":"https://x/","template_kind":"yaml"}"#, "xml"),
+        (#"{"name":"e","url":"https://x/","headers":{"name":"x"}}"#, "headers must be a list"),
+        (#"{"name":"e","url":"https://x/","tls":[]}"#, "tls must be an object"),
+        (#"{"name":"e","url":"https://x/","event_types":["a\u0000"]}"#, "U+0000"),
         (#"{"name":"e","url":"https://x/","max_in_flight":"7"}"#, "max_in_flight"),
         (#"{"name":"e","url":"https://x/","max_in_flight":1.5}"#, "max_in_flight"),
         (#"{"name":"e","url":"https://x/","event_types":["Admin*"]}"#, "Admin*"),
