@@ -65,13 +65,13 @@ package struct EndpointUseCases: Sendable {
     package func export(_ endpoints: [String], reveals: Bool, reason: String?) async throws -> [[UInt8]] {
         let keyring = reveals ? try host.keyring() : nil
         return try await host.run { [actor = host.actor] connection in
-            let ids =
-                endpoints.isEmpty ? try connection.endpointIDs() : try endpoints.map { try connection.endpointID($0) }
-            return try ids.map { id in
-                guard let keyring else { return try connection.configuration(of: id).json(.masked) }
-                try connection.audit("endpoint.reveal", endpoint: id, reason: reason, by: actor)
-                return try connection.endpoint(id, keyring: keyring).configuration.json(.revealed)
+            let ids = endpoints.isEmpty ? nil : try endpoints.map { try connection.endpointID($0) }
+            guard let keyring else { return try connection.configurations(of: ids).map { try $0.json(.masked) } }
+            let revealed = try connection.endpoints(ids, keyring: keyring)
+            for endpoint in revealed {
+                try connection.audit("endpoint.reveal", endpoint: endpoint.id, reason: reason, by: actor)
             }
+            return try revealed.map { try $0.configuration.json(.revealed) }
         }
     }
 

@@ -104,12 +104,6 @@ package final class Endpoint: Sendable {
         )
     }
 
-    /// True when the event is one of its own, as far as its filter does not say otherwise.
-    package func wants(_ event: Event) -> Bool {
-        (customerID == "*" || customerID == event.customerID) && configuration.eventTypes.matchType(of: event)
-            && takes(changeType: event.changeType)
-    }
-
     package func takes(changeType: ExactText) -> Bool { configuration.changeTypes.match(changeType) }
 }
 

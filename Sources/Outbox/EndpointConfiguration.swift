@@ -142,6 +142,11 @@ extension EndpointConfiguration {
         where !(1...100).contains(patterns.count) {
             throw Problem(.invalidValue, "there must be 1 to 100 \(what)", hint: "For all of them write *")
         }
+        for (secret, what) in headers.map({ ($0.value, "the header \($0.name.prefix(64))") }) + [
+            (authentication.secret, "the authentication's secret"), (tls.clientKey, "the client's private key"),
+        ] where secret == .text(Masking.mask) {
+            throw Problem(.maskedValue, "\(what) cannot be ***: that stands for what is stored", hint: "Give its value")
+        }
         try validateRequest(policy)
         try validateTLS()
         try rules.validate()

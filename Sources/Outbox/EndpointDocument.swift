@@ -142,11 +142,9 @@ extension EndpointConfiguration: Codable {
 // MARK: Its parts
 
 extension EndpointSecret: Codable {
-    static let mask = "***"
-
     package init(from decoder: any Decoder) throws {
         let text = try decoder.singleValueContainer().decode(String.self)
-        self = text == Self.mask ? .kept : .text(text)
+        self = text == Masking.mask ? .kept : .text(text)
     }
 
     package func encode(to encoder: any Encoder) throws {
@@ -154,7 +152,7 @@ extension EndpointSecret: Codable {
         if case .text(let text) = self, encoder.disclosure == .revealed {
             try container.encode(text)
         } else {
-            try container.encode(Self.mask)
+            try container.encode(Masking.mask)
         }
     }
 }

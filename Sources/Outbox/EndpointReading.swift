@@ -6,14 +6,14 @@ import Templates
 import Transport
 
 extension Connection {
-    /// All endpoints as a worker would use them.
-    mutating func allEndpoints(keyring: Keyring) throws -> [Endpoint] {
-        try inOneSnapshot { try $0.readEndpoints(nil, keyring: keyring) }
+    /// These endpoints as a worker would use them, or all of them.
+    package mutating func endpoints(_ ids: [EndpointID]? = nil, keyring: Keyring) throws -> [Endpoint] {
+        try inOneSnapshot { try $0.readEndpoints(ids, keyring: keyring) }
     }
 
     /// One endpoint as a worker would use it.
     package mutating func endpoint(_ id: EndpointID, keyring: Keyring) throws -> Endpoint {
-        guard let endpoint = try inOneSnapshot({ try $0.readEndpoints([id], keyring: keyring) }).first else {
+        guard let endpoint = try endpoints([id], keyring: keyring).first else {
             throw Problem(.notFound, "endpoint \(id) not found")
         }
         return endpoint
@@ -80,18 +80,21 @@ extension Connection {
 
     /// An endpoint's configuration, in which secrets are kept.
     package mutating func configuration(of id: EndpointID) throws -> EndpointConfiguration {
-        let document = try query(
-            "SELECT c.document::json FROM outbox.endpoint_document c WHERE c.id = \(id) AND c.deleted_at IS NULL"
-        ).first { row throws(PostgresError) in try row[0] as JSONText }
-        guard let document else { throw Problem(.notFound, "endpoint \(id) not found") }
-        return try EndpointConfiguration(json: document.bytes)
+        guard let configuration = try configurations(of: [id]).first else {
+            throw Problem(.notFound, "endpoint \(id) not found")
+        }
+        return configuration
     }
 
-    /// All of them, by customer and name.
-    package mutating func endpointIDs() throws -> [EndpointID] {
-        try query("SELECT id FROM outbox.endpoint WHERE deleted_at IS NULL ORDER BY customer_id, name").map {
-            row throws(PostgresError) in try row[0]
-        }
+    /// The configurations of these endpoints, or of all, by customer and name; secrets are kept.
+    package mutating func configurations(of ids: [EndpointID]? = nil) throws -> [EndpointConfiguration] {
+        let isAsked: SQL = ids.map { "c.id = ANY (\($0))" } ?? "true"
+        return try query(
+            """
+            SELECT c.document::json FROM outbox.endpoint_document c
+             WHERE c.deleted_at IS NULL AND \(isAsked) ORDER BY c.customer_id, c.name
+            """
+        ).map { row throws(PostgresError) in try row[0] as JSONText }.map { try EndpointConfiguration(json: $0.bytes) }
     }
 
     /// The endpoint of that very name; nil when there is none.

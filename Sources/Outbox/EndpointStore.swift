@@ -52,8 +52,8 @@ extension Connection {
                     "UPDATE outbox.endpoint SET revision = revision + 1, updated_at = clock_timestamp() WHERE id = \(id)"
                 )
                 try connection.checkUsable(id, keyring: keyring)
+                try connection.auditChange("endpoint.update", endpoint: id, from: audited, by: actor)
             }
-            try connection.auditChange("endpoint.update", endpoint: id, from: audited, by: actor)
             return changed
         }
         // Also where somebody has begun it and was interrupted.
@@ -211,7 +211,7 @@ extension EndpointConfiguration {
         let urls = [
             (resolved.url, stored?.url), (resolved.authentication.tokenURL ?? "", stored?.authentication.tokenURL),
         ]
-        if urls.contains(where: { $0.0 != $0.1 && $0.0.contains("=***") }) { throw refusal("a value in a URL") }
+        if urls.contains(where: { $0.0 != $0.1 && Masking.isMasked($0.0) }) { throw refusal("a value in a URL") }
         // What was given as a token is no password.
         if authentication.secret == .kept,
             stored?.authentication.secret == nil || stored?.authentication.kind != authentication.kind
@@ -219,17 +219,14 @@ extension EndpointConfiguration {
             throw refusal("the authentication's secret")
         }
         if tls.clientKey == .kept, stored?.tls.clientKey == nil { throw refusal("the client's private key") }
-        var places: [String: [Header]] = Dictionary(grouping: stored?.headers ?? []) { $0.name.lowercased() }
+        var known = HeaderValues(stored?.headers ?? []) { $0.value }
         for place in headers.indices {
-            let header = headers[place]
-            let match =
-                places[header.name.lowercased()]?.isEmpty == false
-                ? places[header.name.lowercased()]?.removeFirst() : nil
+            let (header, value) = (headers[place], known.next(for: headers[place]))
             guard header.value == .kept else { continue }
-            guard let match, match.value != .kept || header.isSecret else {
-                throw refusal("the header \(header.name.prefix(64))")
-            }
-            resolved.headers[place].value = match.value
+            guard let value else { throw refusal("the header \(header.name.prefix(64))") }
+            resolved.headers[place].value = value
+            // Who was not shown it does not send it somewhere else.
+            if !header.isSecret, let stored, stored.origins != resolved.origins { throw boundToOrigin(stored.origins) }
         }
         return resolved
     }
@@ -252,21 +249,44 @@ extension EndpointConfiguration {
         }
         new.authentication = authentication.secret.flatMap { value($0, old: old.authentication) }
         new.clientKey = tls.clientKey.flatMap { value($0, old: old.clientKey) }
-        let names = before?.headers.filter(\.isSecret).map { $0.name.lowercased() } ?? []
-        var values = Dictionary(grouping: zip(names, old.headers)) { $0.0 }.mapValues { $0.map(\.1)[...] }
-        for header in headers where header.isSecret {
-            let stored = values[header.name.lowercased()]?.popFirst()
-            new.headers.append(value(header.value, old: stored) ?? "")
+        var sealed = old.headers[...]
+        var known = HeaderValues(before?.headers ?? []) { $0.isSecret ? sealed.popFirst() : nil }
+        for header in headers {
+            let stored = known.next(for: header)
+            if header.isSecret { new.headers.append(value(header.value, old: stored) ?? "") }
         }
         new.origins = origins
-        if isAnythingKept, !old.isEmpty, old.origins != new.origins {
-            throw Problem(
-                .credentialsBoundToOrigin,
-                "the endpoint's credentials were given for \(old.origins.joined(separator: " and ")), and are not sent anywhere else",
-                hint:
-                    "Give them again together with the new URL or authorities, or take authentication, client certificate and secret headers away"
-            )
-        }
+        if isAnythingKept, !old.isEmpty, old.origins != new.origins { throw boundToOrigin(old.origins) }
         return new
+    }
+}
+
+private func boundToOrigin(_ origins: [String]) -> Problem {
+    Problem(
+        .credentialsBoundToOrigin,
+        "the endpoint's credentials were given for \(origins.joined(separator: " and ")), and are not sent anywhere else",
+        hint: "Give them again together with the new URL or authorities, or take authentication, client certificate "
+            + "and the headers in question away")
+}
+
+/// Values of headers, each of which is that of the next header of the same name, and secret or not as that one is: so a secret does
+/// not take the place of what is shown.
+private struct HeaderValues<Value> {
+    private struct Key: Hashable {
+        let name: String
+        let isSecret: Bool
+
+        init(_ header: EndpointConfiguration.Header) { (name, isSecret) = (header.name.lowercased(), header.isSecret) }
+    }
+
+    private var values: [Key: ArraySlice<Value?>] = [:]
+
+    init(_ headers: [EndpointConfiguration.Header], _ value: (EndpointConfiguration.Header) -> Value?) {
+        for header in headers { values[Key(header), default: []].append(value(header)) }
+    }
+
+    /// Nil when there is none left.
+    mutating func next(for header: EndpointConfiguration.Header) -> Value? {
+        values[Key(header)]?.popFirst() ?? nil
     }
 }

@@ -138,11 +138,6 @@ extension [EventPattern] {
     /// True when one of them takes the value.
     package func match(_ value: ExactText) -> Bool { contains { $0.matches(value) } }
 
-    /// True when one of them takes the event's type: `*` does not include what the service says about itself.
-    package func matchType(of event: Event) -> Bool {
-        contains { $0.matches(event.type) && !($0 == .any && event.isOperational) }
-    }
-
     /// A type that they take, for a sample: the first that is named.
     package var sampleType: String {
         switch first {

@@ -125,7 +125,7 @@ extension Connection {
             try row[0] as Bool
         }
         if keyring.isEmpty || mayRead != true { return known }
-        let unusable = try allEndpoints(keyring: keyring).filter { $0.defect != nil }.map { endpoint in
+        let unusable = try endpoints(keyring: keyring).filter { $0.defect != nil }.map { endpoint in
             [
                 "endpoint_unusable", "\(endpoint.name) (\(endpoint.id)) cannot be called: \(endpoint.defect ?? "")",
                 "When it is about a key, name the right OUTBOX_SECRET_KEY_FILE; else correct what is named with: outboxctl endpoint update \(endpoint.id)",

@@ -9,11 +9,22 @@ package enum Masking {
         return suspicious.contains { name.contains($0) }
     }
 
+    /// What stands for a value that is not shown. Written back, it means what is stored.
+    package static let mask = "***"
+
+    /// True when a value of the URL's query is the mask.
+    static func isMasked(_ url: String) -> Bool {
+        guard let mark = url.firstIndex(of: "?") else { return false }
+        return url[url.index(after: mark)...].split(separator: "&").contains { pair in
+            pair.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false).last.map { $0 == mask } ?? false
+        }
+    }
+
     /// The URL with the values of its query masked: they may be tokens.
     package static func url(_ url: String) -> String {
         guard let mark = url.firstIndex(of: "?") else { return url }
         let pairs = url[url.index(after: mark)...].split(separator: "&", omittingEmptySubsequences: false).map { pair in
-            pair.firstIndex(of: "=").map { pair[...$0] + "***" } ?? (pair.isEmpty ? "" : "***")
+            pair.firstIndex(of: "=").map { pair[...$0] + mask } ?? (pair.isEmpty ? "" : Substring(mask))
         }
         return url[...mark] + pairs.joined(separator: "&")
     }

@@ -62,7 +62,16 @@ extension Connection {
     /// Lets some of what stands in line go where order has ended, and returns how many: in steps, as `cancelDeleted`. Lines
     /// that are left when this is interrupted go on one by one.
     mutating func dissolveLines(of id: EndpointID) throws -> Int {
-        try transaction { connection in
+        // Mostly there is none, and then nothing is written.
+        let isAny =
+            try query(
+                """
+                SELECT WHERE EXISTS (SELECT FROM outbox.delivery WHERE endpoint_id = \(id) AND ordering_key IS NOT NULL)
+                          OR EXISTS (SELECT FROM outbox.dead_letter WHERE endpoint_id = \(id) AND ordering_key IS NOT NULL)
+                """
+            ).count > 0
+        if !isAny { return 0 }
+        return try transaction { connection in
             try connection.lowerDueTime(of: [id])
             let parked = try connection.query(
                 """

@@ -1,4 +1,5 @@
 import ArgumentParser
+import Bytewise
 import Foundation
 import Operator
 import Outbox
@@ -36,18 +37,31 @@ extension EndpointCommand {
             let settings = try Settings(options)
             if settings["database_url"] == nil { _ = try settings.keyring(creating: true) }
             // Before the first of them is written.
+            let names = Dictionary(grouping: wanted) { [ExactText($0.customerID), ExactText($0.name)] }
+            if let twice = names.values.first(where: { $0.count > 1 })?.first {
+                throw Problem(
+                    .invalidValue, "endpoint \"\(twice.name)\" is in the document twice", hint: "Keep one of them")
+            }
             for configuration in wanted { try configuration.validate(try settings.policy()) }
-            for configuration in wanted {
-                let secret = SigningSecret.generate()
-                let isNew = try await Session.operate(options) {
-                    try await $0.endpoints.replace(configuration, secret: secret)
+            try await Session.operate(options) { desk in
+                for configuration in wanted {
+                    let secret = SigningSecret.generate()
+                    let isNew: Bool
+                    do { isNew = try await desk.endpoints.replace(configuration, secret: secret) } catch let problem
+                        as Problem
+                    {
+                        throw Problem(
+                            problem.code, "endpoint \"\(configuration.name)\": \(problem.message)", hint: problem.hint,
+                            next: problem.next)
+                    }
+                    // At once: should the next one be refused, nobody would see this secret again.
+                    let fields = [("endpoint", jsonString(configuration.name)), ("created", "\(isNew)")]
+                    options.format.fact(
+                        isNew ? fields + [("secret", jsonString(secret.revealed))] : fields,
+                        text: isNew
+                            ? "created \(printable(configuration.name)), secret (shown once) \(secret.revealed)"
+                            : "replaced \(printable(configuration.name))")
                 }
-                let fields = [("endpoint", jsonString(configuration.name)), ("created", "\(isNew)")]
-                options.format.fact(
-                    isNew ? fields + [("secret", jsonString(secret.revealed))] : fields,
-                    text: isNew
-                        ? "created \(printable(configuration.name)), secret (shown once) \(secret.revealed)"
-                        : "replaced \(printable(configuration.name))")
             }
         }
     }

@@ -133,6 +133,42 @@ import Transport
         #expect(endpoint.configuration.headers.map(\.value.text) == ["canary one", "sounds secret", "%type%"])
         #expect(endpoint.configuration.authentication.secret == "canary three")
         #expect(try await database.number("SELECT revision FROM outbox.endpoint") == 2)
+        // Only what differs is written down.
+        #expect(try await database.number("SELECT count(*) FROM outbox.audit WHERE action = 'endpoint.update'") == 1)
+    }
+
+    @Test
+    func `a secret header and a shown one of the same name keep their values, in whatever order they are written`()
+        async throws
+    {
+        let database = try await TestCluster.database()
+        var configuration = EndpointConfiguration(name: "e", url: "https://example.com/")
+        configuration.headers = [
+            EndpointConfiguration.Header(name: "X-Key", value: "shown"),
+            EndpointConfiguration.Header(name: "X-Key", value: "canary", isSecret: true),
+        ]
+        let id = try await database.pool.run { [configuration] in
+            try $0.createEndpoint(configuration, secret: .generate(), keyring: TestWorker.keyring)
+        }
+        func change(_ body: @escaping @Sendable (inout EndpointConfiguration) throws -> Void) async throws {
+            try await database.pool.run { try $0.updateEndpoint(id, keyring: TestWorker.keyring, body) }
+        }
+        let masked = try EndpointConfiguration(json: try configuration.json(.masked))
+        try await change {
+            $0 = masked
+            $0.headers.swapAt(0, 1)
+        }
+        let endpoint = try await database.pool.run { try $0.endpoint(id, keyring: TestWorker.keyring) }
+        #expect(endpoint.configuration.headers.map(\.value.text) == ["canary", "shown"])
+        // Who was not shown it does not send it somewhere else, though it is no secret.
+        let refusal = await #expect(throws: Problem.self) {
+            try await change {
+                $0 = masked
+                $0.headers = [masked.headers[0]]
+                $0.url = "https://example.org/"
+            }
+        }
+        #expect(refusal?.code == .credentialsBoundToOrigin)
     }
 
     @Test func `a mask stands for what is stored, and for nothing else`() async throws {
@@ -146,6 +182,10 @@ import Transport
             { $0.headers.append(EndpointConfiguration.Header(name: "X-S", value: .kept, isSecret: true)) },
             { $0.headers[2].isSecret = false },
             { $0.url = "https://example.com/?other=***" },
+            { $0.url = "https://example.com/new?***" },
+            { $0.headers[0].value = "***" }, { $0.authentication.secret = "***" },
+            // What is shown does not become what is secret, nor the other way round.
+            { $0.headers = [EndpointConfiguration.Header(name: "X-A", value: .kept, isSecret: true)] },
             { $0.tls = EndpointConfiguration.TLS(clientCertificate: "x", clientKey: .kept) },
             // Kept, and of another kind.
             { $0.authentication.kind = .bearer },
