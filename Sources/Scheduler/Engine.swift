@@ -49,8 +49,10 @@ package struct Engine: Sendable {
                 "/listen", session: WorkerSession.setUp(instance: instance, patience: patience, channel: "outbox"),
                 after: first, isReserved: false) : nil
         let filtering = try connect("/filter", after: first, isReserved: false)
+        let slowFiltering = try connect("/slow-filter", after: first, isReserved: false)
         let pools = Connections(
-            pools: [pool, lanes, keeping, filtering, recording, renewing] + (listener.map { [$0] } ?? []))
+            pools: [pool, lanes, keeping, filtering, slowFiltering, recording, renewing] + (listener.map { [$0] } ?? [])
+        )
 
         let clock = DatabaseClock()
         let directory = EndpointDirectory(pool: pool, keyring: keyring, logger: logger)
@@ -72,7 +74,7 @@ package struct Engine: Sendable {
         let parts = EngineParts(
             pool: pool, lanes: lanes, directory: directory, clock: clock, keeper: keeper, recorder: recorder,
             sender: sender,
-            filters: FilterGate(batches: pool, lanes: lanes, slow: filtering, logger: logger),
+            filters: FilterGate(batches: pool, lanes: filtering, slow: slowFiltering, logger: logger),
             laneWakeups: laneWakeups, instance: instance, configuration: configuration, logger: logger)
         let dispatcher = Dispatcher(parts, wakeup: claiming)
         let laneRunner = LaneRunner(parts)
