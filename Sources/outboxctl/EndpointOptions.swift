@@ -173,7 +173,12 @@ struct EndpointOptions: ParsableArguments {
     var presetWarning: String? { get throws { try preset.flatMap { try Preset.named($0).warning } } }
 
     private func readTemplate() throws -> Template? {
-        guard let template else { return nil }
+        guard let template else {
+            if templateKind == nil { return nil }
+            throw Problem(
+                .invalidValue, "--template-kind says of what kind a template is, and none is given",
+                hint: "Add --template @file")
+        }
         let text = String(decoding: try textArgument(template), as: UTF8.self)
         do { return try Template(text, kind: templateKind ?? .json) } catch {
             throw Problem(

@@ -36,6 +36,7 @@ import Testing
         (["endpoint", "resume", "e", "--rate", "0/s"], "\"0/s\" is not a rate"),
         (["endpoint", "update", "e", "--rate", "60/30"], "\"60/30\" is not a rate"),
         (["endpoint", "update", "e", "--max-concurrency=-1"], "or none"),
+        (["endpoint", "update", "e", "--template-kind", "xml"], "--template @file"),
         (["endpoint", "update", "e", "--on-dead", "wait"], "wait"),
         (["delivery", "explain", "1"], "a delivery is an event and an endpoint"),
     ])
