@@ -31,14 +31,17 @@ extension Connection {
         return verdicts
     }
 
-    /// Refuses a filter that is no SQL/JSON path.
+    /// Refuses a filter that is no SQL/JSON path, or has variables: nobody gives them values.
     mutating func checkFilter(_ filter: String?) throws {
         guard let filter else { return }
         guard (1...4096).contains(filter.utf8.count) else {
             throw Problem(.filterInvalid, "the filter must have 1 to 4096 bytes")
         }
         try query("SAVEPOINT filter")
-        do throws(PostgresError) { try query("SELECT \(filter)::jsonpath") } catch {
+        // Asked of nothing, since a variable that is not there is found out only then.
+        do throws(PostgresError) {
+            try query("SELECT jsonb_path_query_first('{}', \(filter)::jsonpath, '{}', true)")
+        } catch {
             guard error.sqlState?.hasPrefix("42") == true || error.sqlState?.hasPrefix("22") == true else {
                 throw error
             }
