@@ -1,6 +1,7 @@
 import Outbox
 import Postgres
 import Receiver
+import Synchronization
 import Templates
 import TestSupport
 import Testing
@@ -131,6 +132,39 @@ extension TestDatabase {
         }
         #expect(quick.counts.values.allSatisfy { $0 == 1 })
         for ledger in [slow, quick] { ledger.receiver.stop() }
+    }
+
+    @Test func `lanes without filters do not wait for the connections of those with`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        for number in 1...4 {
+            try await database.endpoint("slow\(number)", url: ledger.url) {
+                $0.filter = Self.endless
+                $0.isOrdered = true
+            }
+        }
+        let watcher = try database.newPool()
+        let asking = Mutex<Set<String>>([])
+        try await TestWorker.run(database) {
+            try await database.script(
+                "SELECT outbox.publish('t', json_build_object('t', '\(Self.bait)')) FROM generate_series(1, 2)")
+            // Each of them is asked for a quarter of a second in its lane, and longer alone.
+            let isThrough = try await eventually {
+                let names = try await watcher.query(
+                    """
+                    SELECT DISTINCT substring(application_name FROM '/[^/]*$') FROM pg_stat_activity
+                     WHERE datname = current_database() AND state = 'active' AND query LIKE '%outbox.ask_filters(%'
+                       AND pid <> pg_backend_pid()
+                    """
+                ) { row throws(PostgresError) in try row[0] as String? }
+                asking.withLock { $0.formUnion(names.compactMap(\.self)) }
+                return try await database.number("SELECT count(*) FROM outbox.dead_letter") == 8
+            }
+            #expect(isThrough)
+        }
+        #expect(asking.withLock(\.self) == ["/filter", "/slow-filter"])
+        await watcher.close()
+        ledger.receiver.stop()
     }
 
     @Test func `what was asked about before is not asked again: a retry and a replay go out`() async throws {
