@@ -19,18 +19,23 @@ let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
 let lifecycle: Target.Dependency = .product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
 let signals: Target.Dependency = .product(name: "UnixSignals", package: "swift-service-lifecycle")
 let histogram: Target.Dependency = .product(name: "Histogram", package: "hdrhistogram-swift")
+let configuration: Target.Dependency = .product(name: "Configuration", package: "swift-configuration")
+let yaml: Target.Dependency = .product(name: "Yams", package: "Yams")
 let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
 
 let package = Package(
     name: "outbox",
     products: [
         .library(name: "Outbox", targets: ["Outbox", "Postgres"]),
+        .library(name: "OutboxPublishing", targets: ["OutboxPublishing"]),
         .library(name: "StandardWebhooks", targets: ["StandardWebhooks"]),
         .executable(name: "outboxctl", targets: ["outboxctl"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
         .package(url: "https://github.com/apple/swift-collections", from: "1.6.0"),
+        .package(url: "https://github.com/apple/swift-configuration", from: "1.4.0", traits: []),
+        .package(url: "https://github.com/jpsim/Yams", from: "6.2.0"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
         .package(url: "https://github.com/apple/swift-crypto", from: "4.5.0"),
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
@@ -42,6 +47,7 @@ let package = Package(
         .systemLibrary(name: "COpenSSL", pkgConfig: "openssl", providers: [.apt(["libssl-dev"])]),
         .systemLibrary(name: "CEpoll"),
         .target(name: "Bytewise", swiftSettings: common),
+        .target(name: "OutboxPublishing", swiftSettings: common),
         .target(name: "StandardWebhooks", dependencies: ["Bytewise", crypto], swiftSettings: common),
         .target(name: "Threads", swiftSettings: wrapsC),
         .target(name: "Postgres", dependencies: ["CPostgres", "Threads"], swiftSettings: wrapsC),
@@ -49,12 +55,14 @@ let package = Package(
             name: "Transport", dependencies: ["CCurl", "COpenSSL", "Bytewise", "Threads", deque], swiftSettings: wrapsC),
         .target(name: "Templates", dependencies: ["Bytewise"], swiftSettings: common),
         .target(
-            name: "OutboxSchema", path: "sql", exclude: ["schema.sql"],
+            name: "OutboxSchema", path: "sql", exclude: ["catalogue.txt"],
             resources: [.embedInCode("migrations")], swiftSettings: common),
         .target(
             name: "Outbox",
             dependencies: [
-                "Bytewise", "Postgres", "StandardWebhooks", "Transport", "Templates", "OutboxSchema", crypto,
+                "Bytewise", "OutboxPublishing", "Postgres", "StandardWebhooks", "Transport", "Templates",
+                "OutboxSchema",
+                crypto,
             ],
             swiftSettings: common),
         .target(
@@ -71,14 +79,18 @@ let package = Package(
             swiftSettings: common),
         .target(
             name: "Operator",
-            dependencies: ["Outbox", "Postgres", "Scheduler", "StandardWebhooks", "Templates", "Transport"],
+            dependencies: [
+                "Outbox", "OutboxPublishing", "Postgres", "Scheduler", "StandardWebhooks", "Templates", "Transport",
+            ],
             swiftSettings: common),
         .executableTarget(
             name: "outboxctl",
             dependencies: [
-                "Outbox", "Operator", "Scheduler", "Postgres", "Transport", "Threads", "EmbeddedPostgres", "Receiver",
+                "Outbox", "OutboxPublishing", "Operator", "Scheduler", "Postgres", "Transport", "Threads",
+                "EmbeddedPostgres", "Receiver",
                 "Bench",
-                "OutboxSchema", "StandardWebhooks", "Templates", "Bytewise", arguments, logging, lifecycle, signals,
+                "OutboxSchema", "StandardWebhooks", "Templates", "Bytewise", arguments, configuration, logging,
+                lifecycle, signals, yaml,
             ],
             swiftSettings: common),
         .target(
@@ -106,7 +118,8 @@ let package = Package(
         .testTarget(
             name: "OutboxTests",
             dependencies: [
-                "Bytewise", "Outbox", "OutboxSchema", "Postgres", "StandardWebhooks", "Templates", "TestSupport",
+                "Bytewise", "Outbox", "OutboxPublishing", "OutboxSchema", "Postgres", "StandardWebhooks", "Templates",
+                "TestSupport",
                 "Transport", crypto,
             ],
             swiftSettings: common),
@@ -114,20 +127,22 @@ let package = Package(
             name: "SchedulerTests",
             dependencies: [
                 "Bytewise", "Scheduler", "Outbox", "Postgres", "StandardWebhooks", "Transport", "Receiver",
-                "TestSupport", "Threads",
+                "TestSupport", "Threads", logging,
             ],
             swiftSettings: withFailPoints),
         .testTarget(
             name: "OperatorTests",
             dependencies: [
-                "Operator", "Outbox", "Postgres", "StandardWebhooks", "Receiver", "Scheduler", "TestSupport",
+                "Operator", "Outbox", "OutboxPublishing", "Postgres", "StandardWebhooks", "Receiver", "Scheduler",
+                "TestSupport",
                 "Transport",
             ],
             swiftSettings: common),
         .testTarget(
             name: "CommandTests",
             dependencies: [
-                "outboxctl", "EmbeddedPostgres", "Outbox", "Postgres", "StandardWebhooks", "Receiver", "Scheduler",
+                "outboxctl", "EmbeddedPostgres", "Outbox", "OutboxPublishing", "Postgres", "StandardWebhooks",
+                "Receiver", "Scheduler",
                 "TestSupport",
             ],
             swiftSettings: common),

@@ -18,10 +18,11 @@ public struct Migration: Sendable {
         Migration(1, "tables", PackageResources.v0001_tables_sql),
         Migration(2, "publish", PackageResources.v0002_publish_sql),
         Migration(3, "cut", PackageResources.v0003_cut_sql),
-        Migration(4, "order", PackageResources.v0004_order_sql),
-        Migration(5, "partitions", PackageResources.v0005_partitions_sql),
-        Migration(6, "endpoint_state", PackageResources.v0006_endpoint_state_sql),
-        Migration(7, "views", PackageResources.v0007_views_sql),
-        Migration(8, "roles", PackageResources.v0008_roles_sql),
+        Migration(4, "matching", PackageResources.v0004_matching_sql),
+        Migration(5, "order", PackageResources.v0005_order_sql),
+        Migration(6, "partitions", PackageResources.v0006_partitions_sql),
+        Migration(7, "endpoint_state", PackageResources.v0007_endpoint_state_sql),
+        Migration(8, "views", PackageResources.v0008_views_sql),
+        Migration(9, "roles", PackageResources.v0009_roles_sql),
     ]
 }

@@ -85,9 +85,7 @@ package struct Benchmark: Sendable {
     package func run() async throws -> Report {
         var report = Report(plan: plan)
         let server = try ConnectionPool(target, size: 1)
-        let version = try await server.query("SELECT current_setting('server_version')") { row throws(PostgresError) in
-            try row[0] as String
-        }
+        let version = try await server.query("SELECT current_setting('server_version')", of: String.self)
         await server.close()
         report.machine.postgresql = version.first ?? ""
 
@@ -282,8 +280,9 @@ struct Bench: Sendable {
     /// How many attempts have been recorded, as far as the server's statistics know; some tenths of a second late.
     func recordedAttempts() async throws -> Int {
         try await scratch.pool.query(
-            "SELECT coalesce(sum(n_tup_ins), 0)::int8 FROM pg_stat_user_tables WHERE schemaname = 'outbox' AND relname LIKE 'attempt%'"
-        ) { row throws(PostgresError) in try row[0] as Int }.first ?? 0
+            "SELECT coalesce(sum(n_tup_ins), 0)::int8 FROM pg_stat_user_tables WHERE schemaname = 'outbox' AND relname LIKE 'attempt%'",
+            of: Int.self
+        ).first ?? 0
     }
 
     /// True when nothing is outstanding: everything is cut, every batch is finished, no delivery waits.
@@ -292,7 +291,7 @@ struct Bench: Sendable {
             """
             SELECT NOT EXISTS (SELECT FROM outbox.batch) AND NOT EXISTS (SELECT FROM outbox.delivery)
                AND NOT EXISTS (SELECT FROM outbox.backlog WHERE stage = 'stream' AND waiting > 0)
-            """
-        ) { row throws(PostgresError) in try row[0] as Bool }.first ?? false
+            """, of: Bool.self
+        ).first ?? false
     }
 }

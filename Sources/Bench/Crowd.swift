@@ -21,7 +21,7 @@ extension Bench {
                         INSERT INTO outbox.event (type, after, customer_id) SELECT 'bench.event', \(body), unnest(\(customers))
                         RETURNING id, clock_timestamp()
                         """
-                    ).map { row throws(PostgresError) in (try row[0] as Int64, try row[1] as Timestamp) }
+                    ).all(Int64.self, Timestamp.self)
                     let asked = ContinuousClock.now
                     try connection.script("COMMIT")
                     let took = ContinuousClock.now - asked

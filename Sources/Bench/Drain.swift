@@ -60,9 +60,7 @@ extension Bench {
 
     /// The database's time.
     func now() async throws -> Timestamp {
-        try await scratch.pool.query("SELECT clock_timestamp()") { row throws(PostgresError) in
-            try row[0] as Timestamp
-        }.first ?? .distantPast
+        try await scratch.pool.query("SELECT clock_timestamp()", of: Timestamp.self).first ?? .distantPast
     }
 
     /// Waits until so many deliveries are recorded; all of them when nothing else waits.
@@ -86,8 +84,8 @@ extension Bench {
     private func countAttempts(upTo most: Int) async throws -> Bool {
         try await scratch.pool.query(
             "SELECT count(*) >= \(most) FROM (SELECT FROM outbox.attempt WHERE outcome = 'success' LIMIT \(most)) s",
-            within: .seconds(600)
-        ) { row throws(PostgresError) in try row[0] as Bool }.first ?? false
+            within: .seconds(600), of: Bool.self
+        ).first ?? false
     }
 
     /// When each tenth of the deliveries was answered, in microseconds of the database's clock.
@@ -99,8 +97,8 @@ extension Bench {
               FROM (SELECT at, row_number() OVER (ORDER BY at) AS number
                       FROM (SELECT started_at + total_us * interval '1 us' AS at FROM outbox.attempt WHERE outcome = 'success') s) n
              WHERE number <= \(deliveries) GROUP BY (number - 1) / \(size) ORDER BY 1
-            """, within: .seconds(600)
-        ) { row throws(PostgresError) in (try row[0] as Int, try row[1] as Int64) }
+            """, within: .seconds(600), of: Int.self, Int64.self
+        )
     }
 
     private func counts() async throws -> (attempts: Int, failures: Int, deadTuples: Int) {
@@ -109,8 +107,8 @@ extension Bench {
             SELECT count(*), count(*) FILTER (WHERE outcome <> 'success'),
                    (SELECT coalesce(sum(n_dead_tup), 0)::int8 FROM pg_stat_user_tables WHERE schemaname = 'outbox')
               FROM outbox.attempt
-            """, within: .seconds(600)
-        ) { row throws(PostgresError) in (try row[0] as Int, try row[1] as Int, try row[2] as Int) }.first ?? (0, 0, 0)
+            """, within: .seconds(600), of: Int.self, Int.self, Int.self
+        ).first ?? (0, 0, 0)
     }
 
     private func requestTimes() async throws -> Report.Percentiles {
@@ -122,8 +120,8 @@ extension Bench {
 
     private func attemptsPerWorker() async throws -> [Int] {
         try await scratch.pool.query(
-            "SELECT count(*) FROM outbox.attempt GROUP BY worker ORDER BY 1", within: .seconds(600)
-        ) { row throws(PostgresError) in try row[0] as Int }
+            "SELECT count(*) FROM outbox.attempt GROUP BY worker ORDER BY 1", within: .seconds(600), of: Int.self
+        )
     }
 
     /// Opens a transaction whose snapshot stays until the stream is finished.

@@ -59,8 +59,8 @@ extension Bench {
             // A breaker stays open for five seconds at least, so that every opening is seen.
             openings.formUnion(
                 try await scratch.pool.query(
-                    "SELECT concat(endpoint_id, failing_since) FROM outbox.lane WHERE trips > 0"
-                ) { row throws(PostgresError) in try row[0] as String })
+                    "SELECT concat(endpoint_id, failing_since) FROM outbox.lane WHERE trips > 0", of: String.self
+                ))
             try await Task.sleep(for: .seconds(1))
         }
         for number in Self.flappingOnes.indices { sink.treat(number + 101, nil) }

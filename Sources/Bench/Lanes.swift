@@ -20,18 +20,15 @@ extension Bench {
             sink.treat(1, nil)
             let returned = try await now()
             let probe =
-                try await scratch.pool.query("SELECT resting_until FROM outbox.lane") { row throws(PostgresError) in
-                    try row[0] as Timestamp
-                }.first ?? returned
+                try await scratch.pool.query("SELECT resting_until FROM outbox.lane", of: Timestamp.self).first
+                ?? returned
             report.nextProbeAfterSeconds = Double(max(0, probe.microseconds - returned.microseconds)) / 1e6
             try await wait(
                 "half", "SELECT count(*) >= \(plan.events / 2) FROM outbox.attempt WHERE outcome = 'success'")
             // The lane's owner is killed.
             let owner = try await scratch.pool.query(
-                "SELECT pid FROM outbox.worker w JOIN outbox.lane l ON l.worker = w.id"
-            ) { row throws(PostgresError) in
-                try row[0] as Int
-            }.first
+                "SELECT pid FROM outbox.worker w JOIN outbox.lane l ON l.worker = w.id", of: Int.self
+            ).first
             let killed = try await now()
             guard let victim = workers.first(where: { Int($0.pid) == owner }) else {
                 throw Benchmark.Failure(description: "the lane has no owner half-way")
@@ -43,9 +40,8 @@ extension Bench {
                 SELECT (SELECT min(started_at + total_us * interval '1 us') FROM outbox.attempt WHERE outcome = 'success'),
                        (SELECT min(started_at) FROM outbox.attempt WHERE started_at > \(killed) AND worker <> \(try await workerID(owner))),
                        (SELECT max(started_at + total_us * interval '1 us') FROM outbox.attempt)
-                """, within: .seconds(60)
-            ) { row throws(PostgresError) in (try row[0] as Timestamp, try row[1] as Timestamp, try row[2] as Timestamp)
-            }
+                """, within: .seconds(60), of: Timestamp.self, Timestamp.self, Timestamp.self
+            )
             if let (first, takeover, last) = starts.first {
                 func seconds(_ from: Timestamp, _ to: Timestamp) -> Double {
                     Double(to.microseconds - from.microseconds) / 1e6
@@ -112,14 +108,14 @@ extension Bench {
     }
 
     func count(_ query: SQL) async throws -> Int {
-        try await scratch.pool.query(query, within: .seconds(60)) { row throws(PostgresError) in try row[0] as Int }
+        try await scratch.pool.query(query, within: .seconds(60), of: Int.self)
             .first ?? 0
     }
 
     private func workerID(_ pid: Int?) async throws -> String {
-        try await scratch.pool.query("SELECT id FROM outbox.worker WHERE pid = \(pid.map { Int32($0) })") {
-            row throws(PostgresError) in try row[0] as String
-        }.first ?? ""
+        try await scratch.pool.query(
+            "SELECT id FROM outbox.worker WHERE pid = \(pid.map { Int32($0) })", of: String.self
+        ).first ?? ""
     }
 
     /// Asks until the answer is yes.
@@ -127,9 +123,7 @@ extension Bench {
         var phase = progress.begin(title, total: 1)
         let deadline = ContinuousClock.now + .seconds(600)
         while true {
-            let isSo = try await scratch.pool.query(query, within: .seconds(60)) { row throws(PostgresError) in
-                try row[0] as Bool
-            }.first
+            let isSo = try await scratch.pool.query(query, within: .seconds(60), of: Bool.self).first
             if isSo == true { return phase.end(1) }
             guard .now < deadline else { throw Benchmark.Failure(description: "never \(title)") }
             try await Task.sleep(for: .milliseconds(100))

@@ -3,7 +3,7 @@ import Glibc
 
 /// Waits until one of many descriptors can be read: one epoll instance, to be waited on by one thread and woken by any.
 final class Poller: Sendable {
-    private static let mostAtOnce = 256
+    private static let maxAtOnce = 256
 
     private let epoll: Int32
     private let alarm: Int32
@@ -36,8 +36,8 @@ final class Poller: Sendable {
     ///
     /// - Parameter milliseconds: -1 to wait without end.
     func wait(upTo milliseconds: Int32, _ ready: (Int32) -> Void) {
-        withUnsafeTemporaryAllocation(of: Int32.self, capacity: Self.mostAtOnce) { descriptors in
-            let count = epoll_shim_wait(epoll, descriptors.baseAddress, Int32(Self.mostAtOnce), milliseconds)
+        withUnsafeTemporaryAllocation(of: Int32.self, capacity: Self.maxAtOnce) { descriptors in
+            let count = epoll_shim_wait(epoll, descriptors.baseAddress, Int32(Self.maxAtOnce), milliseconds)
             for index in 0..<max(0, Int(count)) {
                 if descriptors[index] == alarm {
                     var value: eventfd_t = 0

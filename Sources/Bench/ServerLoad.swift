@@ -10,7 +10,7 @@ struct ServerLoad: Sendable {
     static func read(_ connection: inout Connection) throws -> ServerLoad {
         let row = try connection.query(
             "SELECT pg_backend_pid(), pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::int8"
-        ).first { row throws(PostgresError) in (try row[0] as Int, try row[1] as Int64) }
+        ).first(Int.self, Int64.self)
         guard let (pid, wal) = row else { return ServerLoad(processorTime: nil, walBytes: 0) }
         return ServerLoad(processorTime: family(of: Int32(pid)), walBytes: wal)
     }

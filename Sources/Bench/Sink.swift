@@ -114,7 +114,7 @@ final class Sink: Sendable {
                     connection.close()
                 }
             }
-            // The delay is the same for all, so the answers fall due in the order of the requests.
+            // The delay is the same for all, so the responses fall due in the order of the requests.
             let now = ContinuousClock.now
             while nextDue < due.count, due[nextDue].at <= now {
                 answer(due[nextDue].connection, due[nextDue].answer)

@@ -106,8 +106,8 @@ extension Bench {
             """
             SELECT event_id, min(started_at + total_us * interval '1 us') FROM outbox.attempt WHERE outcome = 'success'
              GROUP BY event_id
-            """, within: .seconds(60)
-        ) { row throws(PostgresError) in (try row[0] as Int64, try row[1] as Timestamp) }
+            """, within: .seconds(60), of: Int64.self, Timestamp.self
+        )
         return Dictionary(uniqueKeysWithValues: rows)
     }
 

@@ -12,7 +12,7 @@ import Postgres
 /// `/var/lib/outbox` when that user cannot reach the folder, with a link to it in the folder.
 package final class EmbeddedCluster: Sendable {
     /// Why the cluster cannot be used.
-    package struct Refusal: Error, Sendable, CustomStringConvertible {
+    package struct StartError: Error, Sendable, CustomStringConvertible {
         package let description: String
         package init(description: String) { self.description = description }
     }
@@ -53,7 +53,7 @@ package final class EmbeddedCluster: Sendable {
         // For psql and other clients: psql "$(cat .outbox/connection)"
         do { try connectionString.write(toFile: place.folder + "/connection", atomically: true, encoding: .utf8) } catch
         {
-            throw Refusal(description: "cannot write \(place.folder)/connection: \(error.localizedDescription)")
+            throw StartError(description: "cannot write \(place.folder)/connection: \(error.localizedDescription)")
         }
     }
 
@@ -102,7 +102,7 @@ package final class EmbeddedCluster: Sendable {
                     "--no-instructions",
                 ])
         } catch let failure as Program.Failure {
-            throw Refusal(description: "initdb failed in \(place.data): \(failure.output.suffix(500))")
+            throw StartError(description: "initdb failed in \(place.data): \(failure.output.suffix(500))")
         }
         let lines =
             [
@@ -115,9 +115,9 @@ package final class EmbeddedCluster: Sendable {
             try place.asUser("/bin/sh", ["-c", "printf '%s\\n' \"$@\" >> \"$0\"", file] + lines)
             try FileManager.default.moveItem(atPath: unfinished, toPath: place.data)
         } catch let failure as Program.Failure {
-            throw Refusal(description: "cannot write \(file): \(failure.output.suffix(500))")
+            throw StartError(description: "cannot write \(file): \(failure.output.suffix(500))")
         } catch let error as CocoaError {
-            throw Refusal(
+            throw StartError(
                 description: "cannot set up the embedded PostgreSQL in \(place.data): \(error.localizedDescription)")
         }
     }
@@ -134,7 +134,7 @@ package final class EmbeddedCluster: Sendable {
                 "could not start the embedded PostgreSQL")
         } catch {
             let log = (try? String(contentsOfFile: data + "/server.log", encoding: .utf8)) ?? ""
-            throw Refusal(description: "the embedded PostgreSQL in \(data) did not start: \(log.suffix(600))")
+            throw StartError(description: "the embedded PostgreSQL in \(data) did not start: \(log.suffix(600))")
         }
     }
 
@@ -142,7 +142,7 @@ package final class EmbeddedCluster: Sendable {
         do { try Place.run(binaries.path("pg_ctl"), ["-D", data] + arguments, as: user) } catch let failure
             as Program.Failure
         {
-            throw Refusal(description: "\(complaint): \(failure.output.suffix(500))")
+            throw StartError(description: "\(complaint): \(failure.output.suffix(500))")
         }
     }
 

@@ -29,7 +29,7 @@ struct Place {
             socket = Self.socketFolder(beside: data, key: folder)
             try FileManager.default.createDirectory(atPath: Self.rootsClusters, withIntermediateDirectories: true)
         } catch let error as CocoaError {
-            throw EmbeddedCluster.Refusal(
+            throw EmbeddedCluster.StartError(
                 description:
                     "cannot write to \(folder): \(error.localizedDescription); run it in a folder of your own, or set DATABASE_URL"
             )
@@ -69,19 +69,21 @@ struct Place {
         let parent = (folder as NSString).deletingLastPathComponent
         try FileManager.default.createDirectory(atPath: parent, withIntermediateDirectories: true)
         if mkdir(folder, 0o700) != 0, errno != EEXIST {
-            throw EmbeddedCluster.Refusal(description: "cannot write to \(folder): \(String(cString: strerror(errno)))")
+            throw EmbeddedCluster.StartError(
+                description: "cannot write to \(folder): \(String(cString: strerror(errno)))")
         }
         let descriptor = open(folder, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
         defer { if descriptor >= 0 { close(descriptor) } }
         var status = stat()
         guard descriptor >= 0, fstat(descriptor, &status) == 0, status.st_uid == geteuid() else {
-            throw EmbeddedCluster.Refusal(
+            throw EmbeddedCluster.StartError(
                 description:
                     "cannot write to \(folder): it is a link or belongs to another user; remove it, or run in a folder of your own"
             )
         }
         if status.st_mode & 0o077 != 0, fchmod(descriptor, 0o700) != 0 {
-            throw EmbeddedCluster.Refusal(description: "cannot write to \(folder): \(String(cString: strerror(errno)))")
+            throw EmbeddedCluster.StartError(
+                description: "cannot write to \(folder): \(String(cString: strerror(errno)))")
         }
     }
 
@@ -93,20 +95,20 @@ struct Place {
                 do { try asUser("/usr/bin/find", [path, "-mindepth", "1", "-delete"]) } catch let failure
                     as Program.Failure
                 {
-                    throw EmbeddedCluster.Refusal(description: "cannot make \(path): \(failure.output.suffix(300))")
+                    throw EmbeddedCluster.StartError(description: "cannot make \(path): \(failure.output.suffix(300))")
                 }
                 guard rmdir(path) == 0 else {
-                    throw EmbeddedCluster.Refusal(
+                    throw EmbeddedCluster.StartError(
                         description: "cannot make \(path): \(String(cString: strerror(errno)))")
                 }
             }
             try FileManager.default.createDirectory(
                 atPath: path, withIntermediateDirectories: false, attributes: [.posixPermissions: 0o700])
             if let user { try FileManager.default.setAttributes([.ownerAccountName: user], ofItemAtPath: path) }
-        } catch let refusal as EmbeddedCluster.Refusal {
+        } catch let refusal as EmbeddedCluster.StartError {
             throw refusal
         } catch {
-            throw EmbeddedCluster.Refusal(description: "cannot make \(path): \(error.localizedDescription)")
+            throw EmbeddedCluster.StartError(description: "cannot make \(path): \(error.localizedDescription)")
         }
     }
 
@@ -121,11 +123,11 @@ struct Place {
             var status = stat()
             let owner = user.flatMap { getpwnam($0)?.pointee.pw_uid } ?? geteuid()
             guard lstat(socket, &status) == 0, status.st_uid == owner, status.st_mode & 0o077 == 0 else {
-                throw EmbeddedCluster.Refusal(
+                throw EmbeddedCluster.StartError(
                     description: "the socket folder \(socket) belongs to somebody else or is open to others; remove it")
             }
         } catch let error as CocoaError {
-            throw EmbeddedCluster.Refusal(
+            throw EmbeddedCluster.StartError(
                 description: "cannot make the socket folder \(socket): \(error.localizedDescription)")
         }
     }
@@ -159,7 +161,7 @@ final class FileLock: Sendable {
         self.path = path
         descriptor = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
         guard descriptor >= 0 else {
-            throw EmbeddedCluster.Refusal(description: "cannot write \(path): \(String(cString: strerror(errno)))")
+            throw EmbeddedCluster.StartError(description: "cannot write \(path): \(String(cString: strerror(errno)))")
         }
     }
 
@@ -170,7 +172,7 @@ final class FileLock: Sendable {
         let deadline = ContinuousClock.now + limit
         while flock(descriptor, LOCK_EX | LOCK_NB) != 0 {
             guard .now < deadline else {
-                throw EmbeddedCluster.Refusal(
+                throw EmbeddedCluster.StartError(
                     description:
                         "another process has been starting or stopping the embedded PostgreSQL for \(limit); see: fuser \(path)"
                 )

@@ -12,7 +12,7 @@ package struct ServerBinaries: Sendable {
     /// Finds the programs through `OUTBOX_POSTGRES_BIN`, `pg_config`, `PATH` and the usual folders; with a version given,
     /// only those of that version.
     ///
-    /// Throws an `EmbeddedCluster.Refusal` that names the package to install.
+    /// Throws an `EmbeddedCluster.StartError` that names the package to install.
     package static func find(version wanted: String? = nil, environment: [String: String]) throws -> ServerBinaries {
         let candidates = folders(environment)
         for folder in candidates {
@@ -25,7 +25,7 @@ package struct ServerBinaries: Sendable {
             if wanted == nil || wanted == version { return ServerBinaries(folder: folder, version: version) }
         }
         let package = wanted.map { "postgresql-\($0)" } ?? "postgresql"
-        throw EmbeddedCluster.Refusal(
+        throw EmbeddedCluster.StartError(
             description:
                 "the PostgreSQL \(wanted.map { $0 + " " } ?? "")server programs (initdb, pg_ctl, postgres) were not found; "
                 + "install the package \(package) (apt-get install \(package)), or set DATABASE_URL to use a server of your own"

@@ -1,4 +1,5 @@
 package import Outbox
+package import OutboxPublishing
 package import Postgres
 package import Transport
 
@@ -17,8 +18,8 @@ package struct DeliveryUseCases: Sendable {
     }
 
     /// Why it has not gone out.
-    package func explain(_ delivery: DeliveryReference) async throws -> Listing {
-        try await host.run { try $0.explainDelivery(try delivery.resolve(&$0)) }
+    package func explain(_ delivery: DeliveryReference) async throws -> [Explanation] {
+        try await host.run { try $0.explain(try delivery.resolve(&$0)) }
     }
 
     /// Makes a waiting one due now, and returns how it is.
@@ -32,12 +33,13 @@ package struct DeliveryUseCases: Sendable {
     }
 
     fileprivate func changing(
-        _ delivery: DeliveryReference, _ change: @escaping @Sendable (inout Connection, Pair, Actor) throws -> Void
+        _ delivery: DeliveryReference,
+        _ change: @escaping @Sendable (inout Connection, DeliveryID, Actor) throws -> Void
     ) async throws -> Listing {
         try await host.run { [actor = host.actor] connection in
-            let pair = try delivery.resolve(&connection)
-            try change(&connection, pair, actor)
-            return try connection.delivery(pair)
+            let id = try delivery.resolve(&connection)
+            try change(&connection, id, actor)
+            return try connection.delivery(id)
         }
     }
 }
@@ -70,9 +72,9 @@ package struct DeadLetterUseCases: Sendable {
     /// Puts one back into its lane; returns how many, which is one.
     package func replay(_ delivery: DeliveryReference, reason: String?) async throws -> Int {
         try await host.run { [actor = host.actor] connection in
-            let pair = try delivery.resolve(&connection)
-            let count = try connection.replayDeadLetters(pair, reason: reason, by: actor)
-            if count == 0 { _ = try connection.deadLetter(pair) }
+            let id = try delivery.resolve(&connection)
+            let count = try connection.replayDeadLetters(id, reason: reason, by: actor)
+            if count == 0 { _ = try connection.deadLetter(id) }
             return count
         }
     }
@@ -118,15 +120,15 @@ package struct AttemptUseCases: Sendable {
     ) async throws -> (endpoint: Endpoint, request: HTTPRequest) {
         let keyring = try host.keyring()
         return try await host.run { [actor = host.actor] connection in
-            let pair = try delivery.resolve(&connection)
-            let endpoint = try connection.endpoint(pair.endpoint, keyring: keyring)
+            let id = try delivery.resolve(&connection)
+            let endpoint = try connection.endpoint(id.endpoint, keyring: keyring)
             if reveals {
-                try connection.audit("attempt.curl.reveal", endpoint: pair.endpoint, reason: reason, by: actor)
+                try connection.audit("attempt.curl.reveal", endpoint: id.endpoint, reason: reason, by: actor)
             }
-            let (now, instance) = try connection.trialContext()
-            let event = try connection.readEvent(pair.event)
+            let (now, instance) = try connection.endpointTestContext()
+            let event = try connection.readEvent(id.event)
             do {
-                let webhookID = pair.event.webhookID(instance: instance)
+                let webhookID = id.event.webhookID(instance: instance)
                 return (
                     endpoint,
                     try HTTPRequest.delivery(of: event, to: endpoint, number: 1, webhookID: webhookID, at: now).request

@@ -32,7 +32,7 @@ package struct EndpointTestUseCases: Sendable {
     package struct Outcome: Sendable {
         /// As it was called.
         package let endpoint: Endpoint
-        package let report: Trial.Report
+        package let report: EndpointTest.Report
         /// As in the attempt log; nil when nothing was sent.
         package let attemptID: String?
     }
@@ -53,7 +53,7 @@ package struct EndpointTestUseCases: Sendable {
             if wish.url != nil, wish.reveals {
                 try connection.audit("endpoint.test.reveal", endpoint: endpoint.id, reason: wish.reason, by: actor)
             }
-            let (now, instance) = try connection.trialContext()
+            let (now, instance) = try connection.endpointTestContext()
             let event =
                 try wish.event.map { try connection.readEvent(try connection.eventKey($0)) }
                 ?? Event.sample(
@@ -75,17 +75,18 @@ package struct EndpointTestUseCases: Sendable {
         // A rule that is not enabled is never called; its test by hand is another matter.
         if wish.trigger == .evaluate, prepared.endpoint.state.isDisabled {
             return Outcome(
-                endpoint: endpoint, report: Trial.Report(refusedBecause: "the endpoint is disabled"), attemptID: nil)
+                endpoint: endpoint, report: EndpointTest.Report(refusedBecause: "the endpoint is disabled"),
+                attemptID: nil)
         }
         let transport = try transport(prepared.policy)
-        let report = await Trial(
+        let report = await EndpointTest(
             endpoint, event: prepared.event, webhookID: prepared.webhookID, now: prepared.now, policy: prepared.policy,
             trigger: wish.trigger
         ).run(on: transport)
         await transport.stop()
         guard let attempt = report.attempt else { return Outcome(endpoint: endpoint, report: report, attemptID: nil) }
         let id = try await host.run { [event = prepared.event.key] in
-            try $0.recordTrial(attempt, event: event, endpoint: endpoint.id).description
+            try $0.recordEndpointTest(attempt, event: event, endpoint: endpoint.id).description
         }
         return Outcome(endpoint: endpoint, report: report, attemptID: id)
     }

@@ -1,3 +1,4 @@
+import Bytewise
 package import Outbox
 package import Postgres
 package import StandardWebhooks
@@ -44,18 +45,21 @@ package struct EndpointUseCases: Sendable {
         try await update(endpoint) { $0 = try $0.patched(patch) }
     }
 
-    /// Creates the endpoint of that customer and name, or gives it that configuration; true when it was created.
-    package func replace(_ configuration: EndpointConfiguration, secret: SigningSecret) async throws -> Bool {
+    /// Creates the endpoints of these customers and names, or gives them these configurations: all or none. For each, whether it was
+    /// created.
+    package func replace(
+        _ wanted: [(configuration: EndpointConfiguration, secret: SigningSecret)]
+    ) async throws -> [Bool] {
+        let names = Dictionary(grouping: wanted.map(\.configuration)) {
+            [ExactText($0.customerID), ExactText($0.name)]
+        }
+        if let twice = names.values.first(where: { $0.count > 1 })?.first {
+            throw Problem(.invalidValue, "endpoint \"\(twice.name)\" is named twice", hint: "Keep one of them")
+        }
         let (keyring, policy) = (try host.keyring(), try host.policy())
         return try await host.run { [actor = host.actor] connection in
-            let policy = policy.refusing(connection.serverSockets)
-            if let id = try connection.endpointID(named: configuration.name, of: configuration.customerID) {
-                try connection.updateEndpoint(id, keyring: keyring, policy: policy, by: actor) { $0 = configuration }
-                return false
-            }
-            _ = try connection.createEndpoint(
-                configuration, secret: secret, keyring: keyring, policy: policy, by: actor)
-            return true
+            try connection.replaceEndpoints(
+                wanted, keyring: keyring, policy: policy.refusing(connection.serverSockets), by: actor)
         }
     }
 

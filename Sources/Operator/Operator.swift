@@ -52,8 +52,8 @@ package struct DeliveryReference: Sendable {
 
     package init(event: String, endpoint: String) { (self.event, self.endpoint) = (event, endpoint) }
 
-    func resolve(_ connection: inout Connection) throws -> Pair {
+    func resolve(_ connection: inout Connection) throws -> DeliveryID {
         let endpoint = try connection.endpointID(endpoint)
-        return Pair(event: try connection.eventKey(event), endpoint: endpoint)
+        return DeliveryID(event: try connection.eventKey(event), endpoint: endpoint)
     }
 }

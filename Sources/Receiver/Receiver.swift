@@ -27,7 +27,7 @@ package final class Receiver: Sendable {
     }
 
     /// What to answer.
-    package struct Answer: Sendable {
+    package struct Response: Sendable {
         package enum Manner: Sendable {
             /// As HTTP wants it.
             case proper
@@ -52,7 +52,7 @@ package final class Receiver: Sendable {
         package var body: [UInt8]
         package var delay: Duration
         package var manner: Manner
-        /// Bytes that nobody asked for, so long after the answer, and what to do once they are written.
+        /// Bytes that nobody asked for, so long after the response, and what to do once they are written.
         package var unasked: (after: Duration, bytes: [UInt8], written: @Sendable () -> Void)?
 
         package init(
@@ -69,7 +69,7 @@ package final class Receiver: Sendable {
 
     package let port: UInt16
     private let listening: Int32
-    private let answer: @Sendable (Request) -> Answer
+    private let answer: @Sendable (Request) -> Response
     private let holdsBack: Bool
 
     private struct State {
@@ -87,7 +87,7 @@ package final class Receiver: Sendable {
     ///   - port: 0 for any free one.
     ///   - holdsBack: a small piece waits until the one before it is acknowledged, as it does unless a program says otherwise.
     package init(
-        port: UInt16 = 0, holdsBack: Bool = false, answer: @escaping @Sendable (Request) -> Answer
+        port: UInt16 = 0, holdsBack: Bool = false, answer: @escaping @Sendable (Request) -> Response
     ) throws {
         let listener = try LoopbackListener(port: port)
         signal(SIGPIPE, SIG_IGN)

@@ -1,7 +1,7 @@
 import Glibc
 import Threads
 
-/// One connection of a receiver: reads requests, writes answers, well or badly.
+/// One connection of a receiver: reads requests, writes responses, well or badly.
 final class ReceiverConnection {
     private let descriptor: Int32
     private var buffer: [UInt8] = []
@@ -48,8 +48,8 @@ final class ReceiverConnection {
         return true
     }
 
-    /// Writes the answer in its manner; false when the connection is over.
-    func write(_ answer: Receiver.Answer, isStopped: () -> Bool) -> Bool {
+    /// Writes the response in its manner; false when the connection is over.
+    func write(_ answer: Receiver.Response, isStopped: () -> Bool) -> Bool {
         var head = "HTTP/1.1 \(answer.status) \(answer.status == 200 ? "OK" : "Status")\r\n"
         for (name, value) in answer.headers { head += "\(name): \(value)\r\n" }
         let length = "Content-Length: \(answer.body.count)\r\n\r\n"

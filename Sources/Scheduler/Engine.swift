@@ -18,7 +18,7 @@ package struct Engine: Sendable {
 
     /// Checks the schema, keeps house once and reads the endpoints: afterwards the engine is ready to run.
     ///
-    /// Throws a `Migrator.Refusal` when the schema does not fit, and a `PostgresError` when the database does not answer.
+    /// Throws a `Migrator.SchemaError` when the schema does not fit, and a `PostgresError` when the database does not answer.
     package init(_ configuration: EngineConfiguration, keyring: Keyring, logger: Logger) async throws {
         let target = configuration.database
         let (instance, sockets) = try await Self.lookAround(configuration, logger)
@@ -35,13 +35,13 @@ package struct Engine: Sendable {
         }
         // First what ends work, then what begins it.
         let recording = try connect(
-            "/record", session: session.with(("lock_timeout", "\(Recorder.longestLock.milliseconds)ms")))
+            "/record", session: session.with(("lock_timeout", "\(Recorder.maxLock.milliseconds)ms")))
         let renewing = try connect("/renew")
         let first = [recording, renewing]
         let pool = try connect("", size: configuration.connections, after: first)
         let lanes = try connect(
             "/lanes", size: configuration.laneConnections,
-            session: session.with(("lock_timeout", "\(Self.longestLaneLock.milliseconds)ms")), after: first)
+            session: session.with(("lock_timeout", "\(Self.maxLaneLock.milliseconds)ms")), after: first)
         let keeping = try connect("/keep", after: first, isReserved: false)
         let listener =
             configuration.listens
@@ -67,7 +67,7 @@ package struct Engine: Sendable {
             configuration: configuration, logger: logger)
         let transport = try Transport(
             policy: configuration.policy.refusing(sockets), proxy: configuration.proxy,
-            capacity: configuration.mostInFlight)
+            capacity: configuration.maxInFlight)
         let sender = Sender(
             transport: transport, recorder: recorder, waking: claiming, directory: directory, clock: clock,
             instance: instance, configuration: configuration, logger: logger)
@@ -89,7 +89,7 @@ package struct Engine: Sendable {
     }
 
     /// As long as a group of records takes. What was not to be had then is tried again later, and others go on.
-    private static let longestLaneLock = Duration.milliseconds(20)
+    private static let maxLaneLock = Duration.milliseconds(20)
 
     /// Sees that the database is one that this binary can work in, and a home; returns whose it is and where its server listens.
     private static func lookAround(

@@ -26,15 +26,15 @@ package struct EngineConfiguration: Sendable {
     package var batchSize = 500
     /// Events per cut, so that a giant transaction is cut in steps.
     package var cutBudget = 5000
-    /// From this claim of a batch on its pairs go to their lanes, where a lethal payload is found out alone.
-    package var mostBatchClaims = 3
+    /// From this claim of a batch on its deliveries go to their lanes, where a lethal payload is found out alone.
+    package var maxBatchClaims = 3
     /// Requests in flight, all endpoints together.
-    package var mostInFlight = 4096
+    package var maxInFlight = 4096
     /// Bytes of the events that are in flight, all endpoints together; one endpoint has at most an eighth of it, and as
     /// much again may wait to be started. What a process takes is a small multiple of this, however much is waiting.
-    package var mostBytes = 64 << 20
+    package var maxBytes = 64 << 20
     /// Outcomes that may wait to be recorded before no more work is claimed.
-    package var mostUnrecorded = 10_000
+    package var maxUnrecorded = 10_000
     /// How long a graceful stop waits for requests in flight.
     package var grace: Duration = .seconds(10)
     /// Connections for cutting and claiming, and for work on lanes, beside one each for recording, lease renewal, housekeeping and

@@ -13,7 +13,7 @@ public struct SigningSecret: Sendable {
     private let key: Key
 
     /// Why a text is no secret. It never repeats the text.
-    public struct Refusal: Error, Sendable, CustomStringConvertible {
+    public struct ValidationError: Error, Sendable, CustomStringConvertible {
         /// What is wrong, without the text itself.
         public let description: String
     }
@@ -30,13 +30,13 @@ public struct SigningSecret: Sendable {
 
     /// Reads the `whsec_` or `whsk_` form; surrounding white space, as files have it, is ignored. A private key is the
     /// seed of 32 bytes, with or without the public key after it.
-    public init(_ text: String) throws(Refusal) {
+    public init(_ text: String) throws(ValidationError) {
         let trimmed = text.split(whereSeparator: \.isWhitespace)
         guard trimmed.count == 1, let prefix = ["whsec_", "whsk_"].first(where: { trimmed[0].hasPrefix($0) }) else {
-            throw Refusal(description: "a signing secret is one line that begins with whsec_ or whsk_")
+            throw ValidationError(description: "a signing secret is one line that begins with whsec_ or whsk_")
         }
         guard let bytes = Data(base64Encoded: String(trimmed[0].dropFirst(prefix.count))) else {
-            throw Refusal(description: "the part of the signing secret after \(prefix) is not base64")
+            throw ValidationError(description: "the part of the signing secret after \(prefix) is not base64")
         }
         try self.init(bytes: Array(bytes), scheme: prefix == "whsk_" ? .v1a : .v1)
     }
@@ -48,11 +48,11 @@ public struct SigningSecret: Sendable {
 
     package var scheme: Scheme { if case .ed25519 = key { .v1a } else { .v1 } }
 
-    package init(bytes: [UInt8], scheme: Scheme) throws(Refusal) {
+    package init(bytes: [UInt8], scheme: Scheme) throws(ValidationError) {
         switch scheme {
         case .v1:
             guard (24...64).contains(bytes.count) else {
-                throw Refusal(description: "a signing secret has 24 to 64 bytes, this one has \(bytes.count)")
+                throw ValidationError(description: "a signing secret has 24 to 64 bytes, this one has \(bytes.count)")
             }
             key = .symmetric(SymmetricKey(data: bytes))
         case .v1a:
@@ -60,7 +60,7 @@ public struct SigningSecret: Sendable {
                 let private32 = try? Curve25519.Signing.PrivateKey(rawRepresentation: bytes.prefix(32)),
                 bytes.count == 32 || Array(private32.publicKey.rawRepresentation) == Array(bytes[32...])
             else {
-                throw Refusal(
+                throw ValidationError(
                     description: "an ed25519 signing key has a seed of 32 bytes and, after it, at most its public key")
             }
             key = .ed25519(private32)

@@ -12,9 +12,9 @@ public struct VerificationKey: Sendable {
 
     init(key: Key) { self.key = key }
 
-    /// Reads a shared secret, a private key or a public key. Throws a `SigningSecret.Refusal` that says what is wrong
+    /// Reads a shared secret, a private key or a public key. Throws a `SigningSecret.ValidationError` that says what is wrong
     /// without repeating the text.
-    public init(_ text: String) throws(SigningSecret.Refusal) {
+    public init(_ text: String) throws(SigningSecret.ValidationError) {
         let trimmed = text.split(whereSeparator: \.isWhitespace)
         guard trimmed.count == 1, trimmed[0].hasPrefix("whpk_") else {
             self = try SigningSecret(text).verificationKey
@@ -22,9 +22,12 @@ public struct VerificationKey: Sendable {
         }
         guard let bytes = Data(base64Encoded: String(trimmed[0].dropFirst("whpk_".count))),
             let key = try? Curve25519.Signing.PublicKey(rawRepresentation: bytes)
-        else { throw SigningSecret.Refusal(description: "what follows whpk_ is not an ed25519 public key in base64") }
+        else {
+            throw SigningSecret.ValidationError(
+                description: "what follows whpk_ is not an ed25519 public key in base64")
+        }
         guard !Self.hasSmallOrder(bytes) else {
-            throw SigningSecret.Refusal(
+            throw SigningSecret.ValidationError(
                 description: "the public key is a point of small order, with which anybody can sign")
         }
         self.key = .ed25519(key)
@@ -82,7 +85,7 @@ public struct WebhookVerifier: Sendable {
     private let tolerance: Duration
 
     /// Why a request is not trusted.
-    public enum Refusal: Error, Sendable, Equatable, CustomStringConvertible {
+    public enum VerificationError: Error, Sendable, Equatable, CustomStringConvertible {
         /// One of the three headers is not there, or not what it should be.
         case malformed(String)
         /// Signed longer ago than the tolerance: possibly a replay.
@@ -117,11 +120,11 @@ public struct WebhookVerifier: Sendable {
     /// - Parameters:
     ///   - headers: gives the value of a header by its lower-case name.
     ///   - now: seconds since the epoch.
-    /// - Throws: a `Refusal`.
+    /// - Throws: a `VerificationError`.
     public func verify(
         _ body: [UInt8], headers: (String) -> String?, now: Int64 = Int64(Date().timeIntervalSince1970)
-    ) throws(Refusal) {
-        func header(_ name: String) throws(Refusal) -> String {
+    ) throws(VerificationError) {
+        func header(_ name: String) throws(VerificationError) -> String {
             guard let value = headers(name), !value.isEmpty else { throw .malformed("the header \(name) is missing") }
             return value
         }
@@ -134,7 +137,7 @@ public struct WebhookVerifier: Sendable {
     public func verify(
         _ body: [UInt8], id: String, timestamp: String, signatures: String,
         now: Int64 = Int64(Date().timeIntervalSince1970)
-    ) throws(Refusal) {
+    ) throws(VerificationError) {
         // A dot in the id would let one signature stand for another split of the same bytes.
         guard !id.utf8.contains(UInt8(ascii: ".")) else { throw .malformed("webhook-id contains a dot") }
         guard (1...15).contains(timestamp.utf8.count), timestamp.utf8.allSatisfy({ (0x30...0x39).contains($0) }),

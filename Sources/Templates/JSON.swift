@@ -17,7 +17,7 @@ package struct JSON: Sendable {
     package let source: ArraySlice<UInt8>
 
     /// Why a text is not JSON, and where.
-    package struct Refusal: Error, Sendable, CustomStringConvertible {
+    package struct ParseError: Error, Sendable, CustomStringConvertible {
         /// Counted from 1; columns in bytes.
         package let line: Int
         package let column: Int
@@ -26,10 +26,10 @@ package struct JSON: Sendable {
     }
 
     /// The deepest nesting that is read.
-    package static let deepest = 128
+    package static let maxDepth = 128
 
     /// Reads the whole text as one value.
-    package init(_ bytes: some Collection<UInt8>) throws(Refusal) {
+    package init(_ bytes: some Collection<UInt8>) throws(ParseError) {
         var reader = JSONReader(Array(bytes))
         self = try reader.document()
     }

@@ -1,12 +1,12 @@
 extension JSON {
     /// The value inside a JSONP answer, `callback({...});`: parsed, never evaluated. A comment `/**/` may precede it and a
     /// semicolon follow it, and Express's question whether there is such a function; plain JSON is refused.
-    package init(callback bytes: some Collection<UInt8>) throws(Refusal) {
+    package init(callback bytes: some Collection<UInt8>) throws(ParseError) {
         let all = Array(bytes)
         func isSpace(_ byte: UInt8) -> Bool { byte == 0x20 || (0x09...0x0D).contains(byte) }
-        func refusal(_ place: Int, _ reason: String) -> Refusal {
+        func refusal(_ place: Int, _ reason: String) -> ParseError {
             let (line, column) = position(of: place, in: all)
-            return Refusal(line: line, column: column, reason: reason)
+            return ParseError(line: line, column: column, reason: reason)
         }
         var place = 0
         func skipSpace() { while place < all.count, isSpace(all[place]) { place += 1 } }
@@ -19,7 +19,7 @@ extension JSON {
             skipSpace()
             return true
         }
-        func name() throws(Refusal) -> ArraySlice<UInt8> {
+        func name() throws(ParseError) -> ArraySlice<UInt8> {
             let start = place
             while place < all.count, isLetterOrDigit(all[place]) || "_$.".utf8.contains(all[place]) { place += 1 }
             guard place > start, !isDigit(all[start]) else {

@@ -7,7 +7,7 @@ struct JSONReader {
 
     init(_ bytes: [UInt8]) { self.bytes = bytes }
 
-    mutating func document() throws(JSON.Refusal) -> JSON {
+    mutating func document() throws(JSON.ParseError) -> JSON {
         let value = try value(depth: 0)
         skipSpace()
         guard place == bytes.count else { throw refusal("nothing may follow the value") }
@@ -15,8 +15,8 @@ struct JSONReader {
     }
 
     /// Reads one value and leaves what follows it; for a value inside something else, such as JSONP.
-    mutating func value(depth: Int) throws(JSON.Refusal) -> JSON {
-        guard depth <= JSON.deepest else { throw refusal("nested deeper than \(JSON.deepest) levels") }
+    mutating func value(depth: Int) throws(JSON.ParseError) -> JSON {
+        guard depth <= JSON.maxDepth else { throw refusal("nested deeper than \(JSON.maxDepth) levels") }
         skipSpace()
         let start = place
         let kind: JSON.Kind
@@ -49,7 +49,7 @@ struct JSONReader {
         while let byte = peek, byte == 0x20 || byte == 0x0A || byte == 0x0D || byte == 0x09 { place += 1 }
     }
 
-    private mutating func members(depth: Int) throws(JSON.Refusal) -> [(name: ExactText, value: JSON)] {
+    private mutating func members(depth: Int) throws(JSON.ParseError) -> [(name: ExactText, value: JSON)] {
         place += 1
         skipSpace()
         var members: [(name: ExactText, value: JSON)] = []
@@ -67,7 +67,7 @@ struct JSONReader {
         }
     }
 
-    private mutating func elements(depth: Int) throws(JSON.Refusal) -> [JSON] {
+    private mutating func elements(depth: Int) throws(JSON.ParseError) -> [JSON] {
         place += 1
         skipSpace()
         var elements: [JSON] = []
@@ -80,7 +80,7 @@ struct JSONReader {
         }
     }
 
-    private mutating func string() throws(JSON.Refusal) -> String {
+    private mutating func string() throws(JSON.ParseError) -> String {
         place += 1
         var text: [UInt8] = []
         let start = place
@@ -105,7 +105,7 @@ struct JSONReader {
         throw refusal("the string does not end")
     }
 
-    private mutating func escape(into text: inout [UInt8]) throws(JSON.Refusal) {
+    private mutating func escape(into text: inout [UInt8]) throws(JSON.ParseError) {
         guard let byte = peek else { throw refusal("the string does not end") }
         place += 1
         switch byte {
@@ -137,7 +137,7 @@ struct JSONReader {
     }
 
     /// Four hexadecimal digits.
-    private mutating func unit() throws(JSON.Refusal) -> UInt16 {
+    private mutating func unit() throws(JSON.ParseError) -> UInt16 {
         var value: UInt16 = 0
         for _ in 0..<4 {
             guard let byte = peek, let digit = Character(Unicode.Scalar(byte)).hexDigitValue, byte < 0x80 else {
@@ -149,12 +149,12 @@ struct JSONReader {
         return value
     }
 
-    private mutating func word(_ word: String) throws(JSON.Refusal) {
+    private mutating func word(_ word: String) throws(JSON.ParseError) {
         guard bytes[place...].starts(with: word.utf8) else { throw refusal("expected a value") }
         place += word.utf8.count
     }
 
-    private mutating func number() throws(JSON.Refusal) {
+    private mutating func number() throws(JSON.ParseError) {
         _ = take(UInt8(ascii: "-"))
         if !take(UInt8(ascii: "0")) { try digits() }
         if take(UInt8(ascii: ".")) { try digits() }
@@ -165,15 +165,15 @@ struct JSONReader {
         }
     }
 
-    private mutating func digits() throws(JSON.Refusal) {
+    private mutating func digits() throws(JSON.ParseError) {
         let start = place
         while let byte = peek, isDigit(byte) { place += 1 }
         guard place > start else { throw refusal("expected a digit") }
     }
 
-    private func refusal(_ reason: String) -> JSON.Refusal {
+    private func refusal(_ reason: String) -> JSON.ParseError {
         let (line, column) = position(of: place, in: bytes)
-        return JSON.Refusal(line: line, column: column, reason: reason)
+        return JSON.ParseError(line: line, column: column, reason: reason)
     }
 }
 

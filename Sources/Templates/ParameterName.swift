@@ -51,13 +51,13 @@ package enum ParameterName: String, CaseIterable, Sendable {
     }
 
     /// The parameter that a path names. Throws what is wrong with it.
-    static func named(_ path: [String], written: String) throws(Template.Refusal) -> ParameterName {
-        guard let first = path.first else { throw Template.Refusal(reason: "%\(written)% names nothing") }
+    static func named(_ path: [String], written: String) throws(Template.ValidationError) -> ParameterName {
+        guard let first = path.first else { throw Template.ValidationError(reason: "%\(written)% names nothing") }
         guard let name = ParameterName(rawValue: first), path.count == 1 || name.rest != .none else {
-            throw Template.Refusal(reason: unknown(first, written))
+            throw Template.ValidationError(reason: unknown(first, written))
         }
         if name.rest == .required, path.count == 1 {
-            throw Template.Refusal(reason: "%\(first)% needs a name, as in %\(first).name%")
+            throw Template.ValidationError(reason: "%\(first)% needs a name, as in %\(first).name%")
         }
         return name
     }

@@ -14,7 +14,7 @@ package struct Template: Sendable {
     }
 
     /// Why a template cannot be used, or cannot be filled; with the place where that is known.
-    package struct Refusal: Error, Sendable, CustomStringConvertible {
+    package struct ValidationError: Error, Sendable, CustomStringConvertible {
         package let line: Int?
         package let column: Int?
         package let reason: String
@@ -40,17 +40,17 @@ package struct Template: Sendable {
     }
 
     /// The largest template, and the largest body that is rendered, in bytes.
-    package static let longest = 256 * 1024
-    package static let longestRendering = 1024 * 1024
+    package static let maxLength = 256 * 1024
+    package static let maxRenderedLength = 1024 * 1024
 
     package let kind: Kind
     package let source: String
     let parts: [Part]
 
     /// Reads and checks a template.
-    package init(_ source: String, kind: Kind) throws(Refusal) {
-        guard source.utf8.count <= Self.longest else {
-            throw Refusal(reason: "is longer than \(Self.longest) bytes")
+    package init(_ source: String, kind: Kind) throws(ValidationError) {
+        guard source.utf8.count <= Self.maxLength else {
+            throw ValidationError(reason: "is longer than \(Self.maxLength) bytes")
         }
         self.kind = kind
         self.source = source
@@ -75,7 +75,7 @@ package struct Template: Sendable {
     }
 
     /// Fills the template and reads the result again.
-    package func render(_ values: some ParameterValues) throws(Refusal) -> Rendering {
+    package func render(_ values: some ParameterValues) throws(ValidationError) -> Rendering {
         var rendering = Rendering()
         rendering.bytes.reserveCapacity(source.utf8.count * 2)
         for part in parts {
@@ -93,9 +93,9 @@ package struct Template: Sendable {
                 }
                 try place.append(value ?? .nothing, of: parameter, to: &rendering)
             }
-            guard rendering.bytes.count <= Self.longestRendering else {
-                throw Refusal(
-                    reason: "the result is longer than \(Self.longestRendering) bytes")
+            guard rendering.bytes.count <= Self.maxRenderedLength else {
+                throw ValidationError(
+                    reason: "the result is longer than \(Self.maxRenderedLength) bytes")
             }
         }
         try Self.check(rendering.bytes, kind, "the result is not valid: ")
@@ -103,11 +103,11 @@ package struct Template: Sendable {
     }
 
     /// Reads what must be JSON or XML once more: whatever the escaping does, nothing malformed is sent.
-    private static func check(_ bytes: [UInt8], _ kind: Kind, _ prefix: String) throws(Refusal) {
+    private static func check(_ bytes: [UInt8], _ kind: Kind, _ prefix: String) throws(ValidationError) {
         switch kind {
         case .json:
-            do throws(JSON.Refusal) { _ = try JSON(bytes) } catch {
-                throw Refusal(line: error.line, column: error.column, reason: prefix + error.reason)
+            do throws(JSON.ParseError) { _ = try JSON(bytes) } catch {
+                throw ValidationError(line: error.line, column: error.column, reason: prefix + error.reason)
             }
         case .xml: try XMLCheck.check(bytes, prefix)
         case .text, .header, .url: break
@@ -145,7 +145,7 @@ package struct Parameter: Sendable, Hashable {
 /// Where a template's parameters get their values.
 package protocol ParameterValues {
     /// The value; nil when there is none. Throws when it cannot be read, such as JSON nested too deeply.
-    func value(of parameter: Parameter) throws(Template.Refusal) -> ParameterValue?
+    func value(of parameter: Parameter) throws(Template.ValidationError) -> ParameterValue?
 }
 
 /// A parameter's value.
@@ -178,7 +178,7 @@ enum Place: Sendable {
     /// Appends the value, escaped for this place.
     func append(
         _ value: ParameterValue, of parameter: Parameter, to rendering: inout Template.Rendering
-    ) throws(Template.Refusal) {
+    ) throws(Template.ValidationError) {
         switch self {
         case .jsonString: rendering.bytes.appendJSONEscaped(value.text.utf8)
         case .jsonValue:
@@ -207,7 +207,9 @@ enum Place: Sendable {
     }
 
     /// XML 1.0 2.2 and 2.4.
-    private func appendXML(_ text: String, of parameter: Parameter, to bytes: inout [UInt8]) throws(Template.Refusal) {
+    private func appendXML(_ text: String, of parameter: Parameter, to bytes: inout [UInt8]) throws(Template
+        .ValidationError)
+    {
         for scalar in text.unicodeScalars {
             switch scalar {
             case "&": bytes += "&amp;".utf8
@@ -220,7 +222,7 @@ enum Place: Sendable {
             case "\t" where self == .xmlAttribute: bytes += "&#9;".utf8
             case "\t", "\n": bytes += String(scalar).utf8
             case "\u{0}"..<" ", "\u{FFFE}", "\u{FFFF}":
-                throw Template.Refusal(
+                throw Template.ValidationError(
                     line: nil, column: nil,
                     reason:
                         "%\(parameter.name)% holds the character U+\(String(scalar.value, radix: 16)), which XML cannot"

@@ -10,7 +10,7 @@ struct TemplateReader {
         scanner = PlaceScanner(kind: kind)
     }
 
-    mutating func parts() throws(Template.Refusal) -> [Template.Part] {
+    mutating func parts() throws(Template.ValidationError) -> [Template.Part] {
         var parts: [Template.Part] = []
         var literal: [UInt8] = []
         var place = 0
@@ -36,7 +36,7 @@ struct TemplateReader {
             }
             let parameter = try parameter(place + 1..<end)
             let position: Place
-            do throws(PlaceScanner.Refusal) { position = try scanner.place() } catch {
+            do throws(PlaceScanner.SyntaxError) { position = try scanner.place() } catch {
                 throw refusal(at: place, "%\(parameter.name)% \(error.reason)")
             }
             if !literal.isEmpty { parts.append(.literal(literal)) }
@@ -48,8 +48,8 @@ struct TemplateReader {
         return parts
     }
 
-    private mutating func take(_ byte: UInt8, at place: Int) throws(Template.Refusal) {
-        do throws(PlaceScanner.Refusal) { try scanner.take(byte) } catch { throw refusal(at: place, error.reason) }
+    private mutating func take(_ byte: UInt8, at place: Int) throws(Template.ValidationError) {
+        do throws(PlaceScanner.SyntaxError) { try scanner.take(byte) } catch { throw refusal(at: place, error.reason) }
     }
 
     /// Where the percent sign is that ends the parameter; nil when none begins here.
@@ -65,28 +65,28 @@ struct TemplateReader {
         return place < bytes.count && bytes[place] == UInt8(ascii: "%") ? place : nil
     }
 
-    private func parameter(_ range: Range<Int>) throws(Template.Refusal) -> Parameter {
+    private func parameter(_ range: Range<Int>) throws(Template.ValidationError) -> Parameter {
         // By bytes: a bar with a mark behind it is another character, and a bar all the same.
         let halves = bytes[range].split(separator: UInt8(ascii: "|"), maxSplits: 1, omittingEmptySubsequences: false)
             .map { String(decoding: $0, as: UTF8.self) }
         let path = JSON.path(halves[0])
         let start: ParameterName
-        do throws(Template.Refusal) { start = try ParameterName.named(path, written: halves[0]) } catch {
+        do throws(Template.ValidationError) { start = try ParameterName.named(path, written: halves[0]) } catch {
             throw refusal(at: range.lowerBound - 1, error.reason)
         }
         return Parameter(
             start: start, name: halves[0], path: path, fallback: halves.count > 1 ? halves[1] : nil)
     }
 
-    private func refusal(at place: Int, _ reason: String) -> Template.Refusal {
+    private func refusal(at place: Int, _ reason: String) -> Template.ValidationError {
         let (line, column) = position(of: place, in: bytes)
-        return Template.Refusal(line: line, column: column, reason: reason)
+        return Template.ValidationError(line: line, column: column, reason: reason)
     }
 }
 
 /// Follows a template's literal text as far as needed to know where a parameter stands.
 struct PlaceScanner {
-    struct Refusal: Error {
+    struct SyntaxError: Error {
         let reason: String
     }
 
@@ -112,25 +112,25 @@ struct PlaceScanner {
     }
 
     /// Where a parameter stands that comes next.
-    func place() throws(Refusal) -> Place {
+    func place() throws(SyntaxError) -> Place {
         switch (kind, state) {
-        case (.json, .jsonString(isEscaped: true)): throw Refusal(reason: "stands after a backslash")
+        case (.json, .jsonString(isEscaped: true)): throw SyntaxError(reason: "stands after a backslash")
         case (.json, .jsonString): return .jsonString
         case (.json, _): return .jsonValue
         case (.xml, .plain): return .xmlText
         case (.xml, .xmlAttribute): return .xmlAttribute
         case (.xml, _):
-            throw Refusal(
+            throw SyntaxError(
                 reason: "stands where no value can: only an element's text and an attribute's value can hold one")
         case (.text, _): return .text
         case (.header, _): return .header
         case (.url, .url(let slashes)) where slashes < 3:
-            throw Refusal(reason: "stands in the URL's scheme, host or port, which are fixed")
+            throw SyntaxError(reason: "stands in the URL's scheme, host or port, which are fixed")
         case (.url, _): return .urlComponent
         }
     }
 
-    mutating func take(_ byte: UInt8) throws(Refusal) {
+    mutating func take(_ byte: UInt8) throws(SyntaxError) {
         switch (kind, state) {
         case (.json, .plain):
             if byte == UInt8(ascii: "\"") { state = .jsonString(isEscaped: false) }
@@ -151,7 +151,7 @@ struct PlaceScanner {
         }
     }
 
-    private mutating func takeXML(_ byte: UInt8) throws(Refusal) {
+    private mutating func takeXML(_ byte: UInt8) throws(SyntaxError) {
         switch state {
         case .plain: if byte == UInt8(ascii: "<") { state = .xmlOpening([]) }
         case .xmlOpening(let begun): try open(begun + [byte])
@@ -166,14 +166,14 @@ struct PlaceScanner {
         }
     }
 
-    private mutating func open(_ begun: [UInt8]) throws(Refusal) {
+    private mutating func open(_ begun: [UInt8]) throws(SyntaxError) {
         let openings: [(begin: String, end: String)] = [("!--", "-->"), ("![CDATA[", "]]>"), ("?", "?>")]
         if let match = openings.first(where: { Array($0.begin.utf8) == begun }) {
             state = .xmlOpaque(end: Array(match.end.utf8), last: [])
         } else if openings.contains(where: { $0.begin.utf8.starts(with: begun) }) {
             state = .xmlOpening(begun)
         } else if begun.first == UInt8(ascii: "!") {
-            throw Refusal(reason: "declarations (<!DOCTYPE, <!ENTITY) are not allowed")
+            throw SyntaxError(reason: "declarations (<!DOCTYPE, <!ENTITY) are not allowed")
         } else {
             state = .xmlTag
             for byte in begun { try takeXML(byte) }

@@ -3,14 +3,15 @@ import FoundationXML
 
 /// Whether a text is well-formed XML without a document type.
 enum XMLCheck {
-    static func check(_ bytes: [UInt8], _ prefix: String) throws(Template.Refusal) {
+    static func check(_ bytes: [UInt8], _ prefix: String) throws(Template.ValidationError) {
         // No entity is ever declared, so none can be expanded or fetched.
         if let place = bytes.firstRange(of: "<!DOCTYPE".utf8)?.lowerBound {
             let (line, column) = position(of: place, in: bytes)
-            throw Template.Refusal(line: line, column: column, reason: prefix + "a document type is not allowed")
+            throw Template.ValidationError(
+                line: line, column: column, reason: prefix + "a document type is not allowed")
         }
         if let encoding = declaredEncoding(bytes), !["utf-8", "us-ascii"].contains(encoding) {
-            throw Template.Refusal(
+            throw Template.ValidationError(
                 line: 1, column: 1,
                 reason: prefix + "the XML declaration says \(encoding.prefix(40)), and what is sent is UTF-8")
         }
@@ -22,7 +23,8 @@ enum XMLCheck {
         let isParsed = parser.parse()
         if isParsed, reading.error == nil, reading.hasElement { return }
         let (line, column) = reading.error ?? (parser.lineNumber, parser.columnNumber)
-        throw Template.Refusal(line: max(1, line), column: max(1, column), reason: prefix + "not well-formed XML")
+        throw Template.ValidationError(
+            line: max(1, line), column: max(1, column), reason: prefix + "not well-formed XML")
     }
 
     /// The encoding that the text says it has (XML 1.0 4.3.3), in lower case; nil when it does not say.

@@ -3,7 +3,7 @@ import Glibc
 /// A listening TCP socket on 127.0.0.1.
 package struct LoopbackListener: Sendable {
     /// Why there is none.
-    package struct Refusal: Error, CustomStringConvertible {
+    package struct ListenError: Error, CustomStringConvertible {
         package let description: String
     }
 
@@ -15,7 +15,7 @@ package struct LoopbackListener: Sendable {
     /// - Parameters:
     ///   - port: 0 for any free one.
     ///   - isNonBlocking: `accept` returns at once when nobody waits.
-    package init(port: UInt16 = 0, isNonBlocking: Bool = false) throws(Refusal) {
+    package init(port: UInt16 = 0, isNonBlocking: Bool = false) throws(ListenError) {
         let kind = SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | (isNonBlocking ? SOCK_NONBLOCK.rawValue : 0)
         descriptor = socket(AF_INET, Int32(kind), 0)
         var on: Int32 = 1
@@ -34,7 +34,7 @@ package struct LoopbackListener: Sendable {
         guard isBound else {
             let reason = unsafe String(cString: strerror(errno))
             Glibc.close(descriptor)
-            throw Refusal(description: "cannot listen on 127.0.0.1:\(port): \(reason)")
+            throw ListenError(description: "cannot listen on 127.0.0.1:\(port): \(reason)")
         }
         self.port = UInt16(bigEndian: address.sin_port)
     }

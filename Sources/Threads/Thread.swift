@@ -4,7 +4,7 @@ import Synchronization
 /// An operating-system thread for blocking calls into C. Signals stay with the process's other threads.
 package struct Thread: Sendable {
     /// Why there is none: a limit of the user, of the unit or of the container.
-    package struct Refusal: Error, CustomStringConvertible {
+    package struct StartError: Error, CustomStringConvertible {
         package let description: String
     }
 
@@ -14,7 +14,7 @@ package struct Thread: Sendable {
     ///
     /// - Parameter name: what `top -H`, `perf` and debuggers show; Linux keeps its first 15 bytes.
     @discardableResult
-    package init(_ name: String, _ run: @escaping @Sendable () -> Void) throws(Refusal) {
+    package init(_ name: String, _ run: @escaping @Sendable () -> Void) throws(StartError) {
         body = Body {
             // Only a convenience for whoever looks: a system without it is no reason to fail.
             let descriptor = unsafe open("/proc/thread-self/comm", O_WRONLY | O_CLOEXEC)
@@ -45,7 +45,7 @@ package struct Thread: Sendable {
 
         init(_ run: @escaping @Sendable () -> Void) { self.run = run }
 
-        func start() throws(Refusal) {
+        func start() throws(StartError) {
             let own = unsafe Unmanaged.passRetained(self)
             var all = sigset_t()
             var previous = sigset_t()
@@ -65,7 +65,7 @@ package struct Thread: Sendable {
             guard status == 0 else {
                 unsafe own.release()
                 let reason = unsafe String(cString: strerror(status))
-                throw Refusal(
+                throw StartError(
                     description: "the system gives this process no more threads (\(reason)); raise what limits them: "
                         + "ulimit -u, TasksMax= of a systemd unit, or pids of a container")
             }

@@ -33,7 +33,7 @@ import Testing
             return output
         }
         let isHealthy = Flag(false)
-        let ledger = try Ledger { _, _ in Receiver.Answer(isHealthy.isSet ? 200 : 500) }
+        let ledger = try Ledger { _, _ in Receiver.Response(isHealthy.isSet ? 200 : 500) }
         let created = try object(
             await outboxctl(
                 "endpoint", "create", "billing", "--url", ledger.url + "/hook?token=canary", "--header",

@@ -1,5 +1,6 @@
 import Foundation
 import Outbox
+import OutboxPublishing
 import Postgres
 import Receiver
 import TestSupport

@@ -31,7 +31,7 @@ import Testing
             ("claim.before=kill", 0), ("claim.after=kill", 0), ("send.before=kill", 0), ("send.before@20=kill", 19),
             ("send.after=kill", 40), ("send.after@20=kill", 40), ("record.before=kill", 40), ("record.after=kill", 40),
         ])
-    func `a worker killed between claim and record loses nothing`(failPoint: String, mostDuplicates: Int) async throws {
+    func `a worker killed between claim and record loses nothing`(failPoint: String, maxDuplicates: Int) async throws {
         let database = try await TestCluster.database()
         let ledger = try Ledger()
         try await database.endpoint("e", url: ledger.url)
@@ -45,7 +45,7 @@ import Testing
         second.signal(SIGTERM)
         #expect(await second.wait() == .exit(0))
         let duplicates = try await check(published, ledger, database)
-        #expect(duplicates <= mostDuplicates)
+        #expect(duplicates <= maxDuplicates)
         // I6: a request without an attempt row is one that the killed process had made.
         let attempts = try await database.number("SELECT count(*) FROM outbox.attempt")
         #expect(attempts == ledger.all.count - duplicates)
@@ -83,7 +83,7 @@ import Testing
         let lines = Lines()
         let ledger = try Ledger { request, _ in
             lines.take(request) { key, _, before in
-                Receiver.Answer((key.hashValue &+ before).isMultiple(of: 11) ? 500 : 200)
+                Receiver.Response((key.hashValue &+ before).isMultiple(of: 11) ? 500 : 200)
             }
         }
         try await database.endpoint("e", url: ledger.url, retries: Array(repeating: .milliseconds(20), count: 30)) {
@@ -121,7 +121,7 @@ import Testing
         let database = try await TestCluster.database()
         // What the first worker gets is a failure; whoever takes over is answered 200.
         let isTakenOver = Flag(false)
-        let ledger = try Ledger { _, _ in Receiver.Answer(isTakenOver.isSet ? 200 : 500) }
+        let ledger = try Ledger { _, _ in Receiver.Response(isTakenOver.isSet ? 200 : 500) }
         try await database.endpoint("e", url: ledger.url, retries: [.seconds(3600)])
         let key = try Daemon.keyFile()
         let published = try await database.publish(10)
@@ -152,7 +152,7 @@ import Testing
     @Test func `a late success of a worker that lost its lease clears what its successor left waiting`() async throws {
         let database = try await TestCluster.database()
         let isTakenOver = Flag(false)
-        let ledger = try Ledger { _, _ in Receiver.Answer(isTakenOver.isSet ? 500 : 200) }
+        let ledger = try Ledger { _, _ in Receiver.Response(isTakenOver.isSet ? 500 : 200) }
         try await database.endpoint("e", url: ledger.url, retries: [.seconds(3600), .seconds(3600), .seconds(3600)]) {
             // What was answered before the stop must not time out over it.
             $0.timeout = .seconds(60)
@@ -212,7 +212,7 @@ import Testing
 
     @Test func `SIGTERM with slow requests in flight lets them end, records and exits 0`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(600)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(delay: .milliseconds(600)) }
         try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 8 }
         let key = try Daemon.keyFile()
         let published = try await database.publish(8)
@@ -227,7 +227,7 @@ import Testing
 
     @Test func `two SIGTERMs at a time are one, and a later one ends the process at once`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, _ in Receiver.Answer(manner: .silence) }
+        let ledger = try Ledger { _, _ in Receiver.Response(manner: .silence) }
         try await database.endpoint("e", url: ledger.url)
         try await database.publish()
         let worker = try await Daemon.start(database.connectionString, keyFile: try Daemon.keyFile(), grace: "1h")
@@ -284,7 +284,7 @@ import Testing
         let setting = try await Setting()
         let away = try await TestServer.make()
         try await away.stop()
-        let ledger = try Ledger { _, _ in Receiver.Answer() }
+        let ledger = try Ledger { _, _ in Receiver.Response() }
         try await setting.database.endpoint("e", url: ledger.url)
         try await setting.database.publish(3)
         var environment = setting.environment
@@ -335,9 +335,9 @@ import Testing
         // The first attempt of some fails: the record is a transaction, whose commit is never cancelled.
         let mayAnswer = Flag(false)
         let ledger = try Ledger { request, _ in
-            guard request["outbox-attempt"]?.hasPrefix("1/") == true else { return Receiver.Answer() }
+            guard request["outbox-attempt"]?.hasPrefix("1/") == true else { return Receiver.Response() }
             while !mayAnswer.isSet { usleep(10_000) }
-            return Receiver.Answer(request["webhook-id"]?.hasSuffix("3") == true ? 500 : 200)
+            return Receiver.Response(request["webhook-id"]?.hasSuffix("3") == true ? 500 : 200)
         }
         try await database.endpoint("e", url: ledger.url, retries: Array(repeating: .milliseconds(50), count: 5)) {
             $0.timeout = .seconds(60)
@@ -378,7 +378,7 @@ import Testing
     @Test(.heavy) func `with few descriptors everything is delivered and recorded`() async throws {
         let setting = try await Setting(["OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8,::1/128"])
         let database = setting.database
-        let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(50)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(delay: .milliseconds(50)) }
         // Each name is a connection of its own, which would be kept.
         for number in 1...150 {
             let url = ledger.url.replacing("127.0.0.1", with: "n\(number).localhost")
@@ -432,7 +432,7 @@ import Testing
         // One connection: the wait for the server below then renews the very connection that publishes next.
         let database = try TestDatabase(connectionString: cluster.connectionString, connections: 1)
         try await database.pool.run { _ = try Migrator.migrate(&$0) }
-        let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(2)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(delay: .milliseconds(2)) }
         try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 16 }
         let worker = try await Daemon.start(cluster.connectionString, keyFile: try Daemon.keyFile())
         #expect(await worker.waitUntilReady())
@@ -468,7 +468,7 @@ import Testing
         // The first attempt of some events fails, so that waiting rows are written in the transactions, too.
         let ledger = try Ledger { request, _ in
             let isFirst = request["Outbox-Attempt"]?.hasPrefix("1/") == true
-            return Receiver.Answer(isFirst && request["webhook-id"]?.hasSuffix("5") == true ? 500 : 200)
+            return Receiver.Response(isFirst && request["webhook-id"]?.hasSuffix("5") == true ? 500 : 200)
         }
         try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 4 }
         let socket = try #require(database.connectionString.split(separator: "'").dropFirst().first)

@@ -97,8 +97,8 @@ import Testing
             "/usr/bin/unshare", ["--net", "--mount", "python3", script, ChildProcess.outboxctl, "names"],
             environment: setting.environment)
         #expect(await child.wait() == .exit(0), "\(child.errors)")
-        struct Trial: Decodable { let exit: Int; let error: String; let connected: [String] }
-        let trials = try JSONDecoder().decode([String: [Trial]].self, from: Data(child.output.utf8))
+        struct EndpointTest: Decodable { let exit: Int; let error: String; let connected: [String] }
+        let trials = try JSONDecoder().decode([String: [EndpointTest]].self, from: Data(child.output.utf8))
         child.remove()
         let publicAddress = "93.184.216.34"
         for (name, trial) in trials.flatMap({ pair in pair.value.map { (pair.key, $0) } }) {
@@ -183,7 +183,7 @@ import Testing
                 if isValid {
                     try verify()
                 } else {
-                    #expect(throws: WebhookVerifier.Refusal.wrongSignature) { try verify() }
+                    #expect(throws: WebhookVerifier.VerificationError.wrongSignature) { try verify() }
                 }
             }
         }
@@ -263,10 +263,10 @@ import Testing
         ])
         let ledger = try Ledger { request, _ in
             switch request["Outbox-Attempt"]?.first {
-            case "1": Receiver.Answer(500)
-            case "2": Receiver.Answer(manner: .hangUp)
-            case "3": Receiver.Answer(401)
-            default: Receiver.Answer(200)
+            case "1": Receiver.Response(500)
+            case "2": Receiver.Response(manner: .hangUp)
+            case "3": Receiver.Response(401)
+            default: Receiver.Response(200)
             }
         }
         defer { ledger.receiver.stop() }
@@ -331,10 +331,11 @@ import Testing
 
     @Test func `an update changes the rules that it names and leaves the others`() async throws {
         let setting = try await Setting()
-        let ledger = try Ledger { _, _ in Receiver.Answer(201, body: Array(#"{"access":"refused"}"#.utf8)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(201, body: Array(#"{"access":"refused"}"#.utf8)) }
         defer { ledger.receiver.stop() }
         _ = try await setting.run(
-            "endpoint", "create", "policy", "--url", ledger.url, "--answer", "json", "--rule", "string access granted")
+            "endpoint", "create", "policy", "--url", ledger.url, "--response", "json", "--rule", "string access granted"
+        )
         let updated = try await setting.run("endpoint", "update", "policy", "--success", "201", "-o", "json")
         #expect(updated.end == .exit(0), "\(updated.errors)")
         let asked = try await setting.run("endpoint", "evaluate", "policy")
@@ -378,7 +379,7 @@ import Testing
         #expect(try await setting.database.column("SELECT attempts_5m::text FROM outbox.endpoint_health") == ["0"])
         await #expect(throws: PostgresError.self) {
             try await setting.database.script(
-                "SELECT outbox.record_trial(gen_random_uuid(), 1, 'first', gen_random_uuid(), now(), '{}', true, 200, NULL, NULL, NULL, NULL)"
+                "SELECT outbox.record_endpoint_test(gen_random_uuid(), 1, 'first', gen_random_uuid(), now(), '{}', true, 200, NULL, NULL, NULL, NULL)"
             )
         }
     }
@@ -439,7 +440,7 @@ import Testing
 
     @Test func `a failed rule can be final, and an event can be tried again by hand`() async throws {
         let setting = try await Setting()
-        let ledger = try Ledger { _, _ in Receiver.Answer(200, body: Array("no".utf8)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(200, body: Array("no".utf8)) }
         defer { ledger.receiver.stop() }
         let made = try await setting.object(
             "endpoint", "create", "e", "--url", ledger.url, "--rule", "text ok", "--rule-failure-final")
@@ -487,7 +488,7 @@ import Testing
     @Test func `requests leave through the egress proxy, and nowhere else`() async throws {
         // The proxy answers CONNECT and then plays the receiver, so that what arrives went through it.
         let seen = try Ledger { request, _ in
-            request.method == "CONNECT" ? Receiver.Answer(200, body: []) : Receiver.Answer(200)
+            request.method == "CONNECT" ? Receiver.Response(200, body: []) : Receiver.Response(200)
         }
         defer { seen.receiver.stop() }
         let canary = try Ledger()

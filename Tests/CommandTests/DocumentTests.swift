@@ -52,6 +52,58 @@ import Testing
         #expect(there.output == revealed.output)
     }
 
+    @Test func `a list is imported whole or not at all`() async throws {
+        let setting = try await Setting()
+        _ = try await setting.run("endpoint", "create", "old", "--url", "https://example.com/", "--timeout", "5s")
+        func document(_ last: String) throws -> String {
+            try temporaryFile(
+                """
+                [{"name": "old", "url": "https://example.com/", "timeout_seconds": 9},
+                 {"name": "new", "url": "https://example.com/"}, {"name": "last", \(last)}]
+                """)
+        }
+        for (member, reason) in [
+            (#""url": "https://example.com/", "filter": "(""#, "filter"), (#""url": "https://10.0.0.1/""#, "10.0.0.1"),
+            (#""url": "https://example.com/", "headers": [{"name": "X", "value": "***"}]"#, "***"),
+        ] {
+            let refused = try await setting.run("endpoint", "import", try document(member))
+            #expect(refused.end == .exit(64) && refused.errors.contains(reason), "\(refused.errors)")
+            #expect(refused.output == "")
+            #expect(
+                try await setting.database.column("SELECT name || ' ' || timeout FROM outbox.endpoint")
+                    == ["old 00:00:05"])
+        }
+        let done = try await setting.run("endpoint", "import", try document(#""url": "https://example.com/", "ordered": true"#))
+        #expect(done.end == .exit(0), "\(done.errors)")
+        #expect(
+            try await setting.database.column("SELECT name || ' ' || timeout FROM outbox.endpoint ORDER BY name")
+                == ["last 00:00:15", "new 00:00:15", "old 00:00:09"])
+    }
+
+    @Test(arguments: [
+        ("customer_id", #""a\u0000b""#), ("description", #""\u0000""#), ("filter", #""$.a\u0000""#),
+        ("event_types", #"["a", "b\u0000"]"#), ("change_types", #"["\u0000"]"#),
+        ("url", #""https://x.example/\u0000""#),
+        ("headers", #"[{"name": "X", "value": "a\u0000"}]"#),
+        ("authentication", #"{"kind": "basic", "user": "a\u0000", "secret": "b"}"#),
+        (
+            "authentication",
+            #"{"kind": "oauth2", "token_url": "https://x.example/", "client_id": "a\u0000", "secret": "b"}"#
+        ),
+        ("response_rules", #"{"throttled_texts": ["a\u0000"]}"#), ("response_rules", #"{"rules": ["text \u0000"]}"#),
+        ("template", #""%after.n%\u0000""#),
+    ])
+    func `a text with U+0000 is refused by its name, wherever it stands`(member: String, value: String) async throws {
+        let setting = try await Setting()
+        let kind = member == "template" ? #""template_kind": "text", "format": "template","# : ""
+        let name = member == "url" ? "" : #""url": "https://x.example/","#
+        let file = try temporaryFile(#"{"name": "e", \#(name) \#(kind) "\#(member)": \#(value)}"#)
+        let refused = try await setting.run("endpoint", "import", file)
+        #expect(refused.end == .exit(64), "\(refused.errors)")
+        let isNamed = ["U+0000", "header", "URL", "rule"].contains { refused.errors.contains($0) }
+        #expect(isNamed && !refused.errors.contains("SQLSTATE"), "\(refused.errors)")
+    }
+
     @Test func `a patch changes what it names, and says what is wrong with it`() async throws {
         let setting = try await Setting()
         _ = try await setting.run(

@@ -120,7 +120,7 @@ import Testing
             try await explain(event, endpoint).compactMap { $0["reason"] ?? nil }
         }
         let ledger = try Ledger { request, _ in
-            Receiver.Answer(String(decoding: request.body, as: UTF8.self).contains("bad") ? 500 : 200)
+            Receiver.Response(String(decoding: request.body, as: UTF8.self).contains("bad") ? 500 : 200)
         }
         defer { ledger.receiver.stop() }
         _ = try await setting.object(

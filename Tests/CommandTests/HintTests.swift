@@ -74,7 +74,7 @@ import Testing
             )
         }
         let pid = try #require(
-            try await holder.query("SELECT pg_backend_pid()") { row throws(PostgresError) in try row[0] as Int }.first)
+            try await holder.query("SELECT pg_backend_pid()", of: Int.self).first)
         // Also when nobody waits yet but doctor itself.
         let (_, output, _) = try await ChildProcess.run(
             ["doctor"], environment: ["DATABASE_URL": database.connectionString])

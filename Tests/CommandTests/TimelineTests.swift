@@ -50,7 +50,7 @@ import Testing
         let isSlow = Flag(true)
         let ledger = try Ledger { request, _ in
             got.take(request)
-            return Receiver.Answer(delay: isSlow.isSet ? .seconds(2) : .zero)
+            return Receiver.Response(delay: isSlow.isSet ? .seconds(2) : .zero)
         }
         defer { ledger.receiver.stop() }
         let primary = try await TestServer.make()
@@ -97,9 +97,8 @@ import Testing
         try await publish("lost", 400, database.pool)
         // In flight when the server dies, and answered after it.
         #expect(await eventually { got.distinct("free", "lost") >= 100 && got.distinct("limited", "lost") >= 10 })
-        let lostIDs = try await database.pool.query("SELECT id FROM outbox.event WHERE after ->> 'kind' = 'lost'") {
-            row throws(PostgresError) in try row[0] as Int64
-        }
+        let lostIDs = try await database.pool.query(
+            "SELECT id FROM outbox.event WHERE after ->> 'kind' = 'lost'", of: Int64.self)
         try await primary.kill()
         let server: TestServer
         switch way {
@@ -120,9 +119,8 @@ import Testing
                 ) >= 100
             })
         try await publish("new", 400, after.pool)
-        let newIDs = try await after.pool.query("SELECT id FROM outbox.event WHERE after ->> 'kind' = 'new'") {
-            row throws(PostgresError) in try row[0] as Int64
-        }
+        let newIDs = try await after.pool.query(
+            "SELECT id FROM outbox.event WHERE after ->> 'kind' = 'new'", of: Int64.self)
         #expect(Set(newIDs).intersection(lostIDs).count > 300, "the numbers do not come again: this test shows nothing")
 
         // One ordinary crash: whoever takes over must not take the ghosts' attempts for those of the new events.
@@ -164,9 +162,9 @@ import Testing
         // Nobody answers before the standby is cut off, however busy the machine is.
         let isCutOff = Flag(false)
         let ledger = try Ledger { request, _ in
-            if request.target == "/slow" { return Receiver.Answer(delay: .seconds(6)) }
+            if request.target == "/slow" { return Receiver.Response(delay: .seconds(6)) }
             while !isCutOff.isSet { usleep(10_000) }
-            return Receiver.Answer(request.target == "/bad" ? 500 : 413)
+            return Receiver.Response(request.target == "/bad" ? 500 : 413)
         }
         defer { ledger.receiver.stop() }
         let primary = try await TestServer.make()
@@ -254,7 +252,7 @@ import Testing
         let got = Got()
         let ledger = try Ledger { request, _ in
             got.take(request)
-            return Receiver.Answer()
+            return Receiver.Response()
         }
         defer { ledger.receiver.stop() }
         let server = try await TestServer.make()

@@ -59,7 +59,7 @@ import Transport
         let database = try await TestCluster.database()
         let delivered = try await database.deliver(
             Self.alert, path: path,
-            answer: { _, _ in Receiver.Answer(302, headers: [("Location", "http://127.0.0.1:1/elsewhere")]) }
+            answer: { _, _ in Receiver.Response(302, headers: [("Location", "http://127.0.0.1:1/elsewhere")]) }
         ) { _ in }
         #expect(delivered.requests.map(\.target) == [path])
         #expect(delivered.attempts == ["failure 302 redirect"])
@@ -96,9 +96,9 @@ import Transport
     @Test func `CA-04 a malformed template is refused when it is saved, and what does not render is never sent`()
         async throws
     {
-        let json = #expect(throws: Template.Refusal.self) { try Template("{\n \"a\": %type%,\n}", kind: .json) }
+        let json = #expect(throws: Template.ValidationError.self) { try Template("{\n \"a\": %type%,\n}", kind: .json) }
         #expect(json?.description.contains("line 3, column 1") == true, "\(String(describing: json))")
-        let xml = #expect(throws: Template.Refusal.self) { try Template("<a>\n<b>%type%</a>", kind: .xml) }
+        let xml = #expect(throws: Template.ValidationError.self) { try Template("<a>\n<b>%type%</a>", kind: .xml) }
         #expect(xml?.line == 2, "\(String(describing: xml))")
         let delivered = try await TestCluster.database().deliver(
             #"SELECT outbox.publish('test', '{"c":"bell \u0007"}')"#
@@ -144,7 +144,7 @@ import Transport
     @Test func `CA-06 one event goes to every profile on its own, and one that fails holds no other back`() async throws
     {
         let database = try await TestCluster.database()
-        let (good, bad) = (try Ledger(), try Ledger { _, _ in Receiver.Answer(500) })
+        let (good, bad) = (try Ledger(), try Ledger { _, _ in Receiver.Response(500) })
         defer { good.receiver.stop(); bad.receiver.stop() }
         try await database.endpoint("good", url: good.url)
         try await database.endpoint("bad", url: bad.url, retries: [])
@@ -160,13 +160,13 @@ import Transport
     @Test func `CA-08 the Slack preset posts exactly that body, and only 200 with ok is a success`() async throws {
         let preset = try Preset.named("slack")
         let good = try await TestCluster.database().deliver(
-            Self.alert, answer: { _, _ in Receiver.Answer(200, body: Array("ok".utf8)) }
+            Self.alert, answer: { _, _ in Receiver.Response(200, body: Array("ok".utf8)) }
         ) { try $0.apply(preset) }
         #expect(good.body == #"{"text": "Test Citrix Analytics Alert."}"#)
         #expect(good.requests[0]["Content-Type"] == "application/json")
         #expect(good.attempts == ["success 200"])
         let other = try await TestCluster.database().deliver(
-            Self.alert, answer: { _, _ in Receiver.Answer(200, body: Array("<html>login</html>".utf8)) }
+            Self.alert, answer: { _, _ in Receiver.Response(200, body: Array("<html>login</html>".utf8)) }
         ) { try $0.apply(preset) }
         #expect(other.attempts == ["failure 200 rule_failed"])
     }
@@ -175,7 +175,7 @@ import Transport
         let database = try await TestCluster.database()
         let delivered = try await database.deliver(
             "SELECT outbox.publish('Alert', '{\"text\":\"x\"}') FROM generate_series(1, 5)",
-            answer: { _, _ in Receiver.Answer(200, body: Array("ok".utf8)) }
+            answer: { _, _ in Receiver.Response(200, body: Array("ok".utf8)) }
         ) { try $0.apply(try Preset.named("slack")) }
         #expect(delivered.requests.count == 5)
         let seconds = try await database.column(
@@ -194,7 +194,7 @@ import Transport
     @Test(arguments: [(400, "invalid_payload"), (403, "action_prohibited"), (404, "channel_not_found")])
     func `CA-08 what Slack refuses is not tried again`(status: Int, text: String) async throws {
         let delivered = try await TestCluster.database().deliver(
-            Self.alert, retries: [.zero, .zero], answer: { _, _ in Receiver.Answer(status, body: Array(text.utf8)) }
+            Self.alert, retries: [.zero, .zero], answer: { _, _ in Receiver.Response(status, body: Array(text.utf8)) }
         ) { try $0.apply(try Preset.named("slack")) }
         #expect(delivered.requests.count == 1)
         #expect(delivered.dead.map { $0.prefix(9) } == ["permanent"])
@@ -203,7 +203,7 @@ import Transport
 
     @Test func `CA-08 a channel that is archived disables the endpoint, and what waits stays`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, _ in Receiver.Answer(410, body: Array("channel_is_archived".utf8)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(410, body: Array("channel_is_archived".utf8)) }
         defer { ledger.receiver.stop() }
         try await database.endpoint("slack", url: ledger.url) { try? $0.apply(try Preset.named("slack")) }
         try await TestWorker.run(database) {
@@ -217,14 +217,14 @@ import Transport
         let preset = try Preset.named("teams-connector")
         #expect(preset.warning != nil)
         let good = try await TestCluster.database().deliver(
-            Self.alert, answer: { _, _ in Receiver.Answer(200, body: Array("1".utf8)) }
+            Self.alert, answer: { _, _ in Receiver.Response(200, body: Array("1".utf8)) }
         ) { try $0.apply(preset) }
         #expect(good.attempts == ["success 200"])
         #expect(good.body == #"{"text": "Test Citrix Analytics Alert."}"#)
         let throttled = try await TestCluster.database().deliver(
             Self.alert, retries: [.milliseconds(10)],
             answer: { _, before in
-                Receiver.Answer(
+                Receiver.Response(
                     200,
                     body: Array(
                         (before == 0
@@ -238,7 +238,7 @@ import Transport
     @Test func `CA-09 the Teams workflow gets an Adaptive Card in its envelope, and no more than 28 KB`() async throws {
         let preset = try Preset.named("teams-workflow")
         #expect(preset.warning?.contains("cannot be verified") == true)
-        let good = try await TestCluster.database().deliver(Self.alert, answer: { _, _ in Receiver.Answer(202) }) {
+        let good = try await TestCluster.database().deliver(Self.alert, answer: { _, _ in Receiver.Response(202) }) {
             try $0.apply(preset)
         }
         #expect(good.attempts == ["success 202"])

@@ -155,7 +155,7 @@ import Transport
             BEGIN; SELECT outbox.publish('a'); SELECT outbox.publish('b'); SELECT outbox.publish('c'); COMMIT;
             BEGIN; SELECT outbox.publish('d'); COMMIT;
             SELECT outbox.publish('e', transaction_id => '9cc8c8d0-3d24-46f4-b63c-8c5d092b7205');
-            """, retries: [.zero], answer: { _, before in Receiver.Answer(before < 5 ? 500 : 200) }
+            """, retries: [.zero], answer: { _, before in Receiver.Response(before < 5 ? 500 : 200) }
         ) { $0.format = .citrix }
         var ids: [String: Set<String>] = [:]
         for request in delivered.requests {
@@ -206,7 +206,7 @@ import Transport
     @Test func `CC-34 TimeStamp is the event's time in RFC 3339 with milliseconds`() async throws {
         let delivered = try await TestCluster.database().deliver(
             "SELECT outbox.publish('test', occurred_at => '2018-04-24T17:15:49.493999+02:00')", retries: [.zero],
-            answer: { _, before in Receiver.Answer(before == 0 ? 500 : 200) }
+            answer: { _, before in Receiver.Response(before == 0 ? 500 : 200) }
         ) { $0.format = .citrix }
         #expect(delivered.requests.count == 2)
         for request in delivered.requests {

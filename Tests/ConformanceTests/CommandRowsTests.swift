@@ -23,7 +23,7 @@ import Testing
     {
         let database = try await TestCluster.database()
         let environment = try environment(database)
-        let ledger = try Ledger { _, _ in Receiver.Answer(200, body: Array("ok".utf8)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(200, body: Array("ok".utf8)) }
         defer { ledger.receiver.stop() }
         let secret = try file("canary")
         let created = try await ChildProcess.run(
@@ -53,7 +53,7 @@ import Testing
     @Test func `CA-07 the first step that fails is named, with its number and the reason`() async throws {
         let database = try await TestCluster.database()
         let environment = try environment(database)
-        let ledger = try Ledger { _, _ in Receiver.Answer(200, body: Array("no_text".utf8)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(200, body: Array("no_text".utf8)) }
         defer { ledger.receiver.stop() }
         let data = try file(#"{"c":"\u0007"}"#)
         for arguments in [
@@ -65,7 +65,7 @@ import Testing
             #expect(end == .exit(0), "\(errors)")
         }
         for (arguments, expected) in [
-            (["rules"], "step 5 of 5, rules, failed: rule_failed: rule 1 (text ok) failed: the answer is no_text"),
+            (["rules"], "step 5 of 5, rules, failed: rule_failed: rule 1 (text ok) failed: the response is no_text"),
             (
                 ["rendering", "--data", "@" + data],
                 "step 3 of 5, rendering, failed: template: the template: %after.c% holds"
@@ -127,17 +127,17 @@ import Testing
         #expect(ledger.all.isEmpty)
     }
 
-    @Test func `SF-14 access is allowed when the rules hold, and denied when they do not or no answer comes`()
+    @Test func `SF-14 access is allowed when the rules hold, and denied when they do not or no response comes`()
         async throws
     {
         let database = try await TestCluster.database()
         let environment = try environment(database)
         let ledger = try Ledger { request, _ in
             switch request["X-User"] {
-            case "tom": Receiver.Answer(200, body: Array(#"{"access":"granted"}"#.utf8))
-            case "eve": Receiver.Answer(200, body: Array(#"{"access":"refused"}"#.utf8))
-            case "ill": Receiver.Answer(503)
-            default: Receiver.Answer(manner: .hangUp)
+            case "tom": Receiver.Response(200, body: Array(#"{"access":"granted"}"#.utf8))
+            case "eve": Receiver.Response(200, body: Array(#"{"access":"refused"}"#.utf8))
+            case "ill": Receiver.Response(503)
+            default: Receiver.Response(manner: .hangUp)
             }
         }
         defer { ledger.receiver.stop() }
@@ -145,7 +145,7 @@ import Testing
             [
                 "endpoint", "create", "policy", "--url", ledger.url, "--method", "GET", "--header",
                 "X-User: %username%",
-                "--answer", "json", "--rule", "string access granted", "--timeout", "2s",
+                "--response", "json", "--rule", "string access granted", "--timeout", "2s",
             ], environment: environment)
         #expect(made == .exit(0), "\(problem)")
         for (user, more, exit, decision, reason) in [
@@ -170,15 +170,15 @@ import Testing
         #expect(try await database.column("SELECT DISTINCT trigger FROM outbox.attempt") == ["evaluate"])
     }
 
-    @Test func `SF-18 a rule is tried with a context: the request, the answer, the rule's verdict`() async throws {
+    @Test func `SF-18 a rule is tried with a context: the request, the response, the rule's verdict`() async throws {
         let database = try await TestCluster.database()
         let environment = try environment(database)
-        let ledger = try Ledger { _, _ in Receiver.Answer(200, body: Array(#"{"access":"refused"}"#.utf8)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(200, body: Array(#"{"access":"refused"}"#.utf8)) }
         defer { ledger.receiver.stop() }
         _ = try await ChildProcess.run(
             [
                 "endpoint", "create", "rule-x", "--url", ledger.url, "--template", #"{"user":"%username%"}"#,
-                "--answer", "json", "--rule", "string access granted",
+                "--response", "json", "--rule", "string access granted",
             ], environment: environment)
         let context = try file(#"{"username":"tom"}"#)
         let (end, output, errors) = try await ChildProcess.run(
@@ -186,6 +186,6 @@ import Testing
         #expect(end == .exit(1))
         #expect(output.contains(#"{"user":"tom"}"#))
         #expect(output.contains(#"{"access":"refused"}"#))
-        #expect(errors.contains(#"rule 1 (string access granted) failed: the answer has "refused""#), "\(errors)")
+        #expect(errors.contains(#"rule 1 (string access granted) failed: the response has "refused""#), "\(errors)")
     }
 }

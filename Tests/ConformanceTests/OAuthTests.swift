@@ -20,7 +20,7 @@ import Transport
             let given = Mutex(0)
         }
 
-        init(_ answer: @escaping @Sendable (Int) -> Receiver.Answer) throws {
+        init(_ answer: @escaping @Sendable (Int) -> Receiver.Response) throws {
             let log = Log()
             self.log = log
             ledger = try Ledger { _, _ in
@@ -32,15 +32,15 @@ import Transport
             }
         }
 
-        static func token(_ value: String, lifetime: Int = 3600) -> Receiver.Answer {
-            Receiver.Answer(
+        static func token(_ value: String, lifetime: Int = 3600) -> Receiver.Response {
+            Receiver.Response(
                 200, body: Array(#"{"access_token":"\#(value)","token_type":"Bearer","expires_in":\#(lifetime)}"#.utf8))
         }
     }
 
     private func deliver(
         _ database: TestDatabase, events: Int = 1, tokens: TokenServer, retries: [Duration] = [.zero],
-        answer: @escaping @Sendable (Receiver.Request, Int) -> Receiver.Answer = { _, _ in Receiver.Answer() }
+        answer: @escaping @Sendable (Receiver.Request, Int) -> Receiver.Response = { _, _ in Receiver.Response() }
     ) async throws -> Delivered {
         let url = tokens.ledger.url + "/token?tenant=canary"
         return try await database.deliver(
@@ -81,7 +81,7 @@ import Transport
         defer { tokens.ledger.receiver.stop() }
         let delivered = try await deliver(
             try await TestCluster.database(), tokens: tokens, retries: [],
-            answer: { request, _ in Receiver.Answer(request["Authorization"] == "Bearer t1" ? 401 : 200) })
+            answer: { request, _ in Receiver.Response(request["Authorization"] == "Bearer t1" ? 401 : 200) })
         #expect(delivered.requests.map { $0["Authorization"] } == ["Bearer t1", "Bearer t2"])
         #expect(delivered.attempts == ["failure 401 auth", "success 200"])
         #expect(tokens.ledger.all.count == 2)
@@ -92,7 +92,7 @@ import Transport
         defer { tokens.ledger.receiver.stop() }
         let delivered = try await deliver(
             try await TestCluster.database(), tokens: tokens, retries: [.zero, .zero],
-            answer: { _, _ in Receiver.Answer(401) })
+            answer: { _, _ in Receiver.Response(401) })
         // One more than the schedule has would be a loop.
         #expect(delivered.requests.count == 3)
         #expect(delivered.dead.count == 1)
@@ -105,7 +105,7 @@ import Transport
         defer { tokens.ledger.receiver.stop() }
         let delivered = try await deliver(
             try await TestCluster.database(), events: 4, tokens: tokens, retries: [],
-            answer: { _, _ in Receiver.Answer(401, delay: .milliseconds(20)) })
+            answer: { _, _ in Receiver.Response(401, delay: .milliseconds(20)) })
         // Fewer failures than open the breaker, which would end it, too.
         #expect(delivered.requests.count == 8)
         #expect(delivered.dead.count == 4)
@@ -135,22 +135,22 @@ import Transport
     }
 
     @Test(arguments: [
-        (Receiver.Answer(500), "HTTP 500"),
+        (Receiver.Response(500), "HTTP 500"),
         (
-            Receiver.Answer(400, body: Array(#"{"error":"invalid_client","error_description":"canary"}"#.utf8)),
+            Receiver.Response(400, body: Array(#"{"error":"invalid_client","error_description":"canary"}"#.utf8)),
             "HTTP 400, invalid_client"
         ),
-        (Receiver.Answer(200, body: Array("not json".utf8)), "the answer is not JSON"),
-        (Receiver.Answer(200, body: Array(#"{"access_token":"x","token_type":"mac"}"#.utf8)), "type is not bearer"),
+        (Receiver.Response(200, body: Array("not json".utf8)), "the response is not JSON"),
+        (Receiver.Response(200, body: Array(#"{"access_token":"x","token_type":"mac"}"#.utf8)), "type is not bearer"),
         (
-            Receiver.Answer(200, body: Array(#"{"access_token":"a\r\nX: canary","token_type":"bearer"}"#.utf8)),
+            Receiver.Response(200, body: Array(#"{"access_token":"a\r\nX: canary","token_type":"bearer"}"#.utf8)),
             "none that a header can hold"
         ),
-        (Receiver.Answer(302, headers: [("Location", "http://127.0.0.1:1/")]), "HTTP 302"),
-        (Receiver.Answer(manner: .hangUp), "connection_lost"),
+        (Receiver.Response(302, headers: [("Location", "http://127.0.0.1:1/")]), "HTTP 302"),
+        (Receiver.Response(manner: .hangUp), "connection_lost"),
     ])
     func `SF-09 without a token nothing is sent, the reason names the token URL and no secret, and it is tried again`(
-        answer: Receiver.Answer, reason: String
+        answer: Receiver.Response, reason: String
     ) async throws {
         let tokens = try TokenServer { $0 == 1 ? answer : TokenServer.token("good") }
         defer { tokens.ledger.receiver.stop() }
@@ -170,7 +170,7 @@ import Transport
         (200, "\u{FEFF}{\"access_token\":\"t\"}"),
         (200, "{\"access_token\":\"\(String(repeating: "t", count: 8192))\",\"token_type\":\"Bearer\"}"),
     ]) func `SF-09 a token is taken as token servers give it`(status: Int, body: String) async throws {
-        let tokens = try TokenServer { _ in Receiver.Answer(status, body: Array(body.utf8)) }
+        let tokens = try TokenServer { _ in Receiver.Response(status, body: Array(body.utf8)) }
         defer { tokens.ledger.receiver.stop() }
         let delivered = try await deliver(try await TestCluster.database(), tokens: tokens)
         #expect(delivered.attempts == ["success 200"], "\(delivered.error ?? "")")
@@ -184,7 +184,7 @@ import Transport
         (#"{"access_token":"a b"}"#, "none that a header can hold"),
         ("{\"access_token\":\"\(String(repeating: "t", count: 20_000))\"}", "has 20000 bytes, and at most 16384"),
     ]) func `SF-09 what is no token is reported as what it is`(body: String, reason: String) async throws {
-        let tokens = try TokenServer { _ in Receiver.Answer(200, body: Array(body.utf8)) }
+        let tokens = try TokenServer { _ in Receiver.Response(200, body: Array(body.utf8)) }
         defer { tokens.ledger.receiver.stop() }
         let delivered = try await deliver(try await TestCluster.database(), tokens: tokens, retries: [])
         #expect(delivered.requests.isEmpty)
@@ -207,7 +207,7 @@ import Transport
         defer { tokens.ledger.receiver.stop() }
         let delivered = try await deliver(
             try await TestCluster.database(), tokens: tokens, retries: [.zero],
-            answer: { _, before in Receiver.Answer(before == 0 ? 500 : 200) })
+            answer: { _, before in Receiver.Response(before == 0 ? 500 : 200) })
         #expect(delivered.requests.map { $0["Authorization"] } == ["Bearer t1", "Bearer t2"])
     }
 
@@ -253,7 +253,8 @@ import Transport
             let tokens = try TokenServer { TokenServer.token("t\($0)", lifetime: 1) }
             defer { tokens.ledger.receiver.stop() }
             let database = try await TestCluster.database()
-            let delivered = try await deliver(database, tokens: tokens, retries: retries) { _, _ in Receiver.Answer(401)
+            let delivered = try await deliver(database, tokens: tokens, retries: retries) { _, _ in
+                Receiver.Response(401)
             }
             #expect(delivered.requests.count == expected, "\(retries)")
             #expect(delivered.attempts.count == expected)

@@ -112,7 +112,9 @@ import Transport
     @Test func `SF-06 an unknown parameter is refused with a suggestion, and a percent sign is a percent sign`()
         async throws
     {
-        let refusal = #expect(throws: Template.Refusal.self) { try Template(#"{"u":"%usrname%"}"#, kind: .json) }
+        let refusal = #expect(throws: Template.ValidationError.self) {
+            try Template(#"{"u":"%usrname%"}"#, kind: .json)
+        }
         #expect(refusal?.description.contains("Did you mean %username%?") == true, "\(String(describing: refusal))")
         let delivered = try await TestCluster.database().deliver(publish()) {
             $0.format = .template
@@ -141,20 +143,20 @@ import Transport
         #expect(listing.json.allSatisfy { !$0.contains("wörd") })
     }
 
-    @Test func `SF-10 the answer must be JSON, whatever its content type says`() async throws {
+    @Test func `SF-10 the response must be JSON, whatever its content type says`() async throws {
         var rules = ResponseRules()
         rules.form = .json
         let good = try await TestCluster.database().deliver(
             publish(),
             answer: { _, _ in
-                Receiver.Answer(200, headers: [("Content-Type", "text/plain")], body: Array(#" {"a":1} "#.utf8))
+                Receiver.Response(200, headers: [("Content-Type", "text/plain")], body: Array(#" {"a":1} "#.utf8))
             }
         ) { $0.rules = rules }
         #expect(good.attempts == ["success 200"])
         let bad = try await TestCluster.database().deliver(
             publish(),
             answer: { _, _ in
-                Receiver.Answer(200, headers: [("Content-Type", "application/json")], body: Array("{\n\"a\":}".utf8))
+                Receiver.Response(200, headers: [("Content-Type", "application/json")], body: Array("{\n\"a\":}".utf8))
             }
         ) { $0.rules = rules }
         #expect(bad.attempts == ["failure 200 rule_failed"])
@@ -175,7 +177,7 @@ import Transport
         rules.form = .jsonp
         rules.checks = [try Check("boolean ok true")]
         let delivered = try await TestCluster.database().deliver(
-            publish(), answer: { _, _ in Receiver.Answer(200, body: Array(body.utf8)) }
+            publish(), answer: { _, _ in Receiver.Response(200, body: Array(body.utf8)) }
         ) { $0.rules = rules }
         #expect(delivered.attempts == [isGood ? "success 200" : "failure 200 rule_failed"], "\(delivered.error ?? "")")
     }
@@ -189,7 +191,7 @@ import Transport
         ("string /data/list/1 b", true), ("string data.list[1] b", true), ("glob data.status gra*d", true),
         ("glob data.status g?d", false), ("deny string data.status denied", true), ("deny exists data.code", false),
     ])
-    func `SF-12 a rule compares by type at a path into the answer`(rule: String, holds: Bool) throws {
+    func `SF-12 a rule compares by type at a path into the response`(rule: String, holds: Bool) throws {
         var rules = ResponseRules()
         rules.checks = [try Check(rule)]
         let body = #"{"ok":true,"data":{"status":"granted","code":1,"text":"1","none":null,"list":["a","b"]}}"#
@@ -217,10 +219,10 @@ import Transport
         var rules = ResponseRules()
         rules.checks = [try Check("boolean ok true"), try Check("string status granted")]
         let delivered = try await TestCluster.database().deliver(
-            publish(), answer: { _, _ in Receiver.Answer(200, body: Array(#"{"ok":true,"status":"pending"}"#.utf8)) }
+            publish(), answer: { _, _ in Receiver.Response(200, body: Array(#"{"ok":true,"status":"pending"}"#.utf8)) }
         ) { $0.rules = rules }
         #expect(delivered.attempts == ["failure 200 rule_failed"])
-        #expect(delivered.error == #"rule 2 (string status granted) failed: the answer has "pending""#)
+        #expect(delivered.error == #"rule 2 (string status granted) failed: the response has "pending""#)
     }
 
     @Test func `SF-15 every change is one audit row, without secrets`() async throws {

@@ -78,7 +78,7 @@ import Testing
         let database = try await TestCluster.database()
         let update = try await database.deliver(
             "SELECT outbox.publish('update', '{}'); SELECT outbox.publish('update', '{}')", retries: [.zero],
-            answer: { _, before in Receiver.Answer(before < 2 ? 500 : 200) }
+            answer: { _, before in Receiver.Response(before < 2 ? 500 : 200) }
         ) { try $0.apply(try Preset.named("xmatters-delivery")) }
         let bodies = try update.requests.map { try object(String(decoding: $0.body, as: UTF8.self)) }
         #expect(bodies.count == 4)

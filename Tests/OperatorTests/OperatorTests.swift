@@ -1,5 +1,6 @@
 import Operator
 import Outbox
+import OutboxPublishing
 import Postgres
 import Receiver
 import Scheduler
@@ -30,7 +31,7 @@ import Transport
 
     @Test func `whoever acts stands in every row of the audit log, and in whose session`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, _ in Receiver.Answer(400) }
+        let ledger = try Ledger { _, _ in Receiver.Response(400) }
         let desk = desk(database)
         var configuration = EndpointConfiguration(name: "e", url: ledger.url)
         configuration.rules.permanent = try StatusSet("400")
@@ -38,7 +39,7 @@ import Transport
         _ = try await desk.endpoints.update("e") { $0.description = "x" }
         _ = try await desk.endpoints.patch("e", Array(#"{"description":"y"}"#.utf8))
         configuration.description = "z"
-        #expect(try await !desk.endpoints.replace(configuration, secret: .generate()))
+        #expect(try await desk.endpoints.replace([(configuration, .generate())]) == [false])
         _ = try await desk.endpoints.export([], reveals: true, reason: nil)
         _ = try await desk.endpoints.pause("e", from: nil, until: nil, rate: nil, reason: "r")
         #expect(try await database.column("SELECT paused_by FROM outbox.lane") == ["token:ana@ops"])
@@ -79,7 +80,7 @@ import Transport
 
     @Test func `without a door the role of the session is the actor, and a worker is its service`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, _ in Receiver.Answer(410) }
+        let ledger = try Ledger { _, _ in Receiver.Response(410) }
         _ = try await desk(database, .session).endpoints.create(
             EndpointConfiguration(name: "e", url: ledger.url), secret: .generate())
         try await TestWorker.run(database) {
@@ -101,8 +102,8 @@ import Transport
         for actor in ["database:postgres", "token:", "ana", "", "TOKEN:x"] {
             let error = await #expect(throws: PostgresError.self) {
                 try await database.pool.query(
-                    "SELECT outbox.record_audit(\(actor), 'a', 'b', NULL, '{}')::text"
-                ) { row throws(PostgresError) in try row[0] as String }
+                    "SELECT outbox.record_audit(\(actor), 'a', 'b', NULL, '{}')::text", of: String.self
+                )
             }
             #expect(error?.sqlState == "OB002")
         }

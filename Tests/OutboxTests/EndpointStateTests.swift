@@ -110,7 +110,7 @@ import Testing
         #expect(EndpointState().after(.enable, at: start) == nil)
     }
 
-    @Test func `of two things that an answer says the stronger counts`() {
+    @Test func `of two things that a response says the stronger counts`() {
         typealias Event = EndpointState.Event
         #expect(Event.rest(.seconds(1)).merged(with: .rest(.seconds(2))) == .rest(.seconds(2)))
         #expect(Event.rest(.seconds(9)).merged(with: .trip(atLeast: .zero)) == .trip(atLeast: .seconds(9)))

@@ -15,7 +15,7 @@ import Testing
                   FROM pg_statio_user_tables
                  WHERE schemaname = 'outbox' AND relname IN ('batch', 'cut', 'delivery', 'dead_letter', 'lane', 'setting', 'endpoint')
                 """
-            ).map { row throws(PostgresError) in (try row[0] as String, try row[1] as Int) }
+            ).all(String.self, Int.self)
             return Dictionary(uniqueKeysWithValues: rows)
         }
     }
@@ -39,7 +39,7 @@ import Testing
                         isSuccess: true, status: 200)
                     let isSent = if case .delivered = resolution { true } else { false }
                     return Outcome(
-                        pair: Pair(event: event.key, endpoint: endpoint), holder: holder,
+                        delivery: DeliveryID(event: event.key, endpoint: endpoint), holder: holder,
                         mayBeShared: false, attempt: isSent ? attempt : nil, attempts: isSent ? 1 : 0,
                         resolution: resolution)
                 }
@@ -60,7 +60,7 @@ import Testing
 
     @Test func `what a delivery through a lane reads stays the same, however many were delivered before`() async throws
     {
-        let database = try await TestCluster.database()
+        let database = try await TestCluster.untendedDatabase()
         let endpoint = try await database.endpoint("e", url: "https://example.com/") { $0.maxConcurrency = 1 }.id
         let old = try database.newPool()
         try await old.run {

@@ -37,10 +37,10 @@ import Testing
         let speaking = try sources("Sources/Outbox").filter { file in
             texts(file).contains("outboxctl ") || texts(file).firstMatch(of: /"[^"]* --[a-z]/) != nil
         }
-        // What explains a delivery and the problems of the installation still does, as their views do.
+        // The problems of the installation still do, as their view does.
         #expect(
             Set(speaking.map { URL(filePath: $0.name).lastPathComponent }) == [
-                "Explanation.swift", "Inspection.swift", "Migrator.swift", "EventWalk.swift", "DeliveryList.swift",
+                "Inspection.swift", "Migrator.swift", "EventWalk.swift", "DeliveryList.swift",
             ])
         let stating = try sources("Sources/outboxctl").filter { texts($0).contains("SELECT ") }
         #expect(stating.map(\.name) == [])

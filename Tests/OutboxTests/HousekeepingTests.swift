@@ -128,9 +128,7 @@ import Testing
         try await database.pool.run { try $0.script("SET lock_timeout = '1ms'; SET statement_timeout = '5s'") }
         #expect(
             try await database.pool.run {
-                try $0.query("SELECT outbox.empty_expired_partition()").first { row throws(PostgresError) in
-                    try row[0] as String?
-                }
+                try $0.query("SELECT outbox.empty_expired_partition()").one(String.self)
             } == "event_59")
         #expect(try await database.pool.run { $0.keepHouse().dropped } == ["event_59", "event_60"])
         try await holder.run { try $0.script("ROLLBACK") }
@@ -210,9 +208,7 @@ import Testing
         try await gate.run { try $0.script("BEGIN; SELECT pg_advisory_xact_lock(77)") }
         let emptied = Task {
             try await house.run {
-                try $0.query("SELECT outbox.empty_expired_partition()").first { row throws(PostgresError) in
-                    try row[0] as String?
-                }
+                try $0.query("SELECT outbox.empty_expired_partition()").one(String?.self)
             }
         }
         let isLooking = try await database.someoneWaitsForALock()

@@ -5,9 +5,9 @@ import Testing
 
 /// Lists say the same as the views, and read no more than they show.
 @Suite(.timeLimit(.minutes(15))) struct ListTests {
-    /// Some endpoints and transactions, and pairs in every state: by the number of the event.
+    /// Some endpoints and transactions, and deliveries in every state: by the number of the event.
     private func filled(_ events: Int, isAnalyzed: Bool = true) async throws -> TestDatabase {
-        let database = try await TestCluster.database()
+        let database = try await TestCluster.untendedDatabase()
         for name in ["a", "b", "paused", "off"] { try await database.endpoint(name, url: "https://example.com/") }
         try await database.script(
             """
@@ -42,12 +42,10 @@ import Testing
     }
 
     private func cases(_ database: TestDatabase) async throws -> [Case] {
-        let ids = try await database.pool.query("SELECT name, id FROM outbox.endpoint") { row throws(PostgresError) in
-            (try row[0] as String, try row[1] as EndpointID)
-        }
-        let middle = try await database.pool.query("SELECT created_at FROM outbox.event WHERE id = 200") {
-            row throws(PostgresError) in try row[0] as Timestamp
-        }[0]
+        let ids = try await database.pool.query(
+            "SELECT name, id FROM outbox.endpoint", of: String.self, EndpointID.self)
+        let middle = try await database.pool.query(
+            "SELECT created_at FROM outbox.event WHERE id = 200", of: Timestamp.self)[0]
         let transaction = try #require(UniqueID("00000000-0000-7000-8000-000000000022"))
         let event = try await database.pool.run { try $0.eventReference("66") }
         var cases = [Case(description: "all", filter: ListFilter(), condition: "true")]
@@ -89,7 +87,7 @@ import Testing
                 let found = try await database.pool.run { [filter] in try $0.listDeliveries(filter) }
                 let expected = try await database.pool.run { [one] in
                     try $0.listing(
-                        "SELECT d.* FROM outbox.deliveries d WHERE \(one.condition) ORDER BY d.event_id DESC, d.endpoint, d.endpoint_id LIMIT \(limit)"
+                        "SELECT d.* FROM outbox.deliveries d WHERE \(one.condition) ORDER BY d.event_id DESC, d.endpoint_id DESC LIMIT \(limit)"
                     )
                 }
                 #expect(found.columns == expected.columns)
@@ -108,7 +106,7 @@ import Testing
             if time { continue }
             let expected = try await database.pool.run { [one] in
                 try $0.listing(
-                    "SELECT * FROM (SELECT x.*, 'dead' AS state FROM outbox.dead_letters x) d WHERE \(one.condition) ORDER BY d.dead_at DESC, d.event_id DESC, d.endpoint_id"
+                    "SELECT * FROM (SELECT x.*, 'dead' AS state FROM outbox.dead_letters x) d WHERE \(one.condition) ORDER BY d.dead_at DESC, d.event_id DESC, d.endpoint_id DESC"
                 )
             }
             #expect(dead.rows == expected.rows.map { Array($0.dropLast()) }, "\(one)")
@@ -119,6 +117,43 @@ import Testing
                                         JOIN outbox.event e ON e.id = a.event_id) d WHERE \(one.condition)
                 """)
             #expect(attempts.rows.count == min(all, 1000), "\(one)")
+        }
+    }
+
+    @Test(.heavy) func `pages have every row once, also those of the same time, whatever is added meanwhile`()
+        async throws
+    {
+        let database = try await filled(210)
+        // All of one time: only the numbers and the endpoints tell them apart.
+        try await database.script(
+            """
+            UPDATE outbox.attempt SET started_at = '2026-11-27 10:00Z'; UPDATE outbox.dead_letter SET dead_at = '2026-11-27 10:00Z';
+            """)
+        let lists: [(String, @Sendable (inout Connection, ListFilter) throws -> Listing)] = [
+            ("events", { try $0.listEvents($1) }), ("deliveries", { try $0.listDeliveries($1) }),
+            ("attempts", { try $0.listAttempts($1) }), ("dead", { try $0.listDeadLetters($1) }),
+        ]
+        for (name, list) in lists {
+            for one in try await cases(database) where one.filter.state == nil || name == "deliveries" {
+                var filter = one.filter
+                filter.limit = 10_000
+                let all = try await database.pool.run { [filter] in try list(&$0, filter) }
+                #expect(all.next == nil)
+                filter.limit = 53
+                var pages: [[String?]] = []
+                repeat {
+                    let page = try await database.pool.run { [filter] in try list(&$0, filter) }
+                    #expect(page.rows.count == 53 || page.next == nil)
+                    pages += page.rows
+                    filter.after = page.next
+                    if pages.count == 53 { try await database.script("INSERT INTO outbox.event (type) VALUES ('t1')") }
+                    // As a caller hands it back.
+                    #expect(filter.after.flatMap { ListCursor("\($0)") } == filter.after)
+                } while filter.after != nil
+                let isSame = pages.map(\.description) == all.rows.map(\.description)
+                #expect(isSame, "\(name) \(one): \(pages.count) of \(all.rows.count)")
+                try await database.script("DELETE FROM outbox.event WHERE id > 210")
+            }
         }
     }
 
@@ -171,12 +206,11 @@ import Testing
         #expect(dead.rows.isEmpty && deliveries.rows.isEmpty)
         let pairs = try await database.pool.run { connection in
             let event = try connection.eventKey("10")
-            return try connection.delivery(Pair(event: event, endpoint: endpoint)).rows.count
+            return try connection.delivery(DeliveryID(event: event, endpoint: endpoint)).rows.count
         }
         #expect(pairs == 1)
-        let times = try await database.pool.query("SELECT now() - interval '12 min', now() - interval '20 min'") {
-            row throws(PostgresError) in (try row[0] as Timestamp, try row[1] as Timestamp)
-        }[0]
+        let times = try await database.pool.query(
+            "SELECT now() - interval '12 min', now() - interval '20 min'", of: Timestamp.self, Timestamp.self)[0]
         let skewed = filter {
             $0.eventType = "skew"
             $0.until = times.0
@@ -215,7 +249,7 @@ import Testing
                     SELECT coalesce(sum(seq_tup_read) + sum(idx_tup_fetch), 0)::int8 FROM pg_stat_user_tables
                      WHERE schemaname = 'outbox' AND (relname LIKE 'attempt%' OR relname LIKE 'event%' OR relname = 'delivery')
                     """
-                ).first { row throws(PostgresError) in try row[0] } ?? 0
+                ).one(Int.self)
             }
         }
         // By endpoint, a day of attempts is looked at, which is all of them here.
@@ -244,9 +278,7 @@ import Testing
             SELECT id, created_at, '\(endpoint)', 1, 'first', '\(UniqueID.random())', 'w', clock_timestamp(), 1000, 'failure', 500 FROM outbox.event;
             """)
         let middle = try #require(
-            try await database.pool.query("SELECT clock_timestamp()") { row throws(PostgresError) in
-                try row[0] as Timestamp
-            }.first)
+            try await database.pool.query("SELECT clock_timestamp()", of: Timestamp.self).first)
         try await database.script("INSERT INTO outbox.event (type) SELECT 'common' FROM generate_series(1, 25000)")
         let lists: [@Sendable (inout Connection, ListFilter) throws -> Listing] = [
             { try $0.listEvents($1) }, { try $0.listDeliveries($1) }, { try $0.listAttempts($1) },

@@ -40,8 +40,8 @@ import Testing
     }
 
     private func reason(_ event: Int64, _ endpoint: EndpointID) async throws -> String? {
-        let pair = try await database.pair(event, endpoint)
-        return try await database.pool.run { try $0.explainDelivery(pair) }.first("reason")
+        let delivery = try await database.deliveryID(event, endpoint)
+        return try await database.pool.run { try $0.explain(delivery) }.first?.reason.rawValue
     }
 
     @Test func `the others get their events at once, and it gets its own in order when it is free`() async throws {
@@ -118,7 +118,7 @@ import Testing
         for _ in 0..<3 { try await database.script("SELECT outbox.publish('t', ordering_key => 'a')") }
         _ = try await cut()
         try await unlock()
-        let second = try await database.pair(2, held)
+        let second = try await database.deliveryID(2, held)
         await #expect(throws: Problem.self) {
             try await database.pool.run { try $0.retryDelivery(second, reason: nil) }
         }

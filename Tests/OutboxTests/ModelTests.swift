@@ -105,9 +105,7 @@ private struct Run {
     /// What is not as the model says.
     func wrong() async throws -> [String] {
         var wrong: [String] = []
-        let events = try await database.pool.query("SELECT id FROM outbox.event ORDER BY id") {
-            row throws(PostgresError) in try row[0] as Int64
-        }
+        let events = try await database.pool.query("SELECT id FROM outbox.event ORDER BY id", of: Int64.self)
         if events != committed.keys.sorted() { wrong.append("committed events are not those of the table") }
         let batches = try await database.pool.query(
             "SELECT e.id, b.id, b.ordered FROM outbox.batch b, unnest(b.ids) AS r, generate_series(lower(r), upper(r) - 1) AS e (id) ORDER BY e.id"
@@ -180,7 +178,7 @@ private struct Run {
                 INSERT INTO outbox.event (type, ordering_key) SELECT 't', \(key == 0 ? nil : "k\(key)")
                   FROM generate_series(1, \(Int32(count))) RETURNING id
                 """
-            ).map { row throws(PostgresError) in try row[0] as Int64 }
+            ).all(Int64.self)
             if isUndone { try connection.script("ROLLBACK TO s") }
             return ids
         }
@@ -243,8 +241,8 @@ private struct Run {
             """
             SELECT event_id FROM outbox.delivery WHERE endpoint_id = \(keepers[keeper].id) AND due_at < 'infinity'
              ORDER BY due_at, event_id
-            """
-        ) { row throws(PostgresError) in try row[0] as Int64 }
+            """, of: Int64.self
+        )
     }
 
     private func take(_ removal: SQL, of keeper: Int) async throws {
@@ -264,8 +262,8 @@ private struct Run {
             """
             SELECT event_id FROM outbox.dead_letter WHERE endpoint_id = \(keepers[keeper].id) AND reason <> 'cancelled'
              ORDER BY event_id
-            """
-        ) { row throws(PostgresError) in try row[0] as Int64 }
+            """, of: Int64.self
+        )
     }
 
     /// Something dies, or a dead letter is replayed or dropped.
@@ -288,11 +286,11 @@ private struct Run {
     }
 
     private mutating func raise(_ event: Int64, of keeper: Int) async throws {
-        let pair = try await database.pair(event, keepers[keeper].id)
+        let delivery = try await database.deliveryID(event, keepers[keeper].id)
         if Bool.random(using: &random) {
-            _ = try await database.pool.run { try $0.replayDeadLetters(pair, reason: nil) }
+            _ = try await database.pool.run { try $0.replayDeadLetters(delivery, reason: nil) }
         } else {
-            try await database.pool.run { try $0.dropDeadLetter(pair, reason: nil) }
+            try await database.pool.run { try $0.dropDeadLetter(delivery, reason: nil) }
             keepers[keeper].dropped.insert(event)
         }
     }

@@ -25,29 +25,10 @@ import Testing
         }
     }
 
-    /// A database whose statistics stay as a test leaves them.
-    private func untendedDatabase() async throws -> TestDatabase {
-        let database = try await TestCluster.database()
-        try await database.script(
-            """
-            DO $$ DECLARE t regclass; BEGIN
-                FOR t IN SELECT c.oid FROM pg_class c WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'r' LOOP
-                    EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off)', t);
-                END LOOP;
-                -- It would read the table, too.
-                FOR t IN SELECT c.oid FROM pg_class c JOIN pg_am m ON m.oid = c.relam
-                          WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'i' AND m.amname = 'brin' LOOP
-                    EXECUTE format('ALTER INDEX %s SET (autosummarize = off)', t);
-                END LOOP;
-            END $$;
-            """)
-        return database
-    }
-
     /// 100,000 events, attempts of all of them, and 20,000 deliveries that wait; with statistics that know them, or that
     /// were taken while the tables were empty.
     private func largeDatabase(isAnalyzed: Bool) async throws -> (ConnectionPool, EndpointID) {
-        let database = try await untendedDatabase()
+        let database = try await TestCluster.untendedDatabase()
         let endpoint = try await database.endpoint("e", url: "https://example.com/")
         try await database.script(
             """
@@ -86,7 +67,7 @@ import Testing
             var group = RecordGroup()
             group.outcomes = claimed.events.map { event in
                 Outcome(
-                    pair: Pair(event: event.key, endpoint: endpoint),
+                    delivery: DeliveryID(event: event.key, endpoint: endpoint),
                     holder: .batch(claimed.held), mayBeShared: false,
                     attempt: Attempt(
                         number: 1, trigger: .first, startedAt: event.createdAt, total: .milliseconds(1),
@@ -121,19 +102,19 @@ import Testing
         #expect(delivery.sequentially == 0)
         #expect(delivery.byIndex <= rounds * 200)
         let jit = try await pool.run {
-            try $0.query("SHOW jit").first { row throws(PostgresError) in try row[0] as String }
+            try $0.query("SHOW jit").first(String.self)
         }
         #expect(jit == "off")
         let planned = try await pool.run {
             try $0.query("SELECT statement FROM pg_prepared_statements WHERE custom_plans > 0")
-                .map { row throws(PostgresError) in try row[0] as String }
+                .all(String.self)
         }
         #expect(planned == [])
         await pool.close()
     }
 
     @Test func `a claim searches the partitions of its batch, and no other`() async throws {
-        let database = try await untendedDatabase()
+        let database = try await TestCluster.untendedDatabase()
         for day in 1...9 {
             try await database.script(
                 "CREATE TABLE outbox.event_\(day) PARTITION OF outbox.event FOR VALUES FROM ('2020-01-0\(day)') TO ('2020-01-\(day + 1)')"
@@ -171,14 +152,14 @@ import Testing
                        coalesce(sum(idx_scan) FILTER (WHERE relid <> (SELECT tableoid FROM outbox.event LIMIT 1)), 0)::int8
                   FROM pg_stat_user_tables WHERE schemaname = 'outbox' AND relname LIKE 'event\\_%'
                 """
-            ).first { row throws(PostgresError) in (try row[0] as Int, try row[1] as Int) } ?? (0, 0)
+            ).first(Int.self, Int.self) ?? (0, 0)
         }
     }
 
     @Test func `a transaction that commits late is found among everything since, whatever the statistics say`()
         async throws
     {
-        let database = try await untendedDatabase()
+        let database = try await TestCluster.untendedDatabase()
         for _ in 0..<10 { try await database.publish(50) }
         _ = try await database.pool.run { try $0.cut(batchSize: 500, budget: 1000) }
         try await database.script("ANALYZE")
@@ -203,7 +184,7 @@ import Testing
 
     /// What a former holder got done is read within the deadline of a statement, also of a batch for hundreds of endpoints.
     @Test func `a batch for many endpoints can be taken over`() async throws {
-        let database = try await TestCluster.database()
+        let database = try await TestCluster.untendedDatabase()
         try await database.script(
             """
             INSERT INTO outbox.event (type) SELECT 't' FROM generate_series(1, 500);
@@ -218,7 +199,7 @@ import Testing
             let batch = try #require(try connection.claimBatch(lease: lease, worker: "w", for: .seconds(60)).batch)
             let events = batch.events.map(\.key)
             return (
-                try connection.resolvedPairs(of: events).count,
+                try connection.resolvedDeliveries(of: events).count,
                 try connection.noteGhosts(numberedAs: events, worker: "w")
             )
         }
@@ -230,7 +211,7 @@ import Testing
     /// A dashboard's look at what was delivered reads each attempt so many times, and not all of an endpoint's attempts for each.
     @Test(arguments: ["", "ANALYZE outbox.event", "ANALYZE"])
     func `the cost of the view of deliveries follows their number`(statistics: String) async throws {
-        let database = try await untendedDatabase()
+        let database = try await TestCluster.untendedDatabase()
         let endpoint = try await database.endpoint("e", url: "https://example.com/")
         try await database.script(
             """
@@ -249,12 +230,12 @@ import Testing
                 SELECT coalesce(sum(idx_tup_read), 0)::int8 FROM pg_stat_user_indexes
                  WHERE schemaname = 'outbox' AND relname LIKE 'attempt%'
                 """
-            ).first { row throws(PostgresError) in try row[0] } ?? 0
+            ).one(Int.self)
         }
         let (delivered, read) = try await pool.run { connection in
             let before = try entriesRead(&connection)
             let count = try connection.query("SELECT count(*) FROM outbox.deliveries WHERE state = 'delivered'")
-            let delivered = try count.first { row throws(PostgresError) in try row[0] as Int }
+            let delivered = try count.first(Int.self)
             return (delivered, try entriesRead(&connection) - before)
         }
         #expect(delivered == 4000)

@@ -1,4 +1,5 @@
 import Outbox
+import OutboxPublishing
 import Postgres
 import TestSupport
 import Testing

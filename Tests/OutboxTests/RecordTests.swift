@@ -3,7 +3,7 @@ import Postgres
 import TestSupport
 import Testing
 
-/// What is read back when a commit got no answer, and what writing again does.
+/// What is read back when a commit got no response, and what writing again does.
 @Suite(.timeLimit(.minutes(15))) struct RecordTests {
     private func lane(_ database: TestDatabase, _ endpoint: EndpointID) async throws -> LeaseID {
         let lease = LeaseID.random()
@@ -30,7 +30,7 @@ import Testing
         _ event: Event, _ endpoint: EndpointID, _ holder: Holder, _ resolution: Resolution, attempt: Attempt? = nil
     ) -> Outcome {
         Outcome(
-            pair: Pair(event: event.key, endpoint: endpoint), holder: holder,
+            delivery: DeliveryID(event: event.key, endpoint: endpoint), holder: holder,
             mayBeShared: false,
             attempt: attempt, attempts: 1, resolution: resolution)
     }
@@ -111,7 +111,8 @@ import Testing
         var group = RecordGroup()
         group.outcomes = [
             Outcome(
-                pair: Pair(event: ghost, endpoint: id), holder: .lane(id, lease), mayBeShared: false, attempt: attempt,
+                delivery: DeliveryID(event: ghost, endpoint: id), holder: .lane(id, lease), mayBeShared: false,
+                attempt: attempt,
                 attempts: 1, resolution: resolution)
         ]
         let receipt = try await database.pool.run { [group] in try $0.record(group, worker: "w") }
@@ -124,9 +125,11 @@ import Testing
         // The attempt is a true record, and resolves nothing when the event's batch is claimed again.
         #expect(try await database.number("SELECT count(*) FROM outbox.attempts") == 1)
         #expect(
-            try await database.pool.run { try $0.resolvedPairs(of: [event]) } == [Pair(event: event, endpoint: id)])
+            try await database.pool.run { try $0.resolvedDeliveries(of: [event]) } == [
+                DeliveryID(event: event, endpoint: id)
+            ])
         try await database.script("DELETE FROM outbox.delivery; DELETE FROM outbox.ghost")
-        #expect(try await database.pool.run { try $0.resolvedPairs(of: [event]) } == [])
+        #expect(try await database.pool.run { try $0.resolvedDeliveries(of: [event]) } == [])
         #expect(try await database.pool.run { try $0.noteGhosts(numberedAs: [event], worker: "w") } == 1)
     }
 

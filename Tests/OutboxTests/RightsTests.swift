@@ -173,7 +173,7 @@ import Testing
             "GRANT CREATE ON DATABASE \(try await database.column("SELECT current_database()")[0] ?? "") TO \(name), \(owner)"
         )
         try await stranger.run { try $0.script("CREATE SCHEMA outbox; GRANT ALL ON SCHEMA outbox TO PUBLIC") }
-        let refusal = await #expect(throws: Migrator.Refusal.self) {
+        let refusal = await #expect(throws: Migrator.SchemaError.self) {
             try await pool.run { _ = try Migrator.migrate(&$0) }
         }
         #expect(refusal?.description.contains("PUBLIC may create") == true)
@@ -186,12 +186,14 @@ import Testing
             "DROP VIEW outbox.migration; CREATE TABLE outbox.migration (version int PRIMARY KEY, name text NOT NULL, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())",
         ] {
             try await stranger.run { try $0.script(script) }
-            let foreign = await #expect(throws: Migrator.Refusal.self) {
+            let foreign = await #expect(throws: Migrator.SchemaError.self) {
                 try await database.pool.run { _ = try Migrator.migrate(&$0) }
             }
             #expect(foreign?.description.contains("is of the role \(name)") == true)
             if script != "SELECT 1" {
-                await #expect(throws: Migrator.Refusal.self) { try await database.pool.run { try Migrator.check(&$0) } }
+                await #expect(throws: Migrator.SchemaError.self) {
+                    try await database.pool.run { try Migrator.check(&$0) }
+                }
             }
         }
         await stranger.close()
@@ -208,7 +210,7 @@ import Testing
         let database = try await TestCluster.database(migrated: false)
         let (name, stranger) = try await login(database)
         func refusal(_ work: @escaping @Sendable (inout Connection) throws -> Void) async -> String? {
-            let refusal = await #expect(throws: Migrator.Refusal.self) { try await database.pool.run(work) }
+            let refusal = await #expect(throws: Migrator.SchemaError.self) { try await database.pool.run(work) }
             return refusal?.description
         }
         try await database.script("CREATE SCHEMA outbox; GRANT ALL ON SCHEMA outbox TO \(name)")
@@ -290,7 +292,7 @@ import Testing
         let database = try await TestCluster.database(migrated: false)
         let (name, stranger) = try await login(database)
         func refusal(_ work: @escaping @Sendable (inout Connection) throws -> Void) async -> String? {
-            let refusal = await #expect(throws: Migrator.Refusal.self) { try await database.pool.run(work) }
+            let refusal = await #expect(throws: Migrator.SchemaError.self) { try await database.pool.run(work) }
             return refusal?.description
         }
         try await database.script("CREATE SCHEMA outbox; GRANT ALL ON SCHEMA outbox TO PUBLIC, \(name)")
@@ -331,7 +333,7 @@ import Testing
             for table in ["event", "event_default", "migration", "cutting", "batch", "setting", "cut"] {
                 let oid = try connection.query(
                     "SELECT c.oid::int8 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'outbox' AND c.relname = \(table)"
-                ).first { row throws(PostgresError) in try row[0] as Int64 }
+                ).first(Int64.self)
                 try connection.script("SAVEPOINT s")
                 do throws(PostgresError) { try connection.script("SELECT nextval(\(oid ?? 0)::oid::regclass)") } catch {
                     #expect(error.sqlState == "42809", "\(table): \(error)")
@@ -397,8 +399,8 @@ import Testing
         let (_, two) = try await login(database, "outbox_producer")
         func publish(_ pool: ConnectionPool, customer: String) async throws -> Int64? {
             try await pool.query(
-                "SELECT outbox.publish('t', customer_id => \(customer), dedup_key => 'order-1')"
-            ) { row throws(PostgresError) in try row[0] as Int64 }.first
+                "SELECT outbox.publish('t', customer_id => \(customer), dedup_key => 'order-1')", of: Int64.self
+            ).first
         }
         let first = try await publish(one, customer: "acme")
         #expect(try await publish(one, customer: "acme") == first)
@@ -495,7 +497,7 @@ import Testing
             (manager, operating, "outbox.set_body_limit(2000)"),
             (
                 manager, operating,
-                "outbox.record_trial(gen_random_uuid(), 0, now(), 'test', gen_random_uuid(), now(), '{}', true, 200, '', '', '', '')"
+                "outbox.record_endpoint_test(gen_random_uuid(), 0, now(), 'test', gen_random_uuid(), now(), '{}', true, 200, '', '', '', '')"
             ),
         ] {
             try await database.script("CREATE SCHEMA own AUTHORIZATION \(role)")
@@ -637,9 +639,9 @@ import Testing
             try await database.column(
                 "SELECT event_id::text FROM outbox.delivery WHERE due_at <= clock_timestamp() AND endpoint_id = \(id)")
                 == ["2"])
-        let behind = try await database.pair(3, id)
-        let why = try await database.pool.run { try $0.explainDelivery(behind) }
-        #expect(why.first("detail") == "behind 1:e of ordering key order-42")
+        let behind = try await database.deliveryID(3, id)
+        let why = try await database.pool.run { try $0.explain(behind).first }
+        #expect(why?.detail == "behind 1:e of ordering key order-42")
     }
 
     @Test func `nothing that a producer says is without a limit`() async throws {
@@ -713,7 +715,7 @@ import Testing
         let endpoint = try await database.endpoint("e", url: "https://example.com/").id
         let transaction = UniqueID.random()
         try await database.script("SELECT outbox.publish('t', transaction_id => '\(transaction)')")
-        let pair = try await database.pair(1, endpoint)
+        let delivery = try await database.deliveryID(1, endpoint)
         let (_, pool) = try await login(database, "outbox_operator")
         try await pool.run { connection in
             let filter = ListFilter()
@@ -723,7 +725,7 @@ import Testing
             _ = try connection.listDeadLetters(filter)
             _ = try connection.listEndpoints()
             _ = try connection.trace(transaction)
-            _ = try connection.explainDelivery(pair)
+            _ = try connection.explain(delivery)
             _ = try connection.status()
             _ = try connection.lockWaits()
             _ = try connection.problems(keyring: TestWorker.keyring)

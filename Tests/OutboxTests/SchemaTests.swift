@@ -35,7 +35,7 @@ import Testing
         let database = try await TestCluster.database(migrated: false)
         let holder = try database.newPool()
         try await holder.run { try $0.script("BEGIN; CREATE SCHEMA outbox") }
-        await #expect(throws: Migrator.Refusal.self) {
+        await #expect(throws: Migrator.SchemaError.self) {
             try await database.pool.run { _ = try Migrator.migrate(&$0, lockTimeout: .milliseconds(100)) }
         }
         #expect(try await database.pool.run { try Migrator.status(&$0).version } == 0)
@@ -59,10 +59,12 @@ import Testing
         #expect(await refusal(database)?.contains("version 1") == true)
         try await database.script("INSERT INTO outbox.migration (version, name, checksum) VALUES (999, 'future', 'x')")
         #expect(await refusal(database)?.contains("999") == true)
-        await #expect(throws: Migrator.Refusal.self) { try await database.pool.run { _ = try Migrator.migrate(&$0) } }
+        await #expect(throws: Migrator.SchemaError.self) {
+            try await database.pool.run { _ = try Migrator.migrate(&$0) }
+        }
     }
 
-    @Test func `the schema is the one in sql/schema.sql`() async throws {
+    @Test func `the schema is the one in sql/catalogue.txt`() async throws {
         let database = try await TestCluster.database()
         // Everything that a reviewer must see when it changes, as every server tells it: tables, columns, defaults, constraints, indexes, functions,
         // views, triggers and grants. The partitions of the day are left out.
@@ -105,13 +107,13 @@ import Testing
                  ORDER BY part, place COLLATE "C", line COLLATE "C"
                 """
             ).compactMap { $0 }.joined(separator: "\n") + "\n"
-        let path = root + "/sql/schema.sql"
-        if ProcessInfo.processInfo.environment["OUTBOX_UPDATE_SCHEMA"] != nil {
+        let path = root + "/sql/catalogue.txt"
+        if ProcessInfo.processInfo.environment["OUTBOX_TEST_UPDATE"] != nil {
             try dump.write(toFile: path, atomically: true, encoding: .utf8)
         }
         #expect(
             try String(contentsOfFile: path, encoding: .utf8) == dump,
-            "run OUTBOX_UPDATE_SCHEMA=1 swift test --filter SchemaTests, and look at the difference")
+            "run OUTBOX_TEST_UPDATE=1 swift test --filter SchemaTests, and look at the difference")
     }
 
     /// The repository's folder.

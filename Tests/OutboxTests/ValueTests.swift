@@ -73,9 +73,7 @@ import Testing
         #expect(.distantPast - Timestamp.distantFuture == .microseconds(Int64.min))
         // Written back, they are still times.
         #expect(
-            try await database.pool.query("SELECT \(end) > clock_timestamp()") { row throws(PostgresError) in
-                try row[0] as Bool
-            } == [true])
+            try await database.pool.query("SELECT \(end) > clock_timestamp()", of: Bool.self) == [true])
     }
 
     @Test(arguments: [
@@ -128,7 +126,7 @@ import Testing
             ]
                 as [@Sendable (inout Connection) throws -> Void]
             {
-                let refusal = await #expect(throws: Migrator.Refusal.self) { try await pool.run { try work(&$0) } }
+                let refusal = await #expect(throws: Migrator.SchemaError.self) { try await pool.run { try work(&$0) } }
                 #expect(
                     refusal?.description.contains("\(name) has the encoding \(encoding)") == true,
                     "\(String(describing: refusal))")

@@ -32,10 +32,11 @@ import Testing
     }
 
     @Test(arguments: [
-        (Int64(-301), WebhookVerifier.Refusal.tooOld as WebhookVerifier.Refusal?), (-300, nil), (0, nil), (300, nil),
+        (Int64(-301), WebhookVerifier.VerificationError.tooOld as WebhookVerifier.VerificationError?), (-300, nil),
+        (0, nil), (300, nil),
         (301, .tooNew),
     ])
-    func `the tolerance is 300 seconds both ways`(offset: Int64, refusal: WebhookVerifier.Refusal?) throws {
+    func `the tolerance is 300 seconds both ways`(offset: Int64, refusal: WebhookVerifier.VerificationError?) throws {
         let secret = SigningSecret.generate()
         let signed = 1_700_000_000 + offset
         let signature = secret.signature(id: "a", timestamp: signed, body: [1])
@@ -49,7 +50,7 @@ import Testing
     @Test(arguments: ["", "abc", "+1", "0x10", "-5", "1e9", "99999999999999999999", "1.5", " 1"])
     func `a timestamp that is not one is malformed`(timestamp: String) {
         let verifier = WebhookVerifier(keys: [SigningSecret.generate().verificationKey])
-        let refusal = #expect(throws: WebhookVerifier.Refusal.self) {
+        let refusal = #expect(throws: WebhookVerifier.VerificationError.self) {
             try verifier.verify([], id: "a", timestamp: timestamp, signatures: "v1,x", now: 1)
         }
         if case .malformed = refusal {} else { Issue.record("\(String(describing: refusal))") }
@@ -59,7 +60,7 @@ import Testing
         let secret = SigningSecret.generate()
         let signature = secret.signature(id: "a", timestamp: 1, body: Array("2.x".utf8))
         #expect(secret.signature(id: "a.1", timestamp: 2, body: Array("x".utf8)) == signature)
-        #expect(throws: WebhookVerifier.Refusal.malformed("webhook-id contains a dot")) {
+        #expect(throws: WebhookVerifier.VerificationError.malformed("webhook-id contains a dot")) {
             try WebhookVerifier(keys: [secret.verificationKey])
                 .verify(Array("x".utf8), id: "a.1", timestamp: "2", signatures: signature, now: 2)
         }
@@ -72,7 +73,7 @@ import Testing
             try WebhookVerifier(keys: [key.verificationKey])
                 .verify([7], id: "a", timestamp: "5", signatures: signatures, now: 5)
         }
-        #expect(throws: WebhookVerifier.Refusal.wrongSignature) {
+        #expect(throws: WebhookVerifier.VerificationError.wrongSignature) {
             try WebhookVerifier(keys: [SigningSecret.generate().verificationKey])
                 .verify([7], id: "a", timestamp: "5", signatures: signatures, now: 5)
         }
@@ -88,13 +89,13 @@ import Testing
             for bit in 0..<(code.count * 8) {
                 code[bit / 8] ^= 1 << UInt8(bit % 8)
                 let changed = good[...comma] + Data(code).base64EncodedString()
-                #expect(throws: WebhookVerifier.Refusal.wrongSignature) {
+                #expect(throws: WebhookVerifier.VerificationError.wrongSignature) {
                     try verifier.verify([7, 8], id: "a", timestamp: "5", signatures: String(changed), now: 5)
                 }
                 code[bit / 8] ^= 1 << UInt8(bit % 8)
             }
             // The label belongs to the scheme.
-            #expect(throws: WebhookVerifier.Refusal.wrongSignature) {
+            #expect(throws: WebhookVerifier.VerificationError.wrongSignature) {
                 let other = (good.hasPrefix("v1a") ? "v1," : "v1a,") + good[good.index(after: comma)...]
                 try verifier.verify([7, 8], id: "a", timestamp: "5", signatures: other, now: 5)
             }
@@ -104,7 +105,7 @@ import Testing
     @Test func `missing headers are named`() {
         let verifier = WebhookVerifier(keys: [SigningSecret.generate().verificationKey])
         for missing in ["webhook-id", "webhook-timestamp", "webhook-signature"] {
-            #expect(throws: WebhookVerifier.Refusal.malformed("the header \(missing) is missing")) {
+            #expect(throws: WebhookVerifier.VerificationError.malformed("the header \(missing) is missing")) {
                 try verifier.verify([], headers: { $0 == missing ? nil : "1" }, now: 1)
             }
         }

@@ -52,7 +52,7 @@ import Transport
         "whsec_" + Data(repeating: 7, count: 65).base64EncodedString(),
     ])
     func `what is no secret is refused without being repeated`(text: String) {
-        let refusal = #expect(throws: SigningSecret.Refusal.self) { try SigningSecret(text) }
+        let refusal = #expect(throws: SigningSecret.ValidationError.self) { try SigningSecret(text) }
         #expect(refusal?.description.contains("canary") == false)
     }
 
@@ -158,7 +158,7 @@ import Transport
 @Suite(.timeLimit(.minutes(15))) struct KeyringTests {
     @Test func `a bad key file is refused by line, without its contents`() {
         for text in ["", "# only a comment\n", "canary\n", Data(repeating: 1, count: 31).base64EncodedString()] {
-            let refusal = #expect(throws: Keyring.Refusal.self) { try Keyring(text: text) }
+            let refusal = #expect(throws: Keyring.KeyError.self) { try Keyring(text: text) }
             #expect(refusal?.description.contains("canary") == false)
         }
     }

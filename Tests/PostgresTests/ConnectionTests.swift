@@ -42,9 +42,7 @@ import Testing
         let time = Timestamp(microseconds: microseconds)
         #expect(time.description == text)
         let database = try await TestCluster.database(migrated: false)
-        let echoed = try await database.pool.query("SELECT \(time)") { row throws(PostgresError) in
-            try row[0] as Timestamp
-        }
+        let echoed = try await database.pool.query("SELECT \(time)", of: Timestamp.self)
         #expect(echoed == [time])
     }
 
@@ -60,14 +58,14 @@ import Testing
         }
         #expect(error?.kind == .deadline)
         #expect(error?.isOutcomeUnknown == false)
-        #expect(try await pool.query("SELECT 1") { row throws(PostgresError) in try row[0] as Int } == [1])
+        #expect(try await pool.query("SELECT 1", of: Int.self) == [1])
         await pool.close()
     }
 
     @Test func `a lost connection is an unknown outcome, and the next statement gets a new connection`() async throws {
         let database = try await TestCluster.database(migrated: false)
         let pool = try database.newPool()
-        let pid = try await pool.query("SELECT pg_backend_pid()") { row throws(PostgresError) in try row[0] as Int }[0]
+        let pid = try await pool.query("SELECT pg_backend_pid()", of: Int.self)[0]
         async let lost: Int = pool.execute("SELECT pg_sleep(30)")
         #expect(
             try await eventually {
@@ -79,11 +77,11 @@ import Testing
             _ = try await lost
             Issue.record("the statement cannot succeed")
         } catch let error as PostgresError {
-            // The server said that it ended the statement: that is an answer.
+            // The server said that it ended the statement: that is a response.
             #expect(error.sqlState == "57P01")
             #expect(error.isTransient)
         }
-        #expect(try await pool.query("SELECT 1") { row throws(PostgresError) in try row[0] as Int } == [1])
+        #expect(try await pool.query("SELECT 1", of: Int.self) == [1])
         await pool.close()
     }
 
@@ -124,7 +122,7 @@ import Testing
         let database = try await TestCluster.database(migrated: false)
         let pool = try database.newPool()
         for _ in 0..<2 {
-            #expect(try await pool.query("SELECT \(41) + 1") { row throws(PostgresError) in try row[0] as Int } == [42])
+            #expect(try await pool.query("SELECT \(41) + 1", of: Int.self) == [42])
             try await pool.run { try $0.script("DEALLOCATE ALL") }
         }
         await pool.close()
@@ -139,7 +137,7 @@ import Testing
     @Test func `a closed pool finishes what was posted and refuses what comes later`() async throws {
         let database = try await TestCluster.database(migrated: false)
         let pool = try database.newPool(size: 2)
-        async let last = pool.query("SELECT 7") { row throws(PostgresError) in try row[0] as Int }
+        async let last = pool.query("SELECT 7", of: Int.self)
         #expect(try await last == [7])
         await pool.close()
         await #expect(throws: PostgresError.self) { try await pool.execute("SELECT 1") }

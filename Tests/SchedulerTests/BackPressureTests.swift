@@ -9,7 +9,7 @@ import Testing
 @Suite(.timeLimit(.minutes(15))) struct BackPressureTests {
     @Test(.heavy) func `a receiver that stops answering is given no more than its share of memory`() async throws {
         let database = try await TestCluster.database()
-        let silent = try Ledger { _, _ in Receiver.Answer(manner: .silence) }
+        let silent = try Ledger { _, _ in Receiver.Response(manner: .silence) }
         let healthy = try Ledger()
         for (name, ledger, type) in [("silent", silent, "large"), ("healthy", healthy, "small")] {
             try await database.endpoint(name, url: ledger.url, retries: [.seconds(60)]) { change in
@@ -27,7 +27,7 @@ import Testing
         try await TestWorker.run(
             database,
             configure: { configuration in
-                configuration.mostBytes = 1_600_000
+                configuration.maxBytes = 1_600_000
                 configuration.softDeadline = .milliseconds(200)
                 configuration.grace = .milliseconds(100)
             }
@@ -74,7 +74,7 @@ import Testing
         try await TestWorker.run(
             database,
             configure: {
-                $0.mostUnrecorded = 1000
+                $0.maxUnrecorded = 1000
                 $0.lease = .seconds(120)
             }
         ) {

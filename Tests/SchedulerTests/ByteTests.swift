@@ -157,7 +157,7 @@ import Transport
     @Test func `a mark that follows a delimiter does not hide it`() throws {
         // A colon ends a user's name (RFC 7617), a dot is no part of a webhook-id, and a mark behind them changes neither.
         let verifier = WebhookVerifier(keys: [SigningSecret.generate().verificationKey])
-        #expect(throws: WebhookVerifier.Refusal.malformed("webhook-id contains a dot")) {
+        #expect(throws: WebhookVerifier.VerificationError.malformed("webhook-id contains a dot")) {
             try verifier.verify([], id: "evt_1.\u{301}2", timestamp: "0", signatures: "v1,", now: 0)
         }
         #expect(throws: Problem.self) {

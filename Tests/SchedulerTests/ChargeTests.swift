@@ -10,11 +10,11 @@ import Transport
 /// What the other side does is never free of charge: whatever went out is an attempt, and follows the schedule.
 @Suite(.timeLimit(.minutes(15))) struct ChargeTests {
     /// libcurl takes no header line over 100 KB, and calls it "out of memory".
-    private let longHeader = Receiver.Answer(
+    private let longHeader = Receiver.Response(
         headers: [("X-Long", String(repeating: "x", count: 103_000))],
         body: Array(#"{"access_token":"t","token_type":"Bearer"}"#.utf8))
 
-    @Test func `an answer with an endless header line is an attempt each time, and ends with the schedule`()
+    @Test func `a response with an endless header line is an attempt each time, and ends with the schedule`()
         async throws
     {
         let database = try await TestCluster.database()

@@ -45,7 +45,7 @@ import Transport
 
     @Test func `a failure is tried again with the same webhook-id until it succeeds`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, before in Receiver.Answer(before < 2 ? 500 : 200) }
+        let ledger = try Ledger { _, before in Receiver.Response(before < 2 ? 500 : 200) }
         try await database.endpoint("flaky", url: ledger.url)
         try await TestWorker.run(database) {
             try await database.publish()
@@ -66,7 +66,7 @@ import Transport
     @Test func `an exhausted delivery is parked, and a replay delivers it with the same webhook-id`() async throws {
         let database = try await TestCluster.database()
         let isHealthy = Flag(false)
-        let ledger = try Ledger { _, _ in Receiver.Answer(isHealthy.isSet ? 200 : 503) }
+        let ledger = try Ledger { _, _ in Receiver.Response(isHealthy.isSet ? 200 : 503) }
         try await database.endpoint("down", url: ledger.url)
         try await TestWorker.run(database) {
             try await database.publish(2)
@@ -93,7 +93,7 @@ import Transport
         let isHanging = Flag(true)
         let hanging = try Ledger { _, _ in
             while isHanging.isSet { usleep(10_000) }
-            return Receiver.Answer()
+            return Receiver.Response()
         }
         let healthy = try Ledger()
         try await database.endpoint("hanging", url: hanging.url, retries: [.seconds(60)]) { change in
@@ -134,7 +134,7 @@ import Transport
     @Test func `a disabled endpoint gets no new events, keeps what waits, and goes on when enabled`() async throws {
         let database = try await TestCluster.database()
         let isGone = Flag(true)
-        let ledger = try Ledger { _, _ in Receiver.Answer(isGone.isSet ? 410 : 200) }
+        let ledger = try Ledger { _, _ in Receiver.Response(isGone.isSet ? 410 : 200) }
         let id = try await database.endpoint("gone", url: ledger.url).id
         try await TestWorker.run(database) {
             try await database.publish()
@@ -163,9 +163,9 @@ import Transport
     /// As in a failover that loses the commit before anybody has read it: the database says afterwards what it said before.
     @Test func `an event is left out only where the database says that the endpoint is disabled`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, _ in Receiver.Answer(410) }
+        let ledger = try Ledger { _, _ in Receiver.Response(410) }
         try await database.endpoint("gone", url: ledger.url)
-        // So that nobody can record what the answer says.
+        // So that nobody can record what the response says.
         let holder = try database.newPool()
         try await holder.run {
             try $0.script(
@@ -193,7 +193,7 @@ import Transport
     @Test func `an endpoint that was closed is open again when the record of it is lost`() async throws {
         let database = try await TestCluster.database()
         let isGone = Flag(true)
-        let ledger = try Ledger { _, _ in Receiver.Answer(isGone.isSet ? 410 : 200) }
+        let ledger = try Ledger { _, _ in Receiver.Response(isGone.isSet ? 410 : 200) }
         try await database.endpoint("gone", url: ledger.url)
         try await database.script(
             """
@@ -214,7 +214,7 @@ import Transport
     @Test func `Retry-After rests the whole endpoint, and the others do not notice`() async throws {
         let database = try await TestCluster.database()
         let resting = try Ledger { _, before in
-            before == 0 ? Receiver.Answer(429, headers: [("Retry-After", "3600")]) : Receiver.Answer()
+            before == 0 ? Receiver.Response(429, headers: [("Retry-After", "3600")]) : Receiver.Response()
         }
         let other = try Ledger()
         try await database.endpoint("resting", url: resting.url)
@@ -239,7 +239,7 @@ import Transport
         let isHeld = Flag(true)
         let ledger = try Ledger { _, _ in
             isHeld.waitUntilCleared()
-            return Receiver.Answer()
+            return Receiver.Response()
         }
         let endpoint = try await database.endpoint("e", url: ledger.url) {
             $0.maxInFlight = 1
@@ -266,12 +266,12 @@ import Transport
         let isOpen = Flag(false)
         let ledger = try Ledger { _, _ in
             isOpen.isSet
-                ? Receiver.Answer(delay: .milliseconds(2)) : Receiver.Answer(429, headers: [("Retry-After", "20")])
+                ? Receiver.Response(delay: .milliseconds(2)) : Receiver.Response(429, headers: [("Retry-After", "20")])
         }
         try await database.endpoint("e", url: ledger.url, retries: [.milliseconds(10), .milliseconds(10)])
         try await TestWorker.run(database) {
             try await database.publish(100)
-            // What is sent before the first answer; then one request whenever the rest ends.
+            // What is sent before the first response; then one request whenever the rest ends.
             let isResting = try await eventually {
                 try await database.number("SELECT count(*) FROM outbox.delivery") == 100
             }
@@ -321,8 +321,8 @@ import Transport
     @Test func `413 is parked at once, a redirect is not followed, a forbidden address is not called`() async throws {
         let database = try await TestCluster.database()
         let canary = try Ledger()
-        let large = try Ledger { _, _ in Receiver.Answer(413) }
-        let moved = try Ledger { _, _ in Receiver.Answer(307, headers: [("Location", canary.url)]) }
+        let large = try Ledger { _, _ in Receiver.Response(413) }
+        let moved = try Ledger { _, _ in Receiver.Response(307, headers: [("Location", canary.url)]) }
         try await database.endpoint("large", url: large.url)
         try await database.endpoint("moved", url: moved.url, retries: [])
         try await database.endpoint("forbidden", url: "http://169.254.169.254/latest/meta-data/", retries: [])
@@ -344,7 +344,7 @@ import Transport
 
     @Test(.heavy) func `two workers share the work and send nothing twice`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(2)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(delay: .milliseconds(2)) }
         try await database.endpoint("shared", url: ledger.url)
         let ids = try await database.publish(4000)
         // No lease ends, however busy the machine is.
@@ -366,7 +366,7 @@ import Transport
 
     @Test func `a graceful stop lets requests end, and hands over what had not started`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(400)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(delay: .milliseconds(400)) }
         try await database.endpoint("slow", url: ledger.url) { $0.maxInFlight = 4 }
         let ids = try await database.publish(12)
         let worker = try await TestWorker(database)
@@ -390,7 +390,7 @@ import Transport
     @Test func `requests that outlast the grace period are stopped, recorded and sent again later`() async throws {
         let database = try await TestCluster.database()
         let isHealthy = Flag(false)
-        let ledger = try Ledger { _, _ in isHealthy.isSet ? Receiver.Answer() : Receiver.Answer(manner: .silence) }
+        let ledger = try Ledger { _, _ in isHealthy.isSet ? Receiver.Response() : Receiver.Response(manner: .silence) }
         try await database.endpoint("stuck", url: ledger.url) { $0.timeout = .seconds(4) }
         var configuration = try TestWorker.configuration(database)
         configuration.grace = .milliseconds(100)
@@ -470,7 +470,7 @@ import Transport
 
     @Test func `everything works as the role outbox_worker`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, before in Receiver.Answer(before == 0 ? 500 : before == 1 ? 410 : 200) }
+        let ledger = try Ledger { _, before in Receiver.Response(before == 0 ? 500 : before == 1 ? 410 : 200) }
         try await database.endpoint("e", url: ledger.url)
         var configuration = try TestWorker.configuration(database)
         configuration.database = try ConnectionTarget(database.connectionString + " options='-c role=outbox_worker'")
@@ -487,7 +487,7 @@ import Transport
 
     @Test func `no transaction is open while a request is`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(500)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(delay: .milliseconds(500)) }
         try await database.endpoint("e", url: ledger.url)
         try await TestWorker.run(database) {
             try await database.publish(20)
@@ -503,7 +503,7 @@ import Transport
 
     @Test func `a worker whose every connection is cut finds its way back`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(5)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(delay: .milliseconds(5)) }
         try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 8 }
         try await TestWorker.run(database) {
             var ids: [Int64] = []
@@ -522,7 +522,7 @@ import Transport
 
     @Test func `an endpoint that is deleted with requests in flight leaves nothing waiting`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, _ in Receiver.Answer(500, delay: .milliseconds(700)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(500, delay: .milliseconds(700)) }
         let id = try await database.endpoint("e", url: ledger.url, retries: [.seconds(3600)]).id
         try await TestWorker.run(database) {
             try await database.publish(5)
@@ -539,13 +539,13 @@ import Transport
         let database = try await TestCluster.database()
         let ledger = try Ledger { request, _ in
             request["Outbox-Attempt"]?.hasPrefix("1/") == true
-                ? Receiver.Answer(500) : Receiver.Answer(delay: .milliseconds(700))
+                ? Receiver.Response(500) : Receiver.Response(delay: .milliseconds(700))
         }
         let id = try await database.endpoint("e", url: ledger.url).id
         try await TestWorker.run(database) {
-            let pair = try await database.pair(try await database.publish()[0], id)
+            let delivery = try await database.deliveryID(try await database.publish()[0], id)
             #expect(await eventually { ledger.all.count == 2 })
-            try await database.pool.run { try $0.retryDelivery(pair, reason: nil) }
+            try await database.pool.run { try $0.retryDelivery(delivery, reason: nil) }
             #expect(try await eventually { try await database.deliveries("delivered") == 1 })
         }
         #expect(ledger.all.count == 2)

@@ -137,9 +137,7 @@ import Testing
         let victim = try database.newPool()
         let pid = try await victim.run { connection in
             for _ in 0..<200 { try connection.script("BEGIN; SELECT pg_current_xact_id(); ROLLBACK") }
-            return try connection.query("SELECT pg_backend_pid()").first { row throws(PostgresError) in
-                try row[0] as Int
-            }
+            return try connection.query("SELECT pg_backend_pid()").first(Int.self)
         }
         let known = try await directory.read()
         let began = try await database.column("SELECT pg_postmaster_start_time()::text")
@@ -163,7 +161,7 @@ import Testing
         try await server.stop()
     }
 
-    @Test func `what an answer said holds here until it is recorded, and then what the database says`() async throws {
+    @Test func `what a response said holds here until it is recorded, and then what the database says`() async throws {
         let database = try await TestCluster.database()
         let id = try await database.endpoint("e", url: "https://example.com/").id
         let directory = try directory(database)

@@ -1,3 +1,4 @@
+import Logging
 import Outbox
 import Postgres
 import Receiver
@@ -134,6 +135,64 @@ extension TestDatabase {
         for ledger in [slow, quick] { ledger.receiver.stop() }
     }
 
+    @Test func `slow filters of one customer take turns with those of another`() async throws {
+        let database = try await TestCluster.database()
+        let (slow, quick) = (try Ledger(), try Ledger())
+        for number in 1...12 {
+            try await database.endpoint("slow\(number)", url: slow.url) {
+                $0.customerID = "a"
+                $0.filter = Self.endless
+                $0.isOrdered = true
+            }
+        }
+        try await database.endpoint("quick", url: quick.url) {
+            $0.customerID = "b"
+            $0.filter = "$.after.n > 0"
+            $0.isOrdered = true
+        }
+        try await TestWorker.run(database) {
+            // Each of these is asked about for a quarter of a second in its lane, and for more than one alone.
+            try await database.script(
+                "SELECT outbox.publish('t', json_build_object('t', '\(Self.bait)'), customer_id => 'a')")
+            try await database.reaches(12, "SELECT count(*) FROM outbox.delivery")
+            try await database.script(
+                "SELECT outbox.publish('t', json_build_object('n', 1), customer_id => 'b') FROM generate_series(1, 5)")
+            #expect(await eventually { quick.all.count == 5 })
+            // First come, first served would have looked at all of theirs before.
+            #expect(try await database.number("SELECT count(*) FROM outbox.dead_letter") < 6)
+        }
+        for ledger in [slow, quick] { ledger.receiver.stop() }
+    }
+
+    @Test func `a stall of the server is not a slow filter`() async throws {
+        let database = try await TestCluster.database()
+        let id = try await database.endpoint("e", url: "https://example.com/") { $0.filter = "$.after.n == 1" }.id
+        let endpoint = try await database.pool.run { try $0.endpoint(id, keyring: TestWorker.keyring) }
+        try await database.script("SELECT outbox.publish('t', '{\"n\":1}')")
+        let event = try await database.pool.run { try $0.eventKey("1") }
+        let (asking, holder) = (try database.newPool(), try database.newPool())
+        let gate = FilterGate(batches: asking, lanes: asking, slow: asking, logger: Logger(label: "test"))
+        try await holder.run { connection in
+            try connection.script("BEGIN; LOCK TABLE outbox.event IN ACCESS EXCLUSIVE MODE")
+        }
+        let asked = Task { try await gate.ask([event], of: endpoint, "$.after.n == 1") }
+        // In the lane, alone, and then for as long as the lock is held.
+        var seen: Set<String> = []
+        while seen.count < 3 {
+            let waiting = try await database.pool.query(
+                """
+                SELECT query_start::text FROM pg_stat_activity
+                 WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%ask_filters%'
+                """, of: String.self)
+            seen.formUnion(waiting)
+        }
+        try await holder.run { try $0.script("COMMIT") }
+        let verdicts = try await asked.value
+        #expect(verdicts == [.holds])
+        await asking.close()
+        await holder.close()
+    }
+
     @Test func `lanes without filters do not wait for the connections of those with`() async throws {
         let database = try await TestCluster.database()
         let ledger = try Ledger()
@@ -155,8 +214,8 @@ extension TestDatabase {
                     SELECT DISTINCT substring(application_name FROM '/[^/]*$') FROM pg_stat_activity
                      WHERE datname = current_database() AND state = 'active' AND query LIKE '%outbox.ask_filters(%'
                        AND pid <> pg_backend_pid()
-                    """
-                ) { row throws(PostgresError) in try row[0] as String? }
+                    """, of: String?.self
+                )
                 asking.withLock { $0.formUnion(names.compactMap(\.self)) }
                 return try await database.number("SELECT count(*) FROM outbox.dead_letter") == 8
             }
@@ -169,7 +228,7 @@ extension TestDatabase {
 
     @Test func `what was asked about before is not asked again: a retry and a replay go out`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, before in Receiver.Answer(before < 3 ? 500 : 200) }
+        let ledger = try Ledger { _, before in Receiver.Response(before < 3 ? 500 : 200) }
         let id = try await database.endpoint("e", url: ledger.url, retries: [.milliseconds(50)]) {
             $0.filter = "$.after.n == 1"
         }.id

@@ -20,14 +20,14 @@ import Testing
     @Test func `a healthy endpoint gets as many as it takes`() {
         var ramp = LaneRamp(EndpointState(), hasJustRested: false)
         #expect(ramp.size == nil && ramp.isOver && ramp.triedBefore == nil)
-        #expect(ramp.roundEnded(hasAnswer: false, cap: 10) == .goOn)
+        #expect(ramp.roundEnded(hasResponse: false, cap: 10) == .goOn)
     }
 
-    @Test func `after a rest requests begin with one, and no answer is waited for`() {
+    @Test func `after a rest requests begin with one, and no response is waited for`() {
         var ramp = LaneRamp(EndpointState(), hasJustRested: true)
         var sizes: [Int?] = [ramp.size]
         for _ in 0..<4 {
-            #expect(ramp.roundEnded(hasAnswer: false, cap: 10) == .goOn)
+            #expect(ramp.roundEnded(hasResponse: false, cap: 10) == .goOn)
             sizes.append(ramp.size)
         }
         #expect(sizes == [1, 2, 4, 8, nil])
@@ -37,24 +37,24 @@ import Testing
     @Test func `a failing one is probed until it answers, then gets more and more, and is closed at its cap`() {
         var ramp = LaneRamp(state(.trip(atLeast: .zero)), hasJustRested: false)
         #expect(ramp.stage == .probing && ramp.size == 1 && ramp.triedBefore == .distantFuture)
-        #expect(ramp.roundEnded(hasAnswer: false, cap: 5) == .tryAgain)
-        #expect(ramp.roundEnded(hasAnswer: true, cap: 5) == .tell(.probeAnswered))
+        #expect(ramp.roundEnded(hasResponse: false, cap: 5) == .tryAgain)
+        #expect(ramp.roundEnded(hasResponse: true, cap: 5) == .tell(.probeAnswered))
         let recovering = state(.trip(atLeast: .zero), .probeAnswered)
         #expect(ramp.told(.probeAnswered, recovering, cap: 5) == .goOn)
         #expect(ramp.stage == .growing(2) && ramp.triedBefore == recovering.breaker.recoveredAt)
         // Requests that could not be made say nothing.
-        #expect(ramp.roundEnded(hasAnswer: false, cap: 5) == .tryAgain)
+        #expect(ramp.roundEnded(hasResponse: false, cap: 5) == .tryAgain)
         #expect(ramp.size == 2)
-        #expect(ramp.roundEnded(hasAnswer: true, cap: 5) == .goOn)
+        #expect(ramp.roundEnded(hasResponse: true, cap: 5) == .goOn)
         #expect(ramp.size == 4)
-        #expect(ramp.roundEnded(hasAnswer: true, cap: 5) == .tell(.rampedUp))
+        #expect(ramp.roundEnded(hasResponse: true, cap: 5) == .tell(.rampedUp))
         #expect(ramp.told(.rampedUp, state(.trip(atLeast: .zero), .probeAnswered, .rampedUp), cap: 5) == .goOn)
         #expect(ramp.stage == .full && ramp.recoveredAt != nil && !ramp.isOver)
     }
 
-    @Test func `one that takes one request at a time is closed with its first answer`() {
+    @Test func `one that takes one request at a time is closed with its first response`() {
         var ramp = LaneRamp(state(.trip(atLeast: .zero)), hasJustRested: false)
-        #expect(ramp.roundEnded(hasAnswer: true, cap: 1) == .tell(.probeAnswered))
+        #expect(ramp.roundEnded(hasResponse: true, cap: 1) == .tell(.probeAnswered))
         #expect(ramp.told(.probeAnswered, state(.trip(atLeast: .zero), .probeAnswered), cap: 1) == .tell(.rampedUp))
     }
 

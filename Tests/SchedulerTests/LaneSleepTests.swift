@@ -82,7 +82,7 @@ import Testing
 
     @Test func `a retry in a lane that sleeps leaves when it is due`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, count in Receiver.Answer(count == 0 ? 500 : 200) }
+        let ledger = try Ledger { _, count in Receiver.Response(count == 0 ? 500 : 200) }
         _ = try await constrained(database, ledger)
         try await TestWorker.run(database, configure: { $0.lease = Self.lease }) {
             try await database.publish()
@@ -129,7 +129,7 @@ import Testing
     @Test func `a dead letter whose key's lane sleeps goes as soon as it is replayed`() async throws {
         let database = try await TestCluster.database()
         let isWell = Flag(false)
-        let ledger = try Ledger { _, _ in Receiver.Answer(isWell.isSet ? 200 : 500) }
+        let ledger = try Ledger { _, _ in Receiver.Response(isWell.isSet ? 200 : 500) }
         let endpoint = try await database.endpoint("e", url: ledger.url, retries: []) {
             $0.isOrdered = true
             $0.timeout = .seconds(120)
@@ -141,8 +141,8 @@ import Testing
             #expect(try await database.number("SELECT count(*) FROM outbox.lane WHERE lease_id IS NOT NULL") == 1)
             isWell.isSet = true
             // Nothing of it can be in flight, so that there is nothing to wait for.
-            let pair = try await database.pair(1, endpoint)
-            _ = try await database.pool.run { try $0.replayDeadLetters(pair, reason: nil) }
+            let delivery = try await database.deliveryID(1, endpoint)
+            _ = try await database.pool.run { try $0.replayDeadLetters(delivery, reason: nil) }
             let isThrough = try await eventually { try await database.deliveries("delivered") == 1 }
             #expect(isThrough)
         }

@@ -13,7 +13,7 @@ import Testing
         "UPDATE outbox.endpoint SET description = 'x' WHERE name = 'other'",
     ]) func `outcomes of a locked lane wait, and nobody else's`(lock: String) async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { request, _ in Receiver.Answer(request.target == "/held" ? 500 : 200) }
+        let ledger = try Ledger { request, _ in Receiver.Response(request.target == "/held" ? 500 : 200) }
         for name in ["held", "free", "other"] {
             try await database.endpoint(name, url: "\(ledger.url)/\(name)", retries: [.milliseconds(20)])
         }

@@ -19,9 +19,9 @@ import Testing
         let database = try await TestCluster.database()
         let isWell = Flag(false)
         let failing = try Ledger { request, _ in
-            isWell.isSet ? Receiver.Answer() : Receiver.Answer(request.body.count.isMultiple(of: 2) ? 500 : 400)
+            isWell.isSet ? Receiver.Response() : Receiver.Response(request.body.count.isMultiple(of: 2) ? 500 : 400)
         }
-        let well = try Ledger { _, _ in Receiver.Answer() }
+        let well = try Ledger { _, _ in Receiver.Response() }
         try await database.endpoint("bystander", url: well.url) { $0.eventTypes = ["nothing"] }
         try await database.endpoint("well", url: well.url) { $0.eventTypes = ["well"] }
         for number in 1...8 {

@@ -61,9 +61,8 @@ import Testing
             let (found, taken) = try await pool.run { connection in
                 try connection.query("BEGIN")
                 let found = try body(&connection)
-                let taken = try connection.query("SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid()").first {
-                    row throws(PostgresError) in try row[0] as Int
-                }
+                let taken = try connection.query("SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid()").first(
+                    Int.self)
                 try connection.query("COMMIT")
                 return (found, taken ?? 0)
             }
@@ -106,7 +105,7 @@ import Testing
         try await locks("dead letters", operators) { [filter] in try $0.listDeadLetters(filter).rows.count + 1 }
         try await locks("problems", operators) { try $0.problems().rows.count + 1 }
         try await locks("ghosts", pool) { try $0.noteGhosts(numberedAs: [event], worker: "w") + 1 }
-        try await locks("resolved", pool) { try $0.resolvedPairs(of: [event]).count + 1 }
+        try await locks("resolved", pool) { try $0.resolvedDeliveries(of: [event]).count + 1 }
         await pool.close()
         await operators.close()
     }
@@ -216,10 +215,11 @@ import Testing
         // One of each state, by its bare number.
         for (number, reason) in [(4, "delivered"), (5, "delivered"), (6, "dead"), (7, "due")] {
             let (state, found) = try await operators.run { connection in
-                let pair = Pair(event: try connection.eventKey("\(number)"), endpoint: endpoint)
-                if reason == "dead" { _ = try connection.deadLetter(pair) }
+                let delivery = DeliveryID(event: try connection.eventKey("\(number)"), endpoint: endpoint)
+                if reason == "dead" { _ = try connection.deadLetter(delivery) }
                 return (
-                    try connection.delivery(pair).first("state"), try connection.explainDelivery(pair).first("reason")
+                    try connection.delivery(delivery).first("state"),
+                    try connection.explain(delivery).first?.reason.rawValue
                 )
             }
             #expect(state == (reason == "due" ? "waiting" : reason) && found == reason)
@@ -236,9 +236,7 @@ import Testing
 
     private func databaseTime(_ database: TestDatabase) async throws -> Timestamp {
         try await database.pool.run { connection in
-            try connection.query("SELECT clock_timestamp()").first { row throws(PostgresError) in
-                try row[0] as Timestamp
-            }
+            try connection.query("SELECT clock_timestamp()").first(Timestamp.self)
                 ?? .distantPast
         }
     }
@@ -251,7 +249,7 @@ import Testing
         try await byTheHour(database, hoursAgo: 50)
         _ = try await database.pool.run { try $0.cut(batchSize: 100, budget: 1000) }
         _ = try await close(database)
-        let ledger = try Ledger { _, number in Receiver.Answer(number < 30 && number.isMultiple(of: 3) ? 500 : 200) }
+        let ledger = try Ledger { _, number in Receiver.Response(number < 30 && number.isMultiple(of: 3) ? 500 : 200) }
         let retries = Array(repeating: Duration.milliseconds(50), count: 50)
         try await database.endpoint("plain", url: ledger.url, retries: retries) { $0.eventTypes = ["plain"] }
         try await database.endpoint("lined", url: ledger.url, retries: retries) {

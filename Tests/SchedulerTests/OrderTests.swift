@@ -29,7 +29,7 @@ import Testing
                 let mixed = (key.hashValue &* 31 &+ before) &* 0x2545_F491_4F6C_DD1D
                 let fails = (mixed >> 40).isMultiple(of: 8)
                 return fails
-                    ? Receiver.Answer(500, manner: place.isMultiple(of: 2) ? .hangUp : .proper) : Receiver.Answer()
+                    ? Receiver.Response(500, manner: place.isMultiple(of: 2) ? .hangUp : .proper) : Receiver.Response()
             }
         }
         try await database.endpoint(
@@ -57,7 +57,8 @@ import Testing
         let database = try await TestCluster.database()
         let isWell = Flag(false)
         let ledger = try Ledger { request, _ in
-            Receiver.Answer(isWell.isSet || !String(decoding: request.body, as: UTF8.self).contains("bad") ? 200 : 500)
+            Receiver.Response(
+                isWell.isSet || !String(decoding: request.body, as: UTF8.self).contains("bad") ? 200 : 500)
         }
         let endpoint = try await database.endpoint("e", url: ledger.url, retries: []) { $0.isOrdered = true }.id
         try await TestWorker.run(database) {
@@ -71,11 +72,11 @@ import Testing
             #expect(isBlocked)
             #expect(try await database.deliveries("dead") == 1)
             #expect(ledger.counts[3] == nil)
-            let second = try await database.pair(3, endpoint)
-            let why = try await database.pool.run { try $0.explainDelivery(second) }
-            #expect(why.first("reason") == "order")
-            #expect(why.first("detail") == "behind 1:e, a dead letter, of ordering key a")
-            #expect(why.first("fix")?.contains("outboxctl dead drop 1 \(endpoint)") == true)
+            let second = try await database.deliveryID(3, endpoint)
+            let why = try await database.pool.run { try $0.explain(second).first }
+            #expect(why?.reason == .order)
+            #expect(why?.detail == "behind 1:e, a dead letter, of ordering key a")
+            #expect(why?.fixes.last == UseCase("dead.drop", "1", "\(endpoint)"))
             // What stands behind a dead letter cannot be pulled out.
             await #expect(throws: Problem.self) {
                 try await database.pool.run { try $0.retryDelivery(second, reason: nil) }
@@ -83,7 +84,7 @@ import Testing
             try await healthy(database)
 
             // Dropped: the next goes, and becomes a dead letter itself. Replayed: all the rest goes.
-            let first = try await database.pair(1, endpoint)
+            let first = try await database.deliveryID(1, endpoint)
             try await database.pool.run { try $0.dropDeadLetter(first, reason: "test") }
             let isNext = await eventually { ledger.counts[3] == 1 }
             #expect(isNext)
@@ -112,7 +113,7 @@ import Testing
             if body.contains("slow") {
                 isHeld.waitUntilCleared()
             }
-            return Receiver.Answer(isWell.isSet || !body.contains("bad") ? 200 : 500)
+            return Receiver.Response(isWell.isSet || !body.contains("bad") ? 200 : 500)
         }
         let endpoint = try await database.endpoint("e", url: ledger.url, retries: []) {
             $0.isOrdered = true
@@ -128,7 +129,7 @@ import Testing
             let isSkipped = await eventually { ledger.counts[2] == 1 }
             #expect(isSkipped)
             isWell.isSet = true
-            let first = try await database.pair(1, endpoint)
+            let first = try await database.deliveryID(1, endpoint)
             let replayed = try await database.pool.run { try $0.replayDeadLetters(first, reason: nil) }
             #expect(replayed == 1)
             // The one in flight ends first; then the replayed one, which is older than what still waits.
@@ -145,7 +146,7 @@ import Testing
     {
         let database = try await TestCluster.database()
         let ledger = try Ledger { request, _ in
-            Receiver.Answer(String(decoding: request.body, as: UTF8.self).contains("bad") ? 500 : 200)
+            Receiver.Response(String(decoding: request.body, as: UTF8.self).contains("bad") ? 500 : 200)
         }
         let endpoint = try await database.endpoint("e", url: ledger.url, retries: [.seconds(600)]) {
             $0.isOrdered = true
@@ -165,7 +166,7 @@ import Testing
             }
             #expect(hasFailed)
             try await change { $0.retrySchedule = [] }
-            let first = try await database.pair(1, endpoint)
+            let first = try await database.deliveryID(1, endpoint)
             try await database.pool.run { try $0.retryDelivery(first, reason: nil) }
             let isDead = try await eventually { try await database.deliveries("dead") == 1 }
             #expect(isDead)
@@ -189,7 +190,7 @@ import Testing
     @Test func `a late commit goes behind what was committed before it, also behind a retry`() async throws {
         let database = try await TestCluster.database()
         let isWell = Flag(false)
-        let ledger = try Ledger { _, _ in Receiver.Answer(isWell.isSet ? 200 : 500) }
+        let ledger = try Ledger { _, _ in Receiver.Response(isWell.isSet ? 200 : 500) }
         try await database.endpoint("e", url: ledger.url, retries: Array(repeating: .milliseconds(50), count: 100)) {
             $0.isOrdered = true
         }
@@ -244,13 +245,13 @@ import Testing
                     let endpoint = try connection.endpointID("e")
                     let first =
                         try connection.query("SELECT min(event_id) FROM outbox.delivery")
-                        .first { row throws(PostgresError) in try row[0] as EventID? } ?? nil
+                        .one(EventID?.self)
                     return try first.map {
-                        try connection.explainDelivery(
-                            Pair(event: try connection.eventKey("\($0)"), endpoint: endpoint))
+                        try connection.explain(
+                            DeliveryID(event: try connection.eventKey("\($0)"), endpoint: endpoint))
                     }
                 }
-                #expect(held?.first("reason") ?? "order" == "order")
+                #expect(held?.first.map { $0.reason == .order } ?? true)
             }
             try await healthy(database)
         }
@@ -340,7 +341,7 @@ import Testing
         let first = try #require(page.first)
         try await database.script("UPDATE outbox.lane SET lease_id = gen_random_uuid()")
         var outcome = Outcome(
-            pair: Pair(event: first.event, endpoint: id), holder: .lane(id, lease),
+            delivery: DeliveryID(event: first.event, endpoint: id), holder: .lane(id, lease),
             mayBeShared: true, attempt: nil, attempts: 1, resolution: .delivered)
         outcome.isOrdered = first.isOrdered
         var group = RecordGroup()
@@ -357,7 +358,7 @@ import Testing
         let isHeld = Flag(true)
         let ledger = try Ledger { request, _ in
             if String(decoding: request.body, as: UTF8.self).contains("slow") { isHeld.waitUntilCleared() }
-            return Receiver.Answer()
+            return Receiver.Response()
         }
         try await database.endpoint("e", url: ledger.url) {
             $0.isOrdered = true
@@ -388,7 +389,7 @@ import Testing
             if String(decoding: request.body, as: UTF8.self).contains("slow") {
                 isHeld.waitUntilCleared()
             }
-            return Receiver.Answer()
+            return Receiver.Response()
         }
         try await database.endpoint("e", url: ledger.url) {
             $0.isOrdered = true

@@ -65,7 +65,7 @@ import Testing
     {
         let database = try await TestCluster.database()
         let isUp = Flag(false)
-        let ledger = try Ledger { _, _ in Receiver.Answer(isUp.isSet ? 200 : 500) }
+        let ledger = try Ledger { _, _ in Receiver.Response(isUp.isSet ? 200 : 500) }
         // A schedule so long that only the recovery can explain that everything goes out, and so short in steps that the
         // outage would use it up.
         try await database.endpoint("down", url: ledger.url, retries: [.seconds(3600)]) { $0.maxInFlight = 8 }
@@ -117,7 +117,7 @@ import Testing
     @Test func `a receiver that comes back is not run over: the requests double from one`() async throws {
         let database = try await TestCluster.database()
         let isUp = Flag(false)
-        let ledger = try Ledger { _, _ in Receiver.Answer(isUp.isSet ? 200 : 500, delay: .milliseconds(2)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(isUp.isSet ? 200 : 500, delay: .milliseconds(2)) }
         try await database.endpoint("down", url: ledger.url, retries: [.seconds(3600)]) { $0.maxInFlight = 16 }
         try await TestWorker.run(database) {
             try await database.publish(100)
@@ -150,7 +150,7 @@ import Testing
     @Test func `a worker that dies while it is open or recovering loses nothing`() async throws {
         let database = try await TestCluster.database()
         let isUp = Flag(false)
-        let ledger = try Ledger { _, _ in Receiver.Answer(isUp.isSet ? 200 : 500, delay: .milliseconds(5)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(isUp.isSet ? 200 : 500, delay: .milliseconds(5)) }
         try await database.endpoint("down", url: ledger.url, retries: [.seconds(3600)]) { $0.maxInFlight = 4 }
         try await TestWorker.run(database, configure: { $0.lease = .seconds(2) }) {
             try await database.publish(100)
@@ -179,7 +179,7 @@ import Testing
     @Test func `what is scheduled for later is not sent early because the endpoint recovered`() async throws {
         let database = try await TestCluster.database()
         let isUp = Flag(false)
-        let ledger = try Ledger { _, _ in Receiver.Answer(isUp.isSet ? 200 : 500) }
+        let ledger = try Ledger { _, _ in Receiver.Response(isUp.isSet ? 200 : 500) }
         try await database.endpoint("down", url: ledger.url, retries: [.seconds(3600)])
         try await database.script(
             "SELECT outbox.publish('test', deliver_at => now() + interval '1 hour') FROM generate_series(1, 5)")
@@ -208,9 +208,7 @@ import Testing
             // Each time is moved when what comes before it has been seen: a machine may take longer for that than a pause lasts.
             func announce(from: Duration, until: Duration) async throws {
                 try await database.pool.run { connection in
-                    let now = try connection.query("SELECT clock_timestamp()").first { row throws(PostgresError) in
-                        try row[0] as Timestamp
-                    }
+                    let now = try connection.query("SELECT clock_timestamp()").first(Timestamp.self)
                     let time = now ?? .distantPast
                     try connection.pauseEndpoint(id, from: time + from, until: time + until, reason: "maintenance")
                 }
@@ -244,7 +242,7 @@ import Testing
     {
         let database = try await TestCluster.database()
         let isUp = Flag(false)
-        let ledger = try Ledger { _, _ in Receiver.Answer(isUp.isSet ? 200 : 500) }
+        let ledger = try Ledger { _, _ in Receiver.Response(isUp.isSet ? 200 : 500) }
         try await database.endpoint("down", url: ledger.url, retries: [.seconds(3600)])
         try await TestWorker.run(database, configure: { $0.worker = "one" }) {
             let other = try await TestWorker(database, name: "two")
@@ -283,7 +281,7 @@ import Testing
         async throws
     {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, _ in Receiver.Answer(500) }
+        let ledger = try Ledger { _, _ in Receiver.Response(500) }
         let (operations, everything) = (try Ledger(), try Ledger())
         try await database.endpoint("down", url: ledger.url, retries: [.seconds(3600)])
         try await database.endpoint("operations", url: operations.url) { $0.eventTypes = ["outbox.endpoint.disabled"] }

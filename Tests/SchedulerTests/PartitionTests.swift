@@ -91,14 +91,14 @@ import Testing
                 try connection.script("BEGIN")
                 let name =
                     try connection.query("SELECT outbox.make_next_partition()", asText: true)
-                    .first { row throws(PostgresError) in try row[0] as String? } ?? nil
+                    .one(String?.self)
                 let locked = try connection.query(
                     """
                     SELECT DISTINCT relation::regclass::text FROM pg_locks
                      WHERE pid = pg_backend_pid() AND relation IN ('outbox.event'::regclass, 'outbox.attempt'::regclass)
                        AND mode = 'ShareRowExclusiveLock'
                     """, asText: true
-                ).map { row throws(PostgresError) in try row[0] as String }
+                ).all(String.self)
                 try connection.script("COMMIT")
                 return (name, locked)
             }
@@ -133,9 +133,7 @@ import Testing
         let (attaching, writing) = (try database.newPool(), try database.newPool())
         let attached = try await attaching.run { connection in
             try connection.script("BEGIN")
-            return try connection.query("\(raw: attach)", asText: true).first { row throws(PostgresError) in
-                try row[0] as String?
-            }
+            return try connection.query("\(raw: attach)", asText: true).one(String?.self)
         }
         #expect(attached.flatMap(\.self) != nil && attached != "0")
         let writer = Task { try await writing.run { try $0.script(insert) } }

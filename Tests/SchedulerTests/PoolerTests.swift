@@ -15,7 +15,7 @@ import Testing
         let database = try await TestCluster.database()
         let ledger = try Ledger { request, before in
             let isFirst = request["outbox-attempt"]?.hasPrefix("1/") == true
-            return Receiver.Answer(isFirst && request.target == "/bad" && before.isMultiple(of: 5) ? 500 : 200)
+            return Receiver.Response(isFirst && request.target == "/bad" && before.isMultiple(of: 5) ? 500 : 200)
         }
         try await database.endpoint("free", url: ledger.url + "/free")
         try await database.endpoint("limited", url: ledger.url + "/limited") { $0.maxConcurrency = 2 }
@@ -67,7 +67,7 @@ import Testing
             try connection.query(
                 "SELECT concat_ws(' ', current_setting('search_path'), current_setting('enable_seqscan'), current_setting('transaction_isolation'))"
             )
-            .map { row throws(PostgresError) in try row[0] as String? }
+            .all(String?.self)
         }
         let inside = "pg_catalog, pg_temp off read committed"
         #expect(try await ours.run { try settings(&$0) } == [inside])

@@ -28,7 +28,7 @@ import Testing
     {
         let database = try await TestCluster.database()
         let isWell = Flag(false)
-        let ledger = try Ledger { _, _ in Receiver.Answer(isWell.isSet ? 200 : 500) }
+        let ledger = try Ledger { _, _ in Receiver.Response(isWell.isSet ? 200 : 500) }
         let id = try await database.endpoint(
             "acme", url: ledger.url, retries: Array(repeating: .milliseconds(200), count: 100)
         ).id
@@ -58,7 +58,7 @@ import Testing
 
     @Test func `an endpoint that is gone is named, with how many events passed it by`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, _ in Receiver.Answer(410) }
+        let ledger = try Ledger { _, _ in Receiver.Response(410) }
         let id = try await database.endpoint("acme", url: ledger.url).id
         try await TestWorker.run(database) {
             try await database.publish()
@@ -128,7 +128,7 @@ import Testing
         let mayAnswer = Flag(false)
         let ledger = try Ledger { _, _ in
             while !mayAnswer.isSet { usleep(20_000) }
-            return Receiver.Answer()
+            return Receiver.Response()
         }
         for number in 1...8 {
             try await database.endpoint("slow\(number)", url: ledger.url) { $0.timeout = .seconds(200) }
@@ -136,7 +136,7 @@ import Testing
         try await TestWorker.run(
             database,
             configure: {
-                $0.mostInFlight = 8
+                $0.maxInFlight = 8
                 $0.lease = .seconds(300)
             }
         ) {
@@ -201,7 +201,7 @@ import Testing
     @Test func `a dead letter that holds up its ordering key is said, until others may pass`() async throws {
         let database = try await TestCluster.database()
         let ledger = try Ledger { request, _ in
-            Receiver.Answer(String(decoding: request.body, as: UTF8.self).contains("bad") ? 400 : 200)
+            Receiver.Response(String(decoding: request.body, as: UTF8.self).contains("bad") ? 400 : 200)
         }
         let id = try await database.endpoint("acme", url: ledger.url, retries: []) { $0.isOrdered = true }.id
         try await TestWorker.run(database) {

@@ -121,7 +121,7 @@ import Threads
             gauge.enter()
             Thread.pause(.milliseconds(5))
             gauge.leave()
-            return Receiver.Answer()
+            return Receiver.Response()
         }
         try await database.endpoint("limited", url: ledger.url) { $0.maxConcurrency = 3 }
         let second = try await TestWorker(database, name: "second")
@@ -142,7 +142,7 @@ import Threads
         let arrivals = Arrivals()
         let ledger = try Ledger { _, _ in
             arrivals.add()
-            return Receiver.Answer()
+            return Receiver.Response()
         }
         try await database.endpoint("limited", url: ledger.url) { $0.rates = [try RateLimit("20/2s")] }
         // Workers come and go while it drains; each goes on where the last one stopped.

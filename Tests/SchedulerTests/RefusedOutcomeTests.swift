@@ -9,7 +9,7 @@ import Testing
 @Suite(.timeLimit(.minutes(15))) struct RefusedOutcomeTests {
     @Test func `an event that is to wait until the end of time holds up no other`() async throws {
         let database = try await TestCluster.database()
-        let ledger = try Ledger { _, _ in Receiver.Answer() }
+        let ledger = try Ledger { _, _ in Receiver.Response() }
         try await database.endpoint("e", url: ledger.url)
         try await database.script("SELECT outbox.publish('t', '1', deliver_at => '9999-12-31')")
         try await database.publish(5)
@@ -30,7 +30,7 @@ import Testing
         let database = try await TestCluster.database()
         let ledger = try Ledger { request, _ in
             String(decoding: request.body, as: UTF8.self).contains("bad")
-                ? Receiver.Answer(500, body: Array("no".utf8)) : Receiver.Answer()
+                ? Receiver.Response(500, body: Array("no".utf8)) : Receiver.Response()
         }
         try await database.endpoint("e", url: ledger.url, retries: table == "dead_letter" ? [] : [.seconds(3600)])
         try await database.script(

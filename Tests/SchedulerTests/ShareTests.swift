@@ -7,7 +7,7 @@ import Testing
 
 /// Whoever holds what there is little of, others get theirs.
 @Suite(.timeLimit(.minutes(15))) struct ShareTests {
-    private var queues = SendQueues(mostInFlight: 100, mostBytes: 1000 * 1024)
+    private var queues = SendQueues(maxInFlight: 100, maxBytes: 1000 * 1024)
     private var endpoints: [EndpointID: Endpoint] = [:]
     private var number: Int64 = 0
 
@@ -174,7 +174,7 @@ import Testing
     @Test(arguments: [1, 4, 7, 8, 100]) func `full is who has in flight what it may, however little that is`(most: Int)
     {
         var test = self
-        test.queues = SendQueues(mostInFlight: most, mostBytes: 1000 * 1024)
+        test.queues = SendQueues(maxInFlight: most, maxBytes: 1000 * 1024)
         #expect(!test.queues.isFull)
         for _ in 0..<most { test.add(1, to: test.endpoint()) }
         #expect(test.start().count == most)

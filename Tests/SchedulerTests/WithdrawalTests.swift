@@ -8,7 +8,7 @@ import Testing
 
 /// What an operator takes back does not go out from a worker's memory, however much of it waits there.
 @Suite(.timeLimit(.minutes(15))) struct WithdrawalTests {
-    /// Events for a receiver that answers none before the change was made, and twice as long ago as the promise allows. Returns
+    /// Events for a receiver that responses none before the change was made, and twice as long ago as the promise allows. Returns
     /// the events that were sent.
     private func sent(
         configure: (inout EndpointConfiguration) -> Void, publishing count: Int = 40, holding: Int,
@@ -18,7 +18,7 @@ import Testing
         let mayAnswer = Flag(false)
         let ledger = try Ledger { _, _ in
             while !mayAnswer.isSet { usleep(10_000) }
-            return Receiver.Answer()
+            return Receiver.Response()
         }
         let endpoint = try await database.endpoint("e", url: ledger.url) {
             $0.timeout = .seconds(120)
@@ -50,8 +50,8 @@ import Testing
     @Test func `what was cancelled in a lane is not sent, and the rest is`() async throws {
         let events = try await sent(configure: { $0.maxConcurrency = 1 }, holding: 1) { database, endpoint in
             for event in Int64(4)...40 {
-                let pair = try await database.pair(event, endpoint)
-                try await database.pool.run { try $0.cancelDelivery(pair, reason: nil) }
+                let delivery = try await database.deliveryID(event, endpoint)
+                try await database.pool.run { try $0.cancelDelivery(delivery, reason: nil) }
             }
         }
         #expect(events.count <= 3 && events.allSatisfy { $0 < 4 }, "\(events)")

@@ -33,12 +33,12 @@ import Testing
         String(repeating: "[", count: 100_000),
     ])
     func `what is not JSON is refused with a place`(text: String) {
-        let refusal = #expect(throws: JSON.Refusal.self) { try JSON(text.utf8) }
+        let refusal = #expect(throws: JSON.ParseError.self) { try JSON(text.utf8) }
         #expect((refusal?.line ?? 0) >= 1 && (refusal?.column ?? 0) >= 1)
     }
 
     @Test func `bytes that are not UTF-8 are refused`() {
-        #expect(throws: JSON.Refusal.self) { try JSON([0x22, 0xFF, 0x22]) }
+        #expect(throws: JSON.ParseError.self) { try JSON([0x22, 0xFF, 0x22]) }
     }
 
     @Test func `paths lead into objects and arrays, and of equal names the last counts`() throws {

@@ -46,18 +46,20 @@ private struct Values: ParameterValues {
         if text == "%after" {
             #expect(try Template(text, kind: kind).isConstant)
         } else {
-            #expect(throws: Template.Refusal.self) { try Template(text, kind: kind) }
+            #expect(throws: Template.ValidationError.self) { try Template(text, kind: kind) }
         }
     }
 
     @Test func `a refusal names line and column of the template`() {
-        let unknown = #expect(throws: Template.Refusal.self) {
+        let unknown = #expect(throws: Template.ValidationError.self) {
             try Template("{\n  \"a\": \"%tpye%\"\n}", kind: .json)
         }
         #expect(unknown?.line == 2 && unknown?.column == 9)
         #expect(unknown?.reason.contains("Did you mean %type%?") == true)
         // The parameter before the mistake does not shift the column.
-        let comma = #expect(throws: Template.Refusal.self) { try Template(#"{"a":%event_id% "b":1}"#, kind: .json) }
+        let comma = #expect(throws: Template.ValidationError.self) {
+            try Template(#"{"a":%event_id% "b":1}"#, kind: .json)
+        }
         #expect(comma?.column == 17, "\(String(describing: comma))")
     }
 
@@ -73,7 +75,7 @@ private struct Values: ParameterValues {
             let object = try #require(try JSONSerialization.jsonObject(with: Data(json.utf8)) as? [String: String])
             #expect(object == ["a": text, "b": text])
             if text.contains("\u{1}") {
-                #expect(throws: Template.Refusal.self) { try render("<a>%type%</a>", .xml, value) }
+                #expect(throws: Template.ValidationError.self) { try render("<a>%type%</a>", .xml, value) }
             } else {
                 let xml = try render("<a b=\"%type%\" c='%type%'>%type%</a>", .xml, value)
                 let found = try XMLReading(xml)
@@ -88,9 +90,9 @@ private struct Values: ParameterValues {
 
     @Test func `a rendering has a largest size`() throws {
         let large = ParameterValue.text(String(repeating: "x", count: 600_000))
-        #expect(throws: Template.Refusal.self) { try render("%type%%type%", .text, ["type": large]) }
-        #expect(throws: Template.Refusal.self) {
-            try Template(String(repeating: "x", count: Template.longest + 1), kind: .text)
+        #expect(throws: Template.ValidationError.self) { try render("%type%%type%", .text, ["type": large]) }
+        #expect(throws: Template.ValidationError.self) {
+            try Template(String(repeating: "x", count: Template.maxLength + 1), kind: .text)
         }
     }
 }

@@ -89,7 +89,7 @@ package final class CuttingProxy: Sendable {
                 if cut == .beforeCommit { return }
                 guard forward(bytes, to: server) else { return }
                 if cut == .afterCommit {
-                    // The answer proves that it is done; the client never sees it.
+                    // The response proves that it is done; the client never sees it.
                     _ = read(server, &buffer, buffer.count)
                     return
                 }

@@ -26,7 +26,7 @@ extension TestDatabase {
     package func deliver(
         _ script: String = "SELECT outbox.publish('test', '{\"n\":1}')", path: String = "/hook",
         retries: [Duration] = [],
-        answer: @escaping @Sendable (Receiver.Request, Int) -> Receiver.Answer = { _, _ in Receiver.Answer() },
+        answer: @escaping @Sendable (Receiver.Request, Int) -> Receiver.Response = { _, _ in Receiver.Response() },
         _ change: (inout EndpointConfiguration) throws -> Void
     ) async throws -> Delivered {
         let ledger = try Ledger(answer: answer)

@@ -13,7 +13,7 @@ package final class Ledger: Sendable {
     /// Starts the receiver; the closure gets each request and how many came before it.
     package init(
         holdsBack: Bool = false,
-        answer: @escaping @Sendable (Receiver.Request, Int) -> Receiver.Answer = { _, _ in Receiver.Answer() }
+        answer: @escaping @Sendable (Receiver.Request, Int) -> Receiver.Response = { _, _ in Receiver.Response() }
     )
         throws
     {

@@ -34,13 +34,14 @@ package final class Lines: Sendable {
     /// How many events were answered with success, each counted once.
     package var delivered: Int { state.withLock { $0.delivered } }
 
-    /// Takes a request, spends some time with it, and answers what the closure says: it gets key, place and how many requests
+    /// Takes a request, spends some time with it, and responses what the closure says: it gets key, place and how many requests
     /// of the key came before.
     package func take(
-        _ request: Receiver.Request, _ answer: (String, Int, Int) -> Receiver.Answer = { _, _, _ in Receiver.Answer() }
-    ) -> Receiver.Answer {
+        _ request: Receiver.Request,
+        _ answer: (String, Int, Int) -> Receiver.Response = { _, _, _ in Receiver.Response() }
+    ) -> Receiver.Response {
         guard let body = try? JSONDecoder().decode(Body.self, from: Data(request.body)) else {
-            return Receiver.Answer(400)
+            return Receiver.Response(400)
         }
         let (key, place) = (body.key, body.n)
         let before = state.withLock { state in

@@ -43,7 +43,7 @@ package final class TLSServers: Sendable {
     }
 
     /// How many answers it gave that nobody asked for.
-    package func unaskedAnswers(_ name: String) -> Int {
+    package func unaskedResponses(_ name: String) -> Int {
         process.output.split(separator: "\n").count { $0 == "!" + name }
     }
 

@@ -68,6 +68,25 @@ package enum TestCluster {
         }
         return database
     }
+
+    /// A database whose statistics stay as a test leaves them, and in which nobody but the test reads.
+    package static func untendedDatabase() async throws -> TestDatabase {
+        let database = try await database()
+        try await database.script(
+            """
+            DO $$ DECLARE t regclass; BEGIN
+                FOR t IN SELECT c.oid FROM pg_class c WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'r' LOOP
+                    EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off)', t);
+                END LOOP;
+                -- It would read the table, too.
+                FOR t IN SELECT c.oid FROM pg_class c JOIN pg_am m ON m.oid = c.relam
+                          WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'i' AND m.amname = 'brin' LOOP
+                    EXECUTE format('ALTER INDEX %s SET (autosummarize = off)', t);
+                END LOOP;
+            END $$;
+            """)
+        return database
+    }
 }
 
 /// Lets so many tasks at a time through, in order.
@@ -116,7 +135,7 @@ package final class TestDatabase: Sendable {
 
     /// Runs a statement and returns the first number of its first row.
     package func number(_ sql: SQL) async throws -> Int {
-        try await pool.query(sql) { row throws(PostgresError) in try row[0] as Int }.first ?? 0
+        try await pool.query(sql, of: Int.self).first ?? 0
     }
 
     /// Waits until somebody in this database waits for a lock; false when nobody does.

@@ -82,7 +82,7 @@ package final class TestServer: Sendable {
         let end = await child.wait()
         defer { child.remove() }
         guard end == .exit(0) else {
-            throw EmbeddedCluster.Refusal(
+            throw EmbeddedCluster.StartError(
                 description: "\(program) failed: \(child.output.suffix(300)) \(child.errors.suffix(600))")
         }
     }

@@ -125,8 +125,8 @@ extension TestDatabase {
     }
 
     /// The delivery of the event with that number to the endpoint.
-    package func pair(_ event: Int64, _ endpoint: EndpointID) async throws -> Pair {
-        Pair(event: try await pool.run { try $0.eventKey("\(event)") }, endpoint: endpoint)
+    package func deliveryID(_ event: Int64, _ endpoint: EndpointID) async throws -> DeliveryID {
+        DeliveryID(event: try await pool.run { try $0.eventKey("\(event)") }, endpoint: endpoint)
     }
 
     /// How many deliveries are in a state.

@@ -58,7 +58,7 @@ import Transport
         "http://example.com/\r\nX: y",
     ])
     func `what cannot be an endpoint's URL is refused with a reason`(text: String) {
-        let refusal = #expect(throws: TargetURL.Refusal.self) { try TargetURL(text) }
+        let refusal = #expect(throws: TargetURL.ValidationError.self) { try TargetURL(text) }
         #expect(refusal?.description.isEmpty == false)
     }
 
@@ -91,7 +91,7 @@ import Transport
         ("X-A", String(repeating: "a", count: 4097)), (String(repeating: "a", count: 257), "x"),
     ])
     func `an unsafe header cannot be made, and the reason does not tell its value`(name: String, value: String) {
-        let refusal = #expect(throws: HTTPHeader.Refusal.self) { try HTTPHeader(name: name, value: value) }
+        let refusal = #expect(throws: HTTPHeader.ValidationError.self) { try HTTPHeader(name: name, value: value) }
         #expect(refusal?.description.contains("evil") == false)
     }
 

@@ -4,7 +4,7 @@ import Testing
 
 @testable import Transport
 
-/// Whose fault a transfer without an answer is.
+/// Whose fault a transfer without a response is.
 @Suite(.timeLimit(.minutes(15))) struct EvidenceTests {
     private func failure(
         _ result: CURLcode, sends: Int = 1, text: String = "", wasBlocked: Bool = false, lacksDescriptors: Bool = false,

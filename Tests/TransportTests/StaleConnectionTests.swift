@@ -3,7 +3,7 @@ import TestSupport
 import Testing
 import Transport
 
-/// What a receiver says when nobody asks it is no answer to what it is asked next.
+/// What a receiver says when nobody asks it is no response to what it is asked next.
 @Suite(.timeLimit(.minutes(15))) struct StaleConnectionTests {
     private let local = AddressPolicy(allowing: ["127.0.0.0/8"].compactMap(Network.init))
 
@@ -11,14 +11,14 @@ import Transport
         Array("HTTP/1.1 \(status) Unasked\r\nContent-Length: 2\r\n\r\nno".utf8)
     }
 
-    @Test(arguments: [200, 408, 410, 429, 100]) func `an answer that nobody asked for is not taken for the next one`(
+    @Test(arguments: [200, 408, 410, 429, 100]) func `a response that nobody asked for is not taken for the next one`(
         unasked: Int
     ) async throws {
         let isWritten = Flag(false)
         let stale = bytes(unasked)
         let ledger = try Ledger { request, before in
             // The second request is of another endpoint of the same host.
-            var answer = Receiver.Answer(before == 0 ? 200 : 500)
+            var answer = Receiver.Response(before == 0 ? 200 : 500)
             if before == 0 { answer.unasked = (.milliseconds(20), stale, { isWritten.isSet = true }) }
             return answer
         }
@@ -38,13 +38,13 @@ import Transport
         ledger.receiver.stop()
     }
 
-    /// The receiver's system holds what nobody asked for back until our system acknowledges the answer before it, and ours does so with
+    /// The receiver's system holds what nobody asked for back until our system acknowledges the response before it, and ours does so with
     /// the next request, after some in quick succession.
     @Test(arguments: [200, 410]) func `nor one that the next request itself would let go`(unasked: Int) async throws {
         let isWritten = Flag(false)
         let stale = bytes(unasked)
         let ledger = try Ledger(holdsBack: true) { request, _ in
-            var answer = Receiver.Answer(request.target == "/two" ? 200 : 500)
+            var answer = Receiver.Response(request.target == "/two" ? 200 : 500)
             if request.target == "/two" { answer.unasked = (.zero, stale, { isWritten.isSet = true }) }
             return answer
         }
@@ -58,7 +58,7 @@ import Transport
         ledger.receiver.stop()
     }
 
-    /// It would come later, and be the answer to what is asked then.
+    /// It would come later, and be the response to what is asked then.
     @Test(arguments: [
         ("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", 2),
         ("HTTP/1.1 304 Not Modified\r\nContent-Length: 99\r\n\r\n", 2),
@@ -75,7 +75,7 @@ import Transport
         receiver.stop()
     }
 
-    @Test func `what an interim answer and a trailer say is not the answer's`() async throws {
+    @Test func `what an interim response and a trailer say is not the response's`() async throws {
         let answer = """
             HTTP/1.1 103 Early Hints\r
             Retry-After: 77\r
@@ -111,7 +111,7 @@ import Transport
         ("gzip, chunked", 500), ("GZIP", 200), ("gzip, gzip, gzip, chunked", 500), ("chunked, deflate", 410),
         ("x-gzip", 200),
     ])
-    func `an answer that is compressed for the transfer counts, and its body is not read`(coding: String, status: Int)
+    func `a response that is compressed for the transfer counts, and its body is not read`(coding: String, status: Int)
         async throws
     {
         // "hello", as gzip has it.
@@ -138,8 +138,8 @@ import Transport
     @Test func `a connection that the receiver has ended is not used, and nothing is lost by it`() async throws {
         let ledger = try Ledger { _, before in
             before == 0
-                ? Receiver.Answer(manner: .bytes(Array("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".utf8)))
-                : Receiver.Answer()
+                ? Receiver.Response(manner: .bytes(Array("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".utf8)))
+                : Receiver.Response()
         }
         let transport = try Transport(policy: local)
         #expect(await transport.send(HTTPRequest(url: ledger.url)).status == 200)
@@ -160,7 +160,7 @@ import Transport
         let request = try request(to: name, of: servers)
         let first = await transport.send(request)
         #expect(first.status == 200, "\(first.message ?? "")")
-        #expect(await eventually { servers.unaskedAnswers(name) == 1 })
+        #expect(await eventually { servers.unaskedResponses(name) == 1 })
         let second = await transport.send(request)
         #expect(second.status == 500, "\(second.message ?? "")")
         #expect(servers.requests(name) == 2)

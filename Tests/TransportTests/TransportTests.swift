@@ -9,7 +9,8 @@ import Transport
     private let local = AddressPolicy(allowing: ["127.0.0.0/8"].compactMap(Network.init))
 
     private func exchange(
-        _ answer: Receiver.Answer, method: HTTPRequest.Method = .post, headers: [HTTPHeader] = [], body: String = "{}",
+        _ answer: Receiver.Response, method: HTTPRequest.Method = .post, headers: [HTTPHeader] = [],
+        body: String = "{}",
         timeout: Duration = .seconds(5)
     ) async throws -> (HTTPExchange, [Receiver.Request]) {
         let ledger = try Ledger { _, _ in answer }
@@ -31,7 +32,7 @@ import Transport
             try HTTPHeader(name: "X-Empty", value: ""),
         ]
         let (exchange, requests) = try await exchange(
-            Receiver.Answer(201, headers: [("X-Request-Id", "r-1")]), method: method, headers: headers, body: "hello")
+            Receiver.Response(201, headers: [("X-Request-Id", "r-1")]), method: method, headers: headers, body: "hello")
         #expect(exchange.status == 201)
         #expect(exchange.failure == nil)
         #expect(exchange.requestID == "r-1")
@@ -52,8 +53,8 @@ import Transport
     func `the status is reported and no redirect is followed`(status: Int) async throws {
         let canary = try Ledger()
         let (exchange, requests) = try await exchange(
-            Receiver.Answer(status, headers: [("Location", canary.url)]), timeout: .seconds(1))
-        // A final 1xx is no answer: the client goes on waiting for one.
+            Receiver.Response(status, headers: [("Location", canary.url)]), timeout: .seconds(1))
+        // A final 1xx is no response: the client goes on waiting for one.
         #expect(exchange.status == (status < 200 ? nil : status))
         #expect(requests.count == 1)
         #expect(canary.all.isEmpty)
@@ -61,13 +62,13 @@ import Transport
     }
 
     @Test func `a large body is read only so far, and its 2xx counts`() async throws {
-        let (exchange, _) = try await exchange(Receiver.Answer(200, manner: .endlessBody))
+        let (exchange, _) = try await exchange(Receiver.Response(200, manner: .endlessBody))
         #expect(exchange.status == 200)
         #expect(exchange.body.count == 16 * 1024)
     }
 
     @Test func `a body of moderate size is cut but the connection is kept`() async throws {
-        let ledger = try Ledger { _, _ in Receiver.Answer(200, body: [UInt8](repeating: 1, count: 100_000)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(200, body: [UInt8](repeating: 1, count: 100_000)) }
         let transport = try Transport(policy: local)
         for _ in 0..<2 {
             let exchange = await transport.send(HTTPRequest(url: ledger.url))
@@ -80,23 +81,23 @@ import Transport
     }
 
     @Test func `a 2xx whose body stalls counts when the time is up`() async throws {
-        let (exchange, _) = try await exchange(Receiver.Answer(200, manner: .stall), timeout: .milliseconds(300))
+        let (exchange, _) = try await exchange(Receiver.Response(200, manner: .stall), timeout: .milliseconds(300))
         #expect(exchange.status == 200)
         #expect(exchange.failure == nil)
     }
 
     @Test func `a dripping 503 is a 503`() async throws {
-        let answer = Receiver.Answer(503, body: Array(repeating: 65, count: 1000), manner: .drip(.milliseconds(50)))
+        let answer = Receiver.Response(503, body: Array(repeating: 65, count: 1000), manner: .drip(.milliseconds(50)))
         let (exchange, _) = try await exchange(answer, timeout: .milliseconds(300))
         #expect(exchange.status == 503)
     }
 
     @Test(arguments: [
-        (Receiver.Answer(manner: .silence), HTTPExchange.Failure.timeout),
-        (Receiver.Answer(manner: .hangUp), .connectionLost),
-        (Receiver.Answer(manner: .bytes(Array("SSH-2.0-x\r\n".utf8))), .protocolError),
+        (Receiver.Response(manner: .silence), HTTPExchange.Failure.timeout),
+        (Receiver.Response(manner: .hangUp), .connectionLost),
+        (Receiver.Response(manner: .bytes(Array("SSH-2.0-x\r\n".utf8))), .protocolError),
     ])
-    func `no answer has a class of its own`(answer: Receiver.Answer, failure: HTTPExchange.Failure) async throws {
+    func `no response has a class of its own`(answer: Receiver.Response, failure: HTTPExchange.Failure) async throws {
         let (exchange, requests) = try await exchange(answer, timeout: .milliseconds(500))
         #expect(exchange.status == nil)
         #expect(exchange.failure == failure)
@@ -105,11 +106,11 @@ import Transport
     }
 
     @Test(arguments: [
-        ("HTTP/1.1 200 OK\r\nContent-Ty", "the connection ended before the answer's header did"),
+        ("HTTP/1.1 200 OK\r\nContent-Ty", "the connection ended before the response's header did"),
         ("HTTP/1.1 200 OK\r\n\0bad\r\n\r\n", "or a line in it is no field"),
         (
             "HTTP/1.1 200 OK\r\nA" + String(repeating: "a", count: 200_000) + ": b\r\n\r\n",
-            "a line of the answer's header is too long"
+            "a line of the response's header is too long"
         ),
         (
             "HTTP/1.1 200 OK\r\n" + String(repeating: "A: \(String(repeating: "a", count: 1000))\r\n", count: 400)
@@ -118,17 +119,17 @@ import Transport
         (String(repeating: "HTTP/1.1 100 Continue\r\n\r\n", count: 20_000), "Too large"),
         ("HTTP/1.1 2OO\r\n\r\n", "Unsupported response code"),
     ])
-    func `what is wrong with an answer's header is said, and is the receiver's fault`(answer: String, text: String)
+    func `what is wrong with a response's header is said, and is the receiver's fault`(answer: String, text: String)
         async throws
     {
-        let (exchange, _) = try await exchange(Receiver.Answer(manner: .bytes(Array(answer.utf8))))
+        let (exchange, _) = try await exchange(Receiver.Response(manner: .bytes(Array(answer.utf8))))
         #expect(exchange.status == nil)
         #expect(exchange.failure == .protocolError)
         #expect(exchange.message?.contains(text) == true, "\(exchange.message ?? "")")
     }
 
     @Test func `a flood of headers ends the exchange`() async throws {
-        let (exchange, _) = try await exchange(Receiver.Answer(200, manner: .endlessHeader))
+        let (exchange, _) = try await exchange(Receiver.Response(200, manner: .endlessHeader))
         #expect(exchange.status == nil)
         #expect(exchange.failure != nil)
     }
@@ -137,7 +138,7 @@ import Transport
     {
         // Every second request on a connection is read and then hung up on: libcurl would send it again by itself.
         let ledger = try Ledger { request, before in
-            before % 2 == 0 ? Receiver.Answer() : Receiver.Answer(manner: .hangUp)
+            before % 2 == 0 ? Receiver.Response() : Receiver.Response(manner: .hangUp)
         }
         let transport = try Transport(policy: local)
         var outcomes: [String] = []
@@ -187,7 +188,7 @@ import Transport
     }
 
     @Test func `plain HTTP on a TLS port is a TLS failure`() async throws {
-        let ledger = try Ledger { _, _ in Receiver.Answer() }
+        let ledger = try Ledger { _, _ in Receiver.Response() }
         let transport = try Transport(policy: local)
         let url = ledger.url.replacing("http://", with: "https://")
         let exchange = await transport.send(HTTPRequest(url: url, timeout: .seconds(2)))
@@ -201,7 +202,7 @@ import Transport
         let arrived = Flag(false)
         let ledger = try Ledger { _, _ in
             arrived.isSet = true
-            return Receiver.Answer(manner: .silence)
+            return Receiver.Response(manner: .silence)
         }
         let transport = try Transport(policy: local)
         let request = HTTPRequest(url: ledger.url, timeout: .seconds(60))
@@ -233,7 +234,7 @@ import Transport
     }
 
     @Test func `stopping ends what is in flight and refuses what comes later`() async throws {
-        let ledger = try Ledger { _, _ in Receiver.Answer(manner: .silence) }
+        let ledger = try Ledger { _, _ in Receiver.Response(manner: .silence) }
         let transport = try Transport(policy: local)
         let url = ledger.url
         async let first = transport.send(HTTPRequest(url: url, timeout: .seconds(60)))
@@ -248,7 +249,7 @@ import Transport
     }
 
     @Test func `many requests run at a time`() async throws {
-        let ledger = try Ledger { _, _ in Receiver.Answer(delay: .milliseconds(50)) }
+        let ledger = try Ledger { _, _ in Receiver.Response(delay: .milliseconds(50)) }
         let transport = try Transport(policy: local)
         let url = ledger.url
         let outcomes = await withTaskGroup(of: String.self) { group in

@@ -275,7 +275,7 @@ CREATE TABLE outbox.cut (
     large_pass bigint[] NOT NULL DEFAULT '{}',
     pass       bigint,
 
-    -- The release of ordered keys (v0004_order.sql). What was put in line by looks that were not
+    -- The release of ordered keys (v0005_order.sql). What was put in line by looks that were not
     -- complete, from `unreleased` on, is let go by a walk along the keys: up to the look
     -- `release_to`, and it has got as far as this endpoint and key. The next walk begins at
     -- `release_next`.
@@ -340,7 +340,7 @@ LANGUAGE sql IMMUTABLE RETURN trigger NOT IN ('test', 'evaluate');
 
 -- How many bytes of events a worker takes into memory at a time: in a batch, and in a page of a
 -- lane.
-CREATE FUNCTION outbox.most_bytes_at_a_time() RETURNS bigint
+CREATE FUNCTION outbox.max_bytes_at_a_time() RETURNS bigint
 LANGUAGE sql IMMUTABLE RETURN 1048576;
 
 -- Patterns of event types or change types, as Sources/Outbox/EventPattern.swift reads and writes

@@ -46,7 +46,7 @@
 --
 -- Beside that position the row has two more things: whose turn it is (`turn`, `last_turn`,
 -- `first_turn`, `first_id`; see group_batches), and how far the walk is that releases ordered keys
--- (`unreleased`, `release_to`, `release_next`, `release_endpoint`, `release_key`, `behind`; see v0004_order.sql).
+-- (`unreleased`, `release_to`, `release_next`, `release_endpoint`, `release_key`, `behind`; see v0005_order.sql).
 
 SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
@@ -167,7 +167,7 @@ BEGIN
 END $$;
 
 -- Makes batches of up to `batch_size` of these events. A batch of large events has fewer: a worker
--- reads it whole, so it ends at outbox.most_bytes_at_a_time().
+-- reads it whole, so it ends at outbox.max_bytes_at_a_time().
 --
 -- Batches have turns, and are claimed by turn: a customer that makes up a good part of this step
 -- gets batches of its own, each a turn after the one before; everybody else's are due in turn
@@ -180,7 +180,7 @@ CREATE FUNCTION outbox.group_batches(
 LANGUAGE plpgsql SET enable_sort = off SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     total int := coalesce(cardinality(chosen.ids), 0);
-    most  bigint := outbox.most_bytes_at_a_time();
+    most  bigint := outbox.max_bytes_at_a_time();
 BEGIN
     WITH event AS MATERIALIZED (
         SELECT u.id, u.created_at, u.customer_id, u.bytes
@@ -249,7 +249,7 @@ END $$;
 -- A large transaction does not hold up what is committed after it: it counts as open still, and is
 -- cut beside the others, a budget at a time, while fewer than a hundred batches wait. However much
 -- is waiting, cutting never runs far ahead of delivering then, and the table of batches stays
--- small; only order needs it all (v0004_order.sql).
+-- small; only order needs it all (v0005_order.sql).
 --
 -- Its commit need not reach the disk before it returns: the claim that follows waits for the log up
 -- to its own commit, and with it for this one and for every event that is about to be sent. (What
@@ -437,7 +437,7 @@ BEGIN
         WITH made AS (
             INSERT INTO outbox.batch (ids, size, first_at, last_at, turn)
             SELECT range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at), k.turn
-              FROM (SELECT *, (row_number() OVER line - 1) / batch_size AS part, sum(bytes) OVER line / outbox.most_bytes_at_a_time() AS mebibyte
+              FROM (SELECT *, (row_number() OVER line - 1) / batch_size AS part, sum(bytes) OVER line / outbox.max_bytes_at_a_time() AS mebibyte
                       FROM pg_temp.uncut WINDOW line AS (ORDER BY created_at, id ROWS UNBOUNDED PRECEDING)) n
              GROUP BY part, mebibyte ORDER BY part, mebibyte
             RETURNING id)

@@ -1,0 +1,126 @@
+package import Postgres
+
+extension Connection {
+    /// Lets deliveries wait from a time on (now), until a time or `resumeEndpoint`. Nothing is lost: new ones wait in the
+    /// lane. A pause that was set before is replaced.
+    ///
+    /// - Parameter rate: how fast what waited goes out afterwards; nil for as fast as the endpoint's limits allow.
+    package mutating func pauseEndpoint(
+        _ id: EndpointID, from: Timestamp? = nil, until: Timestamp?, rate: RateLimit? = nil, reason: String,
+        by actor: Actor = .session
+    ) throws {
+        if let from, let until, from >= until {
+            throw Problem(.invalidValue, "the pause ends before it begins", hint: "It must begin first")
+        }
+        try transaction { connection in
+            let now: Timestamp =
+                try connection.query("SELECT clock_timestamp()").one(Timestamp.self)
+            if let until, until <= now {
+                throw Problem(
+                    .invalidValue,
+                    "the pause would be over already: it ends at \(until), and it is \(now) in the database",
+                    hint: "Give it an end that is to come, or none")
+            }
+            try connection.change(
+                id, by: .pause(from: from ?? .distantPast, until: until ?? .distantFuture, drainRate: rate))
+            try connection.query(
+                "UPDATE outbox.lane SET pause_reason = \(reason), paused_by = coalesce(\(actor.text), session_user) WHERE endpoint_id = \(id)"
+            )
+            try connection.audit(
+                "endpoint.pause", endpoint: id, reason: reason,
+                detail: ["from": from?.description, "until": until?.description, "rate": rate?.description], by: actor)
+        }
+    }
+
+    /// Ends a pause, also one that was only announced, and a rest that the receiver asked for.
+    ///
+    /// - Parameter rate: how fast what waited goes out; nil for as fast as the endpoint's limits allow.
+    package mutating func resumeEndpoint(
+        _ id: EndpointID, rate: RateLimit? = nil, by actor: Actor = .session
+    ) throws {
+        try transaction { connection in
+            try connection.change(id, by: .resume(drainRate: rate))
+            try connection.query(
+                "UPDATE outbox.lane SET pause_reason = NULL, paused_by = NULL WHERE endpoint_id = \(id)")
+            try connection.audit("endpoint.resume", endpoint: id, detail: ["rate": rate?.description], by: actor)
+        }
+    }
+
+    /// Routes no new events to it and sends nothing; what waits stays. One that is disabled already stays so since then, and only gets
+    /// another reason, when one is given.
+    package mutating func disableEndpoint(
+        _ id: EndpointID, reason: String?, by actor: Actor = .session
+    ) throws {
+        try transaction { connection in
+            if let (before, after) = try connection.change(id, by: .disable(reason: reason)), before != after {
+                try connection.audit("endpoint.disable", endpoint: id, reason: reason, by: actor)
+            }
+        }
+    }
+
+    /// Undoes `disableEndpoint`; what waited goes out. Of one that is not disabled nothing changes.
+    package mutating func enableEndpoint(_ id: EndpointID, by actor: Actor = .session) throws {
+        try transaction { connection in
+            if let (before, after) = try connection.change(id, by: .enable), before != after {
+                try connection.audit("endpoint.enable", endpoint: id, by: actor)
+            }
+        }
+    }
+
+    /// How many deliveries wait for the endpoint.
+    package mutating func waitingCount(_ id: EndpointID) throws -> Int {
+        try query(
+            """
+            SELECT (SELECT count(*) FROM outbox.delivery WHERE endpoint_id = \(id))
+                 + (SELECT count(*) FROM outbox.unrouted WHERE endpoint_id = \(id))
+            """
+        ).one(Int.self)
+    }
+
+    /// Deletes an endpoint. What waits for it is cancelled, and stays visible as such; so does its history.
+    package mutating func deleteEndpoint(_ id: EndpointID, reason: String?, by actor: Actor = .session) throws {
+        try transaction { connection in
+            try connection.lockLanes([id])
+            try connection.query(
+                """
+                UPDATE outbox.endpoint
+                   SET deleted_at = clock_timestamp(), revision = revision + 1, updated_at = clock_timestamp() WHERE id = \(id)
+                """)
+            try connection.query("DELETE FROM outbox.secret WHERE endpoint_id = \(id)")
+            try connection.audit("endpoint.delete", endpoint: id, reason: reason, by: actor)
+        }
+        while try cancelDeleted(id) > 0 {}
+    }
+
+    /// Cancels some of what waits for a deleted endpoint, and returns how many. In steps, because whoever holds a lane's lock
+    /// for long holds up the cut and the records of everybody; workers do the rest of a deletion that did not get to its end.
+    mutating func cancelDeleted(_ id: EndpointID) throws -> Int {
+        try transaction { connection in
+            try connection.lockLanes([id])
+            return try connection.query(
+                """
+                WITH gone AS (
+                    DELETE FROM outbox.delivery
+                     WHERE (event_id, endpoint_id, event_at) IN (
+                           (SELECT event_id, endpoint_id, event_at FROM outbox.delivery WHERE endpoint_id = \(id) AND due_at < 'infinity' LIMIT 2000)
+                           UNION (SELECT event_id, endpoint_id, event_at FROM outbox.delivery
+                                   WHERE endpoint_id = \(id) AND ordering_key IS NOT NULL LIMIT 2000))
+                    RETURNING *),
+                unrouted AS (
+                    DELETE FROM outbox.unrouted
+                     WHERE (event_id, endpoint_id, event_at) IN (
+                           SELECT event_id, endpoint_id, event_at FROM outbox.unrouted WHERE endpoint_id = \(id) LIMIT 2000)
+                    RETURNING *),
+                cancelled AS (
+                    SELECT event_id, endpoint_id, event_at, attempts, last_status, last_error_class FROM gone
+                    UNION ALL SELECT event_id, endpoint_id, event_at, 0, NULL, NULL FROM unrouted),
+                parked AS (
+                    INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint)
+                    SELECT event_id, endpoint_id, event_at, 'cancelled', attempts, last_status, last_error_class, 'the endpoint was deleted',
+                           'cancelled' FROM cancelled ON CONFLICT DO NOTHING)
+                SELECT count(*) FROM cancelled
+                """
+            ).one(Int.self)
+        }
+    }
+}

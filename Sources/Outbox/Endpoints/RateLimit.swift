@@ -1,0 +1,47 @@
+import Postgres
+
+/// How many requests an endpoint takes in a time, exactly and by all workers together. Written `60/30s` for at most 60 in any
+/// 30 seconds, or `1/s burst 3` for one a second on average and up to three at once after a pause.
+package struct RateLimit: Sendable, Hashable, CustomStringConvertible {
+    package let count: Int
+    package let period: Duration
+    /// The bucket's size; nil for a window, in which there is no average to catch up with.
+    package let burst: Int?
+
+    /// The longest period: what was sent in it has to be known.
+    package static let maxPeriod = Duration.seconds(86_400)
+
+    package init(_ text: String) throws(Problem) {
+        let words = text.split(separator: " ").map(String.init)
+        let parts = (words.first ?? "").split(separator: "/", omittingEmptySubsequences: false).map(String.init)
+        var burst: Int?
+        if words.count == 3, words[1] == "burst" { burst = Int(words[2]) ?? 0 }
+        guard words.count == 1 || words.count == 3 && words[1] == "burst", parts.count == 2, let count = Int(parts[0]),
+            (1...100_000).contains(count), let period = Self.period(parts[1]),
+            burst.map({ (1...100_000).contains($0) }) ?? true
+        else {
+            throw Problem(
+                .invalidValue, "\"\(text.prefix(64))\" is not a rate",
+                hint: "Expected something like 1/s, 60/30s, 100/h or \"1/s burst 3\"; the longest period is 24h")
+        }
+        self.count = count
+        self.period = period
+        self.burst = burst
+    }
+
+    private static func period(_ text: String) -> Duration? {
+        let digits = text.prefix { ("0"..."9").contains($0) }
+        let units = ["ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000]
+        guard let unit = units[String(text.dropFirst(digits.count))], let number = digits.isEmpty ? 1 : Int(digits),
+            (1...100_000_000).contains(number)
+        else { return nil }
+        let period = Duration.milliseconds(number) * unit
+        return period >= .milliseconds(1) && period <= maxPeriod ? period : nil
+    }
+
+    package var description: String {
+        let milliseconds = period.milliseconds
+        let text = milliseconds % 1000 == 0 ? "\(milliseconds / 1000)s" : "\(milliseconds)ms"
+        return "\(count)/\(text)" + (burst.map { " burst \($0)" } ?? "")
+    }
+}

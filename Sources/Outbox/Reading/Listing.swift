@@ -1,0 +1,74 @@
+package import Postgres
+
+/// Rows for a person or a program: the same query as text columns and as one JSON object per row.
+package struct Listing: Sendable {
+    package let columns: [String]
+    package let rows: [[String?]]
+    /// One JSON object per row, whose names are the columns.
+    package let json: [String]
+    /// What whoever reads it has to know: that not everything was looked through.
+    package private(set) var note: String?
+    /// Where the next page begins; nil when this is the last.
+    package private(set) var next: ListCursor?
+
+    package init(columns: [String], rows: [[String?]], json: [String], note: String? = nil) {
+        self.columns = columns
+        self.rows = rows
+        self.json = json
+        self.note = note
+    }
+
+    /// The same with a note.
+    func noting(_ note: String?) -> Listing {
+        var listing = self
+        listing.note = note
+        return listing
+    }
+
+    /// The same with a next page.
+    func going(on next: ListCursor?) -> Listing {
+        var listing = self
+        listing.next = next
+        return listing
+    }
+
+    /// The first rows.
+    package func prefix(_ count: Int) -> Listing {
+        Listing(columns: columns, rows: Array(rows.prefix(count)), json: Array(json.prefix(count)), note: note)
+    }
+
+    /// The value of a column in the last row.
+    func last(_ column: String) -> String? {
+        guard let index = columns.firstIndex(of: column), let row = rows.last else { return nil }
+        return row[index]
+    }
+
+    /// The value of a column in the first row.
+    package func first(_ column: String) -> String? {
+        guard let index = columns.firstIndex(of: column), let row = rows.first else { return nil }
+        return row[index]
+    }
+}
+
+extension Timestamp {
+    /// Reads a time as a listing has it: PostgreSQL's ISO form, in UTC.
+    init?(listed text: String) {
+        if text == "infinity" { self = .distantFuture; return }
+        guard text.hasSuffix("+00") else { return nil }
+        self.init(rfc3339: text.dropLast(3) + "Z")
+    }
+}
+
+extension Connection {
+    /// Runs a query and keeps every column as text, and every row as JSON. Times in it are RFC 3339 in UTC.
+    package mutating func listing(_ query: SQL) throws -> Listing {
+        let rows = try self.query("SELECT row_to_json(r)::text, r.* FROM (\(query)) r", asText: true)
+        let columns = Array(rows.columns.dropFirst())
+        let read = try rows.map { row throws(PostgresError) -> (String, [String?]) in
+            var values: [String?] = []
+            for column in columns.indices { values.append(try row[column + 1]) }
+            return (try row[0], values)
+        }
+        return Listing(columns: columns, rows: read.map(\.1), json: read.map(\.0))
+    }
+}

@@ -1,0 +1,46 @@
+/// What one group commit writes.
+package struct RecordGroup: Sendable {
+    package var outcomes: [Outcome] = []
+    /// Batches whose last delivery is resolved by these outcomes.
+    package var finishedBatches: Set<HeldBatch> = []
+    package var effects: [EndpointID: EndpointState.Event] = [:]
+    /// The events of every batch that has outcomes here, to put right what was written under a lost lease.
+    package var events: [LeaseID: [EventKey]] = [:]
+    /// Endpoints whose lanes somebody else has locked: what would change those is left for later, since nobody waits for one lane.
+    package internal(set) var locked: Set<EndpointID> = []
+
+    package init() {}
+
+    /// True for an outcome that was not written, because its endpoint's lane was locked.
+    package func leaves(_ outcome: Outcome) -> Bool {
+        !locked.isEmpty && locked.contains(outcome.delivery.endpoint) && outcome.changesLane
+    }
+
+    /// What can be written now.
+    var now: RecordGroup {
+        if locked.isEmpty { return self }
+        var group = self
+        group.outcomes.removeAll(where: leaves)
+        group.effects = effects.filter { !locked.contains($0.key) }
+        group.finishedBatches.subtract(outcomes.filter(leaves).compactMap(\.holder.batch))
+        return group
+    }
+}
+
+extension Outcome {
+    /// True when it adds to its endpoint's lane, or takes something out of it.
+    var changesLane: Bool {
+        if case .delivered = resolution { mayBeShared || isOrdered } else { true }
+    }
+}
+
+/// What a group commit found: holders whose lease was gone, so that none of their state was written.
+package struct RecordReceipt: Sendable {
+    package var lost: Set<Holder> = []
+    /// Events that were sent and are not in this database: so many were found here for the first time.
+    package var ghosts = 0
+    /// What responses mean for their endpoints, where somebody else is changing endpoints at this moment: to be written later.
+    package var effects: [EndpointID: EndpointState.Event] = [:]
+
+    package init() {}
+}

@@ -1,0 +1,196 @@
+import Synchronization
+import Threads
+
+/// A few connections to one database, each owned by a thread of its own, fed from one queue.
+///
+/// Work is a synchronous closure that has a connection to itself and runs on that connection's thread; only the boundary
+/// is async. Work that was posted always runs: a cancelled task still gets its response, because a half-known outcome is
+/// worse than a late one; the statements' deadlines bound the wait. A connection is made when work first needs it, and
+/// anew after it broke; the caller decides whether and when to try again.
+///
+/// Connections that must not wait behind others (recording, lease renewal) get a pool of size one of their own.
+public final class ConnectionPool: Sendable {
+    private let queue = WorkQueue()
+    private let threads: [Thread]
+
+    /// Starts the threads; connects nothing yet. Throws when the system has no thread left.
+    ///
+    /// - Parameters:
+    ///   - session: how every new connection is set up.
+    ///   - others: whose connections come first. As long as one of them has none, this one connects nothing: where there are not enough
+    ///     for all, work that is not begun harms nobody, and work that cannot be ended does.
+    ///   - isReserved: connections are made at once, and again as soon as one has broken, so that what others take of the process's
+    ///     descriptors is not missing here.
+    public init(
+        _ target: ConnectionTarget, size: Int, session: SessionSetUp = SessionSetUp(),
+        after others: [ConnectionPool] = [],
+        isReserved: Bool = false
+    ) throws {
+        precondition(size > 0, "a pool needs a connection")
+        var threads: [Thread] = []
+        do {
+            for _ in 0..<size {
+                threads.append(
+                    try Thread("pg " + (target.name.split(separator: "/").last ?? "")) { [queue] in
+                        queue.work(target: target, session: session, after: others.map(\.queue), isReserved: isReserved)
+                    })
+            }
+        } catch {
+            queue.close(waking: threads.count)
+            throw error
+        }
+        self.threads = threads
+    }
+
+    /// Runs the closure on a connection and returns what it returns.
+    ///
+    /// Throws what the closure throws, or a `PostgresError` when no connection could be made or the pool is closed.
+    public func run<Value: Sendable>(
+        _ body: @escaping @Sendable (inout Connection) throws -> Value
+    ) async throws -> Value {
+        try await withCheckedThrowingContinuation { continuation in
+            let job = WorkQueue.Job(
+                run: { connection in continuation.resume(with: Result { try body(&connection) }) },
+                fail: { continuation.resume(throwing: $0) })
+            if !queue.post(job) {
+                continuation.resume(
+                    throwing: PostgresError(.unreachable, step: .connect, message: "the connection pool is closed"))
+            }
+        }
+    }
+
+    /// Runs a single statement and reads its rows.
+    public func query<Value: Sendable>(
+        _ sql: SQL, within limit: Duration = Connection.defaultDeadline,
+        _ read: @escaping @Sendable (Row) throws(PostgresError) -> Value
+    ) async throws -> [Value] {
+        try await run { try $0.query(sql, within: limit).map(read) }
+    }
+
+    /// Runs a single statement and returns every row's columns, in order, as these types.
+    public func query<each Value: PostgresDecodable & Sendable>(
+        _ sql: SQL, within limit: Duration = Connection.defaultDeadline, of types: repeat (each Value).Type
+    ) async throws -> [(repeat each Value)] {
+        try await run { try $0.query(sql, within: limit).all(repeat each types) }
+    }
+
+    /// Runs a single statement and returns how many rows it touched.
+    @discardableResult
+    public func execute(_ sql: SQL, within limit: Duration = Connection.defaultDeadline) async throws -> Int {
+        try await run { try $0.query(sql, within: limit).affected }
+    }
+
+    /// Lets the queued work finish, closes the connections and waits for the threads. Later work is refused.
+    public func close() async {
+        queue.close(waking: threads.count)
+        for thread in threads { await thread.end() }
+    }
+}
+
+/// The jobs that wait for a connection, and the loop that each connection's thread runs.
+private final class WorkQueue: Sendable {
+    struct Job: Sendable {
+        let run: @Sendable (inout Connection) -> Void
+        let fail: @Sendable (any Error) -> Void
+    }
+
+    private struct State {
+        var jobs: [Job] = []
+        var isClosed = false
+        /// How many connections are open, and why the last one that was to be could not be.
+        var connected = 0
+        var failure: PostgresError?
+    }
+
+    private let state = Mutex(State())
+    private let signal = ThreadSemaphore()
+
+    func post(_ job: Job) -> Bool {
+        let isAccepted = state.withLock { state in
+            if !state.isClosed { state.jobs.append(job) }
+            return !state.isClosed
+        }
+        if isAccepted { signal.signal() }
+        return isAccepted
+    }
+
+    func close(waking threads: Int) {
+        state.withLock { $0.isClosed = true }
+        for _ in 0..<threads { signal.signal() }
+    }
+
+    /// Runs jobs until the queue is closed and empty.
+    func work(target: ConnectionTarget, session: SessionSetUp, after others: [WorkQueue], isReserved: Bool) {
+        var hasFailed = false
+        while !isDone {
+            // Made at once, where it is reserved, and after a failure now and then, also when there is nothing to do.
+            let job = isReserved ? (hasFailed ? next(within: .milliseconds(500)) : nil) : next()
+            if !isReserved, job == nil { return }
+            do throws(PostgresError) {
+                for other in others { try other.requireConnection() }
+                let connection = try Connection.open(target, session: session)
+                hasFailed = false
+                note(connected: 1)
+                defer { note(connected: -1) }
+                serve(connection, first: job)
+            } catch {
+                hasFailed = true
+                state.withLock { $0.failure = error }
+                // Whoever has work for it hears why.
+                job?.fail(error)
+            }
+        }
+    }
+
+    private func note(connected change: Int) {
+        state.withLock { state in
+            state.connected += change
+            if change > 0 { state.failure = nil }
+        }
+    }
+
+    /// Waits a moment for a connection of this queue; throws why there is none.
+    private func requireConnection() throws(PostgresError) {
+        let end = ContinuousClock.now + .seconds(2)
+        while true {
+            let (isConnected, failure) = state.withLock { ($0.connected > 0, $0.failure) }
+            if isConnected { return }
+            if let failure { throw failure }
+            if .now > end {
+                throw PostgresError(
+                    .unreachable, step: .connect,
+                    message: "another connection that is needed first could not be made in time")
+            }
+            Thread.pause(.milliseconds(2))
+        }
+    }
+
+    private func serve(_ connection: consuming Connection, first: Job?) {
+        var connection = connection
+        var job = first ?? next()
+        while let current = job {
+            current.run(&connection)
+            if connection.isBroken { return }
+            job = next()
+        }
+    }
+
+    /// True when it is closed and nothing is left to do.
+    private var isDone: Bool { state.withLock { $0.isClosed && $0.jobs.isEmpty } }
+
+    private func next(within limit: Duration? = nil) -> Job? {
+        while true {
+            let (job, isClosed) = state.withLock { state in
+                (state.jobs.isEmpty ? nil : state.jobs.removeFirst(), state.isClosed)
+            }
+            if let job { return job }
+            if isClosed { return nil }
+            // A signal may be left over from a job that was taken without waiting; then this goes round once more.
+            guard let limit else {
+                signal.wait()
+                continue
+            }
+            if !signal.wait(upTo: limit) { return nil }
+        }
+    }
+}

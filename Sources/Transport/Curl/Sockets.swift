@@ -1,0 +1,110 @@
+import CCurl
+import COpenSSL
+import Glibc
+
+/// The sockets of a transport's connections, by both their ends. libcurl does not tell which socket a connection that it takes up again
+/// has. Belongs to the transport thread; connections that are left are closed when that has ended.
+@safe
+final class Sockets {
+    /// Both ends of a connection: a local port alone may be that of several, to different hosts.
+    struct Ends: Hashable {
+        let local: SocketAddress
+        let remote: SocketAddress
+
+        /// As libcurl says it; nil for what is no IP address.
+        init?(local: (address: String, port: Int), remote: (address: String, port: Int)) {
+            guard let here = IPAddress(local.address), let there = IPAddress(remote.address) else { return nil }
+            self.local = SocketAddress(here, port: local.port)
+            self.remote = SocketAddress(there, port: remote.port)
+        }
+
+        /// As the system says it; nil for what is not connected.
+        fileprivate init?(_ descriptor: Int32) {
+            guard let local = unsafe socketAddress({ unsafe getsockname(descriptor, $0, $1) }),
+                let remote = unsafe socketAddress({ unsafe getpeername(descriptor, $0, $1) })
+            else { return nil }
+            (self.local, self.remote) = (local, remote)
+        }
+    }
+
+    private var descriptors: [Ends: Int32] = [:]
+    private var ends: [Int32: Ends] = [:]
+
+    /// A connection with these ends was made on one of these sockets.
+    func note(_ opened: [Int32], _ wanted: Ends) {
+        for descriptor in opened where Ends(descriptor) == wanted {
+            forget(descriptor)
+            ends[descriptor] = wanted
+            descriptors[wanted] = descriptor
+        }
+    }
+
+    /// The socket is closed.
+    func forget(_ descriptor: Int32) {
+        guard let known = ends.removeValue(forKey: descriptor) else { return }
+        if descriptors[known] == descriptor { descriptors[known] = nil }
+    }
+
+    /// A response was read to its end, and the connection may be used again: what the receiver has sent is acknowledged at once. The
+    /// system would wait for the next request to do so, and a receiver's system holds a second small piece back until then (RFC 9293
+    /// 3.7.4): it would be released by the very request that it is taken for the response of.
+    ///
+    /// - Parameter isEmpty: nothing can follow; otherwise the connection is not used again.
+    func rest(_ ends: Ends, isEmpty: Bool) {
+        guard let descriptor = descriptors[ends] else { return }
+        if !isEmpty { return forget(descriptor) }
+        var on: Int32 = 1
+        _ = unsafe setsockopt(descriptor, Int32(IPPROTO_TCP), TCP_QUICKACK, &on, socklen_t(MemoryLayout<Int32>.size))
+    }
+
+    /// True for one of the last descriptors that this process may have: they are the database's, the log's and the runtime's, which
+    /// ends the process when it cannot open a file.
+    static func isReserved(_ descriptor: Int32) -> Bool {
+        var limit = rlimit()
+        guard unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return false }
+        return UInt(descriptor) + 32 >= limit.rlim_cur
+    }
+
+    /// Whether the system knows a way to an address. Asked with a datagram's socket, which sends nothing.
+    static func hasRoute(to address: UnsafeRawPointer, length: UInt32) -> Bool {
+        let family = unsafe Int32(address.assumingMemoryBound(to: sockaddr.self).pointee.sa_family)
+        let descriptor = socket(family, Int32(SOCK_DGRAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+        // Without a descriptor it is not the address that is missing.
+        guard descriptor >= 0 else { return errno != EAFNOSUPPORT }
+        defer { close(descriptor) }
+        return unsafe connect(descriptor, address.assumingMemoryBound(to: sockaddr.self), length) == 0
+            || ![EADDRNOTAVAIL, ENETUNREACH, EAFNOSUPPORT].contains(errno)
+    }
+
+    /// True when a connection that is to be used again is quiet: nobody has ended it, and no bytes wait in it that a response to the
+    /// next request would be taken for. One that nobody knows is not.
+    ///
+    /// - Parameter session: its TLS session, nil without TLS.
+    func isQuiet(_ ends: Ends, session: UnsafeMutableRawPointer?) -> Bool {
+        // Answers in HTTP/2 name the stream that they are for.
+        if let session = unsafe session, unsafe tls_speaks_http2(session) == 1 { return true }
+        guard let descriptor = descriptors[ends] else { return false }
+        var byte: UInt8 = 0
+        let count = unsafe recv(descriptor, &byte, 1, Int32(MSG_PEEK) | Int32(MSG_DONTWAIT))
+        let isEmpty = count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)
+        guard let session = unsafe session else { return isEmpty }
+        if isEmpty { return unsafe tls_has_pending(session) == 0 }
+        // What is readable may be records of TLS itself.
+        return unsafe count > 0 && tls_is_quiet(session, descriptor) == 1
+    }
+}
+
+private func socketAddress(
+    _ ask: (UnsafeMutablePointer<sockaddr>, UnsafeMutablePointer<socklen_t>) -> Int32
+) -> SocketAddress? {
+    var storage = sockaddr_storage()
+    var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
+    return unsafe withUnsafeMutableBytes(of: &storage) { bytes in
+        guard let base = bytes.baseAddress,
+            unsafe ask(base.assumingMemoryBound(to: sockaddr.self), &length) == 0
+        else { return nil }
+        let family = unsafe Int32(base.assumingMemoryBound(to: sockaddr.self).pointee.sa_family)
+        guard let address = unsafe IPAddress(UnsafeRawPointer(base), family: family) else { return nil }
+        return SocketAddress(address, port: unsafe IPAddress.port(UnsafeRawPointer(base)))
+    }
+}
