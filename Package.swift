@@ -49,7 +49,7 @@ let package = Package(
         .target(name: "Bytewise", swiftSettings: common),
         .target(name: "OutboxPublishing", swiftSettings: common),
         .target(name: "StandardWebhooks", dependencies: ["Bytewise", crypto], swiftSettings: common),
-        .target(name: "Threads", swiftSettings: wrapsC),
+        .target(name: "Threads", dependencies: ["Bytewise", deque], swiftSettings: wrapsC),
         .target(name: "Postgres", dependencies: ["CPostgres", "Threads"], swiftSettings: wrapsC),
         .target(
             name: "Transport", dependencies: ["CCurl", "COpenSSL", "Bytewise", "Threads", deque], swiftSettings: wrapsC),
@@ -104,7 +104,8 @@ let package = Package(
             path: "Tests/TestSupport", swiftSettings: common),
         .testTarget(name: "PostgresTests", dependencies: ["Postgres", "TestSupport"], swiftSettings: common),
         .testTarget(
-            name: "TransportTests", dependencies: ["CCurl", "Transport", "Receiver", "TestSupport"],
+            name: "TransportTests",
+            dependencies: ["Bytewise", "CCurl", "Transport", "Receiver", "TestSupport", "Threads"],
             swiftSettings: common),
         .testTarget(name: "TemplatesTests", dependencies: ["Bytewise", "Templates"], swiftSettings: common),
         .testTarget(

@@ -7,14 +7,14 @@ import Transport
 /// Measures the service on a database of the user's own, with real worker processes and real requests.
 ///
 /// Every phase makes a scratch database, fills it, runs `outboxctl run` on it and drops it. Phases run one after the
-/// other; each says what it measured in its own part of the report.
+/// other; each reports its measurements in its own part of the report.
 package struct Benchmark: Sendable {
     package enum Phase: String, Sendable, CaseIterable {
-        /// A bare libcurl loop against the same sink: what sending alone costs.
+        /// A bare libcurl loop against the same sink: the cost of sending alone.
         case loop
         /// Producers' transactions per second with and without the outbox.
         case producers
-        /// Delivering what has been committed before.
+        /// Delivering events that were committed before.
         case drain
         /// Events at a constant rate: from commit to response.
         case steady
@@ -22,16 +22,18 @@ package struct Benchmark: Sendable {
         case neighbours
         /// Many customers with few events beside one with very many.
         case flood
-        /// A receiver that comes back to a full lane, and a lane whose owner is killed.
+        /// A receiver that recovers with a full lane, and a lane whose owner is killed.
         case recovery
-        /// Deliveries for later: whether they leave on time, and what they cost until then.
+        /// Scheduled deliveries: whether they go out on time, and their cost until then.
         case scheduled
-        /// Endpoints that fail and recover all the time while somebody holds a snapshot: what lanes cost before and after.
+        /// Endpoints that fail and recover all the time while a session holds a snapshot: the cost of lanes before and
+        /// after.
         case flapping
-        /// Ten thousand endpoints of other customers: what they cost idle, while one of them changes every second, and per event.
+        /// Ten thousand endpoints of other customers: their cost while idle, while one of them changes every second,
+        /// and per event.
         case directory
 
-        /// What is measured when nothing is chosen; the others take minutes.
+        /// The phases that run by default; the others take minutes.
         package static let usual: Set<Phase> = [.loop, .producers, .drain, .steady]
     }
 
@@ -39,17 +41,17 @@ package struct Benchmark: Sendable {
         package var phases = Phase.usual
         /// Events to deliver in the drain.
         package var events = 100_000
-        /// Bytes of JSON in each.
+        /// Bytes of JSON in each event.
         package var payload = 600
         package var endpoints = 1
         package var workers = 1
-        /// How long the sink takes to answer.
+        /// How long the sink takes to respond.
         package var latency = Duration.zero
-        /// The share of requests that the sink answers with status 500.
+        /// The share of requests to which the sink responds with status 500.
         package var failRate = 0.0
         /// Keep a snapshot open from before the first delivery to after the last.
         package var holdsSnapshot = false
-        /// Events that wait beside those that are measured.
+        /// Events that wait beside the measured ones.
         package var backlog = 0
         /// Send everything through the endpoints' lanes.
         package var usesLanes = false
@@ -59,13 +61,13 @@ package struct Benchmark: Sendable {
         package var duration = Duration.seconds(10)
         /// Requests in flight per endpoint.
         package var inFlight = 128
-        /// A sink of the user's own in place of the built-in one; `{n}` is the endpoint's number.
+        /// The user's own sink in place of the built-in one; `{n}` is the endpoint's number.
         package var url: String?
 
         package init() {}
     }
 
-    /// A worker that did not start or end as it should, with what it said last; or no place for the key file.
+    /// A worker that did not start or end properly, with its last output; or no place for the key file.
     package struct Failure: Error, CustomStringConvertible {
         package let description: String
     }
@@ -81,7 +83,7 @@ package struct Benchmark: Sendable {
         self.progress = progress
     }
 
-    /// Runs the phases. Throws what the database or a worker refused; everything is cleaned up before.
+    /// Runs the phases. Throws the error of the database or a worker; everything is cleaned up before.
     package func run() async throws -> Report {
         var report = Report(plan: plan)
         let server = try ConnectionPool(target, size: 1)
@@ -129,7 +131,7 @@ package struct Benchmark: Sendable {
     }
 
     private func measureLoop(_ sink: Sink?) async throws -> Report.Loop {
-        // Long enough to be measured, also when answers take long.
+        // Long enough to be measured, even when responses take long.
         let requests = plan.latency > .zero ? max(plan.inFlight * 20, 1000) : 50_000
         var phase = progress.begin("libcurl alone", total: requests)
         let headers = HTTPHeaders(
@@ -152,7 +154,7 @@ extension Duration {
     var inSeconds: Double { self / .seconds(1) }
 }
 
-/// One phase's scratch database, with what workers need to run on it.
+/// One phase's scratch database, with the settings that workers need to run on it.
 struct Bench: Sendable {
     let benchmark: Benchmark
     let scratch: Scratch
@@ -177,7 +179,7 @@ struct Bench: Sendable {
     }
 
     func removeKey() {
-        // Left behind it would open nothing: the secrets that it sealed go with the scratch database.
+        // A leftover key file would open nothing: the secrets that it sealed are dropped with the scratch database.
         try? FileManager.default.removeItem(atPath: keyFile)
     }
 
@@ -186,7 +188,7 @@ struct Bench: Sendable {
         for number in 1...plan.endpoints {
             try await createEndpoint(number) {
                 if plan.usesLanes { $0.maxConcurrency = plan.inFlight }
-                // What --fail-rate fails comes again soon: the last of it would otherwise take hours.
+                // Deliveries that --fail-rate fails are retried soon: the last ones would otherwise take hours.
                 $0.retrySchedule = Array(repeating: .seconds(1), count: 20)
             }
         }
@@ -206,7 +208,8 @@ struct Bench: Sendable {
         }
     }
 
-    /// Deliveries that wait in an endpoint's lane, as if the stream had brought them there; due at that time. No worker runs.
+    /// Adds waiting deliveries to an endpoint's lane, as if the stream had put them there; due at the given time. No
+    /// worker runs.
     func fillLane(_ endpoint: EndpointID, customer: String, _ count: Int, due: Timestamp = .distantPast) async throws {
         try await fill(count, customer: customer, title: "filling a lane")
         let body: SQL = """
@@ -224,7 +227,7 @@ struct Bench: Sendable {
         try await checkpoint()
     }
 
-    /// Commits so many events, 10,000 a transaction, and lets the server tidy up before anything is measured.
+    /// Commits the events, 10,000 per transaction, and lets the server tidy up before anything is measured.
     func fill(_ count: Int, customer: String = "bench", title: String = "filling") async throws {
         var phase = progress.begin(title, total: count)
         var filled = 0
@@ -245,7 +248,7 @@ struct Bench: Sendable {
         try await checkpoint()
     }
 
-    /// What was filled has to reach the disk before anything is measured. Not everybody may ask for that.
+    /// The filled tables have to reach the disk before anything is measured. Not every role may request that.
     private func checkpoint() async throws {
         do { try await scratch.pool.execute("CHECKPOINT", within: .seconds(600)) } catch let error as PostgresError {
             guard error.sqlState == "42501" else { throw error }
@@ -277,7 +280,7 @@ struct Bench: Sendable {
         }
     }
 
-    /// How many attempts have been recorded, as far as the server's statistics know; some tenths of a second late.
+    /// How many attempts have been recorded, according to the server's statistics; some tenths of a second late.
     func recordedAttempts() async throws -> Int {
         try await scratch.pool.query(
             "SELECT coalesce(sum(n_tup_ins), 0)::int8 FROM pg_stat_user_tables WHERE schemaname = 'outbox' AND relname LIKE 'attempt%'",

@@ -24,10 +24,10 @@ final class Child: Sendable {
         self.errors = Tail(errors.fileHandleForReading)
     }
 
-    /// Waits until it says that it is ready.
+    /// Waits until it reports that it is ready.
     func waitUntilReady() async throws {
         for await line in output where line.hasPrefix("outbox: ready") { return }
-        // Cancelled, or its output has ended: it is not needed, or gone already.
+        // Cancelled, or its output has ended: it is not needed, or already gone.
         try Task.checkCancellation()
         throw Benchmark.Failure(
             description: "a worker did not start: \(await errors.atEnd.suffix(3).joined(separator: " · "))")
@@ -45,7 +45,7 @@ final class Child: Sendable {
         return (line?.split(whereSeparator: \.isWhitespace).dropFirst().first.flatMap { Int($0) } ?? 0) * 1024
     }
 
-    /// Stops it gracefully and returns how many statements it says it sent.
+    /// Stops it gracefully and returns its reported number of statements.
     func stop() async throws -> Int {
         process.terminate()
         let lines = await errors.atEnd

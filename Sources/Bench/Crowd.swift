@@ -3,8 +3,8 @@ import Outbox
 import Postgres
 
 extension Bench {
-    /// Publishes one event of each customer at a time, in one transaction, at fixed times. Committed is what the server says is
-    /// committed: how long its disk takes beside a flood is not ours to measure.
+    /// Publishes one event of each customer at a time, in one transaction, at fixed times. An event counts as committed
+    /// when the server reports it: the time of its disk beside a flood is not part of the measurement.
     func publish(for customers: [String], times: Int, apart: Duration, title: String) async throws -> [Committed] {
         let pool = try ConnectionPool(scratch.target, size: 1)
         var phase = progress.begin(title, total: times * customers.count)
@@ -39,7 +39,7 @@ extension Bench {
         return committed
     }
 
-    /// Waits until each of these events has been answered with success.
+    /// Waits until each of these events has got a success.
     func wait(for committed: [Committed], upTo limit: Duration = .seconds(120)) async throws {
         let deadline = ContinuousClock.now + limit
         while true {
@@ -51,7 +51,7 @@ extension Bench {
     }
 
     /// Twenty healthy endpoints with 100 events/s each: alone, and then beside a dead endpoint with `events` deliveries
-    /// waiting, one that never answers and one that answers 429, all of which get 100 events/s, too.
+    /// waiting, one that never responds and one that responds with 429, all of which get 100 events/s, too.
     func measureNeighbours() async throws -> Report.Comparison {
         guard let sink else { throw Benchmark.Failure(description: "neighbours need the built-in sink") }
         let healthy = (1...20).map { "healthy-\($0)" }
@@ -89,7 +89,7 @@ extension Bench {
     }
 
     /// Fifty customers with ten events each: alone; then while another customer commits `events` in transactions of ten
-    /// thousand, as fast as the database takes them; and then again while those are delivered.
+    /// thousand, as fast as the database allows; and then again while those are delivered.
     func measureFlood() async throws -> Report.Comparison {
         let few = (1...50).map { "few-\($0)" }
         for (number, customer) in few.enumerated() { try await createEndpoint(number + 1) { $0.customerID = customer } }

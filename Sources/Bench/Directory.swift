@@ -4,8 +4,9 @@ import Postgres
 extension Bench {
     private static let crowd = 10_000
 
-    /// Events that nobody wants, before and after there are ten thousand endpoints of other customers that take every type; and what
-    /// those cost while nothing happens, and while the rest of one of them changes every second.
+    /// Events that no endpoint wants, before and after there are ten thousand endpoints of other customers that take
+    /// every type; and the cost of those endpoints while nothing happens, and while the rest of one of them changes
+    /// every second.
     func measureDirectory() async throws -> Report.Directory {
         let events = min(plan.events, 5000)
         var report = Report.Directory(endpoints: Self.crowd, events: events)
@@ -18,7 +19,7 @@ extension Bench {
                       FROM generate_series(1, \(Self.crowd)) n RETURNING id)
                 INSERT INTO outbox.lane (endpoint_id) SELECT id FROM made
                 """, within: .seconds(60))
-            // They are read.
+            // Waits until they are read.
             try await Task.sleep(for: .seconds(3))
             report.idleProcessorShare = try await cost(of: workers, over: plan.duration)
             async let changes: Void = change(for: plan.duration)
@@ -30,7 +31,7 @@ extension Bench {
         return report
     }
 
-    /// A worker's time for each of so many events of a customer without endpoints.
+    /// A worker's time per event of a customer without endpoints.
     private func unwanted(_ events: Int, _ workers: [Child]) async throws -> Double {
         let before = workers.map { ServerLoad.processorTime(of: $0.pid) }.reduce(.zero, +)
         try await fill(events, customer: "nobody", title: "nobody wants these")

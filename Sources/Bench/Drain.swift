@@ -3,7 +3,7 @@ import Outbox
 import Postgres
 
 extension Bench {
-    /// Delivers what was committed before the workers started.
+    /// Delivers events that were committed before the workers started.
     func measureDrain() async throws -> Report.Drain {
         try await createEndpoints()
         try await fill(plan.events + plan.backlog)
@@ -63,10 +63,11 @@ extension Bench {
         try await scratch.pool.query("SELECT clock_timestamp()", of: Timestamp.self).first ?? .distantPast
     }
 
-    /// Waits until so many deliveries are recorded; all of them when nothing else waits.
+    /// Waits until this number of deliveries is recorded; all of them when nothing else waits.
     private func watch(_ deliveries: Int) async throws {
         var phase = progress.begin("delivering", total: deliveries)
-        // The server's statistics come late, so the sink is asked first; what it answered is recorded a moment later.
+        // The server's statistics come late, so the sink's count is read first; its responses are recorded a moment
+        // later.
         while true {
             try Task.checkCancellation()
             let done = if let sink { sink.served } else { try await recordedAttempts() }
@@ -88,7 +89,7 @@ extension Bench {
         ).first ?? false
     }
 
-    /// When each tenth of the deliveries was answered, in microseconds of the database's clock.
+    /// When each tenth of the deliveries got its response, in microseconds of the database's clock.
     private func finishTimes(_ deliveries: Int) async throws -> [(count: Int, at: Int64)] {
         let size = max(1, (deliveries + 9) / 10)
         return try await scratch.pool.query(

@@ -33,7 +33,7 @@ extension Bench {
             _ = try await publish(
                 for: Self.steadyOnes + Self.flappingOnes, times: times, apart: .milliseconds(100), title: "flapping")
             report.opens = try await openings
-            // Nobody waits for the next probes.
+            // The benchmark does not wait for the next probes.
             try await scratch.pool.execute("UPDATE outbox.lane SET resting_until = clock_timestamp() WHERE trips > 0")
             try await settle()
             report.after = try await rounds(for: time, title: "after")
@@ -45,12 +45,12 @@ extension Bench {
         return report
     }
 
-    /// Half of the time they fail, and not all at once. Returns how often breakers opened.
+    /// They fail half of the time, and not all at once. Returns how often breakers opened.
     private func flap(_ sink: Sink) async throws -> Int {
         var openings: Set<String> = []
         let end = ContinuousClock.now + plan.duration
         var step = 0
-        // On a slow machine until one has been seen, which is what is measured.
+        // On a slow machine until at least one opening has been seen, since openings are measured.
         while .now < end || openings.isEmpty && .now < end + .seconds(60) {
             for number in Self.flappingOnes.indices {
                 sink.treat(number + 101, (number + step) % 6 < 3 ? .fail : nil)
@@ -67,7 +67,7 @@ extension Bench {
         return openings.count
     }
 
-    /// One event for each of the twenty in one transaction, and the next when all have been answered.
+    /// One event for each of the twenty in one transaction, and the next one when all have got their responses.
     private func rounds(for time: Duration, title: String) async throws -> Report.Rounds {
         guard let sink else { return Report.Rounds() }
         var phase = progress.begin(title, total: Int(time.inSeconds))
@@ -102,8 +102,8 @@ extension Bench {
             })
     }
 
-    /// What the server has used, and how many blocks its sessions have looked at in this database. They report that once a
-    /// second, so what comes next waits for it.
+    /// The load of the server so far, and how many blocks its sessions have read in this database. Sessions report that
+    /// once a second, so the next step waits for it.
     private func load() async throws -> (ServerLoad, blocks: Int) {
         let load = try await scratch.pool.run { try ServerLoad.read(&$0) }
         try await Task.sleep(for: .milliseconds(1500))

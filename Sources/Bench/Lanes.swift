@@ -3,8 +3,9 @@ import Outbox
 import Postgres
 
 extension Bench {
-    /// A receiver fails while `events` wait for it, and comes back: when the first is through, how the requests grow, how fast
-    /// it all drains; and how long it takes until another worker goes on when the lane's owner is killed half-way.
+    /// A receiver fails while `events` wait for it, and recovers: when the first is through, how the requests grow, how
+    /// fast the lane drains; and how long it takes until another worker continues when the lane's owner is killed
+    /// half-way.
     func measureRecovery() async throws -> Report.Recovery {
         guard let sink else { throw Benchmark.Failure(description: "recovery needs the built-in sink") }
         let endpoint = try await createEndpoint(1) { $0.customerID = "bench" }
@@ -52,7 +53,7 @@ extension Bench {
                     Double(plan.events) / (seconds(first, last) - report.takeoverAfterSeconds)
             }
             report.firstRounds = try await rounds()
-            // What was answered 500 was asked for again, and that is no duplicate.
+            // Requests that got a 500 are retried, and a retry is not a duplicate.
             let failures = try await count("SELECT count(*) FROM outbox.attempt WHERE outcome = 'failure'")
             report.duplicates = sink.takeStock().requests - plan.events - failures
             return report
@@ -60,7 +61,7 @@ extension Bench {
         return report
     }
 
-    /// One thousand events for some seconds later, beside `events` for a day later.
+    /// One thousand events scheduled some seconds later, beside `events` scheduled a day later.
     func measureScheduled() async throws -> Report.Scheduled {
         let endpoint = try await createEndpoint(1) { $0.customerID = "soon" }
         let later = try await createEndpoint(2) { $0.customerID = "later" }
@@ -118,7 +119,7 @@ extension Bench {
         ).first ?? ""
     }
 
-    /// Asks until the answer is yes.
+    /// Repeats the check until it is true.
     private func wait(_ title: String, _ query: SQL) async throws {
         var phase = progress.begin(title, total: 1)
         let deadline = ContinuousClock.now + .seconds(600)

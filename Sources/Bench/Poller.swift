@@ -22,17 +22,18 @@ final class Poller: Sendable {
 
     /// Watches a descriptor until it is closed.
     func watch(_ descriptor: Int32) {
-        // Refused, it is never ready, and its requests time out.
+        // A refused descriptor is never ready, and its requests time out.
         _ = epoll_shim_watch(epoll, descriptor)
     }
 
-    /// Ends the wait under way or the next one.
+    /// Ends the current wait or the next one.
     func wakeUp() {
-        // Full means that a wake-up is pending already.
+        // Full means that a wake-up is already pending.
         _ = eventfd_write(alarm, 1)
     }
 
-    /// Waits until something is ready, somebody wakes it or the time is up, and hands over what is ready.
+    /// Waits until a descriptor is ready, another thread wakes it or the time is up, and passes on the ready
+    /// descriptors.
     ///
     /// - Parameter milliseconds: -1 to wait without end.
     func wait(upTo milliseconds: Int32, _ ready: (Int32) -> Void) {

@@ -22,7 +22,7 @@ extension Bench {
         }
         var results: [Report.Producers] = []
         for clients in [1, 16, 64] {
-            // Nobody wants the events, so that the worker only wakes up, looks and sleeps again.
+            // No endpoint wants the events, so that the worker only wakes up, scans and sleeps again.
             let (result, _) = try await withWorkers(1) { _ in try await compare(clients, worker: "asleep") }
             results.append(result)
         }
@@ -35,7 +35,7 @@ extension Bench {
         return results
     }
 
-    /// Takes turns between the two tables, so that both get the same share of whatever else happens.
+    /// Alternates between the two tables, so that both get the same share of other load.
     private func compare(_ clients: Int, worker: String) async throws -> Report.Producers {
         let pool = try ConnectionPool(scratch.target, size: clients)
         let turns = 4

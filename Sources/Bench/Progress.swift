@@ -8,7 +8,7 @@ package struct Progress: Sendable {
         isTerminal = isatty(STDERR_FILENO) == 1
     }
 
-    /// One phase: what it is called and how much there is to do.
+    /// One phase: its name and its amount of work.
     struct Phase {
         let title: String
         let total: Int
@@ -34,7 +34,7 @@ package struct Progress: Sendable {
 }
 
 extension Progress.Phase {
-    /// Shows that so much is done; cheap to call often.
+    /// Shows the amount that is done; cheap to call often.
     mutating func show(_ done: Int) {
         if let shownAt, .now - shownAt < progress.interval { return }
         shownAt = .now

@@ -2,7 +2,7 @@ import Foundation
 import Histogram
 import Outbox
 
-/// What a benchmark found. The names of the fields are those of its JSON.
+/// The results of a benchmark. The names of the fields are those of its JSON.
 package struct Report: Codable, Sendable {
     package struct Machine: Codable, Sendable {
         var processors = ProcessInfo.processInfo.activeProcessorCount
@@ -22,7 +22,7 @@ package struct Report: Codable, Sendable {
         let count: Int
         let p50, p95, p99, max: Double
 
-        /// - Parameter values: microseconds and how often each was seen.
+        /// - Parameter values: microseconds and how often each was measured.
         init(_ values: [(microseconds: Int64, count: Int)]) {
             var histogram = Histogram<UInt32>(
                 highestTrackableValue: 3_600_000_000, numberOfSignificantValueDigits: .three)
@@ -43,7 +43,7 @@ package struct Report: Codable, Sendable {
 
     package struct Producers: Codable, Sendable {
         let clients: Int
-        /// What the worker did meanwhile: `asleep` or `busy`.
+        /// The worker's state meanwhile: `asleep` or `busy`.
         let worker: String
         let barePerSecond, outboxPerSecond, ratio: Double
     }
@@ -52,14 +52,14 @@ package struct Report: Codable, Sendable {
         let events, endpoints, workers: Int
         var seconds = 0.0
         var deliveriesPerSecond = 0.0
-        /// Of what a bare libcurl loop reaches against the same sink.
+        /// The share of the rate of a bare libcurl loop against the same sink.
         var shareOfLoop: Double?
         /// The rate in each tenth of the run.
         var tenthsPerSecond: [Double] = []
-        /// Recorded, and of those failed.
+        /// Recorded attempts, and the failed ones among them.
         var attempts = 0
         var failures = 0
-        /// As the built-in sink counted them.
+        /// As counted by the built-in sink.
         var requests: Int?
         var duplicates: Int?
         var attemptsPerWorker: [Int] = []
@@ -84,7 +84,7 @@ package struct Report: Codable, Sendable {
         let rate, producers: Int
         var published = 0
         var commitToResponseMilliseconds: Percentiles?
-        /// Single events after nothing happened for a while.
+        /// Single events after an idle period.
         var firstAfterIdleMilliseconds: Percentiles?
 
         init(rate: Int, producers: Int) {
@@ -95,7 +95,7 @@ package struct Report: Codable, Sendable {
 
     /// The same traffic alone and beside others.
     package struct Comparison: Codable, Sendable {
-        /// What waited of the others when the measured traffic was through.
+        /// The other deliveries that still waited when the measured traffic was through.
         let waiting: Int
         let alone, beside: Percentiles
         /// Deliveries per second beside the others, as a share of those alone.
@@ -125,12 +125,12 @@ package struct Report: Codable, Sendable {
         let leaseSeconds: Double
         var attemptsWhileFailing = 0
         var failingProcessorShare: ProcessorShare?
-        /// From the receiver's return: when the next probe was due, and when the first success was answered.
+        /// From the receiver's return: when the next probe was due, and when the first success came.
         var nextProbeAfterSeconds = 0.0
         var firstAfterSeconds = 0.0
         /// How many requests went out together after that.
         var firstRounds: [Int] = []
-        /// Without the time that the lane had no owner.
+        /// Without the time during which the lane had no owner.
         var deliveriesPerSecond = 0.0
         var takeoverAfterSeconds = 0.0
         var duplicates = 0
@@ -162,25 +162,25 @@ package struct Report: Codable, Sendable {
         var ratio = 0.0
     }
 
-    /// Endpoints that want nothing, and what they cost.
+    /// Endpoints that want no events, and their cost.
     package struct Directory: Codable, Sendable {
         let endpoints: Int
         let events: Int
-        /// Of a processor, while nothing happens, and while the state of one endpoint changes every second.
+        /// The share of a processor, while nothing happens, and while the state of one endpoint changes every second.
         var idleProcessorShare: ProcessorShare?
         var changingProcessorShare: ProcessorShare?
-        /// A worker's time for an event that nobody wants, without the endpoints and with them.
+        /// A worker's time for an event that no endpoint wants, without the endpoints and with them.
         var workerMicrosecondsPerEventAlone = 0.0
         var workerMicrosecondsPerEvent = 0.0
 
         init(endpoints: Int, events: Int) { (self.endpoints, self.events) = (endpoints, events) }
     }
 
-    /// One event for each of twenty endpoints, through their lanes; the next when all are answered.
+    /// One event for each of twenty endpoints, through their lanes; the next one when all have got their responses.
     package struct Rounds: Codable, Sendable {
         var perSecond = 0.0
         var milliseconds: Percentiles?
-        /// Blocks that the database looked at per round: what depends on what is stored, and not on the machine.
+        /// Blocks that the database read per round: this depends on the stored rows, and not on the machine.
         var blocks = 0
         /// Processor time of the whole server per round; nil when it runs elsewhere.
         var databaseMilliseconds: Double?

@@ -2,14 +2,14 @@ import Foundation
 import Outbox
 import Postgres
 
-/// A database made for one phase of a benchmark and dropped after it: nothing that was there before is touched.
+/// A database created for one phase of a benchmark and dropped after it: no existing data is touched.
 struct Scratch: Sendable {
     let target: ConnectionTarget
     let pool: ConnectionPool
     private let name: String
     private let server: ConnectionPool
 
-    /// Makes the database beside the given one and brings the schema into it.
+    /// Creates the database beside the given one and migrates it.
     ///
     /// Throws a `PostgresError` when the user may not create databases there.
     static func make(beside target: ConnectionTarget) async throws -> Scratch {
@@ -32,7 +32,7 @@ struct Scratch: Sendable {
         return scratch
     }
 
-    /// Drops the database, whoever is still connected.
+    /// Drops the database, even with open connections.
     func remove() async {
         await pool.close()
         do { try await server.execute("DROP DATABASE \(raw: name) WITH (FORCE)", within: .seconds(60)) } catch {

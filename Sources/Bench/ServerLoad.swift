@@ -1,9 +1,9 @@
 import Foundation
 import Postgres
 
-/// What the database server has used so far; the difference of two says what a phase cost.
+/// The load of the database server so far; the difference of two is the cost of a phase.
 struct ServerLoad: Sendable {
-    /// Processor time of all its processes; nil when they cannot be seen from here.
+    /// Processor time of all its processes; nil when they are not visible from here.
     let processorTime: Duration?
     let walBytes: Int64
 
@@ -30,7 +30,7 @@ struct ServerLoad: Sendable {
 
     /// The processor time of a backend's server: the postmaster, its living children and those that have ended.
     private static func family(of backend: Int32) -> Duration? {
-        // A server on another machine has numbers that mean somebody else here.
+        // A server on another machine has process ids that belong to other processes here.
         guard let own = times(of: backend), own.name.hasPrefix("postgres"), let server = times(of: own.parent),
             server.name.hasPrefix("postgres"),
             let entries = try? FileManager.default.contentsOfDirectory(atPath: "/proc")

@@ -4,8 +4,8 @@ import Threads
 
 /// A fast local HTTP/1.1 sink for measuring: one thread, keep-alive, a constant delay, failures on request.
 ///
-/// It remembers which delivery each request was for, so that requests, duplicates and losses are counted by somebody
-/// other than the workers that are measured. Loopback only.
+/// It remembers which delivery each request was for, so that requests, duplicates and losses are counted independently
+/// of the measured workers. Loopback only.
 final class Sink: Sendable {
     let port: UInt16
     private let listening: Int32
@@ -15,27 +15,27 @@ final class Sink: Sendable {
     private let count = Atomic<Int>(0)
     private let isStopping = Atomic<Bool>(false)
     private let keys = Mutex<[UInt64]>([])
-    /// How it treats the endpoints that are not simply answered.
+    /// How it treats the endpoints that do not get the usual response.
     private let manners = Mutex<[Int: Manner]>([:])
 
-    /// How requests of one endpoint are answered.
+    /// How it responds to requests of one endpoint.
     enum Manner {
         /// Status 500.
         case fail
-        /// Status 429, come back in a second.
+        /// Status 429, retry after one second.
         case refuse
-        /// Not at all.
+        /// No response.
         case silence
     }
 
-    /// From now on; nil answers as usual.
+    /// From now on; nil for the usual response.
     func treat(_ endpoint: Int, _ manner: Manner?) { manners.withLock { $0[endpoint] = manner } }
 
     /// Listens on a free port of 127.0.0.1.
     ///
     /// - Parameters:
-    ///   - delay: how long every answer takes.
-    ///   - failRate: the share of requests, 0 to 1, that is answered with status 500.
+    ///   - delay: how long every response takes.
+    ///   - failRate: the share of requests, 0 to 1, that gets status 500.
     init(delay: Duration, failRate: Double) throws {
         let listener = try LoopbackListener(isNonBlocking: true)
         listening = listener.descriptor
@@ -50,10 +50,10 @@ final class Sink: Sendable {
 
     var url: String { "http://127.0.0.1:\(port)" }
 
-    /// How many requests were answered since stock was taken last.
+    /// How many requests got a response since the last count.
     var served: Int { count.load(ordering: .relaxed) }
 
-    /// How many requests there were in all, and for how many different deliveries. Forgets them.
+    /// The total number of requests, and of different deliveries. Resets the counts.
     func takeStock() -> (requests: Int, deliveries: Int) {
         var taken = keys.withLock { keys in
             defer { keys = [] }
@@ -171,7 +171,7 @@ private final class SinkConnection {
     private var isClosed = false
     private let buffer: UnsafeMutableRawBufferPointer
     private var filled = 0
-    /// Larger bodies than the product takes by default do not fit, and end the connection.
+    /// Bodies larger than the product's default limit do not fit, and end the connection.
     private static let room = 64 * 1024
     private var skip = 0
 
@@ -188,11 +188,11 @@ private final class SinkConnection {
     }
 
     func write(_ bytes: [UInt8]) {
-        // A peer that is gone is noticed at the next read; the answers are small enough for any socket buffer.
+        // A closed peer is noticed at the next read; the responses are small enough for any socket buffer.
         if !isClosed { _ = bytes.withUnsafeBytes { send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) } }
     }
 
-    /// Reads what is there and hands over each complete request's key; false at the connection's end.
+    /// Reads the available bytes and passes on each complete request's key; false at the connection's end.
     func read(_ request: (UInt64) -> Void) -> Bool {
         let count = Glibc.read(descriptor, buffer.baseAddress.map { $0 + filled }, Self.room - filled)
         if count <= 0 { return count < 0 && (errno == EAGAIN || errno == EINTR) }

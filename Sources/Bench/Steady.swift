@@ -6,13 +6,13 @@ import Postgres
 extension Bench {
     private static let producers = 8
 
-    /// Publishes at a constant rate while workers deliver: how long from a commit to the receiver's answer.
+    /// Publishes at a constant rate while workers deliver: the time from a commit to the receiver's response.
     func measureSteady() async throws -> Report.Steady {
         try await createEndpoints()
         let pool = try ConnectionPool(scratch.target, size: Self.producers)
         do {
             let (committed, _) = try await withWorkers(plan.workers) { _ in
-                // The first event of all makes the connection to the receiver; it is no measure of anything.
+                // The very first event makes the connection to the receiver; it is not measured.
                 _ = try await publish(1, apart: .zero, from: pool, title: nil)
                 try await settle()
                 let idle = try await publish(10, apart: .milliseconds(400), from: pool, title: "waking up")
@@ -47,7 +47,7 @@ extension Bench {
         return try await withThrowingTaskGroup(of: [Committed].self) { group in
             for number in 0..<Self.producers {
                 group.addTask {
-                    // Spread evenly, as far as independent producers ever are.
+                    // Spread evenly, as far as independent producers can be.
                     try await Task.sleep(for: apart * number / Self.producers)
                     return try await publish(each, apart: apart, from: pool, title: number == 0 ? "steady" : nil)
                 }
@@ -56,7 +56,7 @@ extension Bench {
         }
     }
 
-    /// Commits events one by one at fixed times, however long each takes.
+    /// Commits events one by one at fixed times, regardless of how long each takes.
     private func publish(
         _ count: Int, apart: Duration, from pool: ConnectionPool, title: String?
     ) async throws -> [Committed] {
@@ -100,7 +100,7 @@ extension Bench {
         try await Task.sleep(for: .seconds(1))
     }
 
-    /// When the first success of each event was answered.
+    /// When each event got its first success.
     func answers() async throws -> [Int64: Timestamp] {
         let rows = try await scratch.pool.query(
             """

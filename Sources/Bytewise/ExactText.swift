@@ -1,8 +1,8 @@
-/// A text that is its bytes: two are equal, and hash alike, when their UTF-8 is the same.
+/// A text compared by its bytes: two texts are equal, and hash alike, when their UTF-8 is the same.
 ///
-/// Swift's own comparison takes texts for equal that are canonically equivalent (Unicode 3.7), such as é in one scalar and in two,
-/// or the sign of the kelvin and the letter K. To a database, a receiver and their owner they are two. So what comes from outside
-/// and decides something, such as whose event it is, is one of these.
+/// Swift's own comparison treats canonically equivalent texts as equal (Unicode 3.7), such as é in one scalar and in
+/// two, or the kelvin sign and the letter K. For a database, a receiver and their owner they are two texts. So texts
+/// from outside that decide something, such as the customer of an event, use this type.
 public struct ExactText: Hashable, Sendable, ExpressibleByStringLiteral, CustomStringConvertible {
     /// The text.
     public let text: String
@@ -10,7 +10,7 @@ public struct ExactText: Hashable, Sendable, ExpressibleByStringLiteral, CustomS
     /// The text as it is: nothing is normalised.
     public init(_ text: String) { self.text = text }
 
-    /// A constant of ours.
+    /// One of our constants.
     public init(stringLiteral text: String) { self.text = text }
 
     /// Its bytes.
@@ -32,7 +32,7 @@ public struct ExactText: Hashable, Sendable, ExpressibleByStringLiteral, CustomS
         text.withUTF8 { unsafe hasher.combine(bytes: UnsafeRawBufferPointer($0)) }
     }
 
-    /// With the letters A to Z as a to z, and everything else as it is: what has no case in a protocol has none there only.
+    /// With the letters A to Z as a to z, and everything else unchanged: protocols ignore case in these letters only.
     public var lowercasedASCII: ExactText {
         let bytes = text.utf8.map { (0x41...0x5A).contains($0) ? $0 + 0x20 : $0 }
         return ExactText(String(decoding: bytes, as: UTF8.self))

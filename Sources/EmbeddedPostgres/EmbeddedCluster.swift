@@ -2,13 +2,13 @@ import Foundation
 import Postgres
 
 /// A private PostgreSQL cluster in a folder, reachable through a unix socket only, started when needed and stopped by
-/// the last one who uses it.
+/// the last process that uses it.
 ///
-/// Every process that uses it holds a shared lock on `users.lock`; whoever leaves and then gets the lock alone was the
-/// last and stops the server. The kernel drops the lock of a killed process, so a server that was left running is
-/// found by the next command and stopped by its end. Starting and stopping happen under `start.lock`.
+/// Every process that uses it holds a shared lock on `users.lock`; a process that leaves and then gets the exclusive
+/// lock was the last one and stops the server. The kernel drops the lock of a killed process, so a server that was left
+/// running is found by the next command and stopped at its end. Starting and stopping happen under `start.lock`.
 ///
-/// PostgreSQL refuses to run as root: a root user's cluster belongs to the user `postgres` (or `nobody`), and lies under
+/// PostgreSQL refuses to run as root: root's cluster belongs to the user `postgres` (or `nobody`), and lies under
 /// `/var/lib/outbox` when that user cannot reach the folder, with a link to it in the folder.
 package final class EmbeddedCluster: Sendable {
     /// Why the cluster cannot be used.
@@ -17,7 +17,7 @@ package final class EmbeddedCluster: Sendable {
         package init(description: String) { self.description = description }
     }
 
-    /// For libpq.
+    /// The connection string for libpq.
     package let connectionString: String
     private let data: String
     private let binaries: ServerBinaries
@@ -25,9 +25,9 @@ package final class EmbeddedCluster: Sendable {
     private let folder: String
     private let users: FileLock
 
-    /// Starts the cluster in the folder, or joins those who use it already; makes it first where there is none.
+    /// Starts the cluster in the folder, or joins the processes that already use it; creates it first if there is none.
     ///
-    /// - Parameter settings: lines for `postgresql.conf` of a cluster that is made now.
+    /// - Parameter settings: lines for `postgresql.conf` of a cluster that is created now.
     package init(
         folder: String, settings: [String] = [], environment: [String: String] = ProcessInfo.processInfo.environment
     ) async throws {
@@ -57,7 +57,7 @@ package final class EmbeddedCluster: Sendable {
         }
     }
 
-    /// Leaves the cluster; the last one stops the server.
+    /// Leaves the cluster; the last process stops the server.
     package func leave() throws {
         let starting = try FileLock(folder + "/start.lock")
         try starting.lock(waiting: .seconds(60))
@@ -111,7 +111,8 @@ package final class EmbeddedCluster: Sendable {
             ] + settings
         let file = unfinished + "/postgresql.auto.conf"
         do {
-            // With the rights of the cluster's user: the folder is its own, and what lies in it may be a link by now.
+            // With the rights of the cluster's user: the folder belongs to that user, and a file in it may be a link by
+            // now.
             try place.asUser("/bin/sh", ["-c", "printf '%s\\n' \"$@\" >> \"$0\"", file] + lines)
             try FileManager.default.moveItem(atPath: unfinished, toPath: place.data)
         } catch let failure as Program.Failure {

@@ -1,6 +1,6 @@
 import Foundation
 
-/// Where a cluster lies and whose it is.
+/// Where a cluster lies and which user owns it.
 struct Place {
     /// The folder that the caller named, absolute.
     let folder: String
@@ -8,10 +8,10 @@ struct Place {
     let data: String
     /// The folder of its unix socket.
     let socket: String
-    /// The user that it runs as, when that is not ourselves.
+    /// The user that it runs as, when that is not our own user.
     let user: String?
 
-    /// Finds the place, and makes what has to be there before the cluster is.
+    /// Finds the place, and creates the folders that have to exist before the cluster.
     init(folder: String) throws {
         let folder = URL(fileURLWithPath: folder).standardizedFileURL.path
         self.folder = folder
@@ -23,7 +23,7 @@ struct Place {
                 socket = Self.socketFolder(beside: data, key: folder)
                 return
             }
-            // The folder is only root's to enter, and so out of that user's reach.
+            // Only root may enter the folder, and so that user cannot reach it.
             user = getpwnam("postgres") != nil ? "postgres" : "nobody"
             data = try Self.rootsCluster(linkedFrom: folder + "/postgres")
             socket = Self.socketFolder(beside: data, key: folder)
@@ -36,7 +36,8 @@ struct Place {
         }
     }
 
-    /// Where root's cluster is only the link tells: it moves with its folder, and a folder that was made anew has another.
+    /// Only the link tells where root's cluster is: it moves with its folder, and a newly created folder has another
+    /// one.
     private static func rootsCluster(linkedFrom link: String) throws -> String {
         func linked() -> String? {
             (try? FileManager.default.destinationOfSymbolicLink(atPath: link)).flatMap {
@@ -47,7 +48,7 @@ struct Place {
         let name = String(UInt64.random(in: 1...UInt64.max), radix: 36)
         do { try FileManager.default.createSymbolicLink(atPath: link, withDestinationPath: rootsClusters + name) } catch
         {
-            // Made at this moment by another process.
+            // Another process made it at this moment.
             guard let data = linked() else { throw error }
             return data
         }
@@ -64,7 +65,8 @@ struct Place {
         return isPlain && near.utf8.count < 85 ? near : "/tmp/outbox-\(shortHash(key))"
     }
 
-    /// Makes the folder, which only its owner may enter. One that somebody else has put there is not used: what lies in it is theirs.
+    /// Creates the folder, which only its owner may enter. A folder of another user is not used: its content belongs to
+    /// that user.
     private static func prepare(_ folder: String) throws {
         let parent = (folder as NSString).deletingLastPathComponent
         try FileManager.default.createDirectory(atPath: parent, withIntermediateDirectories: true)
@@ -87,11 +89,12 @@ struct Place {
         }
     }
 
-    /// Makes an empty folder that only the cluster's user may enter, for initdb to fill: it may not write beside it.
+    /// Creates an empty folder that only the cluster's user may enter, for initdb to fill: that user may not write
+    /// beside it.
     func prepareUnfinished(_ path: String) throws {
         do {
             if FileManager.default.fileExists(atPath: path) {
-                // What lies in it is the user's, and so is removing it.
+                // Its content belongs to the user, and so the user removes it.
                 do { try asUser("/usr/bin/find", [path, "-mindepth", "1", "-delete"]) } catch let failure
                     as Program.Failure
                 {
@@ -112,7 +115,7 @@ struct Place {
         }
     }
 
-    /// Makes the socket's folder, which only its owner may enter: that is what keeps other users out of the cluster.
+    /// Creates the socket's folder, which only its owner may enter: this keeps other users out of the cluster.
     func prepareSocket() throws {
         do {
             if !FileManager.default.fileExists(atPath: socket) {
@@ -167,7 +170,7 @@ final class FileLock: Sendable {
 
     deinit { close(descriptor) }
 
-    /// Waits for the lock; whoever holds it for longer than that hangs, and is named by the file.
+    /// Waits for the lock; a process that holds it for longer than that hangs, and the file names it.
     func lock(waiting limit: Duration) throws {
         let deadline = ContinuousClock.now + limit
         while flock(descriptor, LOCK_EX | LOCK_NB) != 0 {

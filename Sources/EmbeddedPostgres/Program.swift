@@ -2,14 +2,14 @@ import Glibc
 
 /// Runs a program to its end.
 ///
-/// Foundation's `Process` waits on a descriptor that every descendant inherits, and so never returns from a `pg_ctl
-/// start`: the server that it leaves behind keeps that descriptor. This waits for the process alone.
+/// Foundation's `Process` waits on a descriptor that every descendant inherits, and so never returns from a
+/// `pg_ctl start`: the server that it starts keeps that descriptor. This type waits for the process alone.
 enum Program {
     struct Failure: Error {
         let output: String
     }
 
-    /// Returns what it printed; throws a `Failure` with what it printed when it did not succeed.
+    /// Returns its output; throws a `Failure` with its output when it did not succeed.
     @discardableResult
     static func run(_ path: String, _ arguments: [String]) throws -> String {
         var ends: [Int32] = [-1, -1]
@@ -21,10 +21,11 @@ enum Program {
         posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
         posix_spawn_file_actions_adddup2(&actions, ends[1], 1)
         posix_spawn_file_actions_adddup2(&actions, ends[1], 2)
-        // Another user may not be allowed to be where we are.
+        // Another user may not be allowed to enter our working directory.
         let words = (["/bin/sh", "-c", "cd / && exec \"$@\"", "sh", path] + arguments).map { strdup($0) } + [nil]
         defer { for word in words { free(word) } }
-        // A server that is started keeps its environment for life, where its user can read it: nothing of ours that it does not need.
+        // A started server keeps its environment for life, where its user can read it: it gets only the variables that
+        // it needs.
         let known = ["PATH", "HOME", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "TMPDIR"]
         let environment =
             known.compactMap { name in getenv(name).map { strdup(name + "=" + String(cString: $0)) } } + [nil]

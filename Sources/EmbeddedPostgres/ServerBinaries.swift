@@ -9,8 +9,8 @@ package struct ServerBinaries: Sendable {
     /// The path of one of the programs.
     func path(_ program: String) -> String { folder + "/" + program }
 
-    /// Finds the programs through `OUTBOX_POSTGRES_BIN`, `pg_config`, `PATH` and the usual folders; with a version given,
-    /// only those of that version.
+    /// Finds the programs through `OUTBOX_POSTGRES_BIN`, `pg_config`, `PATH` and the usual folders; given a version,
+    /// only programs of that version.
     ///
     /// Throws an `EmbeddedCluster.StartError` that names the package to install.
     package static func find(version wanted: String? = nil, environment: [String: String]) throws -> ServerBinaries {
@@ -42,7 +42,7 @@ package struct ServerBinaries: Sendable {
             folders.append(output.trimmingCharacters(in: .whitespacesAndNewlines))
         }
         folders += path
-        // Debian keeps every major version in a folder of its own; the newest first.
+        // Debian keeps every major version in a separate folder; the newest first.
         let debian = "/usr/lib/postgresql"
         let versions = (try? FileManager.default.contentsOfDirectory(atPath: debian)) ?? []
         folders += versions.sorted { (Int($0) ?? 0) > (Int($1) ?? 0) }.map { "\(debian)/\($0)/bin" }

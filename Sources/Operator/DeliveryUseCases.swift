@@ -22,12 +22,12 @@ package struct DeliveryUseCases: Sendable {
         try await host.run { try $0.explain(try delivery.resolve(&$0)) }
     }
 
-    /// Makes a waiting one due now, and returns how it is.
+    /// Makes a waiting delivery due now, and returns its state.
     package func retry(_ delivery: DeliveryReference, reason: String?) async throws -> Listing {
         try await changing(delivery) { try $0.retryDelivery($1, reason: reason, by: $2) }
     }
 
-    /// Takes a waiting one out of its lane, and returns how it is.
+    /// Takes a waiting delivery out of its lane, and returns its state.
     package func cancel(_ delivery: DeliveryReference, reason: String?) async throws -> Listing {
         try await changing(delivery) { try $0.cancelDelivery($1, reason: reason, by: $2) }
     }
@@ -44,13 +44,13 @@ package struct DeliveryUseCases: Sendable {
     }
 }
 
-/// What could not be delivered.
+/// Dead letters: deliveries that were given up.
 package struct DeadLetterUseCases: Sendable {
     private let host: Operator
 
     init(_ host: Operator) { self.host = host }
 
-    /// Which dead letters of many.
+    /// The selection of dead letters.
     package enum Many: Sendable {
         case all
         case of(endpoint: String?, fingerprint: String?)
@@ -64,12 +64,12 @@ package struct DeadLetterUseCases: Sendable {
         try await host.run { try $0.deadLetter(try delivery.resolve(&$0)) }
     }
 
-    /// Gives one up for good, and returns how it is.
+    /// Drops a dead letter for good, and returns its state.
     package func drop(_ delivery: DeliveryReference, reason: String?) async throws -> Listing {
         try await host.deliveries.changing(delivery) { try $0.dropDeadLetter($1, reason: reason, by: $2) }
     }
 
-    /// Puts one back into its lane; returns how many, which is one.
+    /// Puts a dead letter back into its lane; returns how many, which is one.
     package func replay(_ delivery: DeliveryReference, reason: String?) async throws -> Int {
         try await host.run { [actor = host.actor] connection in
             let id = try delivery.resolve(&connection)
@@ -79,7 +79,7 @@ package struct DeadLetterUseCases: Sendable {
         }
     }
 
-    /// Puts many back, and returns how many. It needs a reason: others will ask.
+    /// Puts many dead letters back, and returns how many. It needs a reason, since other operators will ask.
     package func replay(_ many: Many, reason: String?) async throws -> Int {
         guard let reason, !reason.isEmpty else {
             throw Problem(
@@ -102,7 +102,7 @@ package struct DeadLetterUseCases: Sendable {
     }
 }
 
-/// The requests that were made.
+/// The requests that were sent.
 package struct AttemptUseCases: Sendable {
     private let host: Operator
 
@@ -138,13 +138,13 @@ package struct AttemptUseCases: Sendable {
     }
 }
 
-/// What was published.
+/// Published events.
 package struct EventUseCases: Sendable {
     private let host: Operator
 
     init(_ host: Operator) { self.host = host }
 
-    /// Publishes one and returns its number, and how it is.
+    /// Publishes an event and returns its number and its state.
     package func publish(_ event: NewEvent) async throws -> (id: EventID, event: Listing) {
         try await host.run { connection in
             let id = try connection.publish(event)

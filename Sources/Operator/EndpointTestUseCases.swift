@@ -10,7 +10,7 @@ package struct EndpointTestUseCases: Sendable {
 
     init(_ host: Operator) { self.host = host }
 
-    /// What is tried.
+    /// The parameters of a test.
     package struct Wish: Sendable {
         /// `test`, or `evaluate` for an endpoint that is asked for a decision.
         package var trigger = Trigger.test
@@ -19,25 +19,25 @@ package struct EndpointTestUseCases: Sendable {
         /// The sample's data and context, JSON.
         package var data: [UInt8]?
         package var context: [UInt8]?
-        /// Another URL than the endpoint's. Elsewhere its credentials stay at home.
+        /// Another URL than the endpoint's. Credentials are not sent to another origin.
         package var url: String?
-        /// With its credentials elsewhere, too; that is audited.
+        /// Sends its credentials to another origin, too; that is audited.
         package var reveals = false
         package var reason: String?
 
         package init() {}
     }
 
-    /// What came of it.
+    /// The result of a test.
     package struct Outcome: Sendable {
-        /// As it was called.
+        /// The request as it was sent.
         package let endpoint: Endpoint
         package let report: EndpointTest.Report
         /// As in the attempt log; nil when nothing was sent.
         package let attemptID: String?
     }
 
-    /// - Parameter transport: makes the transport for the one request, under the policy that it gets.
+    /// - Parameter transport: makes the transport for the one request, under the given policy.
     package func run(
         _ name: String, _ wish: Wish, on transport: @Sendable (AddressPolicy) throws -> Transport
     ) async throws -> Outcome {
@@ -47,7 +47,7 @@ package struct EndpointTestUseCases: Sendable {
         }
         let (keyring, allowed) = (try host.keyring(), try host.policy())
         let prepared = try await host.run { [actor = host.actor] connection in
-            // From a copy nothing is sent, by whatever door.
+            // Nothing is sent from a copy, through any interface.
             try connection.requireHome(instance: nil)
             let endpoint = try connection.endpoint(try connection.endpointID(name), keyring: keyring)
             if wish.url != nil, wish.reveals {
@@ -72,7 +72,7 @@ package struct EndpointTestUseCases: Sendable {
         let endpoint = Endpoint(
             prepared.endpoint.id, wanted, signingSecrets: prepared.endpoint.signingSecrets,
             defect: prepared.endpoint.defect)
-        // A rule that is not enabled is never called; its test by hand is another matter.
+        // A disabled rule is never called; a test by hand still calls it.
         if wish.trigger == .evaluate, prepared.endpoint.state.isDisabled {
             return Outcome(
                 endpoint: endpoint, report: EndpointTest.Report(refusedBecause: "the endpoint is disabled"),

@@ -4,7 +4,7 @@ package import Postgres
 package import StandardWebhooks
 import Transport
 
-/// What an operator does with endpoints, each by its name or id.
+/// An operator's use cases of endpoints, each by its name or id.
 package struct EndpointUseCases: Sendable {
     private let host: Operator
 
@@ -18,7 +18,7 @@ package struct EndpointUseCases: Sendable {
         try await host.run { try $0.listEndpoints(try $0.endpointID(endpoint)) }
     }
 
-    /// Creates an endpoint and returns how it is. Its signing secret is shown to nobody afterwards.
+    /// Creates an endpoint and returns its state. Its signing secret is not shown afterwards.
     package func create(_ configuration: EndpointConfiguration, secret: SigningSecret) async throws -> Listing {
         let (keyring, policy) = (try host.keyring(), try host.policy())
         return try await host.run { [actor = host.actor] connection in
@@ -29,7 +29,7 @@ package struct EndpointUseCases: Sendable {
         }
     }
 
-    /// Changes an endpoint and returns how it is.
+    /// Changes an endpoint and returns its state.
     package func update(
         _ endpoint: String, _ change: @escaping @Sendable (inout EndpointConfiguration) throws -> Void
     ) async throws -> Listing {
@@ -45,8 +45,8 @@ package struct EndpointUseCases: Sendable {
         try await update(endpoint) { $0 = try $0.patched(patch) }
     }
 
-    /// Creates the endpoints of these customers and names, or gives them these configurations: all or none. For each, whether it was
-    /// created.
+    /// Creates the endpoints of these customers and names, or gives them these configurations: all or none. Returns for
+    /// each whether it was created.
     package func replace(
         _ wanted: [(configuration: EndpointConfiguration, secret: SigningSecret)]
     ) async throws -> [Bool] {
@@ -79,7 +79,8 @@ package struct EndpointUseCases: Sendable {
         }
     }
 
-    /// Deletes an endpoint. Its waiting deliveries are cancelled when that was agreed to; else there must be none.
+    /// Deletes an endpoint. Its waiting deliveries are cancelled with the operator's consent; without it there must be
+    /// none.
     package func delete(_ endpoint: String, cancelsWaiting: Bool, reason: String?) async throws {
         try await host.run { [actor = host.actor] connection in
             let id = try connection.endpointID(endpoint)
@@ -114,7 +115,7 @@ package struct EndpointUseCases: Sendable {
         try await changing(endpoint) { try $0.disableEndpoint($1, reason: reason, by: $2) }
     }
 
-    /// How many deliveries wait for it.
+    /// The number of its waiting deliveries.
     package func waiting(_ endpoint: String) async throws -> Int {
         try await host.run { try $0.waitingCount(try $0.endpointID(endpoint)) }
     }
@@ -136,14 +137,14 @@ package struct SecretUseCases: Sendable {
 
     init(_ host: Operator) { self.host = host }
 
-    /// A day: time enough for every receiver to be deployed once (as with other services of the kind).
+    /// A day: enough time for every receiver to be deployed once (as in similar services).
     package static let usualOverlap = Duration.seconds(86_400)
 
     package typealias Valid = (id: UniqueID, secret: SigningSecret, createdAt: Timestamp, expiresAt: Timestamp)
 
-    /// Those that are valid, newest first.
+    /// The valid secrets, newest first.
     ///
-    /// - Parameter reveals: they are shown, which is audited.
+    /// - Parameter reveals: the secrets are shown, which is audited.
     package func list(_ endpoint: String, reveals: Bool = false, reason: String? = nil) async throws -> [Valid] {
         let keyring = try host.keyring()
         return try await host.run { [actor = host.actor] connection in
@@ -153,7 +154,8 @@ package struct SecretUseCases: Sendable {
         }
     }
 
-    /// Signs with a new secret, and with the old ones for as long as receivers may take to change over; returns those that are valid.
+    /// Signs with a new secret, and with the old ones for as long as receivers may take to change over; returns the
+    /// valid ones.
     package func rotate(
         _ endpoint: String, to secret: SigningSecret, overlap: Duration?, reason: String?
     ) async throws -> [Valid] {
@@ -166,7 +168,7 @@ package struct SecretUseCases: Sendable {
         }
     }
 
-    /// Ends one of them, or all but the newest; returns how many.
+    /// Ends one secret, or all but the newest; returns how many.
     package func retire(_ endpoint: String, only secret: UniqueID?, reason: String?) async throws -> Int {
         try await host.run { [actor = host.actor] in
             try $0.retireSecrets(try $0.endpointID(endpoint), only: secret, reason: reason, by: actor)

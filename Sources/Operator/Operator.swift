@@ -2,18 +2,18 @@ package import Outbox
 package import Postgres
 package import Transport
 
-/// Every use case of an operator, once, for whatever door it comes through: command line, HTTP API or console.
+/// Every use case of an operator, once, for every interface: command line, HTTP API or console.
 ///
-/// A use case has one name: `endpoints.pause` here is `endpoint.pause` in the audit log and `outboxctl endpoint pause`. What is
-/// refused is a `Problem`. Here stands what holds for all doors, such as that many dead letters are replayed only with a reason;
-/// statements stand in `Outbox`.
+/// A use case has one name: `endpoints.pause` here is `endpoint.pause` in the audit log and `outboxctl endpoint pause`.
+/// A refusal is a `Problem`. This target has the rules for all interfaces, such as that many dead letters are replayed
+/// only with a reason; the SQL is in `Outbox`.
 package struct Operator: Sendable {
     let pool: ConnectionPool
-    /// Who stands in every row of the audit log.
+    /// The actor in every row of the audit log.
     let actor: Actor
-    /// The installation's keys; asked for only by what needs them.
+    /// The installation's keys; read only by use cases that need them.
     let keyring: @Sendable () throws -> Keyring
-    /// Where requests may go; what the database server listens on is refused in any case.
+    /// Where requests may go; the sockets of the database server are refused in any case.
     let policy: @Sendable () throws -> AddressPolicy
 
     /// - Parameter pool: connections with the rights of an operator (role `outbox_operator`), set up by `OperatorSession`.
@@ -32,7 +32,7 @@ package struct Operator: Sendable {
     package var attempts: AttemptUseCases { AttemptUseCases(self) }
     package var events: EventUseCases { EventUseCases(self) }
 
-    /// The installation on one screen, and what is wrong with it.
+    /// The installation on one screen, and its problems.
     package func status() async throws -> (status: Listing, problems: Listing) {
         try await run { connection in
             let problems = try connection.problems()
@@ -45,7 +45,7 @@ package struct Operator: Sendable {
     }
 }
 
-/// Which delivery somebody means: an event by its number or `webhook-id`, and an endpoint by its name or id.
+/// The delivery that an operator means: an event by its number or `webhook-id`, and an endpoint by its name or id.
 package struct DeliveryReference: Sendable {
     package let event: String
     package let endpoint: String

@@ -2,22 +2,23 @@ import Glibc
 import Synchronization
 import Threads
 
-/// A local HTTP/1.1 server that keeps the raw bytes of what it gets and can misbehave in every way that real receivers
+/// A local HTTP/1.1 server that keeps the raw bytes of its requests and can misbehave in every way that real receivers
 /// do: `outboxctl listen` and the tests use it. One thread per connection; loopback only; not for production.
 ///
-/// An HTTP library would be in the way here: none of them lets a handler drip, lie about lengths or hang up mid-answer.
+/// An HTTP library would be in the way here: none of them lets a handler drip, lie about lengths or hang up in the
+/// middle of a response.
 package final class Receiver: Sendable {
-    /// A request as it came in.
+    /// A request as received.
     package struct Request: Sendable {
         package let method: String
         /// Path and query, byte for byte.
         package let target: String
-        /// In order, names as sent.
+        /// In order, with names as sent.
         package let headers: [(name: String, value: String)]
         package let body: [UInt8]
         /// Head and body as they were on the wire.
         package let raw: [UInt8]
-        /// Counts the connections from 1, to see which requests shared one.
+        /// The number of the connection, counted from 1, to see which requests shared one.
         package let connection: Int
 
         /// The first header of that name, in any case.
@@ -26,14 +27,14 @@ package final class Receiver: Sendable {
         }
     }
 
-    /// What to answer.
+    /// How to respond.
     package struct Response: Sendable {
         package enum Manner: Sendable {
-            /// As HTTP wants it.
+            /// As HTTP specifies.
             case proper
             /// Close the connection without a byte.
             case hangUp
-            /// Never answer.
+            /// Never respond.
             case silence
             /// The header, then one body byte per interval.
             case drip(Duration)
@@ -52,7 +53,7 @@ package final class Receiver: Sendable {
         package var body: [UInt8]
         package var delay: Duration
         package var manner: Manner
-        /// Bytes that nobody asked for, so long after the response, and what to do once they are written.
+        /// Unsolicited bytes, their delay after the response, and an action once they are written.
         package var unasked: (after: Duration, bytes: [UInt8], written: @Sendable () -> Void)?
 
         package init(
@@ -80,12 +81,12 @@ package final class Receiver: Sendable {
 
     private let state = Mutex(State())
 
-    /// Listens on 127.0.0.1 and answers every request with what the closure returns; the closure runs on the
+    /// Listens on 127.0.0.1 and responds to every request with the closure's result; the closure runs on the
     /// connection's thread and may block.
     ///
     /// - Parameters:
     ///   - port: 0 for any free one.
-    ///   - holdsBack: a small piece waits until the one before it is acknowledged, as it does unless a program says otherwise.
+    ///   - holdsBack: a small piece waits until the one before it is acknowledged, which is the system's default.
     package init(
         port: UInt16 = 0, holdsBack: Bool = false, answer: @escaping @Sendable (Request) -> Response
     ) throws {
@@ -106,7 +107,7 @@ package final class Receiver: Sendable {
 
     /// Closes the socket and every connection, as a receiver that crashed would.
     package func stop() {
-        // Under the lock, as closing is: a number that was closed may be somebody else's descriptor already.
+        // Under the lock, like closing: a closed number may already be another connection's descriptor.
         state.withLock { state in
             if !state.isStopped { shutdown(listening, Int32(SHUT_RDWR)) }
             state.isStopped = true
@@ -121,7 +122,7 @@ package final class Receiver: Sendable {
                 if state.withLock({ $0.isStopped }) || errno == EBADF || errno == EINVAL { break }
                 continue
             }
-            // Programs that the process starts must not hold our connections open.
+            // Child processes must not hold our connections open.
             _ = fcntl(connection, F_SETFD, FD_CLOEXEC)
             let number: Int? = state.withLock { state in
                 if state.isStopped { return nil }

@@ -8,7 +8,7 @@ final class ReceiverConnection {
 
     init(_ descriptor: Int32) { self.descriptor = descriptor }
 
-    /// The next request; nil when the peer closed or sent what is not HTTP/1.1 with a length.
+    /// The next request; nil when the peer closed or sent anything but HTTP/1.1 with a length.
     func readRequest(_ number: Int) -> Receiver.Request? {
         let end = Array("\r\n\r\n".utf8)
         var searched = 0

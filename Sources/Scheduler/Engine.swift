@@ -68,7 +68,7 @@ package struct Engine: Sendable {
         let transport = try Transport(
             policy: configuration.policy.refusing(sockets), proxy: configuration.proxy,
             capacity: configuration.maxInFlight)
-        let sender = Sender(
+        let sender = try Sender(
             transport: transport, recorder: recorder, waking: claiming, directory: directory, clock: clock,
             instance: instance, configuration: configuration, logger: logger)
         let parts = EngineParts(

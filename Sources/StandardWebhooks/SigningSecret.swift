@@ -12,9 +12,9 @@ public struct SigningSecret: Sendable {
 
     private let key: Key
 
-    /// Why a text is no secret. It never repeats the text.
+    /// Why a text is not a secret. It never repeats the text.
     public struct ValidationError: Error, Sendable, CustomStringConvertible {
-        /// What is wrong, without the text itself.
+        /// The error, without the text itself.
         public let description: String
     }
 
@@ -69,7 +69,7 @@ public struct SigningSecret: Sendable {
 
     private init(key: Key) { self.key = key }
 
-    /// What is sealed.
+    /// The bytes to be sealed.
     package var bytes: [UInt8] {
         switch key {
         case .symmetric(let key): key.withUnsafeBytes { Array($0) }
@@ -86,19 +86,20 @@ public struct SigningSecret: Sendable {
         }
     }
 
-    /// What receivers verify with: `whpk_…` of an ed25519 key; nil for a symmetric secret, which is its own.
+    /// The key with which receivers verify: `whpk_…` of an ed25519 key; nil for a symmetric secret, with which they
+    /// verify directly.
     public var publicKey: String? {
         guard case .ed25519(let key) = key else { return nil }
         return "whpk_" + key.publicKey.rawRepresentation.base64EncodedString()
     }
 
-    /// What may be shown of it: the form and the last four characters.
+    /// The part that may be shown: the form and the last four characters.
     public var masked: String {
         let text = revealed
         return text.prefix { $0 != "_" } + "_…" + text.suffix(4)
     }
 
-    /// The first bytes of its hash: tells two secrets apart without telling either.
+    /// The first bytes of its hash: they distinguish two secrets without revealing either.
     public var fingerprint: String { hexadecimal(SHA256.hash(data: bytes).prefix(8)) }
 
     /// The signature `v1,…` or `v1a,…` over `id.timestamp.body` (Standard Webhooks).
@@ -132,8 +133,8 @@ public struct SigningSecret: Sendable {
         }
     }
 
-    /// True when one of the space-separated signatures is ours for exactly these bytes. The timestamp's age is the
-    /// caller's to judge; receivers use `WebhookVerifier`.
+    /// True when one of the space-separated signatures is ours for exactly these bytes. The caller checks the
+    /// timestamp's age; receivers use `WebhookVerifier`.
     package func verifies(_ signatures: String, id: String, timestamp: Int64, body: [UInt8]) -> Bool {
         do {
             try WebhookVerifier(keys: [verificationKey])

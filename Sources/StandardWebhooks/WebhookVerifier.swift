@@ -79,23 +79,23 @@ public struct VerificationKey: Sendable {
 ///     let verifier = WebhookVerifier(keys: [try VerificationKey(secret)])
 ///     try verifier.verify(body, headers: { request.headers[$0] })
 ///
-/// A verified request may still come twice: keep the ids of the last days and skip those that are known.
+/// A verified request may still come twice: keep the ids of the last days and skip known ones.
 public struct WebhookVerifier: Sendable {
     private let keys: [VerificationKey]
     private let tolerance: Duration
 
     /// Why a request is not trusted.
     public enum VerificationError: Error, Sendable, Equatable, CustomStringConvertible {
-        /// One of the three headers is not there, or not what it should be.
+        /// One of the three headers is missing or malformed.
         case malformed(String)
         /// Signed longer ago than the tolerance: possibly a replay.
         case tooOld
         /// Signed further in the future than the tolerance.
         case tooNew
-        /// None of the signatures is one of our keys' for these bytes.
+        /// None of the signatures is by one of our keys for these bytes.
         case wrongSignature
 
-        /// What is wrong, in words.
+        /// The error in words.
         public var description: String {
             switch self {
             case .malformed(let what): what
@@ -115,7 +115,7 @@ public struct WebhookVerifier: Sendable {
         self.tolerance = tolerance
     }
 
-    /// Verifies a request. The body must be the bytes as they came, before any parsing.
+    /// Verifies a request. The body must be the bytes as received, before any parsing.
     ///
     /// - Parameters:
     ///   - headers: gives the value of a header by its lower-case name.

@@ -13,7 +13,7 @@ package struct JSON: Sendable {
     }
 
     package let kind: Kind
-    /// The value's bytes as they were written, without white space around them.
+    /// The value's bytes as they were written, without surrounding white space.
     package let source: ArraySlice<UInt8>
 
     /// Why a text is not JSON, and where.
@@ -61,7 +61,7 @@ package struct JSON: Sendable {
 
     /// The steps of a path: `a.b[0].c`, or a JSON pointer (RFC 6901) such as `/a/b/0/c`.
     package static func path(_ text: String) -> [String] {
-        // Scalar by scalar: a delimiter with a mark behind it is another character, and a delimiter all the same.
+        // Scalar by scalar: a delimiter followed by a combining mark is another character, but still a delimiter.
         let scalars = text.unicodeScalars
         guard scalars.first == "/" else {
             return scalars.split { $0 == "." || $0 == "[" || $0 == "]" }.map { String($0) }

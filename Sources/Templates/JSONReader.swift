@@ -14,7 +14,7 @@ struct JSONReader {
         return value
     }
 
-    /// Reads one value and leaves what follows it; for a value inside something else, such as JSONP.
+    /// Reads one value and leaves the rest; for a value inside another text, such as JSONP.
     mutating func value(depth: Int) throws(JSON.ParseError) -> JSON {
         guard depth <= JSON.maxDepth else { throw refusal("nested deeper than \(JSON.maxDepth) levels") }
         skipSpace()
@@ -34,7 +34,7 @@ struct JSONReader {
         return JSON(kind: kind, source: bytes[start..<place])
     }
 
-    /// What follows the last value that was read.
+    /// The text after the last value that was read.
     var rest: ArraySlice<UInt8> { bytes[place...] }
 
     private var peek: UInt8? { place < bytes.count ? bytes[place] : nil }
@@ -127,7 +127,7 @@ struct JSONReader {
                     place = before
                 }
             }
-            // Half a surrogate pair is no character.
+            // Half a surrogate pair is not a character.
             let scalar = Unicode.Scalar(code) ?? "\u{FFFD}"
             text += String(Character(scalar)).utf8
         default:

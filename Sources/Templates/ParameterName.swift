@@ -1,5 +1,5 @@
-/// The parameters that exist (docs/destinations.md, "Parameters"), by what they begin with. Whoever gives them values has one for
-/// each (`EventValues`), or does not compile.
+/// The existing parameters (docs/destinations.md, "Parameters"), by their first component. Code that gives them values
+/// has one for each (`EventValues`), or does not compile.
 package enum ParameterName: String, CaseIterable, Sendable {
     // Members of the event and of the delivery.
     case eventID = "event_id"
@@ -21,10 +21,10 @@ package enum ParameterName: String, CaseIterable, Sendable {
     // Data of the event, whole or by a path.
     case before, after
 
-    // What the client said of itself, by a path.
+    // The client's data, by a path.
     case context, headers
 
-    // What the client said of itself, from the event's or the evaluation's context (Safous).
+    // The client's data, from the event's or the evaluation's context (Safous).
     case username
     case internalAddress = "internal_addr"
     case userAgent = "user_agent"
@@ -39,7 +39,7 @@ package enum ParameterName: String, CaseIterable, Sendable {
     case groups
     case groupNames = "group_names"
 
-    /// How a path may go on behind it.
+    /// How a path may continue after it.
     private enum Rest { case none, optional, required }
 
     private var rest: Rest {
@@ -50,7 +50,7 @@ package enum ParameterName: String, CaseIterable, Sendable {
         }
     }
 
-    /// The parameter that a path names. Throws what is wrong with it.
+    /// The parameter that a path names. Throws an error that says what is wrong with it.
     static func named(_ path: [String], written: String) throws(Template.ValidationError) -> ParameterName {
         guard let first = path.first else { throw Template.ValidationError(reason: "%\(written)% names nothing") }
         guard let name = ParameterName(rawValue: first), path.count == 1 || name.rest != .none else {
@@ -63,7 +63,7 @@ package enum ParameterName: String, CaseIterable, Sendable {
     }
 
     private static func unknown(_ first: String, _ written: String) -> String {
-        // The word that is no name: one that is a name has no parts, and there is nothing to suggest.
+        // The unknown word: a known name has no parts, and there is nothing to suggest.
         let close = allCases.map(\.rawValue).filter { $0 != first }.map { ($0, editDistance($0, first)) }
             .filter { $0.1 <= 2 }.min { $0.1 < $1.1 }?.0
         let suggestion =
@@ -73,7 +73,7 @@ package enum ParameterName: String, CaseIterable, Sendable {
     }
 }
 
-/// How many letters must be changed, added or removed to make one word of the other (Levenshtein).
+/// How many letters must be changed, added or removed to turn one word into the other (Levenshtein).
 package func editDistance(_ left: String, _ right: String) -> Int {
     let (left, right) = (Array(left), Array(right))
     var row = Array(0...right.count)

@@ -2,9 +2,9 @@
 ///
 /// A parameter is a path between percent signs, with a default after a bar: `%after.user.name|somebody%`. `%%` is a
 /// percent sign; so is a percent sign that no parameter follows. There is nothing else: no logic, no loops, no input or
-/// output. What is put in is escaped for the place where it stands, so that a value can never become structure.
+/// output. Every value is escaped for its place, so that a value can never become structure.
 package struct Template: Sendable {
-    /// What the text is, which decides how values are escaped and whether the result is read again.
+    /// The kind of text, which decides how values are escaped and whether the result is parsed again.
     package enum Kind: Sendable, Equatable {
         case json, xml, text
         /// A header's value.
@@ -13,7 +13,7 @@ package struct Template: Sendable {
         case url
     }
 
-    /// Why a template cannot be used, or cannot be filled; with the place where that is known.
+    /// Why a template cannot be used, or cannot be filled; with the place, if it is known.
     package struct ValidationError: Error, Sendable, CustomStringConvertible {
         package let line: Int?
         package let column: Int?
@@ -30,7 +30,7 @@ package struct Template: Sendable {
         }
     }
 
-    /// What filling a template gave.
+    /// The result of filling a template.
     package struct Rendering: Sendable {
         package var bytes: [UInt8] = []
         /// Parameters that had no value and no default.
@@ -56,7 +56,8 @@ package struct Template: Sendable {
         self.source = source
         var reader = TemplateReader(Array(source.utf8), kind: kind)
         parts = try reader.parts()
-        // Filled with stand-ins as long as the parameters themselves, so that an error's place is the template's.
+        // Filled with placeholders as long as the parameters themselves, so that an error's place is the place in the
+        // template.
         let sample = parts.reduce(into: [UInt8]()) { $0 += $1.standIn }
         try Self.check(sample, kind, "")
     }
@@ -74,7 +75,7 @@ package struct Template: Sendable {
         parts.reduce(into: []) { if case .literal(let bytes) = $1 { $0 += bytes } }
     }
 
-    /// Fills the template and reads the result again.
+    /// Fills the template and parses the result again.
     package func render(_ values: some ParameterValues) throws(ValidationError) -> Rendering {
         var rendering = Rendering()
         rendering.bytes.reserveCapacity(source.utf8.count * 2)
@@ -102,7 +103,7 @@ package struct Template: Sendable {
         return rendering
     }
 
-    /// Reads what must be JSON or XML once more: whatever the escaping does, nothing malformed is sent.
+    /// Parses a result that must be JSON or XML again: regardless of the escaping, nothing malformed is sent.
     private static func check(_ bytes: [UInt8], _ kind: Kind, _ prefix: String) throws(ValidationError) {
         switch kind {
         case .json:
@@ -116,13 +117,13 @@ package struct Template: Sendable {
 
     enum Part: Sendable {
         case literal([UInt8])
-        /// With how many bytes of the template it takes.
+        /// The parameter and the number of the template's bytes that it takes.
         case parameter(Parameter, Place, length: Int)
 
         fileprivate var standIn: [UInt8] {
             switch self {
             case .literal(let bytes): bytes
-            // A string: whatever digits or signs stand beside it, it does not become part of a number.
+            // A string: with digits or signs beside it, it still does not become part of a number.
             case .parameter(_, .jsonValue, let length): Array(#""""#.utf8) + Array(repeating: 0x20, count: length - 2)
             case .parameter(_, _, let length): Array(repeating: UInt8(ascii: "x"), count: length)
             }
@@ -130,15 +131,15 @@ package struct Template: Sendable {
     }
 }
 
-/// Something between percent signs.
+/// A text between percent signs.
 package struct Parameter: Sendable, Hashable {
-    /// What it begins with.
+    /// Its first component.
     package let start: ParameterName
     /// As written, without the default.
     package let name: String
     /// Its steps: `after.user.name` has three.
     package let path: [String]
-    /// What is taken when there is no value.
+    /// The value that is used when there is none.
     package let fallback: String?
 }
 

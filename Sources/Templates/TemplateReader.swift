@@ -1,4 +1,4 @@
-/// Splits a template into literal text and parameters, and finds out where each parameter stands.
+/// Splits a template into literal text and parameters, and determines where each parameter stands.
 struct TemplateReader {
     private let bytes: [UInt8]
     private let kind: Template.Kind
@@ -52,7 +52,7 @@ struct TemplateReader {
         do throws(PlaceScanner.SyntaxError) { try scanner.take(byte) } catch { throw refusal(at: place, error.reason) }
     }
 
-    /// Where the percent sign is that ends the parameter; nil when none begins here.
+    /// The place of the percent sign that ends the parameter; nil when no parameter begins here.
     private func end(ofParameterAt start: Int) -> Int? {
         var place = start + 1
         guard place < bytes.count, isLetterOrDigit(bytes[place]) || bytes[place] == UInt8(ascii: "_") else {
@@ -66,7 +66,7 @@ struct TemplateReader {
     }
 
     private func parameter(_ range: Range<Int>) throws(Template.ValidationError) -> Parameter {
-        // By bytes: a bar with a mark behind it is another character, and a bar all the same.
+        // By bytes: a bar followed by a combining mark is another character, but still a bar.
         let halves = bytes[range].split(separator: UInt8(ascii: "|"), maxSplits: 1, omittingEmptySubsequences: false)
             .map { String(decoding: $0, as: UTF8.self) }
         let path = JSON.path(halves[0])
@@ -111,7 +111,7 @@ struct PlaceScanner {
         state = kind == .url ? .url(slashes: 0) : .plain
     }
 
-    /// Where a parameter stands that comes next.
+    /// Where the next parameter stands.
     func place() throws(SyntaxError) -> Place {
         switch (kind, state) {
         case (.json, .jsonString(isEscaped: true)): throw SyntaxError(reason: "stands after a backslash")

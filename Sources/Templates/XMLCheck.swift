@@ -19,7 +19,7 @@ enum XMLCheck {
         parser.shouldResolveExternalEntities = false
         let reading = Reading()
         parser.delegate = reading
-        // What it returns is not enough: it goes on after errors that it can mend.
+        // Its return value is not enough: it continues after errors that it can repair.
         let isParsed = parser.parse()
         if isParsed, reading.error == nil, reading.hasElement { return }
         let (line, column) = reading.error ?? (parser.lineNumber, parser.columnNumber)

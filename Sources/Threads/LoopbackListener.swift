@@ -2,7 +2,7 @@ import Glibc
 
 /// A listening TCP socket on 127.0.0.1.
 package struct LoopbackListener: Sendable {
-    /// Why there is none.
+    /// Why there is no socket.
     package struct ListenError: Error, CustomStringConvertible {
         package let description: String
     }
@@ -10,11 +10,11 @@ package struct LoopbackListener: Sendable {
     package let descriptor: Int32
     package let port: UInt16
 
-    /// Listens; whoever asked closes the descriptor.
+    /// Listens; the caller closes the descriptor.
     ///
     /// - Parameters:
     ///   - port: 0 for any free one.
-    ///   - isNonBlocking: `accept` returns at once when nobody waits.
+    ///   - isNonBlocking: `accept` returns at once when no connection waits.
     package init(port: UInt16 = 0, isNonBlocking: Bool = false) throws(ListenError) {
         let kind = SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | (isNonBlocking ? SOCK_NONBLOCK.rawValue : 0)
         descriptor = socket(AF_INET, Int32(kind), 0)
@@ -39,6 +39,6 @@ package struct LoopbackListener: Sendable {
         self.port = UInt16(bigEndian: address.sin_port)
     }
 
-    /// Gives it up: for who never gets to serve it.
+    /// Closes the socket, for a caller that never serves it.
     package func close() { Glibc.close(descriptor) }
 }

@@ -3,7 +3,7 @@ import Synchronization
 
 /// An operating-system thread for blocking calls into C. Signals stay with the process's other threads.
 package struct Thread: Sendable {
-    /// Why there is none: a limit of the user, of the unit or of the container.
+    /// Why there is no thread: a limit of the user, of the unit or of the container.
     package struct StartError: Error, CustomStringConvertible {
         package let description: String
     }
@@ -12,11 +12,11 @@ package struct Thread: Sendable {
 
     /// Starts a thread that runs the closure, and frees itself when that returns.
     ///
-    /// - Parameter name: what `top -H`, `perf` and debuggers show; Linux keeps its first 15 bytes.
+    /// - Parameter name: shown by `top -H`, `perf` and debuggers; Linux keeps its first 15 bytes.
     @discardableResult
     package init(_ name: String, _ run: @escaping @Sendable () -> Void) throws(StartError) {
         body = Body {
-            // Only a convenience for whoever looks: a system without it is no reason to fail.
+            // Only a convenience for operators: a system without it is no reason to fail.
             let descriptor = unsafe open("/proc/thread-self/comm", O_WRONLY | O_CLOEXEC)
             if descriptor >= 0 {
                 unsafe _ = write(descriptor, name, min(name.utf8.count, 15))
@@ -30,7 +30,10 @@ package struct Thread: Sendable {
     /// Waits until the closure has returned.
     package func end() async { await withCheckedContinuation { body.atEnd($0.resume) } }
 
-    /// Blocks the calling thread for so long.
+    /// Lets other threads of the process go before the calling one, as `nice` does: on Linux the value is the thread's own.
+    package static func lowerPriority() { setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 10) }
+
+    /// Blocks the calling thread for a duration.
     package static func pause(_ duration: Duration) {
         let (seconds, attoseconds) = duration.components
         var time = timespec(tv_sec: Int(seconds), tv_nsec: Int(attoseconds / 1_000_000_000))
@@ -40,7 +43,7 @@ package struct Thread: Sendable {
 
     private final class Body: Sendable {
         private let run: @Sendable () -> Void
-        /// Who waits for the end; nil after it.
+        /// The waiter for the end; nil after the end.
         private let waiting = Mutex<[@Sendable () -> Void]?>([])
 
         init(_ run: @escaping @Sendable () -> Void) { self.run = run }
@@ -93,7 +96,7 @@ package struct Thread: Sendable {
 /// A counting semaphore for threads that may block.
 @safe
 package final class ThreadSemaphore: Sendable {
-    // POSIX wants the semaphore at an address that does not move; its functions are safe from any thread.
+    // POSIX requires a semaphore at a fixed address; its functions are safe from any thread.
     private nonisolated(unsafe) let semaphore: UnsafeMutablePointer<sem_t>
 
     package init() {
@@ -111,9 +114,9 @@ package final class ThreadSemaphore: Sendable {
 
     package func wait() { while unsafe sem_wait(semaphore) != 0 {} }
 
-    /// Waits for no longer than that; false when nobody has signalled.
+    /// Waits at most for the duration; false when there was no signal.
     package func wait(upTo limit: Duration) -> Bool {
-        // The timed waits of POSIX go by a clock that may be set.
+        // The timed waits of POSIX use a clock that may be set.
         let end = ContinuousClock.now + limit
         while unsafe sem_trywait(semaphore) != 0 {
             if .now >= end { return false }

@@ -73,7 +73,8 @@ import Testing
                 try await setting.database.column("SELECT name || ' ' || timeout FROM outbox.endpoint")
                     == ["old 00:00:05"])
         }
-        let done = try await setting.run("endpoint", "import", try document(#""url": "https://example.com/", "ordered": true"#))
+        let whole = try document(#""url": "https://example.com/", "ordered": true"#)
+        let done = try await setting.run("endpoint", "import", whole)
         #expect(done.end == .exit(0), "\(done.errors)")
         #expect(
             try await setting.database.column("SELECT name || ' ' || timeout FROM outbox.endpoint ORDER BY name")

@@ -71,6 +71,38 @@ import Testing
         #expect(long.map { "\($0.file): \($0.text.prefix(60))" } == [])
     }
 
+    @Test func `what a comment or a page names is there`() throws {
+        let root = URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../../").standardized
+        func files(_ folder: String, _ kinds: Set<String>) throws -> [(name: String, text: String)] {
+            let found = FileManager.default.enumerator(
+                at: root.appending(path: folder), includingPropertiesForKeys: nil)
+            return try (found?.compactMap { $0 as? URL } ?? []).filter { kinds.contains($0.pathExtension) }.map {
+                ($0.lastPathComponent, try String(contentsOf: $0, encoding: .utf8))
+            }
+        }
+        let code = try files("Sources", ["swift", "h"]) + files("sql", ["sql", "swift"]) + files("Tests", ["swift"])
+        let pages = try files("docs", ["md"])
+        for (name, text) in code + pages {
+            for path in text.matches(of: /(?:Sources|Tests|sql)\/[A-Za-z0-9_\/]+\.(?:swift|sql)/) {
+                let isThere = FileManager.default.fileExists(atPath: root.appending(path: String(path.output)).path)
+                #expect(isThere, "\(name): \(path.output)")
+            }
+        }
+        // Names of ours as the pages about the code write them: `Type.member`, `function`, `schema.object`.
+        let words = Set(
+            code.flatMap {
+                "\($0.name) \($0.text)".split { !($0.isLetter || $0.isNumber || $0 == "_") }.map(String.init)
+            })
+        for (name, text) in pages where !["performance.md", "conformance.md", "dependencies.md"].contains(name) {
+            for quoted in text.matches(of: /`([A-Za-z_]+(?:\.[A-Za-z_]+)*)(?:\([a-z_:]*\))?`/) {
+                for word in quoted.output.1.split(separator: ".").map(String.init) where word.count > 3 {
+                    let isOthers = ["pg_upgrade", "REFRESH", "unsafeSQL"].contains(word)
+                    #expect(isOthers || words.contains(word), "\(name): \(quoted.output.0)")
+                }
+            }
+        }
+    }
+
     @Test func `every suite ends`() throws {
         let suites = try sources("Tests").flatMap { file in
             file.text.split(separator: "\n").filter { $0.hasPrefix("@Suite") }.map { (file.name, $0) }

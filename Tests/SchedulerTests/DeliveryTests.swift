@@ -391,7 +391,7 @@ import Transport
         let database = try await TestCluster.database()
         let isHealthy = Flag(false)
         let ledger = try Ledger { _, _ in isHealthy.isSet ? Receiver.Response() : Receiver.Response(manner: .silence) }
-        try await database.endpoint("stuck", url: ledger.url) { $0.timeout = .seconds(4) }
+        try await database.endpoint("stuck", url: ledger.url) { $0.timeout = .seconds(60) }
         var configuration = try TestWorker.configuration(database)
         configuration.grace = .milliseconds(100)
         let worker = try await TestWorker(configuration)

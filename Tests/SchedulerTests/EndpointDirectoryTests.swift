@@ -95,6 +95,34 @@ import Testing
         #expect(snapshot.byID[other]?.defect == nil)
     }
 
+    @Test(arguments: [
+        ("DELETE FROM outbox.secret WHERE kind = 'credentials'", "credentials are missing"),
+        (
+            """
+            UPDATE outbox.endpoint SET headers = jsonb_build_array(headers -> 1, headers -> 0)
+            """, "credentials are missing"
+        ),
+        ("UPDATE outbox.endpoint SET headers = headers || headers", "credentials are missing"),
+        ("DELETE FROM outbox.secret WHERE kind <> 'credentials'", "no secret to sign with"),
+    ])
+    func `an endpoint whose secrets are gone or another's is not called`(change: String, defect: String) async throws {
+        let database = try await TestCluster.database()
+        let other = try await database.endpoint("other", url: "https://example.com/").id
+        // As a restore in part leaves it, or a hand.
+        let id = try await database.endpoint("e", url: "https://example.com/") {
+            $0.headers = [
+                EndpointConfiguration.Header(name: "A", value: "1", isSecret: true),
+                EndpointConfiguration.Header(name: "B", value: "2", isSecret: true),
+            ]
+        }.id
+        let table = change.contains("outbox.secret") ? "AND endpoint_id = '\(id)'" : "WHERE id = '\(id)'"
+        try await database.script("\(change) \(table)")
+        let snapshot = try await directory(database).read()
+        #expect(snapshot.byID[id]?.defect?.contains(defect) == true, "\(snapshot.byID[id]?.defect ?? "none")")
+        #expect(snapshot.byID[id]?.accepts(.laneOwner, at: .distantFuture) == false)
+        #expect(snapshot.byID[other]?.defect == nil)
+    }
+
     @Test func `changes are seen in whatever order they commit, and nobody waits for another's`() async throws {
         let database = try await TestCluster.database()
         let one = try await database.endpoint("one", url: "https://example.com/").id

@@ -71,6 +71,23 @@ import Testing
         #expect(inbox.take(at: start + .seconds(2)).isEmpty)
     }
 
+    @Test func `after an outage there is no room until what was kept is written, but for what others have locked`() {
+        var inbox = RecorderInbox()
+        inbox.submit([report(1, a), report(2, a), report(3, b)])
+        #expect(inbox.hasRoom(for: 10) && !inbox.hasRoom(for: 3))
+        let work = inbox.take(at: start)
+        inbox.failed()
+        #expect(!inbox.hasRoom(for: 10))
+        inbox.submit([report(4, a)])
+        inbox.leave([work.reports[2]], [:], at: start)
+        inbox.wrote(2)
+        #expect(!inbox.hasRoom(for: 10))
+        _ = inbox.take(at: start)
+        inbox.wrote(1)
+        // The one that is left is of a lane that somebody else has.
+        #expect(inbox.unrecorded == 1 && inbox.hasRoom(for: 10))
+    }
+
     @Test func `something that is left for long is said now and then`() {
         var inbox = RecorderInbox()
         func complains(after time: Duration) -> Bool { inbox.isTimeToComplain(at: start + time) }

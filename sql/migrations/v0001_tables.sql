@@ -1,15 +1,15 @@
--- The tables. What is written once is never updated; what is updated is small (docs/architecture/storage.md
--- says why).
+-- The tables. Rows that are written once are never updated; tables with updates are small
+-- (docs/architecture/storage.md says why).
 
--- Names mean PostgreSQL's own things here, whatever search_path the migrating role has: bodies,
--- defaults, checks and views are bound for good when they are made. Of the functions, those in SQL
--- have such a body (BEGIN ATOMIC or RETURN), and the others set the path themselves. All migrations
--- are one transaction.
+-- Names mean PostgreSQL's own objects here, regardless of the migrating role's search_path: bodies,
+-- defaults, checks and views are bound for good when they are made. SQL functions have such a body
+-- (BEGIN ATOMIC or RETURN), and the others set the path themselves. All migrations are one
+-- transaction.
 SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
--- In SQL_ASCII a byte that is no UTF-8 would stop the stream for everybody, and other encodings do
--- not have the characters that receivers answer with.
+-- In SQL_ASCII a byte that is not UTF-8 would stop the stream for every customer, and other
+-- encodings lack characters that occur in responses.
 DO $$
 BEGIN
     IF current_setting('server_version_num')::int < 150000 THEN
@@ -22,9 +22,9 @@ BEGIN
     END IF;
 END $$;
 
--- Functions that run with the owner's rights for a caller, who is their first argument. Nobody has
--- a right to this schema, so nobody can name them and say somebody else: what is called stands in
--- outbox and outbox_api, runs with the caller's rights, and hands over current_user. session_user
+-- Functions that run with the owner's rights for a caller, who is their first argument. No role has
+-- a right to this schema, so no caller can name them and pass another role: callable functions are
+-- in outbox and outbox_api, run with the caller's rights, and pass on current_user. session_user
 -- would not do, since ANALYZE and REFRESH run functions of a table's owner in a superuser's
 -- session.
 DO $$
@@ -38,8 +38,8 @@ BEGIN
 END $$;
 CREATE SCHEMA outbox_private;
 
--- Not in SQL, here and in is_home: every claim and cut asks, and a function in SQL that reads
--- something is planned at every call.
+-- Not in SQL, here and in is_home: every claim and cut calls them, and an SQL function that reads a
+-- table is planned at every call.
 CREATE FUNCTION outbox.cluster_identifier() RETURNS bigint
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -52,28 +52,27 @@ BEGIN
     RETURN (SELECT oid::bigint FROM pg_database WHERE datname = current_database());
 END $$;
 
--- The timeline that is being written. After a promotion pg_control_checkpoint() still tells the old
--- one for a while.
+-- The timeline that is being written. After a promotion pg_control_checkpoint() still reports the
+-- old one for a while.
 CREATE FUNCTION outbox.current_timeline() RETURNS int
 LANGUAGE sql STABLE BEGIN ATOMIC SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int; END;
 
--- True of a time span without negative parts, whose months and years are counted in either way that
--- PostgreSQL counts them.
+-- True for a time span without negative parts that is within the bounds in both ways in which
+-- PostgreSQL counts months and years.
 CREATE FUNCTION outbox.is_span(span interval, lowest interval, highest interval) RETURNS boolean
 LANGUAGE sql IMMUTABLE RETURN span BETWEEN lowest AND highest
     AND extract(epoch FROM span) BETWEEN extract(epoch FROM lowest) AND extract(epoch FROM highest)
     AND least(extract(year FROM span), extract(month FROM span), extract(day FROM span), extract(hour FROM span),
               extract(minute FROM span), extract(second FROM span)) >= 0;
 
--- One row: what this installation is and how long it keeps things.
+-- One row: the identity of this installation and its retention.
 CREATE TABLE outbox.setting (
     singleton           boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     -- Part of every webhook-id, so that two source databases never collide at one receiver.
     instance            text NOT NULL DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 8) CHECK (instance ~ '^[0-9a-z]{1,32}$'),
-    -- Where it is at home. Anywhere else it is a copy, which sends nothing until it is told to
-    -- (outbox.rebase): the original does that already, and in another cluster the stream's
-    -- transaction ids mean other transactions. The name is no part of it: a database may be
-    -- renamed.
+    -- Where it is at home. Anywhere else it is a copy, which sends nothing until it is rebased
+    -- (outbox.rebase): the original already sends, and in another cluster the stream's transaction
+    -- ids mean other transactions. The name is not part of it: a database may be renamed.
     cluster             bigint NOT NULL DEFAULT outbox.cluster_identifier(),
     database            bigint NOT NULL DEFAULT outbox.database_identifier(),
     partition_unit      text NOT NULL DEFAULT 'day' CHECK (partition_unit IN ('hour', 'day')),
@@ -82,7 +81,7 @@ CREATE TABLE outbox.setting (
 );
 INSERT INTO outbox.setting DEFAULT VALUES;
 
--- True where the installation is at home, and the one that is expected; NULL for any.
+-- True where the installation is at home, and is the expected one; NULL for any.
 CREATE FUNCTION outbox.is_home(instance text DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -90,13 +89,14 @@ BEGIN
                    AND coalesce(is_home.instance = s.instance, true) FROM outbox.setting s);
 END $$;
 
--- Asked by every connection of a worker before anything else.
+-- Called by every connection of a worker before anything else.
 CREATE FUNCTION outbox.require_home(instance text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     s outbox.setting;
 BEGIN
-    -- What a server says that is still starting: whoever waits for a database waits for this, too.
+    -- The code of a server that is still starting: a process that waits for a database waits for
+    -- this one, too.
     IF pg_is_in_recovery() THEN
         RAISE EXCEPTION USING errcode = '57P03', message = 'the server is a standby, and takes no writes until it is promoted',
             hint = 'To be led to the primary, name all servers, with target_session_attrs=read-write.';
@@ -117,8 +117,8 @@ BEGIN
     END IF;
 END $$;
 
--- Where the installation has been: which cluster, database and timeline, and since when a worker
--- has seen it. A new timeline is a failover or a recovery to a point in time.
+-- Where the installation has been: cluster, database and timeline, and since when a worker has seen
+-- it. A new timeline is a failover or a recovery to a point in time.
 CREATE TABLE outbox.timeline (
     cluster  bigint NOT NULL DEFAULT outbox.cluster_identifier(),
     database bigint NOT NULL DEFAULT outbox.database_identifier(),
@@ -128,7 +128,7 @@ CREATE TABLE outbox.timeline (
 );
 INSERT INTO outbox.timeline DEFAULT VALUES;
 
--- True when the installation has been elsewhere: what was there may be missing here.
+-- True when the installation has been elsewhere: rows written there may be missing here.
 CREATE FUNCTION outbox.has_gone_back() RETURNS boolean
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT EXISTS (SELECT FROM outbox.timeline t
@@ -137,7 +137,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
 END;
 
 -- Events that were sent and are not in this database: a failover or a restore has lost them. Their
--- attempts are true records of requests, and count for no event of the same number.
+-- attempts are true records of requests, and do not count for another event of the same number.
 CREATE TABLE outbox.ghost (
     event_id bigint NOT NULL,
     event_at timestamptz NOT NULL,
@@ -147,7 +147,7 @@ CREATE TABLE outbox.ghost (
 );
 
 -- One UUID (version 7, RFC 9562) for everything that a database transaction publishes. It is
--- computed from what the transaction already is, so that it needs no state and survives savepoints:
+-- computed from properties of the transaction, so that it needs no state and survives savepoints:
 -- milliseconds of its start, then a hash. This and the two functions after it are single
 -- expressions that the planner puts into the producer's statement: a call of any other SQL function
 -- would cost a third of the insert.
@@ -166,7 +166,7 @@ CREATE FUNCTION outbox.current_identity() RETURNS text
 LANGUAGE sql STABLE
 RETURN coalesce(nullif(current_setting('outbox.identity', true), ''), session_user::text);
 
--- True for the roles that may speak for the service itself: its workers, and whoever owns it and
+-- True for the roles that may act for the service itself: its workers, and the schema's owner, who
 -- restores it.
 CREATE FUNCTION outbox.is_service() RETURNS boolean
 LANGUAGE sql STABLE BEGIN ATOMIC
@@ -174,10 +174,10 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         OR EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = 'outbox' AND pg_has_role(current_user, n.nspowner, 'MEMBER'));
 END;
 
--- What an event's values must be. Domains and not table constraints: the server keeps a domain's
--- check ready for the whole session, while it reads and plans a table's constraints anew for every
--- statement (a third of an insert's cost). Types that begin with `outbox.` are what the service
--- says about itself, and receivers believe them.
+-- The constraints on an event's values. Domains and not table constraints: the server keeps a
+-- domain's check ready for the whole session, while it reads and plans a table's constraints again
+-- for every statement (a third of an insert's cost). Types that begin with `outbox.` are events of
+-- the service about itself, and receivers trust them.
 CREATE DOMAIN outbox.event_type   AS text CONSTRAINT has_1_to_256_characters CHECK (length(VALUE) BETWEEN 1 AND 256)
                                          CONSTRAINT does_not_begin_with_outbox CHECK (NOT starts_with(VALUE, 'outbox.') OR outbox.is_service());
 CREATE DOMAIN outbox.change_type  AS text CONSTRAINT has_1_to_256_characters CHECK (length(VALUE) BETWEEN 1 AND 256);
@@ -185,12 +185,12 @@ CREATE DOMAIN outbox.customer_id  AS text CONSTRAINT has_1_to_256_characters CHE
 CREATE DOMAIN outbox.ordering_key AS text CONSTRAINT has_at_most_256_characters CHECK (length(VALUE) <= 256);
 CREATE DOMAIN outbox.event_time   AS timestamptz CONSTRAINT is_of_the_years_1_to_9999 CHECK (VALUE BETWEEN '0001-01-01' AND '9999-12-31');
 CREATE DOMAIN outbox.identity     AS text CONSTRAINT has_at_most_256_bytes CHECK (octet_length(VALUE) <= 256);
--- 256 bytes, even compressed, never hold more; only what is larger is measured.
+-- 256 bytes, even compressed, never hold more; only larger values are measured.
 CREATE DOMAIN outbox.headers      AS jsonb CONSTRAINT is_an_object CHECK (jsonb_typeof(VALUE) = 'object')
                                          CONSTRAINT has_at_most_64_kib CHECK (pg_column_size(VALUE) <= 256 OR octet_length(VALUE::text) <= 65536);
 
--- Called only when a body is too large, so that the check costs a comparison and the message still
--- says what to do.
+-- Called only when a body is too large, so that the check costs one comparison and the message
+-- still says what to do.
 CREATE FUNCTION outbox.refuse_body(size bigint, most bigint) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -199,13 +199,13 @@ BEGIN
         hint = 'Publish a reference instead of the data, or raise the limit with outbox.set_body_limit(bytes).';
 END $$;
 
--- Even compressed, 4 KiB never hold more than 1 MiB; only what is larger is measured.
+-- Even compressed, 4 KiB never hold more than 1 MiB; only larger values are measured.
 CREATE DOMAIN outbox.body AS json CONSTRAINT is_within_the_limit CHECK (
     VALUE IS NULL OR pg_column_size(VALUE) <= 4096 OR octet_length(VALUE::text) <= 1048576
     OR outbox.refuse_body(octet_length(VALUE::text)::bigint, 1048576::bigint));
 
--- An event is known by (id, created_at), everywhere and for good. The number alone comes again when
--- the database goes back: after a failover that lost commits, in a restored backup, in a copy.
+-- An event is identified by (id, created_at), everywhere and for good. The number alone is reused
+-- when the database goes back: after a failover that lost commits, in a restored backup, in a copy.
 CREATE TABLE outbox.event (
     id             bigint GENERATED ALWAYS AS IDENTITY,
     tx             xid8 NOT NULL DEFAULT pg_current_xact_id(),  -- the top-level transaction, also inside savepoints
@@ -227,12 +227,12 @@ CREATE INDEX ON outbox.event (tx, id);
 CREATE INDEX ON outbox.event (transaction_id, id);
 CREATE TABLE outbox.event_default PARTITION OF outbox.event DEFAULT;
 
--- The cut looks at no partition that ends before the newest of these times: whatever is in one is
--- in a batch (outbox.close_partition), or in outbox.stray.
+-- The cut scans no partition that ends before the newest of these times: every event in such a
+-- partition is in a batch (outbox.close_partition), or in outbox.stray.
 CREATE TABLE outbox.closed (before timestamptz PRIMARY KEY);
 
--- Events that were created before that, because a clock was set back or because somebody wrote
--- created_at: what the cut needs of them.
+-- Events that were created before that time, because a clock was set back or because a session
+-- wrote created_at: the columns that the cut needs.
 CREATE TABLE outbox.stray (
     tx          xid8 NOT NULL,
     id          bigint NOT NULL,
@@ -258,48 +258,48 @@ END $$;
 CREATE FUNCTION outbox.set_body_limit(bytes bigint) RETURNS void
 LANGUAGE sql BEGIN ATOMIC SELECT outbox_private.set_body_limit(current_user, set_body_limit.bytes); END;
 
--- A lane, and one of the lines in it.
+-- A lane, and one of its lines.
 CREATE TYPE outbox.lane_place AS (endpoint_id uuid, ordering_key text);
 
--- How far the stream has been cut. One row a cut, newest last; never updated, so that a held
--- snapshot cannot slow the read of the newest.
+-- How far the stream has been cut. One row per cut, newest last; never updated, so that a held
+-- snapshot cannot slow down the read of the newest row.
 CREATE TABLE outbox.cut (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 
     -- The position (v0003_cut.sql).
     done       pg_snapshot NOT NULL,          -- everything visible here is in a batch
-    large      xid8[] NOT NULL DEFAULT '{}',  -- hidden in it because of their size, in turn ...
+    large      xid8[] NOT NULL DEFAULT '{}',  -- hidden in it because of their size, in order ...
     at_id      bigint NOT NULL DEFAULT 0,     -- ... and how far the first one is cut
-    -- Looks through the stream have numbers: of the one that found each large transaction, and of
-    -- the one under way.
+    -- Scans of the stream have numbers: the number of the scan that found each large transaction,
+    -- and of the scan under way.
     large_pass bigint[] NOT NULL DEFAULT '{}',
     pass       bigint,
 
-    -- The release of ordered keys (v0005_order.sql). What was put in line by looks that were not
-    -- complete, from `unreleased` on, is let go by a walk along the keys: up to the look
-    -- `release_to`, and it has got as far as this endpoint and key. The next walk begins at
+    -- The release of ordered keys (v0005_order.sql). Deliveries put in line by incomplete scans,
+    -- from scan `unreleased` on, are released by a walk along the keys: up to the scan
+    -- `release_to`. The walk has got as far as this endpoint and key. The next walk begins at
     -- `release_next`.
     unreleased       bigint,
     release_to       bigint,
     release_endpoint uuid,
     release_key      text,
     release_next     bigint,
-    -- Lanes that somebody had locked when something was to be put in line there, or to be let go
-    -- after the line that is named.
+    -- Lanes that another session had locked when a delivery had to be put in line there, or had to
+    -- be released after the named line.
     behind     outbox.lane_place[] NOT NULL DEFAULT '{}',
 
     -- The fair turns (outbox.group_batches).
     turn       bigint NOT NULL DEFAULT 0,     -- the turn that is being claimed ...
-    last_turn  bigint NOT NULL DEFAULT 0,     -- ... and the last one that was given
-    -- The first batch that waited: of the dead rows, those before it are passed by.
+    last_turn  bigint NOT NULL DEFAULT 0,     -- ... and the last assigned one
+    -- The first batch that waited: dead rows before it are skipped.
     first_turn bigint NOT NULL DEFAULT 0,
     first_id   bigint NOT NULL DEFAULT 0
 );
 INSERT INTO outbox.cut (done) VALUES (pg_current_snapshot());
 
--- Has no rows: whoever cuts locks it. Unlike an advisory lock this takes a right to hold, and to
--- wait for it the right to name it, which no role has that is bound to customers; and unlike a
--- row's lock it writes nothing.
+-- Has no rows: the worker that cuts locks it. Unlike an advisory lock, holding this lock takes a
+-- right, and waiting for it takes the right to name the table, which no role that is bound to
+-- customers has; and unlike a row's lock it writes nothing.
 CREATE TABLE outbox.cutting ();
 
 CREATE TABLE outbox.batch (
@@ -308,9 +308,9 @@ CREATE TABLE outbox.batch (
     size        int NOT NULL,
     first_at    timestamptz NOT NULL,   -- the created_at range of its events, for partition pruning
     last_at     timestamptz NOT NULL,
-    customer_id text,                   -- whose it is, when it is all of one customer's that has very many
+    customer_id text,                   -- its customer, when all its events belong to one customer with very many
     turn        bigint NOT NULL DEFAULT 0,      -- claimed in this order
-    ordered     uuid[] NOT NULL DEFAULT '{}',   -- endpoints that keep order and have its events in their lanes already
+    ordered     uuid[] NOT NULL DEFAULT '{}',   -- endpoints that keep order and already have its events in their lanes
     claims      int NOT NULL DEFAULT 0, -- counted at the claim, so that a payload that kills its worker is noticed
     lease_id    uuid,
     worker      text,
@@ -320,8 +320,8 @@ CREATE INDEX ON outbox.batch (turn, id) WHERE claims = 0;
 CREATE INDEX ON outbox.batch (id) WHERE claims > 0;
 CREATE INDEX ON outbox.batch (customer_id, turn) WHERE claims = 0 AND customer_id IS NOT NULL;
 
--- What a row may hold that an operator writes by hand: a value that no worker can use would close
--- the endpoint, or harm more than that.
+-- Limits for a row that an operator writes by hand: a value that no worker can use would close the
+-- endpoint, or do more harm.
 CREATE FUNCTION outbox.is_schedule(waits interval[]) RETURNS boolean
 LANGUAGE sql IMMUTABLE RETURN cardinality(waits) <= 100
     AND coalesce((SELECT bool_and(coalesce(outbox.is_span(wait, '0', '30 days'), false)) FROM unnest(waits) wait), true);
@@ -329,7 +329,7 @@ LANGUAGE sql IMMUTABLE RETURN cardinality(waits) <= 100
 CREATE DOMAIN outbox.time_or_none AS timestamptz
     CONSTRAINT is_of_the_years_1_to_9999 CHECK (VALUE BETWEEN '0001-01-01' AND '9999-12-31' OR VALUE IN ('infinity', '-infinity'));
 
--- So long from now, or as late as a time may be.
+-- The time after a delay from now, or the latest possible time.
 CREATE FUNCTION outbox.due_in(delay interval) RETURNS timestamptz
 LANGUAGE sql VOLATILE RETURN least(clock_timestamp() + delay, timestamptz '9999-12-31 00:00+00');
 
@@ -338,13 +338,14 @@ LANGUAGE sql VOLATILE RETURN least(clock_timestamp() + delay, timestamptz '9999-
 CREATE FUNCTION outbox.is_delivery(trigger text) RETURNS boolean
 LANGUAGE sql IMMUTABLE RETURN trigger NOT IN ('test', 'evaluate');
 
--- How many bytes of events a worker takes into memory at a time: in a batch, and in a page of a
+-- The max bytes of events that a worker takes into memory at a time: in a batch, and in a page of a
 -- lane.
 CREATE FUNCTION outbox.max_bytes_at_a_time() RETURNS bigint
 LANGUAGE sql IMMUTABLE RETURN 1048576;
 
--- Patterns of event types or change types, as Sources/Outbox/EventPattern.swift reads and writes
--- them: [{"kind": "any"}, {"kind": "prefix", "text": "order."}, {"kind": "exact", "text": "a"}].
+-- Patterns of event types or change types, as Sources/Outbox/Stream/EventPattern.swift reads and
+-- writes them: [{"kind": "any"}, {"kind": "prefix", "text": "order."}, {"kind": "exact", "text":
+-- "a"}].
 CREATE FUNCTION outbox.are_patterns(patterns jsonb) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 RETURN jsonb_typeof(patterns) = 'array' AND jsonb_array_length(patterns) BETWEEN 1 AND 100
@@ -354,8 +355,9 @@ RETURN jsonb_typeof(patterns) = 'array' AND jsonb_array_length(patterns) BETWEEN
                    OR p ->> 'kind' = 'exact' AND length(p ->> 'text') BETWEEN 1 AND 256
                    OR p ->> 'kind' = 'prefix' AND length(p ->> 'text') BETWEEN 1 AND 256 AND p ->> 'text' LIKE '%.') IS NOT TRUE);
 
--- Who gets which events, and how: the columns of Sources/Outbox/EndpointConfiguration.swift, and
--- what the service has made of the endpoint since.
+-- Who gets which events, and how: the columns of
+-- Sources/Outbox/Endpoints/EndpointConfiguration.swift, and the state that the service keeps of the
+-- endpoint.
 CREATE TABLE outbox.endpoint (
     id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     name            text NOT NULL CHECK (length(name) BETWEEN 1 AND 128),
@@ -363,7 +365,7 @@ CREATE TABLE outbox.endpoint (
     description     text CHECK (length(description) <= 4096),
     event_types     jsonb NOT NULL DEFAULT '[{"kind": "any"}]' CHECK (outbox.are_patterns(event_types)),
     change_types    jsonb NOT NULL DEFAULT '[{"kind": "any"}]' CHECK (outbox.are_patterns(change_types)),
-    -- A SQL/JSON path on outbox.filter_document: only what it holds for.
+    -- A SQL/JSON path on outbox.filter_document: only events for which it holds.
     filter          text CHECK (octet_length(filter) <= 4096 AND (filter IS NULL OR filter::jsonpath IS NOT NULL)),
     url             text NOT NULL CHECK (length(url) <= 8192),
     url_parameters  boolean NOT NULL DEFAULT false,
@@ -374,7 +376,7 @@ CREATE TABLE outbox.endpoint (
     template_kind   text NOT NULL DEFAULT 'json' CHECK (template_kind IN ('json', 'xml', 'text')),
     -- [{"name": …, "value": …, "secret": …}]
     headers         jsonb NOT NULL DEFAULT '[]' CHECK (jsonb_typeof(headers) = 'array'),
-    authentication  jsonb NOT NULL DEFAULT '{"kind": "none"}',   -- what of it is not secret
+    authentication  jsonb NOT NULL DEFAULT '{"kind": "none"}',   -- without its secrets
     ca_certificates    text,
     client_certificate text,
     http2           boolean NOT NULL DEFAULT false,
@@ -387,7 +389,7 @@ CREATE TABLE outbox.endpoint (
     retry_schedule  interval[] NOT NULL DEFAULT '{5 s,30 s,2 min,10 min,30 min,1 h,3 h,6 h,12 h,24 h,24 h}'
                     CONSTRAINT has_at_most_100_waits_of_0_to_30_days CHECK (outbox.is_schedule(retry_schedule)),
     max_in_flight   int NOT NULL DEFAULT 128 CHECK (max_in_flight BETWEEN 1 AND 10000),  -- per worker process
-    -- For all workers together; with either, its deliveries always go through its lane.
+    -- For all workers together; with either limit, its deliveries always go through its lane.
     max_concurrency int CHECK (max_concurrency BETWEEN 1 AND 10000),
     -- '60/30s', '1/s burst 3': all of them hold.
     rates           text[] NOT NULL DEFAULT '{}' CHECK (array_position(rates, NULL) IS NULL),
@@ -422,16 +424,16 @@ CREATE INDEX ON outbox.secret (endpoint_id);
 
 CREATE TABLE outbox.lane (
     endpoint_id  uuid PRIMARY KEY REFERENCES outbox.endpoint,
-    due_at       outbox.time_or_none NOT NULL DEFAULT 'infinity',    -- not later than the earliest delivery that waits in it
-    resting_until outbox.time_or_none NOT NULL DEFAULT '-infinity',  -- nothing is sent before: Retry-After, or an open breaker
-    paused_from  outbox.time_or_none NOT NULL DEFAULT '-infinity',   -- an operator asked for one: from then ...
-    paused_until outbox.time_or_none NOT NULL DEFAULT '-infinity',   -- ... until then
+    due_at       outbox.time_or_none NOT NULL DEFAULT 'infinity',    -- not later than the earliest waiting delivery in it
+    resting_until outbox.time_or_none NOT NULL DEFAULT '-infinity',  -- nothing is sent before this time: Retry-After, or an open breaker
+    paused_from  outbox.time_or_none NOT NULL DEFAULT '-infinity',   -- a pause by an operator: from this time ...
+    paused_until outbox.time_or_none NOT NULL DEFAULT '-infinity',   -- ... until this time
     pause_reason text,
     paused_by    text,
-    drain_rate   text CHECK (drain_rate ~ '^[1-9][0-9]{0,5}/[1-9][0-9]{0,9}(ms|s)( burst [1-9][0-9]{0,5})?$'),   -- how fast what waited goes out after it
+    drain_rate   text CHECK (drain_rate ~ '^[1-9][0-9]{0,5}/[1-9][0-9]{0,9}(ms|s)( burst [1-9][0-9]{0,5})?$'),   -- how fast waiting deliveries go out afterwards
     trips        int NOT NULL DEFAULT 0 CHECK (trips BETWEEN 0 AND 1000001),   -- how often in a row its breaker has tripped; 0 is closed
     failing_since outbox.time_or_none,
-    recovered_at outbox.time_or_none,                                -- it answers again: what was tried before is due
+    recovered_at outbox.time_or_none,                                -- it answers again: deliveries tried before this time are due
     claims       int NOT NULL DEFAULT 0 CHECK (claims BETWEEN 0 AND 1000001),
     lease_id     uuid,
     worker       text,
@@ -445,24 +447,24 @@ CREATE TABLE outbox.delivery (
     event_id         bigint NOT NULL,
     endpoint_id      uuid NOT NULL,
     event_at         timestamptz NOT NULL,   -- the event's created_at
-    due_at           outbox.time_or_none NOT NULL,   -- infinity: it waits for others of its ordering key
+    due_at           outbox.time_or_none NOT NULL,   -- infinity: it waits for other deliveries of its ordering key
     attempts         int NOT NULL DEFAULT 0,
-    crashes          int NOT NULL DEFAULT 0, -- sends that their worker did not live to record, in a row
+    crashes          int NOT NULL DEFAULT 0, -- sends in a row whose worker died before it recorded them
     trigger          text NOT NULL CHECK (trigger IN ('first', 'retry', 'replay')),
     last_at          timestamptz,
     last_status      int,
     last_error_class text,
     last_error       text,
     ordering_key     text,                       -- only where the endpoint keeps order: outbox.line_of(customer, key)
-    deliver_at       timestamptz,                -- the event's, while it waits for others of its ordering key
+    deliver_at       timestamptz,                -- the event's, while it waits for other deliveries of its ordering key
     pass             bigint NOT NULL DEFAULT 0,  -- the place in its key's line: (pass, event_id)
     PRIMARY KEY (event_id, endpoint_id, event_at)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
--- Not of all rows: a lookup by the key must have no other index to choose. While somebody's
--- snapshot keeps the dead rows of an otherwise empty table, the planner thinks that all of them
--- cost the same.
+-- Not on all rows: a lookup by the key must have no other index to choose. While a held snapshot
+-- keeps the dead rows of an otherwise empty table, the planner assumes that all indexes cost the
+-- same.
 CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id) WHERE due_at < 'infinity';
--- What a recovered endpoint gets at once, among what is scheduled for later.
+-- The deliveries that a recovered endpoint gets at once, among those scheduled for later.
 CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id) WHERE last_at IS NOT NULL AND due_at < 'infinity';
 CREATE INDEX ON outbox.delivery (endpoint_id, ordering_key, pass, event_id) WHERE ordering_key IS NOT NULL;
 
@@ -506,7 +508,7 @@ CREATE TABLE outbox.attempt (
     error_class   text,
     error         text,
     response      bytea,
-    request_id    text           -- the receiver's own id for the request, where it answers with one
+    request_id    text           -- the receiver's own id for the request, if its response has one
 ) PARTITION BY RANGE (started_at);
 CREATE INDEX ON outbox.attempt (event_id);
 CREATE INDEX ON outbox.attempt (endpoint_id, started_at);
@@ -520,7 +522,7 @@ CREATE TABLE outbox.worker (
     pid          int NOT NULL,
     started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- What only it knows to be wrong, as {"problem":…, "since":…, "detail":…, "fix":…}.
+    -- Faults that only this worker knows of, as {"problem":…, "since":…, "detail":…, "fix":…}.
     complaints   jsonb NOT NULL DEFAULT '[]'
 ) WITH (fillfactor = 50);
 
@@ -528,7 +530,7 @@ CREATE TABLE outbox.audit (
     id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     actor  text NOT NULL,   -- who did it: 'database:role', 'token:identity', 'service:worker' …
-    session text NOT NULL,  -- as whom the database knew them
+    session text NOT NULL,  -- the actor's role in the database
     action text NOT NULL,
     object text NOT NULL,
     reason text,
@@ -536,7 +538,7 @@ CREATE TABLE outbox.audit (
 );
 CREATE INDEX ON outbox.audit (object, at);
 
--- Producers' own keys against publishing twice. One producer's keys are nothing to another.
+-- Producers' own keys against publishing twice. The keys of one producer do not affect another.
 CREATE TABLE outbox.dedup (
     producer    text NOT NULL,   -- the role that published
     customer_id outbox.customer_id NOT NULL,
@@ -547,9 +549,10 @@ CREATE TABLE outbox.dedup (
 );
 CREATE INDEX ON outbox.dedup (created_at);
 
--- Whose events a role may publish that is no member of outbox_producer (outbox.grant_publish). A
--- role is its name and its oid: the one another role may have some day, the other in another
--- cluster, where a restore brings these rows.
+-- The customers whose events a role may publish that is not a member of outbox_producer
+-- (outbox.grant_publish). A role is identified by its name and its oid: another role may get the
+-- same name later, and in another cluster, where a restore brings these rows, another role may have
+-- the same oid.
 CREATE TABLE outbox.producer_customer (
     role        name NOT NULL,
     role_oid    oid NOT NULL,

@@ -1,36 +1,36 @@
--- What producers call. Everything here runs in the producer's own transaction and costs it one row.
+-- The functions that producers call. Everything here runs in the producer's own transaction and
+-- costs it one row.
 
 SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
 -- Until when a worker sleeps, in seconds since the epoch; 1 while all are awake. A sequence,
--- because setting one is seen at once and writes neither a row version nor, unlogged, anything to
--- the log; a worker that dies in its sleep needs no sweeper, its time ends; and it takes a
--- privilege, so that no stranger can make every commit notify. (A NOTIFY in every transaction would
--- serialise all commits of the database.)
+-- because other sessions see its new value at once, and setting it writes neither a row version
+-- nor, as it is unlogged, anything to the log; a worker that dies while it sleeps needs no sweeper,
+-- since its time ends; and setting it takes a privilege, so that no stranger can make every commit
+-- notify. (A NOTIFY in every transaction would serialise all commits of the database.)
 CREATE UNLOGGED SEQUENCE outbox.asleep_until;
 
--- The notification is a hint: a worker looks every poll interval without one. Where transactions
--- may be prepared, PostgreSQL refuses those that have notified: there nobody does, and workers
--- poll.
+-- The notification is a hint: without one a worker scans every poll interval. Where transactions
+-- may be prepared, PostgreSQL refuses those that have notified: there no producer notifies, and
+-- workers poll.
 CREATE FUNCTION outbox.wake_worker() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    -- A queue that is full, which a stranger can bring about, would fail the producer's
-    -- transaction.
+    -- A full notification queue, which a stranger can cause, would fail the producer's transaction.
     IF pg_sequence_last_value('outbox.asleep_until') > date_part('epoch', clock_timestamp())
     AND current_setting('max_prepared_transactions') = '0' AND pg_notification_queue_usage() < 0.5 THEN
         PERFORM pg_notify('outbox', '');
     END IF;
     RETURN NULL;
 END $$;
--- One comparison, since PostgreSQL reads the text of the condition anew for every statement: each
--- further one is a tenth of an insert.
+-- One comparison, since PostgreSQL parses the condition again for every statement: each further
+-- comparison costs a tenth of an insert.
 CREATE TRIGGER wake_worker AFTER INSERT ON outbox.event FOR EACH STATEMENT
     WHEN (pg_sequence_last_value('outbox.asleep_until') > 1)
     EXECUTE FUNCTION outbox.wake_worker();
 
--- For partitions that the cut looks at no more (outbox.close_partition).
+-- For partitions that the cut no longer scans (outbox.close_partition).
 CREATE FUNCTION outbox_private.note_stray() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -39,8 +39,8 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Throws unless the role, no member of outbox_producer, may publish for the customer:
--- outbox.grant_publish gave it some, and operators may for all.
+-- Throws unless the role, which is not a member of outbox_producer, may publish for the customer:
+-- outbox.grant_publish allows it some customers, and operators may publish for all.
 CREATE FUNCTION outbox_private.check_producer(caller name, customer text) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -71,8 +71,8 @@ BEGIN
         RAISE EXCEPTION USING errcode = 'OB002', message = 'invalid_value: types that begin with outbox. are the service''s own',
             hint = 'Choose another beginning, such as the name of your application.';
     END IF;
-    -- Of all that check_producer asks, the first; most need no more, and a call costs a twentieth
-    -- of all this.
+    -- This is the first of the checks in check_producer; most roles need no other, and a call costs
+    -- a twentieth of this function.
     IF NOT pg_has_role(caller, 'outbox_producer', 'USAGE') THEN
         PERFORM outbox_private.check_producer(caller, coalesce(publish.customer_id, 'default'));
     END IF;
@@ -93,8 +93,8 @@ BEGIN
         RETURN new_id;
     END IF;
 
-    -- The key is taken before the event is written: a second producer waits here until the first
-    -- has committed, and then finds its id.
+    -- The key is inserted before the event: a second producer waits here until the first has
+    -- committed, and then finds its id.
     new_id := nextval('outbox.event_id_seq');
     INSERT INTO outbox.dedup (producer, customer_id, key, event_id)
     VALUES (caller, coalesce(publish.customer_id, 'default'), publish.dedup_key, new_id) ON CONFLICT DO NOTHING;
@@ -113,11 +113,12 @@ BEGIN
     RETURN new_id;
 END $$;
 
--- What producers call, in two schemas: outbox, whose tables may be named as well, and outbox_api
--- for roles that may publish for some customers only (outbox.grant_publish). Those have no right to
--- name anything in outbox: who can name a table can queue for a lock on it, with CREATE RULE,
--- CREATE VIEW or PREPARE, before PostgreSQL asks whether that is permitted. The functions are bound
--- to what they call, and so calling them takes no right to name that.
+-- The functions that producers call are in two schemas: outbox, whose tables may be named as well,
+-- and outbox_api for roles that may publish for some customers only (outbox.grant_publish). Those
+-- roles have no right to name anything in outbox: a role that can name a table can queue for a lock
+-- on it, with CREATE RULE, CREATE VIEW or PREPARE, before PostgreSQL checks whether that is
+-- permitted. The functions are bound to the functions that they call, and so calling them takes no
+-- right to name those.
 CREATE SCHEMA outbox_api;
 DO $make$
 DECLARE
@@ -157,8 +158,9 @@ END;
 --     CREATE TRIGGER emit AFTER INSERT OR UPDATE OR DELETE ON orders
 --     FOR EACH ROW EXECUTE FUNCTION outbox.emit('order', 'tenant_id');
 -- Both arguments may be left out: the event's type (the table's name) and the column that names the
--- customer. It runs with the rights of whoever changes the row, who may publish therefore: turning
--- a row into JSON runs casts and output functions that the table's owner has made.
+-- customer. It runs with the rights of the role that changes the row, which therefore has to be
+-- allowed to publish: turning a row into JSON runs casts and output functions that the table's
+-- owner has made.
 CREATE FUNCTION @door@.emit() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -181,7 +183,7 @@ BEGIN
         END IF;
     END IF;
     PERFORM outbox_api.publish(
-        -- Of a partition, the table that it is one of.
+        -- For a partition, the name of the partitioned table.
         type => coalesce(TG_ARGV[0], (SELECT relname FROM pg_class WHERE oid = coalesce(pg_partition_root(TG_RELID), TG_RELID))), customer_id => customer, before => old_row, after => new_row,
         change_type => CASE TG_OP WHEN 'INSERT' THEN 'Create' WHEN 'UPDATE' THEN 'Update' ELSE 'Delete' END);
     RETURN NULL;

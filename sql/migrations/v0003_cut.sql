@@ -3,29 +3,31 @@
 -- The newest row of outbox.cut says which events are in a batch: `done` is a snapshot, and every
 -- event whose transaction is visible in it is. `large` names committed transactions that are left
 -- out of `done` because of their size; of the first one, events up to `at_id` are in batches, too
--- (outbox.is_cut). What holds, and why:
+-- (outbox.is_cut). The invariants, and why they hold:
 --
 -- S1. A committed event is in exactly one batch that was ever made if is_cut(newest row, tx, id),
 --     and else in none. Proof by steps: the first row has made none, and S4 for each later one.
--- S2. `done` only grows: what was visible in it stays so. Its xmax never goes back (`greatest`), and
---     what it hides is still open, large, or at or after `until`.
--- S3. Each transaction in `large` is committed, hidden in `done` by its xip, and uncut but for the
---     first one's events up to `at_id`.
--- S4. A step makes batches of exactly the events that is_cut says of its new row and not of its old
---     one. It reads the transactions that were hidden or not begun in the old `done` and are visible
---     now, up to `until`, without the large ones; that is the difference of the two snapshots.
+-- S2. `done` only grows: every transaction visible in it stays visible. Its xmax never goes back
+--     (`greatest`), and every transaction that it hides is still open, large, or at or after
+--     `until`.
+-- S3. Each transaction in `large` is committed, hidden in `done` by its xip, and uncut except for
+--     the first one's events up to `at_id`.
+-- S4. A step makes batches of exactly the events for which is_cut is true with its new row and
+--     false with its old one. It reads the transactions that were hidden or not begun in the old
+--     `done` and are visible now, up to `until`, without the large ones; that is the difference of
+--     the two snapshots.
 --
--- *One at a time.* Whoever cuts holds the lock of outbox.cutting. The newest row is read by a
--- statement of its own after that, and so sees what the last cutter committed.
+-- *One at a time.* The worker that cuts holds the lock of outbox.cutting. The newest row is read by
+-- a separate statement after that, and so sees the last cutter's commit.
 --
 -- *Two snapshots, read committed.* `seen` is taken by one statement, and the rows are read by a
--- later one, with a younger snapshot. In a transaction that is read committed, whatever is visible
--- in `seen` is visible to every later statement, so no row is missing; what only the younger one
--- sees is filtered out (pg_visible_in_snapshot). In an older snapshot the last cut would be missing:
--- require_read_committed refuses that.
+-- later one, with a younger snapshot. In a transaction that is read committed, every row visible in
+-- `seen` is visible to every later statement, so no row is missing; rows that only the younger
+-- snapshot sees are filtered out (pg_visible_in_snapshot). In an older snapshot the last cut would
+-- be missing: require_read_committed refuses that.
 --
--- *Every step makes progress.* Of more than `most` events a step looks at the first most + 1 by
--- (tx, id). If their last transaction is not large, everything before it is complete or large, and
+-- *Every step makes progress.* Of more than `most` events a step reads the first most + 1 by (tx,
+-- id). If their last transaction is not large, everything before it is complete or large, and
 -- something is cut or moved to `large`. If it is large, it moves there. A large transaction then
 -- gives up to `budget` events a step, and leaves `large` with the step that finds fewer.
 --
@@ -39,26 +41,28 @@
 --     4      89:89:         {}          0   -      10003 to 12002
 --
 -- Event 1 comes late and is not lost, 12003 does not wait for the 12,000 before it, and `pass` says
--- that scan 2 was not at its end: nothing of it is released to lines that keep order until it is.
+-- that scan 2 was not complete: none of its events is released to lines that keep order until it
+-- is.
 --
--- The technique is that of txid snapshots in queues (Skytools, PgQ); what is ours are the parts of
--- large transactions.
+-- The technique is that of txid snapshots in queues (Skytools, PgQ); the parts of large
+-- transactions are our addition.
 --
--- Beside that position the row has two more things: whose turn it is (`turn`, `last_turn`,
--- `first_turn`, `first_id`; see group_batches), and how far the walk is that releases ordered keys
--- (`unreleased`, `release_to`, `release_next`, `release_endpoint`, `release_key`, `behind`; see v0005_order.sql).
+-- Besides that position the row holds two more things: whose turn it is (`turn`, `last_turn`,
+-- `first_turn`, `first_id`; see group_batches), and the position of the walk that releases ordered
+-- keys (`unreleased`, `release_to`, `release_next`, `release_endpoint`, `release_key`, `behind`;
+-- see v0005_order.sql).
 
 SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
--- What the bodies of an event take where they are stored: known without reading them. (Not
--- IMMUTABLE, which pg_column_size is not either: the planner would not put it into the statement,
--- and a call costs more than the rest of a cut.)
+-- The stored size of an event's bodies, known without reading them. (Not IMMUTABLE, since
+-- pg_column_size is not either: the planner would not inline it into the statement, and a call
+-- costs more than the rest of a cut.)
 CREATE FUNCTION outbox.stored_size(before json, after json) RETURNS int
 LANGUAGE sql STABLE PARALLEL SAFE RETURN coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0);
 
--- True when the stream was cut elsewhere: the database is a copy, or one whose transaction ids have
--- begun anew. (An upgraded cluster looks the same; rebasing it changes nothing.)
+-- True when the stream was cut elsewhere: the database is a copy, or its transaction ids have
+-- started over. (An upgraded cluster looks the same; rebasing it changes nothing.)
 CREATE FUNCTION outbox.is_restored(k outbox.cut) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -69,15 +73,15 @@ END $$;
 CREATE FUNCTION outbox.is_cut(k outbox.cut, tx xid8, id bigint) RETURNS boolean
 LANGUAGE sql STABLE RETURN pg_visible_in_snapshot(tx, k.done) OR coalesce(tx = k.large[1] AND id <= k.at_id, false);
 
--- What the cut needs of events that may be in no batch, in the order of (tx, id): of the
--- transactions `late` those after `at_id`, and those from `newer` on that are visible in `target`;
--- so many of them.
+-- The columns that the cut needs of events that may be in no batch, in the order of (tx, id): the
+-- events after `at_id` of the transactions `late`, and the events from `newer` on that are visible
+-- in `target`; at most `most` rows.
 --
--- The rows of a transaction are asked for as a range of (tx, id), which is what one index has in
--- order. With `tx = x` and ordered by id the planner may walk all ids instead.
+-- The rows of a transaction are selected as a range of (tx, id), which matches the order of one
+-- index. With `tx = x` and an order by id the planner may walk all ids instead.
 --
--- The statement is planned with its values, so that a partition that is closed is not even locked:
--- a plan that is kept locks them all.
+-- The statement is planned with its values, so that a closed partition is not even locked: a cached
+-- plan locks all partitions.
 CREATE FUNCTION outbox.uncut(late xid8[], at_id bigint, newer xid8, target pg_snapshot, most int)
 RETURNS TABLE (tx xid8, id bigint, created_at timestamptz, customer_id text, bytes int)
 LANGUAGE plpgsql STABLE SET enable_sort = off SET jit = off SET search_path = pg_catalog, pg_temp AS $$
@@ -108,36 +112,36 @@ BEGIN
     END IF;
 END $$;
 
--- A snapshot in which everything before `xmax` is visible but these transactions.
+-- A snapshot in which everything before `xmax` is visible except these transactions.
 CREATE FUNCTION outbox.snapshot(xmax xid8, hidden xid8[]) RETURNS pg_snapshot
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT format('%s:%s:%s', coalesce(min(x), xmax::text::bigint), xmax, string_agg(x::text, ',' ORDER BY x))::pg_snapshot
       FROM (SELECT DISTINCT h::text::bigint AS x FROM unnest(hidden) h WHERE h < xmax) u;
 END;
 
--- Where a batch stands in the queue of those that nobody has.
+-- The place of a batch in the queue of unclaimed batches.
 CREATE TYPE outbox.batch_place AS (turn bigint, id bigint);
 
--- What a step puts into batches, one element each for every event, and how far it got.
+-- The events that a step puts into batches, one array element per event, and how far the step got.
 CREATE TYPE outbox.chosen AS (
     ids       bigint[],
     times     timestamptz[],
     customers text[],
     bytes     int[],
     large     xid8[],   -- transactions that are left out because of their size
-    until     xid8,     -- NULL, or from where on everything is left for the next step
-    last_id   bigint    -- the last event that was looked at
+    until     xid8,     -- NULL, or from which transaction on everything is left for the next step
+    last_id   bigint    -- the last event that was read
 );
 
 -- Chooses the events that became visible from `done` to `target`, or, `within` one transaction,
 -- those after `at_id`; at most `most`.
 --
--- When there are more, the transactions that have more than half of `most` are `large`: they are
+-- When there are more, the transactions with more than half of `most` events are `large`: they are
 -- left out, and so is everything from `until` on.
 CREATE FUNCTION outbox.choose_events(
     done pg_snapshot, target pg_snapshot, late xid8[], within boolean, at_id bigint, most int) RETURNS outbox.chosen
 LANGUAGE plpgsql
--- With a sort the planner reads and orders everything that is left of a giant transaction at every
+-- With a sort the planner reads and orders all remaining events of a giant transaction at every
 -- step.
 SET enable_sort = off SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -170,10 +174,10 @@ END $$;
 -- reads it whole, so it ends at outbox.max_bytes_at_a_time().
 --
 -- Batches have turns, and are claimed by turn: a customer that makes up a good part of this step
--- gets batches of its own, each a turn after the one before; everybody else's are due in turn
--- `now_turn`. So ten events never wait behind a million of somebody else's, and several customers
--- with a million each take turns (start-time fair queueing, Goyal et al. 1996, with batches in
--- place of packets). `shares`: others may be waiting.
+-- gets separate batches, each a turn after the one before; the batches of all other customers are
+-- due in turn `now_turn`. So ten events never wait behind another customer's million, and several
+-- customers with a million each take turns (start-time fair queueing, Goyal et al. 1996, with
+-- batches in place of packets). `shares`: other batches may be waiting.
 CREATE FUNCTION outbox.group_batches(
     chosen outbox.chosen, batch_size int, now_turn bigint, shares boolean,
     OUT n int, OUT batches bigint[], OUT last_turn bigint)
@@ -198,7 +202,7 @@ BEGIN
         SELECT owner, part, 0::bigint AS mebibyte, range_agg(int8range(id, id + 1)) AS ids, count(*) AS size,
                min(created_at) AS first_at, max(created_at) AS last_at, sum(bytes) AS bytes
           FROM numbered GROUP BY owner, part),
-    -- Of those that are too large by their bytes, where each mebibyte begins.
+    -- For batches that have too many bytes, where each mebibyte begins.
     divided AS (
         SELECT e.*, sum(e.bytes) OVER (PARTITION BY e.owner, e.part ORDER BY e.id) / most AS mebibyte
           FROM by_count p JOIN numbered e ON e.part = p.part AND e.owner IS NOT DISTINCT FROM p.owner
@@ -222,14 +226,15 @@ BEGIN
       INTO n, batches, last_turn;
 END $$;
 
--- What a call of outbox.cut did: how many events it put into batches, and what is left.
+-- The result of a call of outbox.cut: how many events it put into batches, and how much is left.
 --   done     nothing
 --   more     there is more to do at once
 --   enough   more, and enough batches wait to be claimed
 --   busy     another worker is cutting
 CREATE TYPE outbox.cut_result AS (events int, state text);
 
--- In an older snapshot the last cut is not seen, and what is in its batches would be cut again.
+-- In an older snapshot the last cut is not visible, and the events in its batches would be cut
+-- again.
 CREATE FUNCTION outbox.require_read_committed() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -246,32 +251,32 @@ END $$;
 -- The scan starts at xmax of the last snapshot and visits the transactions that were open then one
 -- by one, so that its cost follows the new events and never the age of the oldest transaction.
 --
--- A large transaction does not hold up what is committed after it: it counts as open still, and is
--- cut beside the others, a budget at a time, while fewer than a hundred batches wait. However much
--- is waiting, cutting never runs far ahead of delivering then, and the table of batches stays
--- small; only order needs it all (v0005_order.sql).
+-- A large transaction does not hold up transactions that are committed after it: it still counts as
+-- open, and is cut beside the others, a budget at a time, while fewer than a hundred batches wait.
+-- So however many events are waiting, cutting never runs far ahead of delivery, and the table of
+-- batches stays small; only order needs all of it (v0005_order.sql).
 --
--- Its commit need not reach the disk before it returns: the claim that follows waits for the log up
--- to its own commit, and with it for this one and for every event that is about to be sent. (What
--- keeps order and is found by who holds its lane already may be sent before; a crash of the server
--- then has it cut, and sent, once more.)
+-- Its commit does not have to reach the disk before it returns: the claim that follows waits for
+-- the log up to its own commit, and with it for this one and for every event that is about to be
+-- sent. (An ordered delivery that is found by the current owner of its lane may be sent before;
+-- after a crash of the server it is then cut, and sent, once more.)
 CREATE FUNCTION outbox.cut(batch_size int, budget int) RETURNS outbox.cut_result
 LANGUAGE plpgsql SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     k        outbox.cut;
     seen     pg_snapshot;
     late     xid8[];
-    pass     bigint;   -- the number of this look through the stream
-    waits    outbox.batch_place[];   -- a hundred of those that nobody has
+    pass     bigint;   -- the number of this scan of the stream
+    waits    outbox.batch_place[];   -- a hundred of the unclaimed batches
     waiting  int;
     chosen   outbox.chosen;
     made     record;
     total    int := 0;
     changed  boolean := false;
-    incomplete boolean;       -- an earlier look is
+    incomplete boolean;       -- an earlier scan is
     behind     outbox.lane_place[];
-    is_behind  boolean := false;   -- some lanes are, and could be caught up with
-    first_unreleased bigint;        -- the first look that was not at its end before this cut, or this one
+    is_behind  boolean := false;   -- some lanes are behind, and could be caught up with
+    first_unreleased bigint;        -- the first scan that was incomplete before this cut, or this one
 BEGIN
     PERFORM outbox.require_read_committed();
     BEGIN
@@ -292,9 +297,9 @@ BEGIN
     waits := ARRAY(SELECT ROW(b.turn, b.id)::outbox.batch_place FROM outbox.batch b
                     WHERE b.claims = 0 AND (b.turn, b.id) >= (k.first_turn, k.first_id) ORDER BY b.turn, b.id LIMIT 100);
     waiting := cardinality(waits);
-    -- The turn that is being claimed: it never goes back, and an empty queue begins a new one. With
-    -- many batches in it, what comes now is in the next one: the few events of many, too, take
-    -- turns with the many of a few.
+    -- The turn that is being claimed: it never goes back, and an empty queue begins a new one. When
+    -- it has many batches, new batches go into the next turn: the few events of many customers,
+    -- too, take turns with the many events of a few.
     k.turn := CASE WHEN waiting = 0 THEN k.last_turn + 1 ELSE greatest(k.turn, waits[1].turn) END;
     IF waits[17].turn <= k.turn THEN k.turn := k.turn + 1; END IF;
     k.last_turn := greatest(k.last_turn, k.turn);
@@ -306,10 +311,10 @@ BEGIN
         k.behind := behind;
     END IF;
 
-    -- What is new.
+    -- The new events.
     seen := pg_current_snapshot();
     late := ARRAY(SELECT x FROM pg_snapshot_xip(k.done) x WHERE pg_visible_in_snapshot(x, seen) EXCEPT SELECT unnest(k.large));
-    -- Mostly there is nothing, and that is cheap to see.
+    -- Usually there are none, which is cheap to check.
     IF EXISTS (SELECT FROM outbox.uncut(late, 0, pg_snapshot_xmax(k.done), seen, 1)) THEN
         chosen := outbox.choose_events(k.done, seen, late, false, 0, budget);
         made := outbox.group_batches(chosen, batch_size, k.turn, waiting > 0);
@@ -319,10 +324,10 @@ BEGIN
         IF waiting = 0 AND made.n > 0 THEN k.first_turn := k.turn; k.first_id := made.batches[1]; END IF;
         k.large := k.large || chosen.large;
         k.large_pass := k.large_pass || array_fill(pass, ARRAY[cardinality(chosen.large)]);
-        -- Not at its end yet: the rest belongs to the same look.
+        -- Not complete yet: the rest belongs to the same scan.
         k.pass := CASE WHEN chosen.until IS NOT NULL THEN pass END;
         k.behind := outbox.route_ordered(made.batches, pass, k.pass IS NULL AND k.large = '{}', k.behind);
-        -- It never goes back: of the late ones, those from `until` on stay late.
+        -- It never goes back: late transactions from `until` on stay late.
         k.done := outbox.snapshot(
             greatest(coalesce(chosen.until, pg_snapshot_xmax(seen)), pg_snapshot_xmax(k.done)),
             ARRAY(SELECT pg_snapshot_xip(seen)) || k.large || ARRAY(SELECT x FROM unnest(late) x WHERE x >= chosen.until));
@@ -343,7 +348,7 @@ BEGIN
         k.behind := outbox.route_ordered(made.batches, k.large_pass[1], false, k.behind);
         k.at_id := chosen.last_id;
         IF made.n < budget THEN
-            -- Whatever else was hidden stays so.
+            -- All other hidden transactions stay hidden.
             k.done := outbox.snapshot(
                 pg_snapshot_xmax(k.done), ARRAY(SELECT x FROM pg_snapshot_xip(k.done) x WHERE x <> k.large[1]));
             k.large := k.large[2:];
@@ -352,8 +357,8 @@ BEGIN
         END IF;
     END IF;
 
-    -- What was put in line by looks that were not complete, before or in this cut, is let go when
-    -- they are.
+    -- Deliveries put in line by incomplete scans, before or in this cut, are released when those
+    -- scans are complete.
     IF (incomplete OR k.pass IS NOT NULL OR k.large <> '{}') AND outbox.keeps_order() THEN
         k.unreleased := coalesce(k.unreleased, first_unreleased);
         k.release_next := CASE WHEN k.release_to IS NOT NULL THEN coalesce(k.release_next, k.release_to) END;
@@ -363,8 +368,8 @@ BEGIN
         changed := true;
     END IF;
 
-    -- Nothing new and little else happened: keep the old row, so that an idle database is not
-    -- written to.
+    -- Nothing new and little else happened: keep the old row, so that an idle database gets no
+    -- writes.
     IF changed THEN
         INSERT INTO outbox.cut (done, large, large_pass, at_id, pass, unreleased, release_to, release_next, release_endpoint, release_key, behind, turn, last_turn,
                                 first_turn, first_id)
@@ -377,32 +382,32 @@ BEGIN
         ELSE 'done' END)::outbox.cut_result;
 END $$;
 
--- Undoes the statement that asks when fewer leases than expected turned out to be its own.
+-- Undoes the calling statement when it held fewer leases than expected.
 CREATE FUNCTION outbox.require_leases(deleted bigint, expected bigint) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF deleted <> expected THEN RAISE EXCEPTION USING errcode = 'OB011', message = 'lease_lost: another worker holds it'; END IF;
 END $$;
 
--- Makes a copy a home: what was not cut yet and what was published here since becomes batches,
--- everything else counts as cut, and in another cluster the stream goes over to that one's
+-- Makes a copy a home: events that were not cut yet and events published here since become batches,
+-- all other events count as cut, and in another cluster the stream switches to that cluster's
 -- transaction ids. Nothing is lost and nothing repeated. Producers are locked out meanwhile.
 -- Returns how many events became batches and how many rows were changed.
 --
--- `new_instance` gives the installation a name of its own, so that none of its webhook-ids is the
--- original's; `disable_endpoints` lets nothing of it out until somebody enables an endpoint. With
+-- `new_instance` gives the installation a new name, so that none of its webhook-ids is the
+-- original's; with `disable_endpoints` nothing is sent until an operator enables an endpoint. With
 -- either it may be run anywhere: a snapshot of a disk cannot be told from the original.
 --
--- In another cluster, rows that were published here are told from restored ones by who wrote them:
--- a restore creates its triggers after it has loaded its rows, and producers come after that. In
--- the same cluster transaction ids go on, and tell it themselves.
+-- In another cluster, rows that were published here are told from restored ones by the transaction
+-- that wrote them: a restore creates its triggers after it has loaded its rows, and producers write
+-- after that. In the same cluster transaction ids continue, and are sufficient to tell.
 CREATE FUNCTION outbox_private.rebase(
     caller name, batch_size int, new_instance boolean, disable_endpoints boolean, OUT requeued bigint, OUT changed bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_sort = on SET lock_timeout = '10s' AS $$
 DECLARE
     k          outbox.cut;
     batches    bigint[];
-    restored   int;   -- the age of the restore, by what it makes after the data: rows that are not older were written since
+    restored   int;   -- the age of the restore, by the objects that it creates after the data: rows that are not older were written since
     is_foreign boolean;
 BEGIN
     PERFORM outbox.require_read_committed();
@@ -414,24 +419,24 @@ BEGIN
             RAISE EXCEPTION USING errcode = '55P03', message = 'somebody has used outbox.event for ten seconds, or cuts it',
                 hint = 'Stop producers and workers. See: SELECT pid FROM pg_locks WHERE relation IN (''outbox.event''::regclass, ''outbox.cutting''::regclass)';
     END;
-    -- Locks in the order that everybody keeps to.
+    -- Locks in the order that every session keeps.
     PERFORM FROM outbox.lane l ORDER BY l.endpoint_id FOR UPDATE;
     SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
-    -- Elsewhere, or transaction ids have begun anew here.
+    -- In another cluster, or transaction ids have started over here.
     is_foreign := (SELECT cluster <> outbox.cluster_identifier() FROM outbox.setting)
                   OR pg_snapshot_xmax(k.done) > pg_snapshot_xmax(pg_current_snapshot());
     requeued := 0;
     changed := 0;
     IF outbox.is_restored(k) THEN
-        -- The oldest of several: what was altered since is younger, and with it what was published
-        -- before would be lost.
+        -- The oldest of several: an object altered since is younger, and with its age events
+        -- published before the change would be lost.
         SELECT max(age(made.xmin)) INTO STRICT restored
           FROM (SELECT t.xmin FROM pg_trigger t WHERE t.tgrelid IN ('outbox.event'::regclass, 'outbox.endpoint'::regclass) AND NOT t.tgisinternal
                 UNION ALL
                 SELECT c.xmin FROM pg_constraint c WHERE c.connamespace = 'outbox'::regnamespace AND c.contype = 'f') made;
         CREATE TEMPORARY TABLE uncut ON COMMIT DROP AS
         SELECT e.id, e.created_at, outbox.stored_size(e.before, e.after) AS bytes FROM outbox.event e
-         -- An age that is negative is over two thousand million transactions.
+         -- A negative age means over two thousand million transactions.
          WHERE is_foreign AND age(e.xmin) BETWEEN 0 AND restored - 1 OR NOT outbox.is_cut(k, e.tx, e.id);
         -- By time first: the numbers of restored and of new events may be the same.
         WITH made AS (
@@ -444,8 +449,8 @@ BEGIN
         SELECT array_agg(id) INTO batches FROM made;
         k.behind := outbox.route_ordered(batches, k.id, true, k.behind);
         SELECT count(*) INTO requeued FROM pg_temp.uncut;
-        -- What lies in the future here would be cut again when this cluster gets there. '3' is the
-        -- first transaction id that any cluster gives out.
+        -- Transaction ids in this cluster's future would be cut again when it reaches them. '3' is
+        -- the first transaction id that any cluster assigns.
         UPDATE outbox.event SET tx = '3' WHERE tx >= pg_snapshot_xmin(pg_current_snapshot());
         GET DIAGNOSTICS changed = ROW_COUNT;
         -- They are in batches now.
@@ -453,10 +458,10 @@ BEGIN
         INSERT INTO outbox.cut (done, unreleased, behind, turn, last_turn, first_turn, first_id)
         VALUES (pg_current_snapshot(), coalesce(k.unreleased, outbox.first_incomplete(k)), k.behind, k.turn, k.last_turn, k.first_turn, k.first_id);
         UPDATE outbox.setting SET cluster = outbox.cluster_identifier(), database = outbox.database_identifier();
-        -- Their holders are the original's.
+        -- Their holders are workers of the original.
         UPDATE outbox.batch SET lease_id = NULL, lease_until = '-infinity' WHERE claims > 0;
         UPDATE outbox.lane SET lease_id = NULL, lease_until = '-infinity' WHERE lease_until > '-infinity';
-        -- Nor would workers ever have seen the transactions of another cluster.
+        -- Workers here never saw the transactions of another cluster, either.
         UPDATE outbox.lane SET changed_tx = pg_current_xact_id();
         UPDATE outbox.endpoint SET changed_tx = pg_current_xact_id();
     ELSIF NOT new_instance AND NOT disable_endpoints THEN

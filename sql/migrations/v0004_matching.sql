@@ -1,12 +1,13 @@
 -- Which events an endpoint wants, and how events and attempts are looked up.
 --
--- A pattern is an object with a kind (any, exact, prefix) and a text; `outbox.wants` is the rule, and
--- Swift's Endpoint.wants its twin, which EventPatternTests compares with it. A filter is asked after
--- that (`outbox.ask_filters`), because JSON text may say what jsonb may not, and a path may take long.
+-- A pattern is an object with a kind (any, exact, prefix) and a text; `outbox.wants` is the rule,
+-- and EndpointDirectory's lookup its twin, which EventPatternTests compares with it. A filter is
+-- evaluated after that (`outbox.ask_filters`), because JSON text may contain values that jsonb does
+-- not accept, and a path may take long.
 --
--- The logs are partitioned by time, and no statement of ours may lock more than a hundred relations.
--- So everything that is looked up by a number is looked up by a time as well, and planned with its
--- values: a partition that can have nothing of it is not even locked.
+-- The logs are partitioned by time, and none of our statements may lock more than a hundred
+-- relations. So every lookup by a number is also a lookup by a time, and planned with its values: a
+-- partition that cannot hold a matching row is not even locked.
 
 SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
@@ -18,7 +19,7 @@ RETURN EXISTS (SELECT FROM jsonb_to_recordset(patterns) AS p(kind text, text tex
                 WHERE p.kind = 'any' OR p.kind = 'exact' AND p.text = matches.value
                    OR p.kind = 'prefix' AND starts_with(matches.value, p.text));
 
--- True when one of the patterns takes the event type: 'any' does not include what the service says
+-- True when one of the patterns takes the event type: 'any' does not include events of the service
 -- about itself.
 CREATE FUNCTION outbox.takes_type(patterns jsonb, type text) RETURNS boolean
 LANGUAGE sql IMMUTABLE
@@ -26,13 +27,14 @@ RETURN outbox.matches(CASE WHEN takes_type.type LIKE 'outbox.%'
                            THEN jsonb_path_query_array(patterns, '$[*] ? (@.kind != "any")') ELSE patterns END,
                       takes_type.type);
 
--- True when the endpoint wants such an event, as far as its filter does not say otherwise.
+-- True when the endpoint wants such an event, unless its filter excludes it.
 CREATE FUNCTION outbox.wants(n outbox.endpoint, customer_id text, type text, change_type text) RETURNS boolean
 LANGUAGE sql STABLE
 RETURN n.customer_id IN ('*', wants.customer_id) AND outbox.takes_type(n.event_types, wants.type)
        AND outbox.matches(n.change_types, wants.change_type);
 
--- What a filter is asked about. Raises what JSON text may say and jsonb may not.
+-- The document to which a filter is applied. Raises an error for JSON text that jsonb does not
+-- accept.
 CREATE FUNCTION outbox.filter_document(e outbox.event) RETURNS jsonb
 LANGUAGE sql STABLE
 RETURN jsonb_build_object(
@@ -40,11 +42,12 @@ RETURN jsonb_build_object(
     'ordering_key', e.ordering_key, 'headers', e.headers, 'context', e.headers,
     'before', e.before::text::jsonb, 'after', e.after::text::jsonb);
 
--- How long sixteen partitions are: a statement that looks at no more takes less than a hundred locks.
+-- The time span of sixteen partitions: a statement that reads no more takes fewer than a hundred
+-- locks.
 CREATE FUNCTION outbox.few_partitions() RETURNS interval
 LANGUAGE sql STABLE BEGIN ATOMIC SELECT 16 * ('1 ' || s.partition_unit)::interval FROM outbox.setting s; END;
 
--- Events by their numbers and the times that they are between.
+-- Events by their numbers and a range of times.
 CREATE FUNCTION outbox.events_in(ids int8multirange, first_at timestamptz, last_at timestamptz) RETURNS SETOF outbox.event
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -54,9 +57,9 @@ BEGIN
                                             AND e.created_at >= $2 AND e.created_at <= $3 OFFSET 0) e' USING ids, first_at, last_at;
 END $$;
 
--- Events by their keys, in their order: of the first ones, as far as few partitions have them.
--- (`OFFSET 0`, here and there: each is looked up, whatever the statistics say; as a join, all would
--- be read.)
+-- Events by their keys, in their order: only the first ones, as far as few partitions hold them.
+-- (`OFFSET 0`, here and elsewhere: each row is looked up by key, regardless of statistics; a join
+-- would read all rows.)
 CREATE FUNCTION outbox.first_events_at(ids bigint[], times timestamptz[]) RETURNS SETOF outbox.event
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -82,7 +85,7 @@ BEGIN
           ORDER BY k.place' USING ids, times, first_at, last_at;
 END $$;
 
--- Events by their keys, each of which is named once: a look at each hour that has some.
+-- Events by their keys, each of which is given once: one lookup for each hour that has some.
 CREATE FUNCTION outbox.events_at(ids bigint[], times timestamptz[]) RETURNS SETOF outbox.event
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT e.*
@@ -91,13 +94,13 @@ LANGUAGE sql STABLE BEGIN ATOMIC
      CROSS JOIN LATERAL outbox.first_events_at(h.ids, h.times) e;
 END;
 
--- An error's text without what it quotes.
+-- An error's text without its quoted values.
 CREATE FUNCTION outbox.without_values(message text) RETURNS text
 LANGUAGE sql IMMUTABLE RETURN regexp_replace(message, '"[^"]*"', '"…"', 'g');
 
--- Asks filters about events: true when the path's first item is neither false nor null. One that
--- cannot be answered harms nobody else's: it says why. Of each event the document is made once, and
--- an event that is not there has no row.
+-- Applies filters to events: true when the path's first item is neither false nor null. A filter
+-- that fails affects no other filter: its row has the error. The document is made once for each
+-- event, and a missing event has no row.
 CREATE FUNCTION outbox.ask_filters(ids bigint[], times timestamptz[], filters text[])
 RETURNS TABLE (place bigint, holds boolean, error text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -135,8 +138,9 @@ BEGIN
     END LOOP;
 END $$;
 
--- Attempts at events of these numbers, from an hour before a time on. None is made before its event,
--- but for what clocks differ; when one was an hour ahead, what was sent then may be sent again.
+-- Attempts at events with these numbers, from an hour before a time on. No attempt precedes its
+-- event, except by the difference of clocks; when a clock was an hour ahead, events sent at that
+-- time may be sent again.
 CREATE FUNCTION outbox.attempts_at(ids bigint[], since timestamptz) RETURNS SETOF outbox.attempt
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

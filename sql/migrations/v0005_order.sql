@@ -1,24 +1,27 @@
--- Order. The events of an ordering key stand in line in the lane of an endpoint that keeps order, at
--- the place (pass, event_id), where a pass is one complete scan of the stream. Only the first of a
--- line has a due time, the others are due at infinity. What holds, and why:
+-- Order. The events of an ordering key stand in line in the lane of an endpoint that keeps order,
+-- at the place (pass, event_id), where a pass is one complete scan of the stream. Only the first of
+-- a line has a due time, the others are due at infinity. The invariants, and why they hold:
 --
 -- O1. At most one delivery of a line is due: the unique index below.
--- O2. It is the first of its line, by `let_go`, the one function that gives a due time to what stands
---     in line. (One that was let go before an older one is replayed goes first; then the older one.)
--- O3. Nothing comes into a line before what is due in it. Within a scan events are put in line by
---     transaction, and of two transactions the later one may have published first: so nothing of a
---     scan is let go before the scan has ended (`first_incomplete`). Events of a later scan were
---     committed later, and stand behind.
+-- O2. It is the first of its line: `route_ordered` gives a due time to the first delivery of an empty
+--     line, and after that only `let_go` does, to the first one that is left. (A delivery that was released before an older one is replayed goes first;
+--     then the older one.)
+-- O3. No delivery enters a line before the due one. Within a scan events are put in line by
+--     transaction, and of two transactions the later one may have published first: so no delivery
+--     of a scan is released before the scan has ended (`first_incomplete`). Events of a later scan
+--     were committed later, and stand behind.
 -- O4. A line stands still only for a reason: the scan that it waits for has not ended
 --     (`release_order` then walks along all keys), a dead letter blocks it (`is_blocked`), or its
---     lane is behind (`catch_up`). Whoever takes the first one out lets the next one go, in the same
---     transaction (`advance`).
--- O5. Whoever adds to a line or takes out of it has locked the lane. Nobody waits for that: what the
---     cut has for a lane that is locked goes to outbox.unrouted, the row of the cut names the lane
---     (`behind`), and the first cut that finds it free puts it in line before anything later of it.
+--     lane is behind (`catch_up`). The transaction that takes the first delivery out also releases
+--     the next one (`advance`).
+-- O5. A session that adds to a line or takes out of it has locked the lane. The cut does not wait
+--     for that lock: its deliveries for a locked lane go to outbox.unrouted, the row of the cut
+--     names the lane (`behind`), and the first cut that finds the lane free puts them in line
+--     before any later delivery of the lane.
 --
--- An example: one endpoint, one key. Scan 7 has found the events 1 and 4, and is not at its end; 2 and
--- 3 are published, but commit later. (∞ is due at infinity; the line is read from left to right.)
+-- An example: one endpoint, one key. Scan 7 has found the events 1 and 4, and is not complete; 2
+-- and 3 are published, but commit later. (∞ is due at infinity; the line is read from left to
+-- right.)
 --
 --     scan 7, first step    1 ∞   4 ∞                   nothing of scan 7 is due before its end
 --     scan 7 ends           1 due 4 ∞                   release_order has passed the key
@@ -37,8 +40,8 @@ CREATE UNIQUE INDEX delivery_one_due_per_key ON outbox.delivery (endpoint_id, or
 CREATE FUNCTION outbox.keeps_order() RETURNS boolean
 LANGUAGE sql STABLE BEGIN ATOMIC SELECT EXISTS (SELECT FROM outbox.endpoint n WHERE n.ordered AND n.deleted_at IS NULL); END;
 
--- The line in which an event stands: a key is one customer's own, and what another does with the
--- same text is another line.
+-- The line in which an event stands: a key belongs to one customer, and the same text of another
+-- customer is another line.
 CREATE FUNCTION outbox.line_of(customer_id text, ordering_key text) RETURNS text
 LANGUAGE sql IMMUTABLE RETURN length(customer_id) || ':' || customer_id || ':' || nullif(ordering_key, '');
 
@@ -54,8 +57,9 @@ LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
                       AND x.reason <> 'cancelled' AND n.on_dead = 'block');
 END;
 
--- The event types of the endpoints that keep order, to be looked up by: however many there are, an
--- event costs two looks for itself, for each prefix of its type, and for those that take any.
+-- The event types of the endpoints that keep order, for lookups: however many there are, an event
+-- costs two lookups for its type, for each prefix of its type, and for the patterns that take any
+-- type.
 CREATE TABLE outbox.ordered_type (
     kind        text NOT NULL,
     text        text NOT NULL,
@@ -90,7 +94,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
                  UNION ALL SELECT 'exact', keepers_of.type
                  UNION ALL SELECT 'prefix', left(keepers_of.type, n) FROM generate_series(1, length(keepers_of.type)) n
                             WHERE substr(keepers_of.type, n, 1) = '.') t(kind, text)
-     -- Looked up by all of them: as a join it may be read whole instead.
+     -- Looked up by all columns: a join may read the whole table instead.
      CROSS JOIN LATERAL (
            SELECT o.endpoint_id FROM outbox.ordered_type o
             WHERE o.kind = t.kind AND o.text = t.text AND o.customer_id = c.customer_id OFFSET 0) o
@@ -107,9 +111,9 @@ LANGUAGE sql STABLE BEGIN ATOMIC
      WHERE b.id = ANY (events_of.batches);
 END;
 
--- Deliveries of events that are cut, for lanes that somebody had locked at that moment: nobody
--- waits for one lane. The next cut that finds the lane free puts them in line, before anything
--- later of it (`catch_up`).
+-- Deliveries of cut events for lanes that another session had locked at that moment: the cut does
+-- not wait for a lane. The next cut that finds the lane free puts them in line, before any later
+-- delivery of the lane (`catch_up`).
 CREATE TABLE outbox.unrouted (
     event_id     bigint NOT NULL,
     endpoint_id  uuid NOT NULL,
@@ -123,17 +127,18 @@ CREATE TABLE outbox.unrouted (
 CREATE INDEX ON outbox.unrouted (endpoint_id, pass, event_id);
 CREATE INDEX ON outbox.unrouted (endpoint_id, ordering_key, pass, event_id);
 
--- Puts the events of new batches into the lanes of the endpoints that keep order, behind what
--- stands there, and names these endpoints in the batches, so that nobody else sends them. It is
--- done here, in the one place that sees the events in order: two workers that dispatch two batches
--- would put them in line as it happens. Only lanes that get something are locked, and what is for
--- one that somebody else has locked, or that is behind already, goes to outbox.unrouted.
+-- Puts the events of new batches into the lanes of the endpoints that keep order, behind the
+-- deliveries already there, and names these endpoints in the batches, so that no dispatcher sends
+-- them. This happens here, in the only place that sees the events in order: two workers that
+-- dispatch two batches would put them in line in arbitrary order. Only lanes that get a delivery
+-- are locked, and deliveries for a lane that another session has locked, or that is already behind,
+-- go to outbox.unrouted.
 --
--- `is_whole` says that the pass ends with these batches. Otherwise nothing of it is due before its
--- end (`release_order`): it goes by transaction, and of two transactions the later one may have
--- published first.
+-- `is_whole` says that the pass ends with these batches. Otherwise no delivery of the pass is due
+-- before its end (`release_order`): it proceeds by transaction, and of two transactions the later
+-- one may have published first.
 --
--- Returns the lanes that are behind now, those that were before included.
+-- Returns the lanes that are behind now, including those that were behind before.
 CREATE FUNCTION outbox.route_ordered(
     batches bigint[], pass bigint, is_whole boolean, behind outbox.lane_place[]) RETURNS outbox.lane_place[]
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -152,15 +157,15 @@ BEGIN
     IF keepers = '{}' THEN RETURN behind; END IF;
     locked := ARRAY(SELECT l.endpoint_id FROM outbox.lane l WHERE l.endpoint_id = ANY (keepers)
                      ORDER BY l.endpoint_id FOR UPDATE SKIP LOCKED);
-    -- Whoever changes whether an endpoint keeps order locks its lane: of those that we have it stays
-    -- as it is now.
+    -- A session that changes whether an endpoint keeps order locks its lane: for the lanes that we
+    -- have locked it stays as it is now.
     keepers := ARRAY(SELECT n.id FROM outbox.endpoint n
                       WHERE n.id = ANY (keepers) AND n.ordered AND n.deleted_at IS NULL);
     busy := ARRAY(SELECT k FROM unnest(keepers) k
                    WHERE k NOT IN (SELECT unnest(locked)) OR k IN (SELECT b.endpoint_id FROM unnest(behind) b));
     UPDATE outbox.batch b SET ordered = keepers WHERE b.id = ANY (batches);
-    -- A disabled one gets none of these events, also when it is enabled before somebody dispatches
-    -- the batch.
+    -- A disabled endpoint gets none of these events, even when it is enabled before a worker
+    -- dispatches the batch.
     WITH line AS MATERIALIZED (
         SELECT e.id AS event_id, n.id AS endpoint_id, e.created_at, e.deliver_at,
                outbox.line_of(e.customer_id, e.ordering_key) AS ordering_key,
@@ -169,7 +174,7 @@ BEGIN
                n.id IN (SELECT unnest(busy)) AS is_missed
           FROM outbox.events_of(batches) e
          CROSS JOIN LATERAL outbox.keepers_of(e.customer_id, e.type, e.change_type) n
-         -- Not as a join, either: one look into a hash table.
+         -- Not as a join, either: one lookup in a hash table.
          WHERE NOT n.is_disabled AND (n.id IN (SELECT unnest(keepers))) IS TRUE),
     missed AS (
         INSERT INTO outbox.unrouted (event_id, endpoint_id, event_at, ordering_key, deliver_at, pass)
@@ -198,14 +203,14 @@ BEGIN
                             WHERE l NOT IN (SELECT b.endpoint_id FROM unnest(behind) b));
 END $$;
 
--- The first pass that is not at its end; NULL when all are.
+-- The first incomplete pass; NULL when all are complete.
 CREATE FUNCTION outbox.first_incomplete(k outbox.cut) RETURNS bigint
 LANGUAGE sql IMMUTABLE RETURN least(k.pass, k.large_pass[1]);
 
--- Of each of these keys whose line stands still, lets the first delivery go, unless a dead letter
--- blocks it or it is of a pass that is not before `until`. `after_loss`: a request of the key may
--- still be under way that nobody waits for, so it goes only when that one has timed out. The caller
--- has locked the lanes.
+-- For each of these keys whose line stands still, releases the first delivery, unless a dead letter
+-- blocks it or its pass is not before `until`. `after_loss`: a request of the key may still be
+-- under way, and nothing waits for its end, so the delivery is due only when that request has timed
+-- out. The caller has locked the lanes.
 CREATE FUNCTION outbox.let_go(endpoints uuid[], keys text[], until bigint, after_loss boolean) RETURNS void
 LANGUAGE sql BEGIN ATOMIC
     WITH head AS (
@@ -217,12 +222,11 @@ LANGUAGE sql BEGIN ATOMIC
          CROSS JOIN LATERAL (
                SELECT * FROM outbox.delivery d WHERE d.endpoint_id = k.endpoint_id AND d.ordering_key = k.ordering_key
                 ORDER BY d.pass, d.event_id LIMIT 1) h
-            -- As a scalar: whatever the statistics say of how many are due, it stays a look into an
-            -- index.
+            -- As a scalar: regardless of statistics on how many are due, it stays an index lookup.
          WHERE (SELECT true FROM outbox.delivery d WHERE d.endpoint_id = k.endpoint_id AND d.ordering_key = k.ordering_key
                                                      AND d.due_at < 'infinity' LIMIT 1) IS NULL
            AND NOT outbox.is_blocked(k.endpoint_id, k.ordering_key) AND NOT coalesce(h.pass >= until, false)
-           -- What stands before it may not be in line yet.
+           -- Deliveries before it may not be in line yet.
            AND NOT EXISTS (SELECT FROM outbox.unrouted u
                             WHERE u.endpoint_id = k.endpoint_id AND u.ordering_key = k.ordering_key
                               AND (u.pass, u.event_id) < (h.pass, h.event_id))),
@@ -235,14 +239,14 @@ LANGUAGE sql BEGIN ATOMIC
      WHERE l.endpoint_id = ANY (ARRAY[m.endpoint_id]) AND l.due_at > m.due_at;
 END;
 
--- After something of these keys was taken out: lets the next ones go.
+-- After a delivery of these keys was taken out: releases the next ones.
 CREATE FUNCTION outbox.advance(endpoints uuid[], keys text[], after_loss boolean) RETURNS void
 LANGUAGE sql BEGIN ATOMIC
     SELECT outbox.let_go(endpoints, keys, (SELECT outbox.first_incomplete(c) FROM outbox.cut c ORDER BY c.id DESC LIMIT 1), after_loss);
 END;
 
--- The same, and nobody waits for one delivery: returns the lanes in which something was locked, and
--- nothing was let go.
+-- The same as let_go, without waiting for the lock of a delivery: returns the lanes in which a
+-- delivery was locked, and nothing was released.
 CREATE FUNCTION outbox.let_go_unless_locked(endpoints uuid[], keys text[], until bigint) RETURNS uuid[]
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '50ms' AS $$
 DECLARE
@@ -256,7 +260,7 @@ BEGIN
         WHEN lock_not_available THEN NULL;
     END;
     FOR lane IN SELECT DISTINCT unnest(endpoints) LOOP
-        -- Who has locked that many has locked them all.
+        -- A session that has locked this many lanes has locked them all.
         IF cardinality(missed) >= 10 THEN
             missed := missed || lane;
             CONTINUE;
@@ -287,8 +291,8 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT l.endpoint_id, l.ordering_key FROM line l LIMIT next_lines.step;
 END;
 
--- A walk along all keys that lets go what was held, up to the first look that is not complete: so
--- many keys a step. Returns where it stands.
+-- A walk along all keys that releases held deliveries, up to the first incomplete scan: `step` keys
+-- at a time. Returns its position.
 CREATE FUNCTION outbox.release_order(k outbox.cut, pass bigint, step int) RETURNS outbox.cut
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -315,7 +319,7 @@ BEGIN
         ARRAY(SELECT u.endpoint_id FROM unnest(endpoints) u(endpoint_id) WHERE u.endpoint_id IN (SELECT unnest(locked))),
         ARRAY(SELECT u.ordering_key FROM unnest(endpoints, keys) u(endpoint_id, ordering_key)
                WHERE u.endpoint_id IN (SELECT unnest(locked))), k.release_to);
-    -- Nobody waits for one lane: whoever catches up with it begins at its first key.
+    -- The walk does not wait for a lane: catching up with it begins at its first key.
     missed := missed || ARRAY(SELECT DISTINCT e FROM unnest(endpoints) e WHERE e NOT IN (SELECT unnest(locked)));
     IF missed <> '{}' THEN
         k.behind := ARRAY(SELECT b FROM unnest(k.behind) b WHERE b.endpoint_id NOT IN (SELECT unnest(missed)))
@@ -332,9 +336,10 @@ BEGIN
     RETURN k;
 END $$;
 
--- Catches up with lanes that are behind and free now: puts in line what waits for that, in its
--- order, and lets go what a walk had to leave. So many deliveries and lines a step, the same for
--- each lane, and some hundred lanes: those that are still locked come last in the next one.
+-- Catches up with lanes that are behind and free now: puts their unrouted deliveries in line, in
+-- order, and releases deliveries that a walk had to leave. At most `step` deliveries and lines a
+-- call, shared equally among the lanes, and at most 500 lanes: those that are still locked come
+-- last in the next call.
 CREATE FUNCTION outbox.catch_up(k outbox.cut, step int, OUT behind outbox.lane_place[], OUT is_unfinished boolean)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -362,7 +367,7 @@ BEGIN
         DELETE FROM outbox.unrouted u USING next x
          WHERE u.event_id = ANY (ARRAY[x.event_id]) AND u.endpoint_id = ANY (ARRAY[x.endpoint_id])
            AND u.event_at = ANY (ARRAY[x.event_at])),
-    -- Where order has ended meanwhile nothing stands in line.
+    -- Where order has ended meanwhile no delivery stands in line.
     routed AS (
         INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, ordering_key, deliver_at, pass)
         SELECT x.event_id, x.endpoint_id, x.event_at,

@@ -1,4 +1,4 @@
--- Partitions are made ahead; rows that nobody prepared for land in the DEFAULT partition, where
+-- Partitions are made ahead; rows without a prepared partition go to the DEFAULT partition, where
 -- nothing is lost and outbox.problems reports them. These functions run with the owner's rights:
 -- workers own no table.
 
@@ -22,8 +22,8 @@ SELECT parent.relname AS parent, child.oid AS oid, child.relname AS name,
   JOIN pg_class parent ON parent.oid = i.inhparent
  WHERE parent.oid IN ('outbox.event'::regclass, 'outbox.attempt'::regclass);
 
--- The partition to be made for a time, or for what is not covered after it in its unit: between those
--- that are there, when the unit was changed.
+-- The partition to be made for a time, or for the uncovered time after it in its unit: it fits
+-- between the existing partitions, when the unit was changed.
 CREATE FUNCTION outbox.partition_to_make(parent name, around timestamptz)
 RETURNS TABLE (name name, lower timestamptz, upper timestamptz)
 LANGUAGE sql STABLE SET timezone = 'UTC' BEGIN ATOMIC
@@ -43,23 +43,26 @@ LANGUAGE sql STABLE SET timezone = 'UTC' BEGIN ATOMIC
      WHERE c.at < b.upper;
 END;
 
--- Has whoever adds to a partition note it: the cut does not look there. In the catalog, and not as
--- something that the trigger asks for: that is seen by transactions of every age and isolation.
+-- Makes every insert into a partition leave a note, since the cut does not scan it. The time is in
+-- the catalog and not read by the trigger from a table, so that transactions of every age and
+-- isolation see it.
 CREATE FUNCTION outbox.note_strays(partition regclass, before timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 BEGIN
     EXECUTE format('CREATE OR REPLACE TRIGGER note_stray AFTER INSERT ON %s FOR EACH ROW '
                    'WHEN (NEW.created_at < %L) EXECUTE FUNCTION outbox_private.note_stray()', partition, before);
-    -- Also for who replicates or restores.
+    -- Also for replication and restores.
     EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER note_stray', partition);
 END $$;
 
--- Attaches a partition. One of events is closed from the beginning, as far as it is before what is.
+-- Attaches a partition. A partition of events is closed from the beginning, as far as it lies
+-- before the closed time.
 --
--- Nobody writes into the log meanwhile. Whoever had found out that a row goes to the DEFAULT
--- partition, and waited there for us, would be told that the row does not belong there: a producer
--- would fail. For a time to come, of which nobody should write anything, it is only tried: the
--- partition must be there when that time is, whatever transaction is open.
+-- The lock keeps all sessions from writing to the log meanwhile. Otherwise a session that had
+-- already routed a row to the DEFAULT partition, and waited there for us, would get the error that
+-- the row does not belong there: a producer would fail. For a time in the future, for which no
+-- session should write anything, the lock is only tried: the partition must exist when that time
+-- comes, regardless of open transactions.
 CREATE FUNCTION outbox.attach_partition(parent name, name name, lower timestamptz, upper timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
@@ -71,7 +74,7 @@ BEGIN
         WHEN lock_not_available THEN IF lower <= clock_timestamp() THEN RAISE; END IF;
     END;
     IF attach_partition.parent = 'event' THEN
-        -- Whoever closes one meanwhile has this lock.
+        -- A session that closes a partition meanwhile has this lock.
         LOCK TABLE outbox.event_default IN SHARE UPDATE EXCLUSIVE MODE;
         SELECT max(c.before) INTO before FROM outbox.closed c;
         IF before > lower THEN PERFORM outbox.note_strays(format('outbox.%I', name)::regclass, before); END IF;
@@ -80,9 +83,9 @@ BEGIN
                    parent, name, lower, upper);
 END $$;
 
--- Makes a partition beside its parent and attaches it, which stops producers for a moment. False when a
--- lock is not to be had at once, another worker makes it, or rows of that time are in the DEFAULT
--- partition.
+-- Makes a partition beside its parent and attaches it, which stops producers for a moment. False
+-- when a lock is not available at once, another worker makes it, or rows of that time are in the
+-- DEFAULT partition.
 CREATE FUNCTION outbox.make_partition(parent name, name name, lower timestamptz, upper timestamptz) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 BEGIN
@@ -95,8 +98,8 @@ EXCEPTION
 END $$;
 
 -- Makes one of the partitions of now and of the next three units of both logs, and returns its
--- name; NULL when none is missing, or none can be had. One a statement, since producers wait until
--- that has committed, and with three locks of 20 ms at most.
+-- name; NULL when none is missing, or none can be made now. One per statement, since producers wait
+-- until it has committed, and with three lock waits of 20 ms at most.
 CREATE FUNCTION outbox.make_next_partition() RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '20ms' AS $$
 DECLARE
@@ -106,7 +109,7 @@ DECLARE
 BEGIN
     FOREACH parent IN ARRAY ARRAY['event', 'attempt']::name[] LOOP
         FOR n IN 0..3 LOOP
-            -- Somebody may have the lock on a partition whose bounds are only read here.
+            -- Another session may have the lock on a partition whose bounds are only read here.
             BEGIN
                 FOR p IN SELECT * FROM outbox.partition_to_make(parent, clock_timestamp() + n * unit) m
                           WHERE to_regclass(format('outbox.%I', m.name)) IS NULL LOOP
@@ -120,7 +123,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- All of them at once, where there are no producers yet; returns how many it made.
+-- Makes all of them at once, when there are no producers yet; returns how many it made.
 CREATE FUNCTION outbox.make_partitions() RETURNS int
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -131,12 +134,13 @@ BEGIN
 END $$;
 
 -- Moves rows of one unit from a DEFAULT partition to one of their own, and returns its name; NULL
--- when there is nothing to move, or too much to be moved at once: nobody is stopped for longer than
--- ten thousand rows, or 16 MiB, take. Those stay where they are delivered from, and go with their
--- retention.
+-- when there is nothing to move, or too much to move at once: no session is stopped for longer than
+-- ten thousand rows, or 16 MiB, take. Larger amounts stay in the DEFAULT partition, are delivered
+-- from there, and end with their retention.
 --
--- Events move only when nothing is under way with them. A statement that has its snapshot from before
--- and its plan from after the move looks for them in the new partition, and sees them in the old one.
+-- Events move only when nothing is under way with them. A statement with a snapshot from before the
+-- move and a plan from after it would look in the new partition for events that it sees only in the
+-- old one.
 CREATE FUNCTION outbox.move_default_rows(parent name) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '50ms' AS $$
 DECLARE
@@ -146,7 +150,7 @@ DECLARE
     few    boolean;
     p      record;
 BEGIN
-    -- To attach a partition PostgreSQL reads all of the DEFAULT one.
+    -- To attach a partition PostgreSQL reads the whole DEFAULT partition.
     IF NOT outbox.keeps_house() OR pg_table_size(source) > 16777216 THEN RETURN NULL; END IF;
     EXECUTE format('SELECT min(%I) FROM %s', key, source) INTO oldest;
     SELECT * INTO p FROM outbox.partition_to_make(parent, oldest);
@@ -161,12 +165,12 @@ BEGIN
         OR EXISTS (SELECT FROM outbox.dead_letter d WHERE d.event_at >= p.lower AND d.event_at < p.upper)) THEN
         RETURN NULL;
     END IF;
-    -- In the order of whoever writes (outbox.attach_partition).
+    -- In the lock order of sessions that write (outbox.attach_partition).
     EXECUTE format('LOCK TABLE outbox.%I IN SHARE ROW EXCLUSIVE MODE', parent);
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', source);
     IF outbox.is_under_way(parent, source, p.upper) THEN RETURN NULL; END IF;
     IF parent = 'event' THEN
-        -- What was under way at the first look may wait somewhere by now.
+        -- An event that was under way at the first check may be waiting by now.
         EXECUTE format('SELECT EXISTS (SELECT FROM %s e WHERE e.created_at >= $1 AND e.created_at < $2 AND ('
                        '   EXISTS (SELECT FROM outbox.delivery d WHERE d.event_id = e.id)'
                        ' OR EXISTS (SELECT FROM outbox.unrouted d WHERE d.event_id = e.id)'
@@ -194,9 +198,8 @@ LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
      ORDER BY x.upper;
 END;
 
--- Of the expired partitions, those whose events something still needs: a delivery, a dead letter, a
--- batch. One look at each of these tables, however many partitions there are: by the hours that
--- their rows are of.
+-- The expired partitions whose events are still needed: by a delivery, a dead letter, a batch. One
+-- scan of each of these tables, however many partitions there are: by the hours of their rows.
 CREATE FUNCTION outbox.needed_partitions() RETURNS oid[]
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT coalesce(array_agg(DISTINCT x.oid), '{}')
@@ -210,8 +213,8 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         ON n.hour < x.upper AND (n.is_batch OR x.parent = 'event' AND n.hour + interval '1 hour' > x.lower);
 END;
 
--- True when something in a partition, created before a time or at any, is in no batch: asked under its
--- lock, of an index only.
+-- True when an event in a partition, created before a given time or at any time, is in no batch:
+-- checked under its lock, by an index only.
 CREATE FUNCTION outbox.has_uncut(partition oid, before timestamptz DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -225,21 +228,22 @@ BEGIN
     RETURN found;
 END $$;
 
--- True when there is something in a partition that is not cut, or that is in a batch: asked under
--- its lock, of indexes only. Whatever else needs an event was needed before.
+-- True when an event in a partition is not cut, or is in a batch: checked under its lock, by
+-- indexes only. Any other row that needs an event has needed it before.
 CREATE FUNCTION outbox.is_under_way(parent name, partition oid, upper timestamptz) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    -- In this order, each in a statement of its own: what is cut between the two is in a batch by then.
+    -- In this order, each in a separate statement: an event that is cut between the two is in a
+    -- batch by then.
     IF is_under_way.parent = 'event' AND outbox.has_uncut(partition) THEN RETURN true; END IF;
     RETURN EXISTS (SELECT FROM outbox.batch b WHERE b.first_at < is_under_way.upper);
 END $$;
 
--- Has no rows: whoever has its lock keeps house, as with outbox.cutting.
+-- Has no rows: the session that holds its lock keeps house, as with outbox.cutting.
 CREATE TABLE outbox.keeping ();
 
--- True when this transaction keeps house now: one at a time does. What it finds under a lock must be
--- what is there, and not what was there when it began.
+-- True when this transaction keeps house now: only one does at a time. Under a lock it must see the
+-- current rows, and not those from when it began.
 CREATE FUNCTION outbox.keeps_house() RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -250,12 +254,12 @@ EXCEPTION
     WHEN lock_not_available THEN RETURN false;
 END $$;
 
--- Locks a partition of which nothing is needed; false for one that is needed, or that somebody has
+-- Locks a partition that is not needed; false for one that is needed, or that another session has
 -- locked: it is left for the next time.
 --
--- First against whoever would add to it: nobody does, but a transaction that is as old as the
--- retention. From there on what is in it can only become less needed: what is not cut or in a batch
--- may still become a delivery, and so it is asked for before deliveries are. Everybody reads
+-- First against sessions that would add to it: only a transaction as old as the retention does.
+-- From then on its rows can only become less needed: events that are not cut or are in a batch may
+-- still become deliveries, and so they are checked before deliveries are. Every session can read
 -- meanwhile.
 CREATE FUNCTION outbox.lock_unneeded(parent name, partition oid, upper timestamptz) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -269,12 +273,12 @@ EXCEPTION
     WHEN lock_not_available THEN RETURN false;
 END $$;
 
--- Closes the oldest partition of events that the cut still looks at, when it ended an hour ago and
--- everything in it is in a batch, and returns its name; NULL when there is none, or somebody adds to
--- it. However many partitions are kept, a cut reads and locks those of the last hours.
+-- Closes the oldest partition of events that the cut still scans, when it ended an hour ago and all
+-- its events are in batches, and returns its name; NULL when there is none, or another session adds
+-- to it. However many partitions are kept, a cut reads and locks only those of the last hours.
 --
--- Its lock stops nobody but those who would add to it, and waits for nobody. Under it nothing is
--- there that is not committed.
+-- Its lock stops only sessions that would add to it, and waits for no session. Under the lock the
+-- partition holds no uncommitted row.
 CREATE FUNCTION outbox.close_partition() RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
@@ -313,7 +317,7 @@ BEGIN
     RETURN n;
 END $$;
 
--- Empties one expired partition, and returns its name; NULL when there is none, or somebody else
+-- Empties one expired partition, and returns its name; NULL when there is none, or another session
 -- keeps house. This takes a lock on the partition only, and so neither stops a producer nor waits
 -- for one.
 CREATE FUNCTION outbox.empty_expired_partition() RETURNS text
@@ -332,10 +336,11 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Drops one expired partition that is empty, and returns its name; NULL when there is none, or it
--- is not to be had now. That takes a lock on the parent, which every open transaction of a producer
--- has in use, and who comes after us waits, too: so it is tried once, and not for long. What a view
--- or a column of somebody else's depends on is left for the next time, and keeps no other.
+-- Drops one expired partition that is empty, and returns its name; NULL when there is none, or its
+-- lock is not available now. It takes a lock on the parent, which every open transaction of a
+-- producer uses, and sessions that queue behind us wait, too: so it is tried once, and not for
+-- long. A partition on which another role's view or column depends is left for the next time, and
+-- holds up no other partition.
 CREATE FUNCTION outbox.drop_expired_partition() RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET lock_timeout = '50ms' AS $$
 DECLARE
@@ -357,7 +362,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Deletes some expired rows of a DEFAULT partition that nothing needs; returns how many.
+-- Deletes some expired rows of a DEFAULT partition that are no longer needed; returns how many.
 CREATE FUNCTION outbox.delete_expired_rows(parent name, most int) RETURNS int
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
@@ -386,7 +391,7 @@ BEGIN
     RETURN n;
 END $$;
 
--- What keeps an expired partition: for whoever wonders why it is still there.
+-- The reasons why an expired partition still exists, for operators.
 CREATE FUNCTION outbox.what_keeps(parent name, partition oid, lower timestamptz, upper timestamptz) RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
     SELECT coalesce(string_agg(w.what, ', '), 'a lock, or something that depends on it')

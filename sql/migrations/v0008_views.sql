@@ -3,10 +3,10 @@
 SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
--- What receivers know an event by, the same in every request for it: the installation, the
+-- The id by which receivers know an event, the same in every request for it: the installation, the
 -- microsecond in which the event was inserted (base 32, eleven digits 0-9a-v), and its number. It
--- follows from the event's row alone, so that two events have two of them, whatever was lost,
--- restored or copied: one would take the same number in the same microsecond.
+-- follows from the event's row alone, so that two events have different ids, even after losses,
+-- restores and copies: equal ids would take the same number in the same microsecond.
 CREATE FUNCTION outbox.webhook_id(event_id bigint, created_at timestamptz) RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
     SELECT concat('evt_', s.instance, '_',
@@ -16,7 +16,7 @@ LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
       FROM outbox.setting s, (SELECT (extract(epoch FROM created_at) * 1000000)::bigint AS us) t;
 END;
 
--- A URL with the values of its query masked: they may be tokens. (The same as Masking.url.)
+-- A URL with the values of its query masked, since they may be tokens. (The same as Masking.url.)
 CREATE FUNCTION outbox.masked_url(url text) RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN CASE WHEN strpos(url, '?') = 0 THEN url
@@ -24,7 +24,7 @@ RETURN CASE WHEN strpos(url, '?') = 0 THEN url
                  || regexp_replace(regexp_replace(substr(url, strpos(url, '?') + 1), '(^|&)([^=&]*)=[^&]*', '\1\2=***', 'g'),
                                    '(^|&)[^=&]+(?=&|$)', '\1***', 'g') END;
 
--- Headers without the values that are marked secret, or whose names sound as if they were.
+-- Headers without the values that are marked secret, or whose names suggest a secret.
 CREATE FUNCTION outbox.masked_headers(headers jsonb) RETURNS jsonb
 LANGUAGE sql IMMUTABLE BEGIN ATOMIC
     SELECT coalesce(jsonb_agg(jsonb_build_object('name', x ->> 'name', 'secret', coalesce(x -> 'secret', 'false') <> 'false', 'value',
@@ -34,7 +34,7 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
       FROM jsonb_array_elements(headers) WITH ORDINALITY y(x, place);
 END;
 
--- Patterns as they are written (Sources/Outbox/EventPattern.swift).
+-- The written form of patterns (Sources/Outbox/Stream/EventPattern.swift).
 CREATE FUNCTION outbox.written_patterns(patterns jsonb) RETURNS jsonb
 LANGUAGE sql IMMUTABLE BEGIN ATOMIC
     SELECT jsonb_agg(CASE p ->> 'kind' WHEN 'any' THEN '*' WHEN 'prefix' THEN p ->> 'text' || '*'
@@ -50,11 +50,12 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
       FROM jsonb_array_elements_text(outbox.written_patterns(patterns)) WITH ORDINALITY y(p, place);
 END;
 
--- Endpoints with their configuration as Sources/Outbox/EndpointDocument.swift reads it. Secrets are
--- not in it: they are sealed in outbox.secret. `masked` has nothing either that may be secret.
+-- Endpoints with their configuration as Sources/Outbox/Endpoints/EndpointDocument.swift reads it.
+-- Secrets are not in it: they are sealed in outbox.secret. `masked` also leaves out possible
+-- secrets.
 --
--- A view and no function: a function with queries in it is called once a row, which costs ten times
--- as much.
+-- A view and not a function: a function that contains queries is called once per row, which costs
+-- ten times as much.
 CREATE VIEW outbox.endpoint_document AS
 SELECT c.*,
        jsonb_set(c.document, '{authentication,token_url}',
@@ -86,10 +87,10 @@ SELECT n.id, n.name, n.customer_id, n.event_types, n.change_types, n.ordered, n.
            'on_dead', n.on_dead) AS document
   FROM outbox.endpoint n) c;
 
--- Writes one line of the audit log, in the caller's transaction. When, and in whose session, is not
--- the caller's to say: the session's role and, where it is another, the one that it acts as. Whoever
--- acts for others, as the HTTP API does, says for whom (`actor`); nobody else is a role of the
--- database.
+-- Writes one line of the audit log, in the caller's transaction. The caller does not choose the
+-- time and the session: they are the session's role and, if different, the role that it acts as. A
+-- caller that acts for others, as the HTTP API does, names them (`actor`); all other actors are
+-- roles of the database.
 CREATE FUNCTION outbox_private.append_audit(caller name, actor text, action text, object text, reason text, detail jsonb)
 RETURNS void
 LANGUAGE sql SECURITY DEFINER BEGIN ATOMIC
@@ -99,7 +100,8 @@ LANGUAGE sql SECURITY DEFINER BEGIN ATOMIC
       FROM (SELECT session_user || CASE WHEN caller = session_user THEN '' ELSE ' as ' || caller END AS name) s;
 END;
 
--- What a function of the schema does it says itself: nobody else says that it was done.
+-- Functions of the schema write their own audit rows: no caller can write a row for one of their
+-- actions.
 CREATE FUNCTION outbox_private.record_audit(caller name, actor text, action text, object text, reason text, detail jsonb)
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -123,9 +125,9 @@ LANGUAGE sql BEGIN ATOMIC
         current_user, record_audit.actor, record_audit.action, record_audit.object, record_audit.reason, record_audit.detail);
 END;
 
--- Lets a role publish, for these customers only, by outbox_api.publish: it gets no right to insert,
--- which would be for all of them, and none to name anything of the schema outbox. An empty array
--- takes the right away. What it published stays.
+-- Allows a role to publish for these customers only, by outbox_api.publish: it gets no right to
+-- insert, which would hold for all customers, and no right to name anything in the schema outbox.
+-- An empty array removes the right. Events that it published stay.
 CREATE FUNCTION outbox_private.grant_publish(caller name, role name, customers text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -148,10 +150,10 @@ BEGIN
     IF array_position(customers, NULL) IS NOT NULL THEN
         RAISE EXCEPTION USING errcode = 'OB002', message = 'invalid_value: a customer is NULL';
     END IF;
-    -- Also under a name that it had.
+    -- Also rows under a former name of the role.
     DELETE FROM outbox.producer_customer p USING pg_roles r
      WHERE r.rolname = grant_publish.role AND (p.role = r.rolname OR p.role_oid = r.oid);
-    -- What was not given here is not taken away here.
+    -- Only a right that was granted here is removed here.
     IF NOT FOUND AND coalesce(cardinality(customers), 0) = 0 THEN
         RAISE EXCEPTION USING errcode = 'OB002', message = format('invalid_value: %s was given no customers', role),
             hint = 'See: SELECT * FROM outbox.producer_customer';
@@ -162,7 +164,7 @@ BEGIN
     EXECUTE format(verb, 'EXECUTE ON FUNCTION '
         'outbox_api.publish(text, json, text, text, json, text, uuid, text, text, timestamptz, jsonb, timestamptz), '
         'outbox_api.begin_operation(uuid, text), outbox_api.emit(), '
-        -- What those are bound to.
+        -- The functions that those are bound to.
         'outbox_private.publish(name, text, json, text, text, json, text, uuid, text, text, timestamptz, jsonb, timestamptz), '
         'outbox.current_transaction_id(), outbox.transaction_uuid(timestamptz, xid8)', role);
     PERFORM outbox_private.append_audit(caller, NULL, 'producer.grant', 'role/' || role, NULL, jsonb_build_object('customers', customers));
@@ -171,8 +173,8 @@ END $$;
 CREATE FUNCTION outbox.grant_publish(role name, customers text[]) RETURNS void
 LANGUAGE sql BEGIN ATOMIC SELECT outbox_private.grant_publish(current_user, grant_publish.role, grant_publish.customers); END;
 
--- Appends a trial to the attempt log, and nothing else: a success of any other trigger would
--- resolve a delivery.
+-- Appends an endpoint test to the attempt log, and nothing else: a success of any other trigger
+-- would resolve a delivery.
 CREATE FUNCTION outbox_private.record_endpoint_test(
     caller name, endpoint_id uuid, event_id bigint, event_at timestamptz, trigger text, lease_id uuid, started_at timestamptz, timing int[],
     success boolean, status int, error_class text, error text, response bytea, request_id text) RETURNS void
@@ -199,8 +201,8 @@ LANGUAGE sql BEGIN ATOMIC
         record_endpoint_test.error, record_endpoint_test.response, record_endpoint_test.request_id);
 END;
 
--- Columns of views are text and not of a domain: what is of a domain already is not checked again
--- when somebody inserts it.
+-- Columns of views are text and not of a domain: a value that already has a domain's type is not
+-- checked again when a session inserts it.
 CREATE VIEW outbox.deliveries AS
 WITH pair AS (
     SELECT d.event_id, d.endpoint_id, d.event_at,
@@ -221,8 +223,8 @@ WITH pair AS (
            d.attempts, NULL, NULL, d.dead_at, d.status, d.error_class, d.error, d.reason
       FROM outbox.dead_letter d
     UNION ALL
-    -- The last success of a pair that has nothing outstanding. One of an event that is
-    -- not here is a true record of a request, and no delivery.
+    -- The last success of a delivery that has nothing outstanding. A success of a missing event is
+    -- a true record of a request, and no delivery.
     SELECT a.event_id, a.endpoint_id, a.event_at, 'delivered', a.number, a.trigger, NULL, a.started_at, a.status, NULL, NULL, NULL
       FROM outbox.attempt a
      WHERE a.outcome = 'success' AND outbox.is_delivery(a.trigger)
@@ -257,8 +259,8 @@ SELECT d.event_id || ':' || d.endpoint_id AS id, d.event_id, outbox.webhook_id(d
   LEFT JOIN outbox.endpoint n ON n.id = d.endpoint_id
  WHERE d.reason <> 'cancelled';
 
--- How many events are committed and not yet cut, up to 10,000, and since when. With the owner's
--- rights, for who may see that and not the events.
+-- How many events are committed and not yet cut, up to 10,000, and since when. It runs with the
+-- owner's rights, for roles that may see the backlog and not the events.
 CREATE FUNCTION outbox.stream_backlog(OUT waiting bigint, OUT oldest_at timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
     SELECT count(*), min(u.created_at)
@@ -273,7 +275,7 @@ LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
              LIMIT 10000) u;
 END;
 
--- What waits, and where: committed but not yet cut, cut but not yet dispatched, waiting in an
+-- The backlog by stage: committed but not yet cut, cut but not yet dispatched, waiting in an
 -- endpoint's lane.
 CREATE VIEW outbox.backlog AS
 SELECT 'stream' AS stage, NULL::uuid AS endpoint_id, NULL::text AS endpoint, s.waiting, s.oldest_at FROM outbox.stream_backlog() s
@@ -283,7 +285,7 @@ UNION ALL
 SELECT 'lane', n.id, n.name, count(*), min(d.event_at)
   FROM (SELECT endpoint_id, event_at FROM outbox.delivery UNION ALL SELECT endpoint_id, event_at FROM outbox.unrouted) d JOIN outbox.endpoint n ON n.id = d.endpoint_id GROUP BY n.id, n.name;
 
--- What an endpoint's lane and its own row say of it: nothing is counted for that.
+-- The state of an endpoint from its lane and its own row, without counting any rows.
 CREATE VIEW outbox.endpoint_state AS
 SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
        CASE WHEN n.disabled_at IS NOT NULL THEN 'disabled' WHEN outbox.is_paused(l) THEN 'paused'
@@ -303,7 +305,8 @@ SELECT s.*, coalesce(w.waiting, 0) AS waiting, w.oldest_at, coalesce(x.dead_lett
   FROM outbox.endpoint_state s
   LEFT JOIN (SELECT d.endpoint_id, count(*) AS waiting, min(d.event_at) AS oldest_at FROM outbox.delivery d GROUP BY d.endpoint_id) w
     ON w.endpoint_id = s.endpoint_id
-  -- One look at all of them, or at one endpoint's: never one for each endpoint, which may be a look at all.
+  -- One scan of all dead letters, or of one endpoint's: never one for each endpoint, which may be a
+  -- scan of all.
   LEFT JOIN (SELECT d.endpoint_id, count(*) AS dead_letters FROM outbox.dead_letter d WHERE d.reason <> 'cancelled' GROUP BY d.endpoint_id) x
     ON x.endpoint_id = s.endpoint_id
   CROSS JOIN LATERAL (
@@ -320,7 +323,7 @@ SELECT e.transaction_id, min(e.created_at) AS first_at, max(e.created_at) AS las
        array_agg(DISTINCT e.identity::text) FILTER (WHERE e.identity IS NOT NULL) AS identities
   FROM outbox.event e GROUP BY e.transaction_id;
 
--- What the roles of the service may do here.
+-- The rights of the service's roles here.
 CREATE VIEW outbox.grants AS
 SELECT r.rolname AS role, o.kind, o.object, o.column_name, a.privilege_type AS privilege
   FROM (SELECT 'SCHEMA' AS kind, quote_ident(n.nspname) AS object, NULL::text AS column_name, n.nspname, n.nspacl AS acl FROM pg_namespace n
@@ -338,14 +341,15 @@ SELECT r.rolname AS role, o.kind, o.object, o.column_name, a.privilege_type AS p
  WHERE o.nspname IN ('outbox', 'outbox_api', 'outbox_private')
    AND r.rolname IN ('outbox_producer', 'outbox_worker', 'outbox_reader', 'outbox_operator');
 
--- The same, as it was when the schema was made.
+-- The same rights, as they were when the schema was made.
 CREATE TABLE outbox.granted AS SELECT * FROM outbox.grants WITH NO DATA;
 
--- A count that stops at `most`, as it is said.
+-- A count that stops at `most`, in words.
 CREATE FUNCTION outbox.up_to(n bigint, most int) RETURNS text
 LANGUAGE sql IMMUTABLE RETURN CASE WHEN n >= most THEN 'at least ' ELSE '' END || n;
 
--- So many of the newest events at most, of the last eight partitions: no other is even locked.
+-- At most `most` of the newest events, from the last eight partitions: no other partition is even
+-- locked.
 CREATE FUNCTION outbox.newest_events(most int)
 RETURNS TABLE (created_at timestamptz, customer_id text, type text, change_type text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -356,7 +360,7 @@ BEGIN
                                           ORDER BY x.lower DESC LIMIT 8) n), most;
 END $$;
 
--- What is wrong, and what to do about it. Empty is healthy.
+-- Faults, and how to fix them. Empty is healthy.
 CREATE VIEW outbox.problems AS
 SELECT 'default_partition_used' AS problem, format('%s rows in outbox.%s_default', outbox.up_to(n, 10000), parent) AS detail,
        'They are delivered all the same. A worker moves some ten thousand at a time into partitions of their own; more than that stay until their retention ends.' AS fix
@@ -397,7 +401,7 @@ SELECT 'lane_locked', format('somebody has locked the lane of endpoint %s, or lo
   FROM outbox.unrouted u JOIN outbox.endpoint n ON n.id = u.endpoint_id
  GROUP BY n.id, n.name HAVING min(u.noted_at) < clock_timestamp() - interval '30 s'
 UNION ALL
--- Twenty of each kind, and how many there are: when a network is down, all endpoints fail.
+-- Twenty of each kind, and the total: when a network is down, all endpoints fail.
 SELECT 'endpoint_failing', concat(format('%s (%s) fails since %s, and %s deliveries wait for it', f.name, f.id,
                                          to_char(f.failing_since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
                                          (SELECT outbox.up_to(count(*), 10000) FROM (SELECT FROM outbox.delivery d WHERE d.endpoint_id = f.id LIMIT 10000) w)),
@@ -409,7 +413,7 @@ SELECT 'endpoint_failing', concat(format('%s (%s) fails since %s, and %s deliver
            AND NOT outbox.is_paused(l)
          ORDER BY l.failing_since LIMIT 20) f
 UNION ALL
--- No command takes the last one away: somebody deleted it, or let it expire.
+-- No command removes the last secret: an operator deleted its row, or let it expire.
 SELECT 'endpoint_unsigned', concat(format('%s (%s) has no signing secret that is valid: what is sent to it is not signed', n.name, n.id),
                                    CASE WHEN n.all_of_them > 20 THEN format('; %s endpoints have none', n.all_of_them) END),
        format('outboxctl endpoint secret rotate %s', n.id)
@@ -418,7 +422,8 @@ SELECT 'endpoint_unsigned', concat(format('%s (%s) has no signing secret that is
            AND NOT EXISTS (SELECT FROM outbox.secret x WHERE x.endpoint_id = n.id AND x.kind IN ('v1', 'v1a') AND x.expires_at > clock_timestamp())
          ORDER BY n.id LIMIT 20) n
 UNION ALL
--- Who disables an endpoint on purpose knows it; when the service did it, or events pass it by, it is said.
+-- An operator who disables an endpoint knows it; it is reported when the service did it, or when
+-- events are not routed to it.
 SELECT 'endpoint_disabled', concat(format('%s (%s) is disabled since %s (%s): %s of the newest 10000 events were not routed to it', n.name, n.id,
                                           to_char(n.disabled_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), n.disabled_reason, m.events),
                                    CASE WHEN n.all_of_them > 20 THEN format('; %s endpoints are disabled in all', n.all_of_them) END),

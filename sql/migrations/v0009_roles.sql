@@ -1,5 +1,5 @@
--- Roles belong to the cluster: another database of it may have made them already, or may be making
--- them right now.
+-- Roles belong to the cluster: another database of the cluster may already have made them, or may
+-- be making them right now.
 SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
@@ -42,7 +42,7 @@ GRANT EXECUTE ON FUNCTION
     TO outbox_producer, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.current_transaction_id(), outbox.current_identity(), outbox.transaction_uuid(timestamptz, xid8),
     outbox.refuse_body(bigint, bigint), outbox.is_service() TO outbox_worker;
--- To see whether a worker sleeps; only workers say so.
+-- To see whether a worker sleeps; only workers set it.
 GRANT SELECT ON SEQUENCE outbox.asleep_until TO outbox_producer, outbox_operator;
 GRANT SELECT, UPDATE ON SEQUENCE outbox.asleep_until TO outbox_worker;
 
@@ -110,7 +110,7 @@ GRANT EXECUTE ON FUNCTION outbox.set_body_limit(bigint), outbox.rebase(int, bool
     outbox.record_endpoint_test(uuid, bigint, timestamptz, text, uuid, timestamptz, int[], boolean, int, text, text, bytea, text)
     TO outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.current_timeline(), outbox.has_gone_back(), outbox.due_in(interval) TO outbox_worker;
--- Asked by a check of outbox.endpoint, for whoever changes it.
+-- Called by a check of outbox.endpoint, with the rights of the role that changes a row.
 GRANT EXECUTE ON FUNCTION outbox.is_schedule(interval[]), outbox.is_span(interval, interval, interval), outbox.are_patterns(jsonb)
     TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.written_patterns(jsonb), outbox.patterns_in_words(jsonb) TO outbox_worker, outbox_operator, outbox_reader;
@@ -123,7 +123,7 @@ GRANT EXECUTE ON FUNCTION outbox.matches(jsonb, text), outbox.takes_type(jsonb, 
 GRANT EXECUTE ON FUNCTION outbox.require_home(text) TO outbox_worker, outbox_operator;
 GRANT EXECUTE ON FUNCTION outbox.is_restored(outbox.cut), outbox.is_home(text), outbox.cluster_identifier(), outbox.database_identifier() TO outbox_worker, outbox_reader, outbox_operator;
 
--- Whoever takes a right away again is told what for (outbox.problems).
+-- Remembered so that outbox.problems can report a right that was revoked later, and its purpose.
 INSERT INTO outbox.granted SELECT * FROM outbox.grants;
 
 SELECT outbox.make_partitions();

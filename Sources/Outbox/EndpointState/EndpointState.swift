@@ -1,6 +1,6 @@
 package import Postgres
 
-/// Whether requests may go to an endpoint, as its operator, its receiver and its own failures have it.
+/// Whether requests may go to an endpoint, according to its operator, its receiver and its own failures.
 ///
 /// Four things, each independent of the others:
 ///
@@ -10,13 +10,14 @@ package import Postgres
 ///     breaker:    closed ──trip──► open ──(rest over)──► probing ──answer──► recovering ──ramped up──► catching up ──► closed
 ///                                    ▲───────────────────────┴──trip────────────┴───────────────────────────┘
 ///
-/// Decisions are made here: `after` takes an event and the database's time, and returns what the state becomes. `Connection.change`
-/// reads and writes it under the lane's lock; SQL that selects by it uses the functions of `v0007_endpoint_state.sql`.
+/// Decisions are made here: `after` takes an event and the database's time, and returns the new state.
+/// `Connection.change` reads and writes it under the lane's lock; statements that select by the state use the functions
+/// of `v0007_endpoint_state.sql`.
 package struct EndpointState: Sendable, Equatable {
-    /// Why it is disabled; nil while it is not. New events are not routed to it, and what waits for it stays.
+    /// Why it is disabled; nil while it is enabled. New events are not routed to it, and its waiting deliveries stay.
     package var disabledReason: String?
     package var pause = Pause()
-    /// Nothing is sent before: the receiver asked for a rest, or the breaker is open.
+    /// Nothing is sent before this time: the receiver asked for a rest, or the breaker is open.
     package var restingUntil = Timestamp.distantPast
     package var breaker = Breaker.closed
 
@@ -24,32 +25,33 @@ package struct EndpointState: Sendable, Equatable {
 
     package var isDisabled: Bool { disabledReason != nil }
 
-    /// A time in which an operator wants nothing sent: announced before `from`, over from `until` on.
+    /// A time in which an operator allows no requests: announced before `from`, over from `until` on.
     package struct Pause: Sendable, Equatable {
         package var from = Timestamp.distantPast
         package var until = Timestamp.distantPast
-        /// How fast what waited goes out after it; nil for as fast as the endpoint's limits allow.
+        /// How fast the deliveries that waited go out afterwards; nil for as fast as the endpoint's limits allow.
         package var drainRate: RateLimit?
 
         package func holds(at now: Timestamp) -> Bool { from <= now && until > now }
     }
 
-    /// How an endpoint that fails is left alone.
+    /// How a failing endpoint is left alone.
     package enum Breaker: Sendable, Equatable {
-        /// Everybody sends. Can become: open.
+        /// Every worker sends. Can become: open.
         case closed
         /// Too many requests failed. Nothing is sent until the rest is over, and then one probe by the owner of its lane.
         /// Can become: open again (a failed probe), recovering, closed to one trip (enabled).
         case open(Failing)
-        /// A probe was answered at that time: the lane's owner sends more and more. Can become: open, catching up.
+        /// A probe was answered at this time: the lane's owner sends more and more. Can become: open, catching up.
         case recovering(Failing, since: Timestamp)
-        /// Everybody sends; what was tried before that time is due at once. Can become: open, closed.
+        /// Every worker sends; deliveries tried before this time are due at once. Can become: open, closed.
         case catchingUp(since: Timestamp)
 
         /// Since when it fails, and how often in a row its breaker has tripped.
         package struct Failing: Sendable, Equatable {
             package var trips: Int
-            /// Nil once an operator has enabled it again: the days that it may fail begin with its next failure.
+            /// Nil once an operator has enabled the endpoint again: the days that it may fail begin with its next
+            /// failure.
             package var since: Timestamp?
 
             package init(trips: Int, since: Timestamp?) {
@@ -57,7 +59,7 @@ package struct EndpointState: Sendable, Equatable {
             }
         }
 
-        /// What it fails with; nil while everybody sends.
+        /// Its run of failures; nil while every worker sends.
         package var failing: Failing? {
             switch self {
             case .open(let failing), .recovering(let failing, _): failing
@@ -65,7 +67,7 @@ package struct EndpointState: Sendable, Equatable {
             }
         }
 
-        /// Since when it answers again: what was tried before is due.
+        /// Since when it answers again: deliveries tried before this time are due.
         package var recoveredAt: Timestamp? {
             switch self {
             case .recovering(_, let since), .catchingUp(let since): since
@@ -74,7 +76,7 @@ package struct EndpointState: Sendable, Equatable {
         }
     }
 
-    /// The state in a word, the strongest first.
+    /// The state in one word, the strongest first.
     package enum Status: Sendable, Equatable {
         case disabled
         case paused(until: Timestamp)
@@ -97,11 +99,12 @@ package struct EndpointState: Sendable, Equatable {
         }
     }
 
-    /// Who has something to send.
+    /// Which worker wants to send.
     package enum Sender: Sendable {
         /// Any worker, on behalf of a batch.
         case batch
-        /// The one that owns the endpoint's lane. It also sends to one that fails: to see whether it still does.
+        /// The worker that owns the endpoint's lane. It also sends to a failing endpoint, to see whether it still
+        /// fails.
         case laneOwner
     }
 
@@ -113,7 +116,7 @@ package struct EndpointState: Sendable, Equatable {
         }
     }
 
-    /// How fast what waited through a pause goes out, once that is over.
+    /// How fast the deliveries that waited through a pause go out once it is over.
     package func drainRate(at now: Timestamp) -> RateLimit? { pause.until <= now ? pause.drainRate : nil }
 
     /// True within ten seconds of a rest that the receiver asked for: it may want another one.
@@ -125,26 +128,26 @@ package struct EndpointState: Sendable, Equatable {
 // MARK: Changes
 
 extension EndpointState {
-    /// What happens to an endpoint.
+    /// An event of an endpoint.
     package enum Event: Sendable, Equatable {
         /// A response asked for a rest (`Retry-After`).
         case rest(Duration)
         /// One failure too many, or a failed probe: nothing but a probe before the rest that it asked for is over.
         case trip(atLeast: Duration)
-        /// A response says that nobody is there any more. What an operator gave as a reason stays.
+        /// A response says that the receiver is gone. A reason that an operator gave stays.
         case gone(reason: String)
-        /// By an operator; without a reason the one that it has stays.
+        /// By an operator; without a new reason the existing one stays.
         case disable(reason: String?)
         case enable
         case pause(from: Timestamp, until: Timestamp, drainRate: RateLimit?)
         case resume(drainRate: RateLimit?)
         /// A probe was answered.
         case probeAnswered
-        /// As many requests as it may have at a time have been answered.
+        /// As many requests as the endpoint may have in flight have been answered.
         case rampedUp
-        /// All that was tried before it answered again is through.
+        /// All deliveries tried before it answered again are through.
         case caughtUp
-        /// All that had waited through the pause is through.
+        /// All deliveries that had waited through the pause are through.
         case drained
     }
 
@@ -153,10 +156,10 @@ extension EndpointState {
         min(.seconds(5) * (1 << min(trips, 10)), .seconds(300))
     }
 
-    /// An endpoint that has failed for so long, and through more than so many trips, is disabled.
+    /// An endpoint that has failed for longer than this time, and through more than this number of trips, is disabled.
     package static let lostAfter = (trips: 20, time: Duration.seconds(5 * 86_400))
 
-    /// What it becomes; nil when that changes nothing.
+    /// The state after the event; nil when the event changes nothing.
     package func after(_ event: Event, at now: Timestamp) -> EndpointState? {
         var state = self
         state.apply(event, at: now)
@@ -166,7 +169,7 @@ extension EndpointState {
     private mutating func apply(_ event: Event, at now: Timestamp) {
         switch event {
         case .rest(let duration):
-            // Only one that is clearly longer, so that a burst of 429s is one change and not many.
+            // Only a clearly longer rest counts, so that a burst of 429s is one change and not many.
             if restingUntil + .milliseconds(500) < now + duration { restingUntil = now + duration }
         case .trip(let rest): trip(atLeast: rest, at: now)
         case .gone(let reason): disabledReason = disabledReason ?? reason
@@ -174,7 +177,7 @@ extension EndpointState {
         case .enable:
             guard isDisabled else { return }
             disabledReason = nil
-            // What it failed for until now is over: the five days begin anew.
+            // The failures until now no longer count: the five days begin again.
             switch breaker {
             case .open: breaker = .open(Breaker.Failing(trips: 1, since: nil))
             case .recovering(_, let since): breaker = .recovering(Breaker.Failing(trips: 1, since: nil), since: since)
@@ -182,7 +185,7 @@ extension EndpointState {
             }
         case .pause(let from, let until, let rate): pause = Pause(from: from, until: until, drainRate: rate)
         case .resume(let rate):
-            // The days that it may fail count from the end of the pause: nobody knows how it was meanwhile.
+            // The days that it may fail count from the end of the pause: its condition during the pause is unknown.
             pause = Pause(from: .distantPast, until: now, drainRate: rate)
             restingUntil = .distantPast
         case .probeAnswered:
@@ -198,7 +201,7 @@ extension EndpointState {
         }
     }
 
-    /// Once, however many failures say so at a time: those that were in flight when it tripped say nothing new.
+    /// Once, however many failures arrive together: those in flight when the breaker tripped say nothing new.
     private mutating func trip(atLeast rest: Duration, at now: Timestamp) {
         let failing = breaker.failing
         if failing != nil, restingUntil > now { return }
@@ -213,7 +216,7 @@ extension EndpointState {
 }
 
 extension EndpointState.Event {
-    /// Both of two that a response may say: an end outweighs a rest, and the longer rest the shorter.
+    /// Two events that responses reported, merged: an end outweighs a rest, and the longer rest outweighs the shorter.
     package func merged(with other: EndpointState.Event) -> EndpointState.Event {
         switch (self, other) {
         case (.trip(let one), .trip(let two)), (.trip(let one), .rest(let two)), (.rest(let one), .trip(let two)):

@@ -1,18 +1,18 @@
 import Postgres
 
 extension EndpointState {
-    /// What a statement has to select of a lane `l` and its endpoint `n` to read it.
+    /// The columns of a lane `l` and its endpoint `n` that a statement selects to read the state.
     static let columns: StaticString = """
         CASE WHEN n.disabled_at IS NOT NULL THEN coalesce(n.disabled_reason, '') END, l.paused_from, l.paused_until, l.drain_rate,
         l.resting_until, l.trips, l.failing_since, l.recovered_at
         """
 
-    /// Reads these columns, from that place on.
+    /// Reads these columns, starting at `place`.
     init(_ row: Row, from place: Int) throws(PostgresError) {
         disabledReason = try row[place]
         pause = Pause(
             from: try row[place + 1], until: try row[place + 2],
-            // The column has none that cannot be read.
+            // The column holds no rate that cannot be read.
             drainRate: (try row[place + 3] as String?).flatMap { try? RateLimit($0) })
         restingUntil = try row[place + 4]
         let failing = Breaker.Failing(trips: try row[place + 5], since: try row[place + 6])
@@ -28,8 +28,8 @@ extension EndpointState {
 }
 
 extension Connection {
-    /// Lets something happen to an endpoint, at the database's time and under its lane's lock, and returns what it was and what it is
-    /// then. In a transaction.
+    /// Applies an event to an endpoint, at the database's time and under its lane's lock, and returns the state before
+    /// and after. Runs in a transaction.
     ///
     /// - Parameter lease: the lane must be held under it.
     /// - Returns: nil when there is no such endpoint, or the lane is not held under the lease any more.
@@ -64,7 +64,7 @@ extension Connection {
         lane.disabledReason = state.disabledReason
         if lane == state { return }
         let failing = state.breaker.failing
-        // The owner of the lane sends a probe, whether or not something of it is due.
+        // The lane's owner sends a probe, whether or not a delivery in the lane is due.
         let isTripped = (failing?.trips ?? 0) > (before.breaker.failing?.trips ?? 0)
         try query(
             """
@@ -77,8 +77,9 @@ extension Connection {
             """)
     }
 
-    /// What responses say of their endpoints; the lanes are locked. Unless somebody else is changing one of the endpoints and does not
-    /// end; then it returns what is to be written later, and what else the transaction does is done.
+    /// Applies the events that responses reported; the lanes are locked. When another session holds one of the
+    /// endpoints' locks for too long, it returns the events to be written later, and the rest of the transaction still
+    /// takes effect.
     mutating func changeUnlessLocked(
         _ events: [EndpointID: EndpointState.Event], by actor: Actor
     ) throws -> [EndpointID: EndpointState.Event] {
@@ -96,7 +97,8 @@ extension Connection {
         return [:]
     }
 
-    /// An end that nobody asked for is in the audit log, and an event for whoever wants it.
+    /// An end that no operator asked for goes into the audit log, and is published as an event for endpoints that want
+    /// it.
     private mutating func changeAndTell(
         _ endpoint: EndpointID, by event: EndpointState.Event, _ actor: Actor
     ) throws {
@@ -104,7 +106,7 @@ extension Connection {
             let reason = after.disabledReason
         else { return }
         try audit("endpoint.disable", endpoint: endpoint, reason: reason, by: actor)
-        // `*` does not include what the service says about itself.
+        // `*` does not include the events that the service publishes about itself.
         try query(
             """
             INSERT INTO outbox.event (type, change_type, customer_id, identity, after)

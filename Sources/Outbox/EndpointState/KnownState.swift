@@ -1,32 +1,32 @@
 package import Postgres
 import Synchronization
 
-/// What a response says of its endpoint, on its way into the database.
+/// What a response reported about its endpoint, on its way into the database.
 package struct Said: Sendable {
     package var event: EndpointState.Event
-    /// How often anything had been said of the endpoint then (`KnownState`).
+    /// How many reports the endpoint had had by then (`KnownState`).
     package var times: Int
 
     package init(event: EndpointState.Event, times: Int) { (self.event, self.times) = (event, times) }
 
-    /// Both of two.
+    /// Two reports, merged.
     package func merged(with other: Said) -> Said {
         Said(event: event.merged(with: other.event), times: max(times, other.times))
     }
 }
 
-/// An endpoint's state as this process knows it: what the database said last and, on top of that, what responses have said here and
-/// nobody has recorded yet. Whichever of the two comes last, neither undoes the other.
+/// An endpoint's state as this process knows it: the state last read from the database, and on top of it the reports of
+/// responses that are not recorded yet. Whichever comes last, neither undoes the other.
 ///
-/// What was said here puts requests off. It never leaves an event out: it may not come to be recorded.
+/// A report postpones requests. It never leaves an event out, because it may never be recorded.
 package final class KnownState: Sendable {
     private struct Value {
         var state: EndpointState
-        /// What the database said.
+        /// As last read from the database.
         var takesEvents: Bool
-        /// What is not recorded, in one, and the time of the last of it.
+        /// The unrecorded reports, merged into one, and the time of the last of them.
         var said: (event: EndpointState.Event, at: Timestamp)?
-        /// How often something was said.
+        /// The number of reports.
         var times = 0
 
         init(_ state: EndpointState) { (self.state, takesEvents) = (state, !state.isDisabled) }
@@ -36,13 +36,13 @@ package final class KnownState: Sendable {
 
     package init(_ state: EndpointState = EndpointState()) { value = Mutex(Value(state)) }
 
-    /// False where new events are not for it: the database says that it is disabled.
+    /// False when new events are not for it: the database says that it is disabled.
     package var takesEvents: Bool { value.withLock(\.takesEvents) }
 
-    /// Reads it without copying it.
+    /// Reads the state without copying it.
     func read<Result>(_ body: (borrowing EndpointState) -> Result) -> Result { value.withLock { body($0.state) } }
 
-    /// This is how it is in the database.
+    /// Sets the state as read from the database.
     package func set(_ state: EndpointState) {
         value.withLock { value in
             (value.state, value.takesEvents) = (state, !state.isDisabled)
@@ -50,7 +50,7 @@ package final class KnownState: Sendable {
         }
     }
 
-    /// A response just said so.
+    /// Notes an event that a response just reported.
     package func say(_ event: EndpointState.Event, at now: Timestamp) -> Said {
         value.withLock { value in
             value.state = value.state.after(event, at: now) ?? value.state
@@ -60,6 +60,6 @@ package final class KnownState: Sendable {
         }
     }
 
-    /// What was said until then is in the database, or will never be. It holds here until the database is asked.
+    /// The reports up to this count are in the database, or never will be. They hold here until the database is read.
     package func recorded(upTo times: Int) { value.withLock { if $0.times <= times { $0.said = nil } } }
 }

@@ -2,9 +2,9 @@ import FoundationEssentials
 import Postgres
 import Templates
 
-// How documents are read, so that what is wrong is named, and written, so that what is secret is not.
+// Documents are read so that errors name the member, and written so that secrets are left out.
 
-/// A value as JSON, with members in the order of their names.
+/// A value as JSON, with members sorted by name.
 func encoded(_ value: some Encodable, _ disclosure: EndpointConfiguration.Disclosure) throws -> [UInt8] {
     let encoder = JSONEncoder()
     encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
@@ -26,11 +26,11 @@ private struct AnyKey: CodingKey {
 }
 
 extension Decoder {
-    /// The members of an object that has no others.
+    /// The members of an object; any other member is refused.
     func members<Key: CodingKey & CaseIterable>(_: Key.Type) throws -> KeyedDecodingContainer<Key> {
         let known = Key.allCases.map(\.stringValue)
         for name in try container(keyedBy: AnyKey.self).allKeys.map(\.stringValue) where !known.contains(name) {
-            // What is meant may be its beginning: timeout, for timeout_seconds.
+            // The intended name may begin with the given one: timeout, for timeout_seconds.
             let close =
                 known.first { !name.isEmpty && $0.hasPrefix(name) }
                 ?? known.filter { editDistance($0, name) <= 3 }.min { editDistance($0, name) < editDistance($1, name) }
@@ -45,12 +45,13 @@ extension Decoder {
 }
 
 extension KeyedDecodingContainer {
-    /// What is left out has its default; null is a value as any other.
+    /// A member that is left out has its default; null is a value like any other.
     func value<Value: Decodable>(_ key: Key, or standard: Value) throws -> Value {
         contains(key) ? try decode(Value.self, forKey: key) : standard
     }
 
-    /// Nil when it is left out. Asked for an integer, Foundation says of another number only that all of it is no JSON.
+    /// Nil when it is left out. When an integer is requested, Foundation reports any other number only as invalid JSON
+    /// as a whole.
     func wholeNumber(_ key: Key, mayBeNull: Bool = false) throws -> Int? {
         guard contains(key) else { return nil }
         if mayBeNull, try decodeNil(forKey: key) { return nil }
@@ -61,7 +62,7 @@ extension KeyedDecodingContainer {
         return whole
     }
 
-    /// A word out of a list; nil when it is left out.
+    /// A word from a list; nil when it is left out.
     func word<Word: RawRepresentable<String> & CaseIterable>(_ key: Key, _: Word.Type) throws -> String? {
         guard contains(key) else { return nil }
         let text = try decode(String.self, forKey: key)
@@ -88,7 +89,7 @@ extension DecodingError {
         if case .dataCorrupted(let context) = self { context.codingPath.isEmpty } else { false }
     }
 
-    /// Which member is wrong, and how.
+    /// Which member is wrong, and why.
     var inWords: String {
         func name(_ path: [any CodingKey]) -> String {
             path.map { $0.intValue.map { "\($0 + 1)" } ?? $0.stringValue }.joined(separator: ".")
@@ -107,14 +108,14 @@ extension DecodingError {
 
 extension Duration {
     init(seconds: Double) {
-        // Beyond what any setting takes, and within what can be counted.
+        // Beyond what any setting allows, and within the range that can be counted.
         self = .microseconds(Int64((max(-1e12, min(seconds, 1e12)) * 1e6).rounded()))
     }
 
     var inSeconds: Double { Double(microseconds) / 1e6 }
 }
 
-/// JSON, to be merged.
+/// JSON for a merge patch.
 enum JSONValue: Codable {
     case null
     case bool(Bool)

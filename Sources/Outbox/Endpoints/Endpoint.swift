@@ -3,7 +3,7 @@ package import Postgres
 import Templates
 package import Transport
 
-/// Who gets which events, and how: what an operator set, and what follows from it for every request.
+/// Who gets which events, and how: an operator's configuration, and what follows from it for every request.
 package final class Endpoint: Sendable {
     /// How the body of a request is made from an event.
     package enum Format: String, Sendable, CaseIterable {
@@ -22,13 +22,13 @@ package final class Endpoint: Sendable {
     }
 
     package let id: EndpointID
-    /// As its operator has it, its secrets in clear.
+    /// As its operator set it, with secrets in clear.
     package let configuration: EndpointConfiguration
     /// The secrets to sign with: symmetric ones first, then by age, newest first.
     package let signingSecrets: [ValidSecret]
     /// The headers that are the same in every request, ours included.
     let constantHeaders: HTTPHeaders
-    /// Those whose values have parameters.
+    /// The headers whose values have parameters.
     let headerTemplates: [(name: String, template: Template)]
     let urlTemplate: Template?
     /// Where its access tokens come from.
@@ -38,37 +38,37 @@ package final class Endpoint: Sendable {
     /// Its patterns of event types, of which at most one takes any event.
     package let eventPatterns: [EventPattern]
     package let tls: HTTPRequest.TLS
-    /// Why it cannot be called from here, such as a secret that no key of ours opens. Its deliveries wait meanwhile.
+    /// Why it cannot be called from here, such as a secret that none of our keys opens. Its deliveries wait meanwhile.
     package let defect: String?
 
     package var name: String { configuration.name }
     package var rules: ResponseRules { configuration.rules }
     package var timeout: Duration { configuration.timeout }
     package var retrySchedule: [Duration] { configuration.retrySchedule }
-    /// How many requests this process has in flight to it at most. Where that is to be exact for all processes, only one of
+    /// The most requests that this process has in flight to it. Where the limit is exact for all processes, only one of
     /// them sends: the owner of its lane.
     package var maxInFlight: Int { min(configuration.maxInFlight, configuration.maxConcurrency ?? .max) }
-    /// Whether requests may go to it. It changes; all else that an endpoint is does not.
+    /// Whether requests may go to it. Only this part of an endpoint changes.
     package let known: KnownState
     package var state: EndpointState { known.read { copy $0 } }
 
-    /// True when that sender may send at that time.
+    /// True when the sender may send at the given time.
     package func accepts(_ sender: EndpointState.Sender, at now: Timestamp) -> Bool {
         defect == nil && known.read { $0.accepts(sender, at: now) }
     }
 
-    /// The rates that hold at that time.
+    /// The rates that hold at the given time.
     package func rates(at now: Timestamp) -> [RateLimit] {
         configuration.rates + (known.read { $0.drainRate(at: now) }.map { [$0] } ?? [])
     }
 
-    /// True when its deliveries go through its lane, whose one owner makes its limits and its order exact.
+    /// True when its deliveries go through its lane, whose single owner makes its limits and its order exact.
     package func isConstrained(at now: Timestamp) -> Bool {
         configuration.isOrdered || configuration.maxConcurrency != nil || !configuration.rates.isEmpty
             || known.read { $0.drainRate(at: now) } != nil
     }
 
-    /// - Parameter defect: why it cannot be called, where that is known already.
+    /// - Parameter defect: why it cannot be called, where that is already known.
     package init(
         _ id: EndpointID, _ configuration: EndpointConfiguration, signingSecrets: [ValidSecret] = [],
         defect: String? = nil,
@@ -94,7 +94,7 @@ package final class Endpoint: Sendable {
             key: configuration.tls.clientKey?.text)
     }
 
-    /// The same configuration, whose state is known already.
+    /// The same configuration with a state that is already known.
     package init(_ endpoint: Endpoint, known: KnownState) {
         (id, configuration, signingSecrets) = (endpoint.id, endpoint.configuration, endpoint.signingSecrets)
         (self.known, defect, oauth, tls) = (known, endpoint.defect, endpoint.oauth, endpoint.tls)
@@ -107,7 +107,7 @@ package final class Endpoint: Sendable {
     package func takes(changeType: ExactText) -> Bool { configuration.changeTypes.match(changeType) }
 }
 
-/// A header of an endpoint, checked. The value of a secret one is sent as it is; in others parameters are filled.
+/// A header of an endpoint, checked. A secret value is sent as it is; in other values parameters are filled.
 enum ConfiguredHeader {
     case constant(HTTPHeader)
     case template(Template)
@@ -126,7 +126,7 @@ enum ConfiguredHeader {
 }
 
 extension String {
-    /// Without spaces and tabs at the ends.
+    /// The value without spaces and tabs at its ends.
     var trimmingSpaces: String {
         var text = self[...]
         while let last = text.last, last == " " || last == "\t" { text.removeLast() }
@@ -134,14 +134,15 @@ extension String {
     }
 }
 
-/// The headers of an endpoint's requests, told apart by whether they are the same in every one.
+/// The headers of an endpoint's requests, separated by whether they are the same in every request.
 private struct RequestHeaders {
     var constant: HTTPHeaders = [.userAgent]
     var templates: [(name: String, template: Template)] = []
 
     init() {}
 
-    /// Headers that are one value by definition (RFC 9110 5.3): of two lines each receiver believes another one.
+    /// Headers that have a single value by definition (RFC 9110 5.3): of two lines, receivers differ in which one they
+    /// believe.
     private static let singletons: Set<String> = ["authorization", "content-type"]
 
     private struct Twice: Error, CustomStringConvertible {
@@ -180,7 +181,7 @@ private struct RequestHeaders {
 }
 
 extension EndpointConfiguration {
-    /// Takes away everything that was sealed for where this endpoint was, when it calls somebody else now.
+    /// Removes everything that was sealed for the endpoint's former destination, when it now calls another one.
     package mutating func withholdCredentials(givenFor url: String) {
         if authentication.origins(url: self.url, authorities: nil) == authentication.origins(url: url, authorities: nil)
         {

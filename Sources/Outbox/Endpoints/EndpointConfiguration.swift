@@ -2,42 +2,42 @@ import Postgres
 package import Templates
 package import Transport
 
-/// All that an operator sets about an endpoint: who gets which events, and how. It is complete; what nobody has set has its
+/// All that an operator sets about an endpoint: who gets which events, and how. It is complete; an unset member has its
 /// default. The same value is created, replaced, changed, stored (`EndpointStore`), shown, exported and imported
 /// (`EndpointDocument`), and used by workers (`Endpoint`).
 package struct EndpointConfiguration: Sendable, Equatable {
-    /// Unique among those of a customer.
+    /// Unique per customer.
     package var name: String
-    /// Whose events it gets; `*` for everybody's.
+    /// The customer whose events it gets; `*` for every customer's.
     package var customerID = "*"
     package var description: String?
 
     // Which events.
     package var eventTypes: [EventPattern] = [.any]
     package var changeTypes: [EventPattern] = [.any]
-    /// A SQL/JSON path on the event; only those that it holds for. Nil for all.
+    /// A SQL/JSON path on the event; the endpoint gets only events for which it holds. Nil for all.
     package var filter: String?
 
     // The request.
     package var url: String
-    /// Parameters in the URL's path and query are filled, too.
+    /// Parameters in the URL's path and query are filled as well.
     package var urlHasParameters = false
     package var method = HTTPRequest.Method.post
     package var format = Endpoint.Format.standard
-    /// The body, where the format is `template`; it stays when another format is chosen for a while.
+    /// The body, when the format is `template`; it is kept while another format is chosen.
     package var template: Template?
     package var headers: [Header] = []
     package var authentication = Authentication()
     package var tls = TLS()
     package var allowsHTTP2 = false
-    /// The largest body that the receiver takes, in bytes; nil when it does not say.
+    /// The largest body that the receiver accepts, in bytes; nil when it states none.
     package var maxBodyBytes: Int?
 
-    // The response, and what follows from it.
+    // The response, and its consequences.
     package var rules = ResponseRules()
     /// For the whole request.
     package var timeout = Duration.seconds(15)
-    /// For name, TCP and TLS.
+    /// For name resolution, TCP and TLS.
     package var connectTimeout = Duration.seconds(5)
     /// The waits after the first, second … failure, about three days together. After the last one the delivery is a dead letter.
     package var retrySchedule: [Duration] = [
@@ -46,11 +46,11 @@ package struct EndpointConfiguration: Sendable, Equatable {
     ]
 
     // Limits and order.
-    /// How many requests one worker process has in flight to it at most.
+    /// The most requests that one worker process has in flight to it.
     package var maxInFlight = 128
-    /// How many requests all workers together have in flight to it at most; nil for no such limit.
+    /// The most requests that all workers together have in flight to it; nil for no such limit.
     package var maxConcurrency: Int?
-    /// How many requests all workers together start, in each of these times.
+    /// How many requests all workers together may start in a period; every rate holds.
     package var rates: [RateLimit] = []
     /// One delivery of an ordering key at a time, in the order of the stream.
     package var isOrdered = false
@@ -58,7 +58,7 @@ package struct EndpointConfiguration: Sendable, Equatable {
 
     package init(name: String, url: String) { (self.name, self.url) = (name, url) }
 
-    /// What happens to the rest of an ordering key when one of its deliveries becomes a dead letter.
+    /// How the rest of an ordering key proceeds when one of its deliveries becomes a dead letter.
     package enum OnDead: String, Sendable, CaseIterable, Codable {
         /// It waits until the dead letter is replayed or dropped.
         case block
@@ -66,7 +66,7 @@ package struct EndpointConfiguration: Sendable, Equatable {
         case skip
     }
 
-    /// A header that the endpoint's owner asked for. A value that is no secret may have parameters.
+    /// A header that the endpoint's owner asked for. A value that is not secret may have parameters.
     package struct Header: Sendable, Equatable {
         package var name: String
         package var value: EndpointSecret
@@ -82,15 +82,15 @@ package struct EndpointConfiguration: Sendable, Equatable {
         }
     }
 
-    /// Whom it trusts, and how it shows who it is; all in PEM.
+    /// Which authorities it trusts, and how it identifies itself; all in PEM.
     package struct TLS: Sendable, Equatable {
-        /// Trusted in place of the system's; nil for those.
+        /// Trusted in place of the system's; nil for the system's.
         package var caCertificates: String?
         package var clientCertificate: String?
         package var clientKey: EndpointSecret?
     }
 
-    /// Takes format, template, rules and limits of a preset.
+    /// Takes over format, template, rules and limits of a preset.
     package mutating func apply(_ preset: Preset) throws {
         format = .template
         template = try Template(preset.template, kind: preset.kind)
@@ -100,24 +100,24 @@ package struct EndpointConfiguration: Sendable, Equatable {
     }
 }
 
-/// A secret of an endpoint, as somebody has it who changes or uses the endpoint. Written as text it is `***`.
+/// A secret of an endpoint, as held by code that changes or uses the endpoint. Written as text it is `***`.
 package enum EndpointSecret: Sendable, Equatable, ExpressibleByStringLiteral {
-    /// The one that is stored. It stays as it is.
+    /// The stored secret, which stays as it is.
     case kept
     case text(String)
 
     package init(stringLiteral text: String) { self = .text(text) }
 
-    /// Empty where it is not known here.
+    /// Empty when it is not known here.
     package var text: String { if case .text(let text) = self { text } else { "" } }
 }
 
-// MARK: What is refused
+// MARK: Refusals
 
 extension EndpointConfiguration {
-    /// Throws a `Problem` that names the setting, what is wrong with it and what would be right.
+    /// Throws a `Problem` that names the setting, what is wrong with it and what would be valid.
     ///
-    /// - Parameter policy: where requests may go, as far as it is known here; nil leaves that to the workers.
+    /// - Parameter policy: where requests may go, as far as that is known here; nil leaves the check to the workers.
     package func validate(_ policy: AddressPolicy? = nil) throws {
         let isWord =
             name.utf8.allSatisfy { $0 > 0x20 && $0 != 0x7F } && !name.utf8.contains(UInt8(ascii: ":"))

@@ -3,14 +3,15 @@ import Postgres
 import Templates
 import Transport
 
-/// The one written form of an endpoint's configuration, in JSON: as `endpoint get -o json` shows it, and as it is exported and
-/// imported. What is left out has its default; a member that is not known is refused, and so is null for what needs a value.
+/// The one written form of an endpoint's configuration, in JSON: as `endpoint get -o json` shows it, and as it is
+/// exported and imported. A member that is left out has its default; an unknown member is refused, and so is null where
+/// a value is required.
 extension EndpointConfiguration: Codable {
-    /// How much of what may be secret is written. The rest is `***`, and read back that means what is stored.
+    /// How much of the possibly secret content is written. The rest is `***`, which on reading means the stored value.
     package enum Disclosure: Sendable {
-        /// All but secrets; this is how the database has it.
+        /// All but secrets, as in the database.
         case stored
-        /// Neither secrets nor what may be one: values of the URL's query, and of headers whose names sound like it.
+        /// Neither secrets nor possible secrets: values of the URL's query, and of headers whose names suggest one.
         case masked
         /// All that is known.
         case revealed
@@ -42,8 +43,8 @@ extension EndpointConfiguration: Codable {
     /// The written form.
     package func json(_ disclosure: Disclosure = .masked) throws -> [UInt8] { try encoded(self, disclosure) }
 
-    /// The first of its members with a text that has U+0000, by its path in the document. Of the whole document, so that no member
-    /// that is added can be forgotten.
+    /// The path in the document of the first member with a text that contains U+0000. It checks the whole document, so
+    /// that no member added later can be forgotten.
     func memberWithNUL() throws -> String? {
         func find(in json: JSON, _ path: String) -> String? {
             switch json.kind {
@@ -63,7 +64,7 @@ extension EndpointConfiguration: Codable {
         }
     }
 
-    /// This with what a merge patch (RFC 7396) says: null gives a member its default back.
+    /// The document with a merge patch (RFC 7396) applied: null gives a member its default back.
     package func patched(_ patch: some Sequence<UInt8>) throws -> EndpointConfiguration {
         do {
             let document = try JSONDecoder().decode(JSONValue.self, from: Data(try json(.stored)))
@@ -160,7 +161,7 @@ extension EndpointConfiguration: Codable {
     }
 }
 
-// MARK: Its parts
+// MARK: Parts
 
 extension EndpointSecret: Codable {
     package init(from decoder: any Decoder) throws {

@@ -1,23 +1,23 @@
 package import Postgres
 
-/// How far somebody has read the endpoints: in which snapshot, and on which server, since another one may have gone back. On the same
-/// server too, when it has crashed meanwhile: it gives out again the transaction ids of what was never written, and its mark
-/// (`outbox.boot`) is gone.
+/// How far a process has read the endpoints: in which snapshot, and on which server, since another server may have gone
+/// back. The same server may have gone back too, when it has crashed meanwhile: it reuses the transaction ids of what
+/// was never written, and its mark (`outbox.boot`) is gone.
 ///
-/// What a snapshot did not see is of the transactions that were running in it, or came after it. Both are few, however old a snapshot
-/// somebody else holds; its `xmin` is as old as that.
+/// A change that a snapshot did not see belongs to a transaction that was running in it, or came after it. Both are
+/// few, however old a snapshot another session holds; the `xmin` of this snapshot is as old as that.
 package struct EndpointsSeen: Sendable, Equatable {
     let server: ServerStart
     let boot: UniqueID
-    /// Transaction ids: the first that came after it, and those that were running.
+    /// Transaction ids: the first one after the snapshot, and those that were running.
     let next: String
     let running: [String]
 
-    /// Of somebody who has read nothing.
+    /// For a process that has read nothing.
     package static let nothing = EndpointsSeen(
         server: ServerStart(time: .distantPast), boot: .random(), next: "3", running: [])
 
-    /// The keys of the rows of a table that were changed by transactions which were not seen.
+    /// The keys of a table's rows that were changed by unseen transactions.
     fileprivate func missed(_ table: StaticString, _ key: StaticString) -> SQL {
         """
         SELECT x.\(raw: "\(key)") AS id FROM outbox.\(raw: "\(table)") x WHERE \(came("x"))
@@ -29,7 +29,7 @@ package struct EndpointsSeen: Sendable, Equatable {
 
     private func ran(_ row: String) -> SQL { "\(raw: row).changed_tx = ANY (\(running)::text[]::xid8[])" }
 
-    /// True when there is such a row. Each is looked up by an index: a worker's plans have no bitmaps.
+    /// True when there is such a row. Each transaction is looked up by an index: a worker's plans have no bitmaps.
     var hasNews: SQL {
         """
         (pg_postmaster_start_time() <> \(server.time) OR NOT EXISTS (SELECT FROM outbox.boot b WHERE b.mark = \(boot))
@@ -39,10 +39,10 @@ package struct EndpointsSeen: Sendable, Equatable {
     }
 }
 
-/// What is new of the endpoints.
+/// The news of the endpoints.
 package struct EndpointNews: Sendable {
     package let seen: EndpointsSeen
-    /// There are no others.
+    /// True when there are no other endpoints.
     package var isAll = false
     package var endpoints: [Endpoint] = []
     package var states: [(EndpointID, EndpointState)] = []
@@ -50,7 +50,7 @@ package struct EndpointNews: Sendable {
 }
 
 extension Connection {
-    /// What is new of the endpoints since somebody has looked.
+    /// The news of the endpoints since they were last read.
     ///
     /// - Parameter some: endpoints whose state is read whether or not it has changed.
     package mutating func endpointNews(
@@ -92,7 +92,7 @@ extension Connection {
         }
     }
 
-    /// True when there is something new of the endpoints.
+    /// True when there is news of the endpoints.
     package mutating func hasEndpointNews(since seen: EndpointsSeen) throws -> Bool {
         try query("SELECT \(seen.hasNews)").one(Bool.self)
     }

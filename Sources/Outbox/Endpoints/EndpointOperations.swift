@@ -1,10 +1,11 @@
 package import Postgres
 
 extension Connection {
-    /// Lets deliveries wait from a time on (now), until a time or `resumeEndpoint`. Nothing is lost: new ones wait in the
-    /// lane. A pause that was set before is replaced.
+    /// Makes deliveries wait from a time on (now), until a time or `resumeEndpoint`. Nothing is lost: new ones wait in
+    /// the lane. It replaces an earlier pause.
     ///
-    /// - Parameter rate: how fast what waited goes out afterwards; nil for as fast as the endpoint's limits allow.
+    /// - Parameter rate: how fast the waiting deliveries go out afterwards; nil for as fast as the endpoint's limits
+    ///   allow.
     package mutating func pauseEndpoint(
         _ id: EndpointID, from: Timestamp? = nil, until: Timestamp?, rate: RateLimit? = nil, reason: String,
         by actor: Actor = .session
@@ -32,9 +33,9 @@ extension Connection {
         }
     }
 
-    /// Ends a pause, also one that was only announced, and a rest that the receiver asked for.
+    /// Ends a pause, even one that is only announced, and a rest that the receiver asked for.
     ///
-    /// - Parameter rate: how fast what waited goes out; nil for as fast as the endpoint's limits allow.
+    /// - Parameter rate: how fast the waiting deliveries go out; nil for as fast as the endpoint's limits allow.
     package mutating func resumeEndpoint(
         _ id: EndpointID, rate: RateLimit? = nil, by actor: Actor = .session
     ) throws {
@@ -46,8 +47,8 @@ extension Connection {
         }
     }
 
-    /// Routes no new events to it and sends nothing; what waits stays. One that is disabled already stays so since then, and only gets
-    /// another reason, when one is given.
+    /// Routes no new events to it and sends nothing; waiting deliveries stay. An endpoint that is already disabled
+    /// keeps its time of disabling, and only gets another reason when one is given.
     package mutating func disableEndpoint(
         _ id: EndpointID, reason: String?, by actor: Actor = .session
     ) throws {
@@ -58,7 +59,7 @@ extension Connection {
         }
     }
 
-    /// Undoes `disableEndpoint`; what waited goes out. Of one that is not disabled nothing changes.
+    /// Undoes `disableEndpoint`; the waiting deliveries go out. An enabled endpoint does not change.
     package mutating func enableEndpoint(_ id: EndpointID, by actor: Actor = .session) throws {
         try transaction { connection in
             if let (before, after) = try connection.change(id, by: .enable), before != after {
@@ -77,7 +78,7 @@ extension Connection {
         ).one(Int.self)
     }
 
-    /// Deletes an endpoint. What waits for it is cancelled, and stays visible as such; so does its history.
+    /// Deletes an endpoint. Its waiting deliveries are cancelled and stay visible as such; so does its history.
     package mutating func deleteEndpoint(_ id: EndpointID, reason: String?, by actor: Actor = .session) throws {
         try transaction { connection in
             try connection.lockLanes([id])
@@ -92,8 +93,9 @@ extension Connection {
         while try cancelDeleted(id) > 0 {}
     }
 
-    /// Cancels some of what waits for a deleted endpoint, and returns how many. In steps, because whoever holds a lane's lock
-    /// for long holds up the cut and the records of everybody; workers do the rest of a deletion that did not get to its end.
+    /// Cancels some of a deleted endpoint's waiting deliveries, and returns how many. It works in steps, because a
+    /// session that holds a lane's lock for long holds up the cut and every worker's records; workers finish a deletion
+    /// that was interrupted.
     mutating func cancelDeleted(_ id: EndpointID) throws -> Int {
         try transaction { connection in
             try connection.lockLanes([id])

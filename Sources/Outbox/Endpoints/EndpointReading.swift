@@ -19,7 +19,8 @@ extension Connection {
         return endpoint
     }
 
-    /// Settings and secrets belong together: a credential must not meet a URL that it was not given for.
+    /// Reads settings and secrets in one snapshot: a credential must never be paired with a URL that it was not given
+    /// for.
     mutating func inOneSnapshot<Value>(_ body: (inout Connection) throws -> Value) throws -> Value {
         try transaction { connection in
             try connection.query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -27,8 +28,8 @@ extension Connection {
         }
     }
 
-    /// Refuses what was just written when no request could be made from it: its deliveries would only wait. What cannot be read here
-    /// may be read by the workers, who have all keys.
+    /// Refuses an endpoint that was just written when no request could be made from it: its deliveries would only wait.
+    /// Secrets that cannot be read here may be readable by the workers, which have all keys.
     mutating func checkUsable(_ id: EndpointID, keyring: Keyring) throws {
         guard let stored = try readStored([id], keyring: keyring).first, stored.defect == nil else { return }
         if let defect = stored.endpoint().defect {
@@ -58,11 +59,11 @@ extension Connection {
                 opened: secrets[id] ?? OpenedSecrets(),
                 state: try EndpointState(row, from: 7))
             let document: JSONText = try row[6]
-            // Whose events it takes first: whatever else cannot be read, it gets nobody else's.
+            // The customer first: even when nothing else can be read, the endpoint gets no other customer's events.
             stored.configuration.customerID = try row[2]
             stored.configuration.isOrdered = try row[5]
             let (eventTypes, changeTypes): (JSONText, JSONText) = (try row[3], try row[4])
-            // What cannot be read closes this endpoint and no other.
+            // A value that cannot be read closes this endpoint and no other.
             do {
                 stored.configuration.eventTypes = []
                 stored.configuration.eventTypes = try Array(stored: eventTypes)
@@ -78,7 +79,7 @@ extension Connection {
         }
     }
 
-    /// An endpoint's configuration, in which secrets are kept.
+    /// An endpoint's configuration; its secrets stay `EndpointSecret.kept`.
     package mutating func configuration(of id: EndpointID) throws -> EndpointConfiguration {
         guard let configuration = try configurations(of: [id]).first else {
             throw Problem(.notFound, "endpoint \(id) not found")
@@ -86,7 +87,8 @@ extension Connection {
         return configuration
     }
 
-    /// The configurations of these endpoints, or of all, by customer and name; secrets are kept.
+    /// The configurations of these endpoints, or of all, by customer and name; their secrets stay
+    /// `EndpointSecret.kept`.
     package mutating func configurations(of ids: [EndpointID]? = nil) throws -> [EndpointConfiguration] {
         let isAsked: SQL = ids.map { "c.id = ANY (\($0))" } ?? "true"
         return try query(
@@ -97,7 +99,7 @@ extension Connection {
         ).all(JSONText.self).map { try EndpointConfiguration(json: $0.bytes) }
     }
 
-    /// The endpoint of that very name; nil when there is none.
+    /// The endpoint with exactly this name; nil when there is none.
     package mutating func endpointID(named name: String, of customer: String) throws -> EndpointID? {
         try query(
             "SELECT id FROM outbox.endpoint WHERE customer_id = \(customer) AND name = \(name) AND deleted_at IS NULL"
@@ -127,8 +129,8 @@ extension Connection {
             hint: close.map { "Did you mean \"\($0)\"?" }, next: UseCase("endpoint.list"))
     }
 
-    /// Endpoints with their settings and state. Values that may be secret are masked: those of URL queries and of headers
-    /// whose names sound like credentials.
+    /// Endpoints with their settings and state. Possible secrets are masked: values of URL queries and of headers whose
+    /// names suggest credentials.
     package mutating func listEndpoints(
         _ id: EndpointID? = nil, search: String? = nil, limit: Int = .max
     ) throws -> Listing {
@@ -137,7 +139,7 @@ extension Connection {
         if let search {
             conditions.append("position(lower(\(search)) IN lower(n.name || ' ' || coalesce(n.description, ''))) > 0")
         }
-        // Counted is only for those that are shown.
+        // Deliveries are counted only for the endpoints that are shown.
         let ids = try query(
             "SELECT n.id FROM outbox.endpoint n WHERE \(conjunction(conditions)) ORDER BY n.customer_id, n.name LIMIT \(limit)"
         ).all(EndpointID.self)
@@ -196,7 +198,7 @@ extension Connection {
     }
 }
 
-/// An endpoint as it is read, before anything is made of it.
+/// An endpoint as read from the database, before it is interpreted.
 private struct StoredEndpoint {
     let id: EndpointID
     var configuration: EndpointConfiguration
@@ -206,7 +208,8 @@ private struct StoredEndpoint {
 
     init(id: EndpointID, configuration: EndpointConfiguration, opened: OpenedSecrets, state: EndpointState) {
         (self.id, self.configuration, self.opened, self.state) = (id, configuration, opened, state)
-        defect = opened.defect
+        // Without a signature any sender could have sent its requests.
+        defect = opened.defect ?? (opened.signing.isEmpty ? "it has no secret to sign with; rotate it" : nil)
     }
 
     func endpoint() -> Endpoint {
@@ -221,26 +224,36 @@ private struct OpenedSecrets {
 }
 
 extension EndpointConfiguration {
-    /// Puts the secrets in their places.
+    /// Fills in the secrets.
     fileprivate mutating func fill(from stored: Credentials) throws {
         let credentials = try stored.given(for: origins)
-        if authentication.kind != .none { authentication.secret = .text(credentials.authentication ?? "") }
-        if tls.clientKey != nil { tls.clientKey = credentials.clientKey.map { .text($0) } }
-        var values = credentials.headers[...]
+        // Without them a request would identify another sender, or none.
+        let missing = Keyring.KeyError(
+            description: "its credentials are missing or are not those of its settings; give them again")
+        if authentication.kind != .none {
+            guard let secret = credentials.authentication else { throw missing }
+            authentication.secret = .text(secret)
+        }
+        if tls.clientKey != nil {
+            guard let key = credentials.clientKey else { throw missing }
+            tls.clientKey = .text(key)
+        }
+        var sealed = credentials.headers[...]
         for place in headers.indices where headers[place].isSecret {
-            headers[place].value = .text(values.popFirst() ?? "")
+            guard let next = sealed.popFirst(), next.name == ExactText(headers[place].name) else { throw missing }
+            headers[place].value = .text(next.value.text)
         }
     }
 }
 
-/// A stored value that this binary does not know, of a later one perhaps: never taken for another.
+/// A stored value that this binary does not know, perhaps of a later version: it is never mistaken for another value.
 struct UnknownValue: Error, CustomStringConvertible {
     let name: String
     let value: String
     var description: String { "this binary does not know the \(name) \"\(value.prefix(64))\"" }
 }
 
-/// The value that is stored so.
+/// The value with this stored form.
 func known<Value: RawRepresentable<String>>(
     _: Value.Type, _ stored: String, _ name: String
 ) throws(UnknownValue) -> Value {

@@ -1,3 +1,4 @@
+import Bytewise
 import FoundationEssentials
 package import Postgres
 package import StandardWebhooks
@@ -7,8 +8,8 @@ package import Transport
 extension Connection {
     /// Creates an endpoint with its lane and its signing secret, and returns its id.
     ///
-    /// - Parameter policy: where requests may go, to refuse early what can be refused early; nil leaves all of it to the
-    ///   workers.
+    /// - Parameter policy: where requests may go, for the refusals that are possible early; nil leaves all of them to
+    ///   the workers.
     package mutating func createEndpoint(
         _ configuration: EndpointConfiguration, secret: SigningSecret, keyring: Keyring, policy: AddressPolicy? = nil,
         by actor: Actor = .session
@@ -34,10 +35,10 @@ extension Connection {
         return id
     }
 
-    /// Creates each endpoint, or gives the one of that customer and name that configuration: all of them or none. Returns for each
-    /// whether it was created.
+    /// Creates each endpoint, or gives the existing endpoint of that customer and name the configuration: all of them
+    /// or none. Returns for each whether it was created.
     ///
-    /// A `Problem` names the endpoint that is in the way.
+    /// A `Problem` names the endpoint that caused the refusal.
     ///
     /// - Parameter wanted: each customer and name once.
     package mutating func replaceEndpoints(
@@ -56,7 +57,7 @@ extension Connection {
             let known = try wanted.map {
                 try connection.endpointID(named: $0.configuration.name, of: $0.configuration.customerID)
             }
-            // In their order, as everybody who locks several does.
+            // In lock order, as in every session that locks several lanes.
             try connection.lockLanes(known.compactMap(\.self))
             return try zip(wanted, known).map { one, id in
                 try named(one.configuration) {
@@ -76,9 +77,11 @@ extension Connection {
         return done.map(\.2)
     }
 
-    /// Changes an endpoint; requests that are built from now on use the new settings. What is the same afterwards is not written.
+    /// Changes an endpoint; requests that are built from now on use the new settings. An unchanged configuration is not
+    /// written.
     ///
-    /// - Parameter change: gets the configuration as it is, in which secrets are kept; to replace it, assign another one.
+    /// - Parameter change: gets the current configuration, with secrets as `EndpointSecret.kept`; to replace it, assign
+    ///   another one.
     package mutating func updateEndpoint(
         _ id: EndpointID, keyring: Keyring, policy: AddressPolicy? = nil, by actor: Actor = .session,
         _ change: (inout EndpointConfiguration) throws -> Void
@@ -89,7 +92,7 @@ extension Connection {
         try settleOrder(of: id, changed)
     }
 
-    /// In the caller's transaction; returns the configuration as it is now.
+    /// In the caller's transaction; returns the configuration after the change.
     private mutating func change(
         _ id: EndpointID, keyring: Keyring, policy: AddressPolicy?, by actor: Actor,
         _ change: (inout EndpointConfiguration) throws -> Void
@@ -114,8 +117,8 @@ extension Connection {
         return changed
     }
 
-    /// What a change of the order means for deliveries that stand in line: in steps, after the change has been committed. Also where
-    /// an earlier change was interrupted before its last step.
+    /// Applies a change of the order to the deliveries that stand in line: in steps, after the change has been
+    /// committed. It also finishes an earlier change that was interrupted before its last step.
     private mutating func settleOrder(of id: EndpointID, _ configuration: EndpointConfiguration) throws {
         if !configuration.isOrdered { while try dissolveLines(of: id) > 0 {} }
         if configuration.isOrdered, configuration.onDead == .skip {
@@ -145,7 +148,7 @@ extension Connection {
         }
     }
 
-    /// False when it is the same already.
+    /// False when the row is already the same.
     private mutating func update(_ id: EndpointID, _ configuration: EndpointConfiguration) throws -> Bool {
         let columns = try configuration.columns
         let names = list(columns.map { "\(raw: $0.name)" })
@@ -163,10 +166,10 @@ extension Connection {
         }
     }
 
-    // MARK: Its audit
+    // MARK: The audit
 
-    /// The endpoint's configuration as the audit log may show it: certificates and what is secret as marks that tell only whether they
-    /// are others.
+    /// The endpoint's configuration as the audit log may show it: certificates and secrets are marks that only tell
+    /// whether the value has changed.
     private mutating func auditedConfiguration(of id: EndpointID) throws -> JSONText {
         try query(
             """
@@ -180,7 +183,7 @@ extension Connection {
         ).first(JSONText.self) ?? JSONText("{}")
     }
 
-    /// One audit row with what is different now: `{"setting": [before, after]}`.
+    /// One audit row with the differences: `{"setting": [before, after]}`.
     private mutating func auditChange(
         _ action: String, endpoint id: EndpointID, from before: JSONText, by actor: Actor
     ) throws {
@@ -195,14 +198,14 @@ extension Connection {
         try audit(action, endpoint: id, detail: changes ?? JSONText("{}"), by: actor)
     }
 
-    // MARK: What is sealed of it
+    // MARK: The sealed credentials
 
-    /// Seals what is given, and keeps what is kept; true when something is sealed anew.
+    /// Seals new secrets, and keeps those marked as kept; true when a secret was sealed again.
     @discardableResult
     private mutating func storeCredentials(
         of configuration: EndpointConfiguration, before: EndpointConfiguration?, _ id: EndpointID, keyring: Keyring
     ) throws -> Bool {
-        // Who changes something else needs no key.
+        // A change of other settings needs no key.
         if let before, configuration.hasSameSecrets(as: before) { return false }
         let known = try query(
             "SELECT key_id, sealed FROM outbox.secret WHERE endpoint_id = \(id) AND kind = 'credentials' FOR UPDATE"
@@ -226,7 +229,7 @@ extension Connection {
     }
 }
 
-/// Expressions one after the other, as columns are named or valued.
+/// Expressions separated by commas, as in lists of column names or values.
 private func list(_ parts: [SQL]) -> SQL { parts.dropFirst().reduce(parts[0]) { "\($0), \($1)" } }
 
 extension EndpointConfiguration {
@@ -257,7 +260,7 @@ extension EndpointConfiguration {
     /// Where its credentials are sent.
     var origins: [String] { authentication.origins(url: url, authorities: tls.caCertificates) }
 
-    /// This with what stands for something stored (`***`) in its place; a secret stays sealed.
+    /// This configuration with each placeholder (`***`) replaced by the stored value; a secret stays sealed.
     fileprivate func resolved(from stored: EndpointConfiguration?) throws -> EndpointConfiguration {
         func refusal(_ what: String) -> Problem {
             Problem(
@@ -272,7 +275,7 @@ extension EndpointConfiguration {
             (resolved.url, stored?.url), (resolved.authentication.tokenURL ?? "", stored?.authentication.tokenURL),
         ]
         if urls.contains(where: { $0.0 != $0.1 && Masking.isMasked($0.0) }) { throw refusal("a value in a URL") }
-        // What was given as a token is no password.
+        // A secret that was given as a token is not reused as a password.
         if authentication.secret == .kept,
             stored?.authentication.secret == nil || stored?.authentication.kind != authentication.kind
         {
@@ -285,20 +288,20 @@ extension EndpointConfiguration {
             guard header.value == .kept else { continue }
             guard let value else { throw refusal("the header \(header.name.prefix(64))") }
             resolved.headers[place].value = value
-            // Who was not shown it does not send it somewhere else.
+            // A caller that was not shown the value cannot send it to another origin.
             if !header.isSecret, let stored, stored.origins != resolved.origins { throw boundToOrigin(stored.origins) }
         }
         return resolved
     }
 
-    /// True when nothing of it is to be sealed, or has to go.
+    /// True when no secret has to be sealed or removed.
     fileprivate func hasSameSecrets(as other: EndpointConfiguration) -> Bool {
         func secrets(_ one: EndpointConfiguration) -> [Header] { one.headers.filter(\.isSecret) }
         return origins == other.origins && authentication.secret == other.authentication.secret
             && tls.clientKey == other.tls.clientKey && secrets(self) == secrets(other)
     }
 
-    /// What is to be sealed.
+    /// The credentials to be sealed.
     fileprivate func credentials(keeping old: Credentials, of before: EndpointConfiguration?) throws -> Credentials {
         var new = Credentials()
         var isAnythingKept = false
@@ -313,7 +316,14 @@ extension EndpointConfiguration {
         var known = HeaderValues(before?.headers ?? []) { $0.isSecret ? sealed.popFirst() : nil }
         for header in headers {
             let stored = known.next(for: header)
-            if header.isSecret { new.headers.append(value(header.value, old: stored) ?? "") }
+            guard header.isSecret else { continue }
+            guard let text = value(header.value, old: stored?.value.text) else {
+                throw Problem(
+                    .maskedValue,
+                    "the header \(header.name.prefix(64)) is ***, and nothing is stored that it could stand for",
+                    hint: "Give its value")
+            }
+            new.headers.append(Credentials.SecretHeader(name: ExactText(header.name), value: ExactText(text)))
         }
         new.origins = origins
         if isAnythingKept, !old.isEmpty, old.origins != new.origins { throw boundToOrigin(old.origins) }
@@ -329,8 +339,8 @@ private func boundToOrigin(_ origins: [String]) -> Problem {
             + "and the headers in question away")
 }
 
-/// Values of headers, each of which is that of the next header of the same name, and secret or not as that one is: so a secret does
-/// not take the place of what is shown.
+/// Values of headers. Each value goes to the next header of the same name and the same secrecy, so that a secret never
+/// takes the place of a shown value.
 private struct HeaderValues<Value> {
     private struct Key: Hashable {
         let name: String
@@ -345,7 +355,7 @@ private struct HeaderValues<Value> {
         for header in headers { values[Key(header), default: []].append(value(header)) }
     }
 
-    /// Nil when there is none left.
+    /// Nil when no value is left.
     mutating func next(for header: EndpointConfiguration.Header) -> Value? {
         values[Key(header)]?.popFirst() ?? nil
     }

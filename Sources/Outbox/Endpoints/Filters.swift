@@ -1,18 +1,18 @@
 package import Postgres
 
-/// What an endpoint's filter says of an event.
+/// The result of an endpoint's filter for an event.
 package enum FilterVerdict: Sendable, Equatable {
     case holds
     case holdsNot
-    /// It cannot be answered, and why.
+    /// The filter failed, and why.
     case error(String)
 }
 
 extension Connection {
-    /// Asks filters about events, in the order of the questions (`outbox.ask_filters`).
+    /// Applies filters to events, in the order of the questions (`outbox.ask_filters`).
     ///
-    /// - Parameter limit: how long all of them together may take; a path can take for ever. Then it throws a `PostgresError` of
-    ///   which `isOutOfTime` is true.
+    /// - Parameter limit: how long all of them together may take, since a path can take forever. Past the limit it
+    ///   throws a `PostgresError` with `isOutOfTime` true.
     package mutating func askFilters(
         _ questions: [(event: EventKey, filter: String)], within limit: Duration
     ) throws -> [FilterVerdict] {
@@ -29,14 +29,14 @@ extension Connection {
         return verdicts
     }
 
-    /// Refuses a filter that is no SQL/JSON path, or has variables: nobody gives them values.
+    /// Refuses a filter that is not a SQL/JSON path, or has variables: they would never get values.
     mutating func checkFilter(_ filter: String?) throws {
         guard let filter else { return }
         guard (1...4096).contains(filter.utf8.count) else {
             throw Problem(.filterInvalid, "the filter must have 1 to 4096 bytes")
         }
         try query("SAVEPOINT filter")
-        // Asked of nothing, since a variable that is not there is found out only then.
+        // Evaluated on an empty document, since PostgreSQL reports a missing variable only then.
         do throws(PostgresError) {
             try query("SELECT jsonb_path_query_first('{}', \(filter)::jsonpath, '{}', true)")
         } catch {
@@ -52,6 +52,6 @@ extension Connection {
 }
 
 extension PostgresError {
-    /// True when a statement was ended because it took too long.
+    /// True when a statement was stopped because it took too long.
     package var isOutOfTime: Bool { kind == .deadline || sqlState == "57014" }
 }

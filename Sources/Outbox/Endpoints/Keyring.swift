@@ -8,7 +8,7 @@ import StandardWebhooks
 package struct Keyring: Sendable {
     private let keys: [(id: String, key: SymmetricKey)]
 
-    /// Why keys cannot be read or a secret cannot be opened; names key ids, never keys.
+    /// Why keys cannot be read or a secret cannot be opened; it names key ids, never keys.
     package struct KeyError: Error, Sendable, CustomStringConvertible {
         package let description: String
     }
@@ -36,7 +36,7 @@ package struct Keyring: Sendable {
         self.keys = keys
     }
 
-    /// The id of the key that seals; nil for none.
+    /// The id of the sealing key; nil for none.
     package var sealingKey: String? { keys.first?.id }
 
     /// A line for a key file with a new random key.
@@ -45,17 +45,17 @@ package struct Keyring: Sendable {
         return key.withUnsafeBytes { Data($0) }.base64EncodedString() + "\n"
     }
 
-    /// The first bytes of the key's hash: names a key without telling it.
+    /// The first bytes of the key's hash: they name a key without revealing it.
     private static func identifier(of key: Data) -> String {
         hexadecimal(SHA256.hash(data: key).prefix(4))
     }
 
-    /// What is sealed; each kind opens only as itself.
+    /// The kind of a sealed text; each kind opens only as itself.
     enum Purpose {
         case signing(SigningSecret.Scheme)
         case credentials
 
-        /// As the kind is stored, and as it is in the seal: a secret of one scheme does not open as one of another.
+        /// The kind as stored, and as bound into the seal: a secret of one scheme does not open as one of another.
         var kind: String {
             switch self {
             case .signing(let scheme): scheme.rawValue
@@ -64,7 +64,7 @@ package struct Keyring: Sendable {
         }
     }
 
-    /// Seals bytes for one endpoint: moved to another endpoint's row they cannot be opened.
+    /// Seals bytes for one endpoint: in another endpoint's row they cannot be opened.
     func seal(
         _ bytes: [UInt8], _ purpose: Purpose, for endpoint: EndpointID
     ) throws(KeyError) -> (keyID: String, bytes: [UInt8]) {
@@ -77,7 +77,7 @@ package struct Keyring: Sendable {
         return (id, Array(box))
     }
 
-    /// Opens what `seal` made.
+    /// Opens bytes that `seal` sealed.
     func open(
         _ bytes: [UInt8], _ purpose: Purpose, keyID: String, for endpoint: EndpointID
     ) throws(KeyError) -> [UInt8] {

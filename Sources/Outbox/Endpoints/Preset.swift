@@ -7,16 +7,16 @@ package struct Preset: Sendable {
     package let kind: Template.Kind
     package let template: String
     package var rules = ResponseRules()
-    /// More bytes than this are refused before they are sent; the receiver would.
+    /// Larger bodies are refused before they are sent, as the receiver would refuse them.
     package var maxBodyBytes: Int?
-    /// How often the receiver lets itself be called.
+    /// How often the receiver accepts requests.
     package var rates: [RateLimit] = []
-    /// From here on a lint warns.
+    /// From this size on a lint warns.
     package var warnBytes: Int?
-    /// What has to be in a template, and what must not be, as far as looking for it tells; without white space.
+    /// Texts that a template must contain, and texts that it must not contain, compared without white space.
     package var wanted: [String] = []
     package var refused: [String] = []
-    /// What one should know before choosing it.
+    /// What an operator should know before choosing the preset.
     package var warning: String?
 
     package static func named(_ name: String) throws -> Preset {
@@ -27,7 +27,7 @@ package struct Preset: Sendable {
             hint: close.map { "Did you mean \"\($0)\"?" }, next: UseCase("template.presets"))
     }
 
-    /// What a template made from this preset lacks of what the receiver wants, beyond being well-formed.
+    /// The receiver's requirements, beyond being well-formed, that a template made from this preset does not meet.
     package func findings(in template: Template) -> [String] {
         let compact = template.source.filter { !$0.isWhitespace }
         return wanted.filter { !compact.contains($0) }.map { "\(name) wants \($0)" }
@@ -39,7 +39,8 @@ package struct Preset: Sendable {
         pagerDuty, generic,
     ]
 
-    /// Slack answers 200 and `ok`, and otherwise a status with a short text; a 4xx is never worth another try.
+    /// Slack responds with 200 and `ok`, and otherwise with a status and a short text; a 4xx is never worth another
+    /// try.
     private static let slack = Preset(
         name: "slack", summary: "Slack incoming webhook: the text of after.text", kind: .json,
         template: #"{"text": "%after.text|New event%"}"#,
@@ -48,7 +49,7 @@ package struct Preset: Sendable {
             $0.permanent = StatusSet([400...400, 403...404, 413...413, 415...415])
             $0.checks = [check("text ok")]
         },
-        // Slack may switch off an application that goes on beyond its limit. Characters beyond 40,000 are cut off.
+        // Slack may disable an application that keeps exceeding its limit. Characters beyond 40,000 are cut off.
         rates: [rate("1/s burst 3")], warnBytes: 40_000)
 
     /// An Adaptive Card in the only envelope that a workflow accepts. 202 says nothing about whether the card was shown.
@@ -72,7 +73,7 @@ package struct Preset: Sendable {
         warnBytes: 21_000,
         warning: "the workflow has to be made for a plain text; others take Adaptive Cards only")
 
-    /// The retired connectors answer 200 and `1`, and report being throttled in the text of a 200.
+    /// The retired connectors respond with 200 and `1`, and report throttling in the text of a 200.
     private static let teamsConnector = Preset(
         name: "teams-connector", summary: "Microsoft Teams connector (legacy): the text of after.text", kind: .json,
         template: #"{"text": "%after.text|New event%"}"#,

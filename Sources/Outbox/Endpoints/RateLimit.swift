@@ -1,14 +1,14 @@
 import Postgres
 
-/// How many requests an endpoint takes in a time, exactly and by all workers together. Written `60/30s` for at most 60 in any
-/// 30 seconds, or `1/s burst 3` for one a second on average and up to three at once after a pause.
+/// How many requests an endpoint gets in a period, exactly and from all workers together. Written `60/30s` for at most
+/// 60 in any 30 seconds, or `1/s burst 3` for one a second on average and up to three at once after a pause.
 package struct RateLimit: Sendable, Hashable, CustomStringConvertible {
     package let count: Int
     package let period: Duration
     /// The bucket's size; nil for a window, in which there is no average to catch up with.
     package let burst: Int?
 
-    /// The longest period: what was sent in it has to be known.
+    /// The longest period, since the requests sent in it have to be known.
     package static let maxPeriod = Duration.seconds(86_400)
 
     package init(_ text: String) throws(Problem) {

@@ -12,7 +12,7 @@ package struct ValidSecret: Sendable {
 }
 
 extension Connection {
-    /// The most signing secrets that an endpoint has at a time: each adds a signature to every request.
+    /// The max number of signing secrets of an endpoint: each adds a signature to every request.
     static let maxSecrets = 10
 
     /// Adds a signing secret; requests are then signed with all that are valid.
@@ -28,7 +28,7 @@ extension Connection {
     /// Puts a new secret beside those of the same scheme; they stay valid for the overlap, so that receivers can change
     /// over. No overlap ends them at once.
     ///
-    /// Throws, and changes nothing, when these are not the keys that the endpoint's other secrets are sealed with: the workers could not
+    /// Throws, and changes nothing, when the endpoint's other secrets are sealed with other keys: the workers could not
     /// open the new one.
     package mutating func rotateSecret(
         _ id: EndpointID, to secret: SigningSecret, overlap: Duration, keyring: Keyring, reason: String?,
@@ -60,8 +60,8 @@ extension Connection {
         }
     }
 
-    /// Throws unless these keys open what is sealed for the endpoint, or, while there is nothing yet, what was sealed last in this
-    /// installation: what is sealed with others no worker could open.
+    /// Throws unless these keys open the secrets sealed for the endpoint, or, while it has none, the secret sealed last
+    /// in this installation: no worker could open a secret sealed with other keys.
     mutating func requireKeys(_ keyring: Keyring, of id: EndpointID) throws {
         let sealed = try query(
             """

@@ -1,7 +1,7 @@
 package import Postgres
 
-/// The response to a claim of lanes: the database's clock, whether there is something new of the endpoints, the lanes that are this
-/// worker's now, and when the next one will be due.
+/// The result of a claim of lanes: the database's clock, whether there is news of the endpoints, the lanes that this
+/// worker now owns, and when the next one will be due.
 package struct LaneClaim: Sendable {
     package let now: Timestamp
     package let hasEndpointNews: Bool
@@ -9,21 +9,21 @@ package struct LaneClaim: Sendable {
     package let nextDueAt: Timestamp?
 }
 
-/// An endpoint's waiting line that is this worker's until the lease ends.
+/// An endpoint's lane that this worker owns until the lease ends.
 package struct ClaimedLane: Sendable {
     package let endpoint: EndpointID
     package let lease: LeaseID
-    /// How often it was claimed since it was last released cleanly, this claim included.
+    /// The number of claims since it was last released cleanly, this claim included.
     package let claims: Int
-    /// As it was when it was claimed.
+    /// The state at the time of the claim.
     package let state: EndpointState
-    /// Its receiver asked for a rest that has just ended.
+    /// True when a rest that its receiver asked for has just ended.
     package let hasJustRested: Bool
     package let floor: LaneFloor
 }
 
-/// Nothing in a lane is due before: on the server that said so. One that was put in its place after a failover or a restore may have
-/// rows again that were delivered before, and must be asked anew.
+/// A time before which nothing in a lane is due, on the server that reported it. A server that replaced it after a
+/// failover or a restore may again have rows that were already delivered, and has to be queried again.
 package struct LaneFloor: Sendable, Equatable {
     package let dueAt: Timestamp
     let server: ServerStart
@@ -33,26 +33,26 @@ package struct LaneFloor: Sendable, Equatable {
         self.server = server
     }
 
-    /// Of somebody who knows nothing of the lane.
+    /// The floor when nothing is known of the lane.
     package static let none = LaneFloor(dueAt: .distantPast, server: ServerStart(time: .distantPast))
 
-    /// The time in a statement.
+    /// The floor as an expression in a statement.
     var bound: SQL {
         "CASE WHEN pg_postmaster_start_time() = \(server.time) THEN \(dueAt) ELSE '-infinity'::timestamptz END"
     }
 }
 
-/// The response to a look at lanes that are held: the database's clock, whether there is something new of the endpoints, and when the
-/// earliest delivery of each is due; none for a lane with nothing in it.
+/// The result of a scan of held lanes: the database's clock, whether there is news of the endpoints, and when the
+/// earliest delivery of each lane is due; an empty lane has no entry.
 package struct LaneLook: Sendable {
     package let now: Timestamp
     package let hasEndpointNews: Bool
     package let due: [EndpointID: Timestamp]
 }
 
-/// A delivery that waits in a lane and is due.
+/// A waiting delivery that is due.
 package struct WaitingDelivery: Sendable {
-    /// How many of a lane are taken into memory at a time, at most.
+    /// The max number of a lane's deliveries taken into memory at a time.
     package static let page = 200
 
     package let event: EventKey
@@ -60,13 +60,13 @@ package struct WaitingDelivery: Sendable {
     package let attempts: Int
     package let crashes: Int
     package let trigger: Trigger
-    /// Others of its ordering key wait for it.
+    /// True when other deliveries of its ordering key wait for it.
     package let isOrdered: Bool
-    /// Nil only when the event's row is gone, which retention never lets happen.
+    /// Nil only when the event's row is gone, which retention rules out.
     package fileprivate(set) var content: Event?
 }
 
-/// Where a lane's reader has got to; rows before it are in flight or were moved.
+/// How far a lane's reader has got; rows before it are in flight or were moved.
 package struct LaneCursor: Sendable, Equatable {
     package let dueAt: Timestamp
     package let event: EventID
@@ -76,8 +76,8 @@ package struct LaneCursor: Sendable, Equatable {
         self.event = event
     }
 
-    /// Before everything that is due at that time or later. Beginning there, and not at the head of the index, passes by
-    /// the dead entries of what was delivered, which stay for as long as somebody holds a snapshot.
+    /// Before everything that is due at this time or later. Starting there, and not at the head of the index, skips the
+    /// dead entries of delivered rows, which stay for as long as a session holds a snapshot.
     package static func start(_ floor: LaneFloor) -> LaneCursor {
         LaneCursor(dueAt: floor.dueAt, event: EventID(rawValue: 0))
     }
@@ -87,9 +87,9 @@ extension Connection {
     /// Claims lanes that have due deliveries, longest due first.
     ///
     /// - Parameters:
-    ///   - excluded: endpoints that this worker cannot serve or already does.
-    ///   - customers: those that have enough lanes here.
-    ///   - seen: how far the endpoints are known.
+    ///   - excluded: endpoints that this worker cannot serve or already serves.
+    ///   - customers: customers that have enough lanes in this worker.
+    ///   - seen: how far this worker has read the endpoints.
     ///   - instance: which installation it must be; nil for any.
     package mutating func claimLanes(
         lease: LeaseID, worker: String, for duration: Duration, excluding excluded: [EndpointID],
@@ -133,7 +133,8 @@ extension Connection {
             now: head.now, hasEndpointNews: head.hasNews, lanes: lanes.compactMap { $0 }, nextDueAt: head.nextDueAt)
     }
 
-    /// How long ago the last requests to an endpoint started, newest first: what its rates have to count. Trials count, too.
+    /// How long ago the last requests to an endpoint started, newest first, as counted by its rates. Endpoint tests
+    /// count, too.
     package mutating func recentStarts(
         of endpoint: EndpointID, atMost count: Int, within period: Duration
     ) throws -> [Duration] {
@@ -148,13 +149,13 @@ extension Connection {
     /// The due deliveries of a lane after the cursor, oldest first, at most `WaitingDelivery.page`.
     ///
     /// - Parameters:
-    ///   - recoveredAt: what was last tried before then is due, too.
+    ///   - recoveredAt: deliveries last tried before this time are due, too.
     ///   - instance: which installation it must be; nil for any.
     package mutating func lanePage(
         of endpoint: EndpointID, after cursor: LaneCursor, recoveredAt: Timestamp?, instance: String? = nil
     ) throws -> [WaitingDelivery] {
-        // statement_timestamp() is stable and so can bound the index scan; clock_timestamp() cannot. What was tried and is not
-        // due has an index of its own, so that a million rows that were not cost nothing.
+        // statement_timestamp() is stable and so can bound the index scan; clock_timestamp() cannot. Deliveries that
+        // were tried and are not due have an index of their own, so that a million untried rows cost nothing.
         let waiting: SQL = """
             SELECT * FROM outbox.delivery
              WHERE outbox.is_home(\(instance)) AND endpoint_id = \(endpoint) AND due_at <= statement_timestamp() AND due_at < 'infinity'
@@ -189,7 +190,7 @@ extension Connection {
              WHERE coalesce(e.bytes_before, 0) < outbox.max_bytes_at_a_time()
             """)
         var (page, events): ([WaitingDelivery], [EventKey: Event]) = ([], [:])
-        // The rows come in no order that SQL would promise: of deliveries, and of events.
+        // SQL promises no order of the rows: neither of deliveries nor of events.
         _ = try found.map { row throws(PostgresError) in
             guard let id = try row[0] as EventID? else {
                 let event = try Event(row: row, from: 7)
@@ -203,8 +204,8 @@ extension Connection {
         }
         for index in page.indices { page[index].content = events[page[index].event] }
         page.sort { ($0.dueAt, $0.event.id.rawValue) < ($1.dueAt, $1.event.id.rawValue) }
-        // What comes after the last event that was read is for another page. When none was, the first one's row is gone, and of the
-        // others nobody knows.
+        // Deliveries after the last event that was read are left for another page. When no event was read, the first
+        // one's row is gone, and nothing is known of the others.
         let last = page.lastIndex { $0.content != nil } ?? 0
         return Array(page.prefix(last + 1))
     }
@@ -219,10 +220,10 @@ extension Connection {
         ).all(as: EventKey.self)
     }
 
-    /// Writes down, before the send, that its worker died in it: one more attempt, one more crash, due again later.
-    /// The outcome overwrites this; only a worker that really dies leaves it standing.
+    /// Records, before the send, that its worker died in it: one more attempt, one more crash, due again later. The
+    /// outcome overwrites this; only a worker that really dies leaves it in place.
     ///
-    /// Returns false, and writes nothing, when the lane is not held under this lease any more.
+    /// Returns false, and writes nothing, when the lane is no longer held under this lease.
     package mutating func presumeCrash(
         _ delivery: DeliveryID, lane lease: LeaseID, dueIn delay: Duration
     ) throws -> Bool {
@@ -238,13 +239,14 @@ extension Connection {
         }
     }
 
-    /// Gives a lane back. Its row is locked first and its due time computed after: whoever adds a delivery does so
-    /// before the lock, and is counted, or after it, and lowers the due time. No wake-up is lost between the two.
+    /// Releases a lane. Its row is locked first and its due time computed after that: another session adds a delivery
+    /// either before the lock, and it is counted, or after it, and lowers the due time. No wake-up is lost between the
+    /// two.
     ///
-    /// - Parameter floor: nothing in it is due before.
+    /// - Parameter floor: the time before which nothing in the lane is due.
     package mutating func releaseLane(_ endpoint: EndpointID, lease: LeaseID, floor: LaneFloor) throws -> Bool {
         try transaction { connection in
-            // A clock that was set back meanwhile may have put something before the floor.
+            // A clock that was set back meanwhile may have put a delivery before the floor.
             let earliest = connection.earliest(
                 in: endpoint, from: LaneFloor(dueAt: floor.dueAt + .seconds(-60), server: floor.server))
             guard try connection.lockLane(endpoint, lease: lease) else { return false }
@@ -271,10 +273,10 @@ extension Connection {
         """
     }
 
-    /// The time before which nothing in the lane is due or will be, as long as it is ours; nil when it is not. Nothing is written:
-    /// whoever adds a delivery locks the lane first, and reads the clock after that.
+    /// The time before which nothing in the lane is or becomes due, while we own it; nil when we do not. Nothing is
+    /// written: a session that adds a delivery locks the lane first, and reads the clock after that.
     ///
-    /// - Parameter floor: the one that was known before.
+    /// - Parameter floor: the previously known floor.
     package mutating func laneFloor(
         of endpoint: EndpointID, lease: LeaseID, from floor: LaneFloor
     ) throws -> LaneFloor? {
@@ -290,7 +292,7 @@ extension Connection {
         }
     }
 
-    /// When something is due in lanes that are held, and what a worker has to know before it sends it.
+    /// When the held lanes are due, and what a worker has to know before it sends.
     package mutating func earliestDue(
         in lanes: [EndpointID: LaneFloor], endpoints seen: EndpointsSeen = .nothing
     ) throws -> LaneLook {
@@ -317,7 +319,8 @@ extension Connection {
             due: Dictionary(due.compactMap(\.self), uniquingKeysWith: { first, _ in first }))
     }
 
-    /// Lets something happen to the endpoint of a lane, and returns what it is then; nil when the lane is not ours any more.
+    /// Applies an event to the endpoint of a lane, and returns its state after that; nil when we no longer own the
+    /// lane.
     package mutating func change(
         _ endpoint: EndpointID, by event: EndpointState.Event, owning lease: LeaseID
     ) throws -> EndpointState? {

@@ -4,16 +4,16 @@ package import Postgres
 package struct HeldLeases: Sendable {
     package var batches: [LeaseID: BatchID] = [:]
     package var lanes: [EndpointID: LeaseID] = [:]
-    /// Batches that are still ours and could not be prolonged now, because somebody else has them locked.
+    /// Batches that we still hold and could not renew now, because another session has them locked.
     package var lockedBatches: Set<LeaseID> = []
-    /// Lanes that are still ours and could not be prolonged now, because somebody else has them locked.
+    /// Lanes that we still hold and could not renew now, because another session has them locked.
     package var locked: Set<EndpointID> = []
 
     package init() {}
 }
 
 extension Connection {
-    /// Prolongs the leases and returns those that are still ours; the missing ones were taken over.
+    /// Renews the leases and returns those that we still hold; the missing ones were taken over.
     package mutating func renew(_ held: HeldLeases, for duration: Duration) throws -> HeldLeases {
         var renewed = HeldLeases()
         let batches = held.batches.sorted { $0.value.rawValue < $1.value.rawValue }
@@ -40,7 +40,7 @@ extension Connection {
         }
         let lanes = held.lanes.sorted { $0.key.description < $1.key.description }
         if !lanes.isEmpty {
-            // Nobody waits for one lane: without a renewal its lease ends, and no other.
+            // No lane's lock is waited for: without a renewal that lane's lease ends, and no other.
             let ids = try query(
                 """
                 WITH free AS MATERIALIZED (
@@ -65,10 +65,11 @@ extension Connection {
         return renewed
     }
 
-    /// Gives back whatever a claim took whose answer was lost. Nothing happens when it took nothing. A batch comes back as one
-    /// that lost its worker: those are found also behind the floor of the others.
+    /// Gives back everything that a claim took whose response was lost. Nothing happens when it took nothing. A batch
+    /// comes back as one that lost its worker: claims find those even behind the floor of the others.
     ///
-    /// - Parameter countsAsClaim: what was claimed could not be dispatched. It counts, so that one that never can goes to the lanes.
+    /// - Parameter countsAsClaim: the claimed batch could not be dispatched. The claim counts, so that a batch that
+    ///   never can be dispatched goes to the lanes.
     package mutating func releaseLeases(of lease: LeaseID, countsAsClaim: Bool = false) throws {
         let undone: Int32 = countsAsClaim ? 0 : 1
         try query(

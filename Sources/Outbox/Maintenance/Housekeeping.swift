@@ -2,7 +2,7 @@ import FoundationEssentials
 package import Postgres
 
 extension Connection {
-    /// Reports that this worker process is alive, and what it complains of; the first report adds its row.
+    /// Reports that this worker process is alive, and its complaints; the first report adds its row.
     package mutating func heartbeat(
         worker: String, host: String, pid: Int, complaints: [Complaint] = []
     ) throws {
@@ -18,7 +18,8 @@ extension Connection {
             """)
     }
 
-    /// Writes down where this database is, and returns the timeline when nobody had: after a failover or a recovery.
+    /// Records where this database is, and returns the timeline when it was not recorded yet: after a failover or a
+    /// recovery.
     package mutating func noteTimeline() throws -> Int? {
         try query(
             """
@@ -31,14 +32,14 @@ extension Connection {
         ).first(Int.self)
     }
 
-    /// Takes this worker off the list, at a graceful stop.
+    /// Removes this worker from the list, at a graceful stop.
     package mutating func removeWorker(_ worker: String) throws {
         try query("DELETE FROM outbox.worker WHERE id = \(worker)")
     }
 
-    /// Makes partitions ahead, drops expired ones of which nothing is outstanding, and removes rows past their use: step by step, each
-    /// of which keeps what it did and fits its deadline, for as long as that may take. One step that fails stops no other. Every step
-    /// may be done by several workers at once.
+    /// Makes partitions ahead, drops expired ones with nothing outstanding, and removes rows past their use: step by
+    /// step, for as long as that may take. Each step keeps its work and fits its deadline. One step that fails stops no
+    /// other. Several workers may do each step at once.
     package mutating func keepHouse(within limit: Duration = .seconds(20)) -> Housekeeping {
         var house = Housekeeping()
         let end = ContinuousClock.now + limit
@@ -63,7 +64,7 @@ extension Connection {
         return house
     }
 
-    /// One step of a chore: what it did, in a name or a number of rows; nil and zero when nothing is left to do.
+    /// One step of a chore: its work, as a name or a number of rows; nil and zero when nothing is left to do.
     private mutating func perform(_ chore: Housekeeping.Chore) throws -> Housekeeping.Step {
         func named(_ step: SQL) throws -> Housekeeping.Step {
             .named(try query(step).one(String?.self))
@@ -141,7 +142,7 @@ extension Connection {
         try audit(action, object: "endpoint/\(endpoint)", reason: reason, detail: detail, by: actor)
     }
 
-    /// With what was asked for, as far as it was.
+    /// With the requested values as detail; nil values are left out.
     mutating func audit(
         _ action: String, endpoint: EndpointID, reason: String? = nil, detail: [String: String?], by actor: Actor
     ) throws {
@@ -156,10 +157,10 @@ extension Connection {
     }
 }
 
-/// What a worker alone knows to be wrong: a row of `outbox.problems` for as long as it is so.
+/// A fault that only a worker knows of: a row of `outbox.problems` for as long as it lasts.
 package struct Complaint: Sendable {
     package let problem: String
-    /// For how long it has been so.
+    /// How long the fault has lasted.
     package let age: Duration
     /// After the worker's name.
     package let detail: String
@@ -173,9 +174,9 @@ package struct Complaint: Sendable {
     }
 }
 
-/// What one round of housekeeping did.
+/// The result of one round of housekeeping.
 package struct Housekeeping: Sendable {
-    /// The things to do, in the order in which they are done.
+    /// The chores, in their order.
     package enum Chore: String, CaseIterable, Sendable {
         case partitions
         case closing = "closed partitions"
@@ -207,14 +208,14 @@ package struct Housekeeping: Sendable {
     package fileprivate(set) var dropped: [String] = []
     /// How many rows each chore removed or moved.
     package fileprivate(set) var rows: [Chore: Int] = [:]
-    /// What could not be done.
+    /// The chores that failed.
     package fileprivate(set) var failures: [Chore: any Error] = [:]
-    /// Expired partitions that nothing needs are there still: somebody had them in use, or their table.
+    /// True when expired partitions that nothing needs still exist: another session used them, or their table.
     package fileprivate(set) var hasLeftovers = false
-    /// There was no time for all of it.
+    /// True when the time did not suffice for everything.
     package fileprivate(set) var isUnfinished = false
 
-    /// Takes note of a step; true when there may be another.
+    /// Notes the result of a step; true when another step may follow.
     fileprivate mutating func note(_ step: Step, of chore: Chore) -> Bool {
         switch step {
         case .named(let name):

@@ -14,7 +14,7 @@ package enum Migrator {
         package let version: Int
         /// The applied migrations, oldest first.
         package let applied: [Applied]
-        /// What this binary would still apply.
+        /// The migrations that this binary would still apply.
         package let pending: [Migration]
         /// Applied migrations whose text was changed afterwards, or that this binary does not know.
         package let drifted: [Applied]
@@ -69,7 +69,8 @@ package enum Migrator {
         }
     }
 
-    /// Throws a `SchemaError` for a database that no schema of ours can be in: its server is too old, or its encoding is not UTF-8.
+    /// Throws a `SchemaError` for a database that cannot hold our schema: its server is too old, or its encoding is not
+    /// UTF-8.
     package static func requireFit(_ connection: inout Connection) throws {
         let found = try connection.query(
             """
@@ -88,7 +89,7 @@ package enum Migrator {
         }
     }
 
-    /// Reads how the database stands.
+    /// Reads the state of the database's schema.
     package static func status(_ connection: inout Connection) throws -> Status {
         try requireFit(&connection)
         let exists = try connection.query("SELECT to_regclass('outbox.migration') IS NOT NULL").first(Bool.self)
@@ -117,7 +118,7 @@ package enum Migrator {
         if status.version < expectedVersion { throw SchemaError.older(found: status.version) }
     }
 
-    /// Applies what is missing, all in one transaction, and returns what it applied.
+    /// Applies the missing migrations, all in one transaction, and returns those that it applied.
     ///
     /// Two migrators cannot race: the second waits for the first and then finds nothing to do; when it has waited for
     /// `lockTimeout`, it throws `SchemaError.busy`. A schema that is newer than this binary is refused untouched.
@@ -149,10 +150,12 @@ package enum Migrator {
         }
     }
 
-    /// Throws a `SchemaError` when what is in the schema may be somebody's who has less rights than this session: whatever is read or called
-    /// there runs with ours. Judged by PostgreSQL's own tables, before anything in the schema is touched.
+    /// Throws a `SchemaError` when objects in the schema may belong to a role with fewer rights than this session:
+    /// everything that we read or call there runs with our rights. PostgreSQL's own tables decide, before anything in
+    /// the schema is touched.
     ///
-    /// A superuser trusts itself and other superusers. Everybody else trusts the schema's owner, and only its owner migrates.
+    /// A superuser trusts itself and other superusers. Every other role trusts the schema's owner, and only its owner
+    /// migrates.
     private static func requireTrust(_ connection: inout Connection) throws {
         let schemas = try connection.query(
             """
@@ -184,8 +187,9 @@ package enum Migrator {
         }
     }
 
-    /// Has the migrations to itself until the transaction ends. Not an advisory lock, which anybody could take: this one takes a right
-    /// to hold, and to queue for it the right to name the table. Of two who make it, the second waits until the first has committed, and begins again.
+    /// Locks the migrations for this session until the transaction ends. It is not an advisory lock, which any session
+    /// could take: holding this lock takes a right, and queueing for it takes the right to name the table. Of two
+    /// sessions that create the table, the second waits until the first has committed, and begins again.
     private static func lock(_ connection: inout Connection, within limit: Duration) throws {
         try requireTrust(&connection)
         try connection.script("SAVEPOINT schema", within: limit)
@@ -201,7 +205,7 @@ package enum Migrator {
                 );
                 """, within: limit)
         } catch {
-            // Made at this moment by somebody else.
+            // Another session made it at this moment.
             guard error.sqlState == "23505" else { throw error }
             try connection.script("ROLLBACK TO schema")
         }

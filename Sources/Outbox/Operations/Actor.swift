@@ -1,17 +1,17 @@
-/// Who does something, as the audit log has it: `<kind>:<name>`, as in `token:ana@ops` or `service:host/4711`.
+/// Who performs an action, as written in the audit log: `<kind>:<name>`, as in `token:ana@ops` or `service:host/4711`.
 package struct Actor: Sendable, Equatable {
     package enum Kind: String, Sendable {
-        /// Whoever has the key of a token of the HTTP API.
+        /// The holder of a token's key, in the HTTP API.
         case token
         /// A customer in the portal.
         case portal
         /// A system that calls one of the integrations.
         case integration
-        /// A worker, of its own accord.
+        /// A worker, without a request by an operator.
         case service
     }
 
-    /// Nil for whoever has the database session, whom the database names itself (`database:<role>`).
+    /// Nil for the role of the database session, which the database names itself (`database:<role>`).
     let text: String?
 
     /// The role of the database session.

@@ -1,9 +1,9 @@
 package import Postgres
 
 extension Connection {
-    /// Makes a waiting delivery due now. One that is due already keeps its time: it may be in flight, and a later time
-    /// would put it in front of its lane's reader a second time. One that stands behind others of its ordering key stays
-    /// there, and the refusal says so.
+    /// Makes a waiting delivery due now. A delivery that is already due keeps its time: it may be in flight, and a
+    /// later time would put it in front of its lane's reader a second time. A delivery behind others of its ordering
+    /// key stays there, and the refusal says so.
     package mutating func retryDelivery(
         _ delivery: DeliveryID, reason: String?, by actor: Actor = .session
     ) throws {
@@ -22,8 +22,8 @@ extension Connection {
         }
     }
 
-    /// Takes a waiting delivery out of its lane; it stays visible as cancelled. A request in flight is not recalled, and
-    /// when that one succeeds, the delivery counts as delivered.
+    /// Takes a waiting delivery out of its lane; it stays visible as cancelled. A request in flight is not recalled,
+    /// and when it succeeds, the delivery counts as delivered.
     package mutating func cancelDelivery(
         _ delivery: DeliveryID, reason: String?, by actor: Actor = .session
     ) throws {
@@ -53,13 +53,13 @@ extension Connection {
     /// Puts dead letters back into their lanes, due now and with a whole retry schedule before them; returns how many.
     /// The same `webhook-id` goes out again, with attempts marked as a replay.
     ///
-    /// - Parameter delivery: only this one; nil for all that the other arguments choose, in steps of a thousand.
+    /// - Parameter delivery: only this one; nil for all that match the other arguments, in steps of a thousand.
     package mutating func replayDeadLetters(
         _ delivery: DeliveryID?, endpoint: EndpointID? = nil, fingerprint: String? = nil, reason: String?,
         by actor: Actor = .session
     ) throws -> Int {
         var total = 0
-        // What fails again meanwhile is not replayed a second time.
+        // A delivery that fails again meanwhile is not replayed a second time.
         let begin: Timestamp =
             try query("SELECT clock_timestamp()").one(Timestamp.self)
         while true {
@@ -93,7 +93,7 @@ extension Connection {
                            dead_at, status, error_class, error, ordering_key, pass FROM gone
                     ON CONFLICT DO NOTHING RETURNING endpoint_id, ordering_key
                     """)
-                // At its old place in the line, which is the first.
+                // At its old place in the line, which is the first one.
                 try connection.advance(replayed, afterLoss: mayBeInFlight)
                 let moved = replayed.affected
                 let object =
@@ -109,7 +109,7 @@ extension Connection {
         }
     }
 
-    /// Takes a dead letter out of the way for good: it stays visible as cancelled, and what waited behind it goes on.
+    /// Drops a dead letter for good: it stays visible as cancelled, and the deliveries behind it go on.
     package mutating func dropDeadLetter(
         _ delivery: DeliveryID, reason: String?, by actor: Actor = .session
     ) throws {

@@ -1,16 +1,16 @@
 package import Postgres
 
-/// One thing that holds a delivery, or what became of it.
+/// One reason why a delivery is held, or its final result.
 package struct Explanation: Sendable, Equatable {
     package enum Reason: String, Sendable {
-        // What holds its endpoint.
+        // Reasons in its endpoint.
         case disabled, paused, failing, resting
-        // What holds it itself, while it waits.
+        // Reasons in the waiting delivery itself.
         case order, retry, scheduled, limit, due
         case laneLocked = "lane_locked"
-        // What became of it.
+        // Its final result.
         case delivered, cancelled, dead
-        // Nothing is written of it yet, or it never was one.
+        // Not written yet, or never a delivery.
         case onItsWay = "on_its_way"
         case notCut = "not_cut"
         case noMatch = "no_match"
@@ -18,7 +18,7 @@ package struct Explanation: Sendable, Equatable {
 
     package let reason: Reason
     package let detail: String
-    /// What would change that: one of these.
+    /// The use cases that would change that: one of them is enough.
     package let fixes: [UseCase]
 
     init(_ reason: Reason, _ detail: String, _ fixes: UseCase...) {
@@ -27,7 +27,7 @@ package struct Explanation: Sendable, Equatable {
 }
 
 extension Connection {
-    /// Why a delivery has not gone out, or what became of it: one for each thing that holds it, the first to deal with first.
+    /// Why a delivery has not gone out, or its final result: one explanation per reason, the first to deal with first.
     ///
     /// Throws a `Problem` when there is no such event or endpoint.
     package mutating func explain(_ delivery: DeliveryID) throws -> [Explanation] {
@@ -37,7 +37,7 @@ extension Connection {
         return [try explainAbsence(delivery)]
     }
 
-    /// The delivery as it waits, with its lane and its endpoint; nil when it does not.
+    /// The waiting delivery with its lane and its endpoint; nil when it is not waiting.
     private mutating func waitingFacts(of delivery: DeliveryID) throws -> WaitingFacts? {
         try query(
             """
@@ -66,7 +66,7 @@ extension Connection {
         ).all(as: WaitingFacts.self).first
     }
 
-    /// A delivery that has not come into its lane, because somebody had that locked.
+    /// A delivery that has not come into its lane, because another session had the lane locked.
     private mutating func explainUnrouted(_ delivery: DeliveryID) throws -> Explanation? {
         let found = try query(
             """
@@ -80,7 +80,7 @@ extension Connection {
         return isLong ? Explanation(.laneLocked, detail, UseCase("doctor")) : Explanation(.laneLocked, detail)
     }
 
-    /// A delivery that does not wait any more.
+    /// A delivery that no longer waits.
     private mutating func explainEnd(_ delivery: DeliveryID) throws -> Explanation? {
         let found = try listDeliveries(ListFilter(delivery))
         guard let state = found.first("state") else { return nil }
@@ -98,7 +98,7 @@ extension Connection {
         }
     }
 
-    /// A delivery of which nothing is written yet, or that never was one.
+    /// An event and an endpoint without a written delivery: not yet, or never.
     private mutating func explainAbsence(_ delivery: DeliveryID) throws -> Explanation {
         _ = try event(delivery.event)
         let batch = try query(
@@ -143,7 +143,7 @@ extension Connection {
     }
 }
 
-/// All that is known of a delivery that waits. What follows from it needs no database.
+/// Everything known of a waiting delivery. The conclusions from it need no database.
 struct WaitingFacts: RowDecodable, Sendable {
     let event: EventID
     let endpoint: EndpointID
@@ -166,9 +166,9 @@ struct WaitingFacts: RowDecodable, Sendable {
     let key: String?
     /// The dead letter that blocks its ordering key.
     let blockedBy: EventID?
-    /// The first of its line, when that is another one.
+    /// The first delivery of its line, when that is another one.
     let behind: EventID?
-    /// How many are due before it, up to 10,000.
+    /// The number of deliveries due before it, up to 10,000.
     let before: Int
 
     init(_ row: Row) throws(PostgresError) {
@@ -186,7 +186,7 @@ struct WaitingFacts: RowDecodable, Sendable {
         )
     }
 
-    /// What holds it, the first to deal with first.
+    /// The reasons that hold it, the first to deal with first.
     var explanations: [Explanation] { holdsOfEndpoint + holdsOfItself }
 
     private var holdsOfEndpoint: [Explanation] {
@@ -266,7 +266,7 @@ struct WaitingFacts: RowDecodable, Sendable {
     }
 }
 
-/// A time as everything else prints it, to the second.
+/// A time in the common printed form, to the second.
 private func time(_ time: Timestamp?) -> String {
     switch time {
     case nil: "then"

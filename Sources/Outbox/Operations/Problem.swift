@@ -1,8 +1,8 @@
-/// Why a use case was not carried out: a code that stays, what is wrong and why in the user's words, and what to do next.
+/// Why a use case was not carried out: a stable code, the error and its cause in the user's words, and the next step.
 ///
-/// It names no flag and no command: the command line adds its own (`next`), and so does whoever else calls.
+/// It names no flag and no command: the command line adds its own (`next`), and so does every other caller.
 package struct Problem: Error, Sendable, CustomStringConvertible {
-    /// The codes, as the HTTP API has them (RFC 9457).
+    /// The codes, as in the HTTP API (RFC 9457).
     package enum Code: String, Sendable, CaseIterable {
         case notFound = "not_found"
 
@@ -12,7 +12,7 @@ package struct Problem: Error, Sendable, CustomStringConvertible {
         case stateConflict = "state_conflict"
         case deliveriesWaiting = "deliveries_waiting"
 
-        // What was asked for is not valid.
+        // The request is not valid.
         case invalidValue = "invalid_value"
         case malformedJSON = "malformed_json"
         case unknownMember = "unknown_member"
@@ -28,9 +28,9 @@ package struct Problem: Error, Sendable, CustomStringConvertible {
 
     package let code: Code
     package let message: String
-    /// What to do, in words.
+    /// The remedy, in words.
     package let hint: String?
-    /// The use case that shows more, or puts it right.
+    /// The use case that shows more, or fixes the problem.
     package let next: UseCase?
 
     package init(_ code: Code, _ message: String, hint: String? = nil, next: UseCase? = nil) {
@@ -40,10 +40,10 @@ package struct Problem: Error, Sendable, CustomStringConvertible {
     package var description: String { hint.map { "\(message). \($0)" } ?? message }
 }
 
-/// A use case by the one name that it has: `endpoint.update` is `outboxctl endpoint update`, and an action of the audit log.
+/// A use case by its single name: `endpoint.update` is `outboxctl endpoint update`, and an action of the audit log.
 package struct UseCase: Sendable, Equatable {
     package let name: String
-    /// What it is about, such as the endpoint's name.
+    /// Its object, such as the endpoint's name.
     package let arguments: [String]
 
     package init(_ name: String, _ arguments: String...) { (self.name, self.arguments) = (name, arguments) }

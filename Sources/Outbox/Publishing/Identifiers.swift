@@ -3,14 +3,15 @@
 // The conformances below say nothing that the protocol's own documentation does not.
 public import Postgres
 
-/// An event's number. Numbers are given out in order of insertion, not of commit: never read the stream by them.
+/// An event's number. Numbers are assigned in order of insertion, not of commit: never read the stream by them.
 public struct EventID: Identifier {
     public let rawValue: Int64
     public init(rawValue: Int64) { self.rawValue = rawValue }
 }
 
-/// What an event is: its number and when it was inserted. The number alone comes again when the database goes back: after a
-/// failover that lost commits, in a restored backup, in a copy. So whatever is known about an event is known of both.
+/// The identity of an event: its number and the time of its insertion. The number alone is reused when the database
+/// goes back: after a failover that lost commits, in a restored backup, in a copy. So everything stored about an event
+/// refers to both.
 package struct EventKey: Hashable, Sendable, RowDecodable {
     package let id: EventID
     package let createdAt: Timestamp
@@ -20,10 +21,10 @@ package struct EventKey: Hashable, Sendable, RowDecodable {
         self.createdAt = createdAt
     }
 
-    /// Of a statement's first two columns.
+    /// Reads a statement's first two columns.
     package init(_ row: Row) throws(PostgresError) { self.init(id: try row[0], createdAt: try row[1]) }
 
-    /// What receivers know it by (`outbox.webhook_id`).
+    /// The id by which receivers know it (`outbox.webhook_id`).
     package func webhookID(instance: String) -> String {
         var text: [UInt8] = []
         text.reserveCapacity(48)
@@ -80,5 +81,21 @@ extension Identifier {
     public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
         guard let value = RawValue(postgresBytes: bytes) else { return nil }
         self.init(rawValue: value)
+    }
+}
+
+/// One event for one endpoint: a delivery's identity.
+package struct DeliveryID: Hashable, Sendable, RowDecodable {
+    package let event: EventKey
+    package let endpoint: EndpointID
+
+    /// Reads the columns `event_id`, `event_at` and `endpoint_id`.
+    package init(_ row: Row) throws(PostgresError) {
+        self.init(event: try EventKey(row), endpoint: try row[2])
+    }
+
+    package init(event: EventKey, endpoint: EndpointID) {
+        self.event = event
+        self.endpoint = endpoint
     }
 }

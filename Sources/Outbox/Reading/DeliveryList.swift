@@ -1,6 +1,6 @@
 package import Postgres
 
-/// Deliveries: what waits or is parked, each from its own table, and what is delivered, from the attempts.
+/// Lists of deliveries: waiting and parked ones, each from their own table, and delivered ones, from the attempts.
 extension Connection {
     /// Deliveries by the columns of `outbox.deliveries`, newest event first.
     package mutating func listDeliveries(_ filter: ListFilter) throws -> Listing {
@@ -14,7 +14,7 @@ extension Connection {
     private mutating func deliveryList(_ filter: ListFilter) throws -> Listing {
         var isCut = false
         let (rows, note) = try walk(filter, eventTime: true) { connection, filter in
-            // What is delivered meanwhile is in the list twice, and not missing from it.
+            // A delivery that completes meanwhile is in the list twice, and never missing from it.
             let outstanding = try connection.outstanding(filter)
             return try (outstanding + connection.delivered(filter, isCut: &isCut)).filter { filter.names($0.event) }
         }
@@ -52,7 +52,7 @@ extension Connection {
         """
     }
 
-    /// Of each kind of delivery that the filter lets through, newest event first, as many as there may be in the list.
+    /// For each state that the filter allows, as many deliveries as the list may have, newest event first.
     private mutating func outstanding(_ filter: ListFilter) throws -> [FoundRow] {
         let deliveries =
             filter.deliveries("x") + filter.within("x.event_at") + (filter.after?.isBefore("x") ?? [])
@@ -103,8 +103,8 @@ extension Connection {
             "SELECT p.event_id, p.event_at, row_to_json(p)::text FROM (\(all)) p", as: FoundRow.self)
     }
 
-    /// The last success of each delivery that has nothing outstanding and whose event is here: a success for an event that is not is a true
-    /// record of a request, and no delivery.
+    /// The last success of each delivery that has nothing outstanding and whose event is here: a success for a missing
+    /// event is a true record of a request, and no delivery.
     private mutating func delivered(_ filter: ListFilter, isCut: inout Bool) throws -> [FoundRow] {
         guard filter.state == nil || filter.state == "delivered" else { return [] }
         var scan = DeliveredScan(filter)
@@ -127,14 +127,15 @@ extension Connection {
     }
 }
 
-/// Successes in pages, newest first, in the order that an index has: those of an endpoint by time, all others by the number of their event.
+/// Successes in pages, newest first, in the order of an index: those of an endpoint by time, all others by the number
+/// of their event.
 private struct DeliveredScan {
     struct Success: RowDecodable {
         let row: FoundRow
         let endpoint: EndpointID
         let startedAt: Timestamp
 
-        /// Of the columns of `FoundRow`, the endpoint and the time of the attempt.
+        /// Reads the columns of `FoundRow`, the endpoint and the time of the attempt.
         init(_ row: Row) throws(PostgresError) {
             (self.row, endpoint, startedAt) = (try FoundRow(row), try row[3], try row[4])
         }
@@ -146,7 +147,7 @@ private struct DeliveredScan {
     private var seen: Set<DeliveryID> = []
     private(set) var found: [FoundRow] = []
     private var foundInSpan = 0
-    /// The last one of the page before; nil before the first.
+    /// The last success of the previous page; nil before the first page.
     private var last: Success?
     private var isDone = false
 
@@ -156,7 +157,7 @@ private struct DeliveredScan {
         size = filter.limit
     }
 
-    /// True when what is left, which was all made before a time, is of older events than the list has room for.
+    /// True when the remaining attempts, all from before a time, belong to older events than the list has room for.
     func isFull(downTo time: Timestamp) -> Bool {
         !filter.namesEvents && found.count >= filter.limit
             && found.count { $0.event.createdAt >= time } >= filter.limit
@@ -178,9 +179,9 @@ private struct DeliveredScan {
             || (isByTime ? last.map { isFull(downTo: $0.startedAt) } ?? true : foundInSpan >= filter.limit)
     }
 
-    /// The next page of a span of time; nil when there is no more of it to look at.
+    /// The next page of a span of time; nil when the span is exhausted.
     ///
-    /// `OFFSET 0`: what is outstanding is looked up; as a join, all of it would be read.
+    /// `OFFSET 0`: outstanding rows are looked up by key; a join would read all of them.
     func statement(in span: Span) -> SQL? {
         if isDone { return nil }
         var conditions: [SQL] =

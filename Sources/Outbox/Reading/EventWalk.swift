@@ -1,12 +1,12 @@
 import Postgres
 
-/// The events that a filter asks for, newest first, in steps of which each looks at few partitions, and, where no index has what is asked
-/// for, at so many numbers.
+/// The events that a filter asks for, newest first, in steps. Each step reads few partitions and, where no index serves
+/// the filter, a limited range of numbers.
 struct EventWalk {
     private let filter: ListFilter
-    /// Where looking begins.
+    /// Where the walk begins.
     private let start: Timestamp?
-    /// What is left to look at, the next one first; of the first, the numbers that are left.
+    /// The remaining spans, the next one first; and of the first one, the remaining numbers.
     private var spans: ArraySlice<Span>
     private var numbers: [Range<Int64>] = []
     private var reach: Int64 = 20_000
@@ -21,25 +21,26 @@ struct EventWalk {
         most = max(filter.limit, 100)
     }
 
-    /// What to tell whoever asked, when looking on would take longer than somebody waits; nil when there is time, or nothing is left.
+    /// A note for the caller, when walking on would take longer than the filter's patience; nil when there is time, or
+    /// nothing is left.
     fileprivate var end: String? { filter.hasIndex || isOver || hasTime ? nil : note }
 
     fileprivate var isOver: Bool { spans.isEmpty }
 
     fileprivate var hasTime: Bool { filter.patience - (ContinuousClock.now - began) > took }
 
-    /// How far it went.
+    /// How far the walk went.
     fileprivate var note: String {
         "looked for among the newest \(looked) events\(filter.until == nil ? "" : " of that time"), down to event \(deepest); "
             + "for older ones: --until, --event-id or --transaction-id"
     }
 
-    /// The next of them; empty when this step found none, and nil when there are no more.
+    /// The next events; empty when this step found none, and nil at the end.
     fileprivate mutating func next(on connection: inout Connection) throws -> [EventKey]? {
         guard let span = spans.first else { return nil }
         let begin = ContinuousClock.now
         if numbers.isEmpty { numbers = try connection.numbers(in: span, before: filter.hasIndex ? nil : start) }
-        // What comes behind a row of the page before: nothing newer is looked at again.
+        // Only rows behind the last row of the previous page: nothing newer is read again.
         if let number = filter.after?.event.rawValue {
             numbers = numbers.map { $0.clamped(to: .min..<number + 1) }.filter { !$0.isEmpty }
         }
@@ -49,7 +50,7 @@ struct EventWalk {
         }
         var first = numbers.lowerBound
         if !filter.hasIndex { first = max(first, numbers.upperBound - reach) }
-        // A row of an event's own is behind the event itself, and a row of a delivery may be of the same event.
+        // In a list of events the next row is of another event; in a list of deliveries it may be of the same event.
         let behind: [SQL] =
             filter.after.map { after in
                 let isBehind: StaticString = after.endpoint == nil ? "<" : "<="
@@ -65,7 +66,7 @@ struct EventWalk {
              ORDER BY e.id DESC FETCH FIRST \(raw: "\(most)") ROWS WITH TIES
             """, as: EventKey.self
         )
-        // When there may be more of them among these numbers, they are next.
+        // When these numbers may hold more events, those are next.
         if keys.count >= most, let last = keys.last { first = last.id.rawValue }
         looked += numbers.upperBound - first
         deepest = first
@@ -84,8 +85,8 @@ struct EventWalk {
 }
 
 extension Connection {
-    /// Rows that belong to the events that a filter asks for, as many as there may be in the list, and a word when not everything was
-    /// looked through. Without any such question they are looked for at once.
+    /// Rows that belong to the events that a filter asks for, as many as the list may have, and a note when not
+    /// everything was searched. A filter without conditions on events reads the rows directly.
     ///
     /// - Parameter eventTime: true when since and until are about events, and not about the rows.
     mutating func walk<Row>(
@@ -99,10 +100,10 @@ extension Connection {
         }
     }
 
-    /// Rows that belong to the events of a filter, by the keys of some at a time.
+    /// Rows that belong to the events of a filter, read by the keys of some events at a time.
     ///
-    /// - Parameter isInOrder: false when older events may have newer rows. Then all of them are looked through where an index has them;
-    ///   of others it is said which ones were.
+    /// - Parameter isInOrder: false when older events may have newer rows. Then all events are searched where an index
+    ///   serves the filter; otherwise the note says which ones were.
     mutating func walkEvents<Row>(
         _ filter: ListFilter, startingBefore start: Timestamp? = nil, isInOrder: Bool = true,
         _ rows: (inout Connection, [EventKey]) throws -> [Row]
@@ -124,7 +125,7 @@ extension Connection {
         return (found, nil)
     }
 
-    /// The numbers of events in a span of time, those first among which the newest before a time is.
+    /// The numbers of events in a span of time, starting with the range that holds the newest event before a time.
     fileprivate mutating func numbers(in span: Span, before time: Timestamp?) throws -> [Range<Int64>] {
         func event(_ condition: SQL, _ order: StaticString) throws -> EventKey? {
             try queryInOrder(
@@ -137,8 +138,8 @@ extension Connection {
         guard let newest = try event("true", "DESC"), let oldest = try event("true", "ASC") else { return [] }
         let all = oldest.id.rawValue..<newest.id.rawValue + 1
         guard let time, newest.createdAt >= time else { return [all] }
-        // Found by halves, since numbers are given in order of time but for those of transactions that overlap. Who writes created_at
-        // may have given the others any: they come last.
+        // A binary search, since numbers follow the order of time except in overlapping transactions. A producer that
+        // writes created_at may have assigned any time to the others: they come last.
         var (low, high) = (all.lowerBound, newest.id.rawValue)
         while high - low > 1 {
             let middle = low + (high - low) / 2

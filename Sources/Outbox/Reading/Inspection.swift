@@ -41,7 +41,7 @@ extension Connection {
         return found
     }
 
-    /// Everything that one operation caused: events, their deliveries, each one's attempts.
+    /// Everything that one operation caused: events, their deliveries, and the attempts of each.
     ///
     /// - Throws: a `Problem` when nothing has the TransactionId.
     package mutating func trace(_ transaction: UniqueID) throws -> Trace {
@@ -58,9 +58,9 @@ extension Connection {
             attempts: try listAttempts(filter))
     }
 
-    /// One row that says how the installation stands.
+    /// One row with the state of the installation.
     ///
-    /// - Parameter problems: how many there are, when somebody knows it.
+    /// - Parameter problems: their number, when the caller knows it.
     package mutating func status(problems known: Int? = nil) throws -> Listing {
         let problems = try known ?? self.problems().rows.count
         return try listing(
@@ -83,8 +83,9 @@ extension Connection {
             """)
     }
 
-    /// Who has waited for a second for a lock that stops everybody behind, and who has one that others have waited for so long, in the
-    /// columns of `problems`. It reads nothing of ours, and so answers when a look at `problems` would be one of those who wait.
+    /// Sessions that have waited for over a second for a lock that blocks every later session, and sessions that hold a
+    /// lock that others have waited for that long, in the columns of `problems`. It reads none of our tables, and so
+    /// returns even when a query of `problems` would be among the waiting sessions.
     package mutating func lockWaits() throws -> Listing {
         try listing(
             """
@@ -117,7 +118,7 @@ extension Connection {
             """)
     }
 
-    /// The same, and which endpoints cannot be called with these keys.
+    /// The problems, and the endpoints that cannot be called with these keys.
     package mutating func problems(keyring: Keyring) throws -> Listing {
         let known = try problems()
         let mayRead = try query("SELECT has_table_privilege('outbox.secret', 'SELECT')").first(Bool.self)
@@ -136,12 +137,12 @@ extension Connection {
         return Listing(columns: known.columns, rows: known.rows + rows.rows, json: known.json + rows.json)
     }
 
-    /// What is wrong with the installation; empty is healthy.
+    /// The faults of the installation; an empty list is healthy.
     package mutating func problems() throws -> Listing {
         try listing("SELECT * FROM outbox.problems")
     }
 
-    /// Reads an event as people write it: its number, or its `webhook-id` of this installation.
+    /// Reads an event as an operator writes it: its number, or its `webhook-id` of this installation.
     package mutating func eventReference(_ text: String) throws -> EventReference {
         guard let reference = EventReference(text) else {
             throw Problem(
@@ -154,7 +155,8 @@ extension Connection {
         return reference
     }
 
-    /// Looks an event up as people write it. One whose row is gone is still known by what waits or is parked for it.
+    /// Looks up an event as an operator writes it. An event whose row is gone is still known by its waiting deliveries
+    /// and dead letters.
     package mutating func eventKey(_ text: String) throws -> EventKey {
         let reference = try eventReference(text)
         var times = try query(
@@ -188,13 +190,13 @@ extension Connection {
     }
 }
 
-/// An event as people write it: `42`, or `evt_<instance>_<time>_42`, which says which one of that number.
+/// An event as an operator writes it: `42`, or `evt_<instance>_<time>_42`, which tells events of the same number apart.
 package struct EventReference: Sendable {
     package let id: EventID
     package let createdAt: Timestamp?
     let instance: String?
 
-    /// Nil for what is neither.
+    /// Nil for any other text.
     init?(_ text: String) {
         if let number = Int64(text), number > 0 {
             (id, createdAt, instance) = (EventID(rawValue: number), nil, nil)
@@ -212,7 +214,7 @@ package struct EventReference: Sendable {
 
 /// Everything that one operation caused.
 package struct Trace: Sendable {
-    /// So many of each at most.
+    /// The max number of each.
     package static let most = 2000
 
     let transaction: UniqueID
@@ -220,13 +222,13 @@ package struct Trace: Sendable {
     package let deliveries: Listing
     package let attempts: Listing
 
-    /// What there is more of than is shown here.
+    /// The kinds of rows that were cut off at the max.
     package var cut: [String] {
         [("events", events), ("deliveries", deliveries), ("attempts", attempts)].filter { $0.1.rows.count >= Self.most }
             .map(\.0)
     }
 
-    /// One JSON document: events, in them their deliveries, in those their attempts.
+    /// One JSON document: events that contain their deliveries, which contain their attempts.
     package var json: String {
         let attempts = grouped(attempts, by: ["event_id", "created_at", "endpoint_id"])
         let key = ["event_id", "created_at", "endpoint_id"].map(deliveries.place)
@@ -251,14 +253,14 @@ package struct Trace: Sendable {
         return groups
     }
 
-    /// The object with one member more.
+    /// The object with one more member.
     private func with(_ object: String, _ name: String, _ elements: [String]) -> String {
         "\(object.dropLast()),\"\(name)\":[\(elements.joined(separator: ","))]}"
     }
 }
 
 extension Listing {
-    /// Where a column of ours is.
+    /// The place of one of our columns.
     fileprivate func place(_ column: String) -> Int {
         guard let place = columns.firstIndex(of: column) else { preconditionFailure("there is no column \(column)") }
         return place

@@ -1,20 +1,20 @@
 import Postgres
 
-/// Where a list goes on: behind this row. Lists are in the order of time, number and endpoint, the newest first, so that rows of the same
-/// time are told apart, and what is added meanwhile is before.
+/// Where a list continues: behind this row. Lists are in the order of time, number and endpoint, newest first, so that
+/// rows of the same time are told apart, and rows that are added meanwhile come before it.
 package struct ListCursor: Sendable, Hashable, CustomStringConvertible {
-    /// The row's time: of an attempt its start, of a dead letter when it died, of others their event's.
+    /// The row's time: the start of an attempt, the death of a dead letter, and the event's time otherwise.
     let time: Timestamp
     let event: EventID
     let endpoint: EndpointID?
-    /// Of an attempt: the attempts of one delivery may be of one time, too.
+    /// The number of an attempt: attempts of one delivery may have the same time.
     let number: Int?
 
     init(time: Timestamp, event: EventID, endpoint: EndpointID? = nil, number: Int? = nil) {
         (self.time, self.event, self.endpoint, self.number) = (time, event, endpoint, number)
     }
 
-    /// The written form, for whoever asks for the next page.
+    /// The written form, for the request of the next page.
     package var description: String {
         ["\(time.microseconds)", "\(event)", endpoint?.description, number?.description].compactMap(\.self)
             .joined(separator: ".")
@@ -27,7 +27,7 @@ package struct ListCursor: Sendable, Hashable, CustomStringConvertible {
         let (endpoint, number) = (
             parts.dropFirst(2).first.map { UniqueID($0) }, parts.dropFirst(3).first.map { Int($0) }
         )
-        // What is there has to be one.
+        // A part that is given has to be valid.
         if let endpoint, endpoint == nil { return nil }
         if let number, number == nil { return nil }
         self.init(
@@ -35,7 +35,7 @@ package struct ListCursor: Sendable, Hashable, CustomStringConvertible {
             endpoint: (endpoint ?? nil).map { EndpointID(rawValue: $0) }, number: number ?? nil)
     }
 
-    /// Of the last row of a page.
+    /// The cursor at the last row of a page.
     init?(_ listing: Listing, time: String, event: String, endpoint: String? = nil, number: String? = nil) {
         guard let at = listing.last(time).flatMap({ Timestamp(listed: $0) }),
             let id = listing.last(event).flatMap({ Int64($0) })
@@ -46,23 +46,23 @@ package struct ListCursor: Sendable, Hashable, CustomStringConvertible {
             number: number.flatMap { listing.last($0) }.flatMap { Int($0) })
     }
 
-    /// What holds of the attempts behind it, in a list by start, event, endpoint and number.
+    /// The conditions for attempts behind it, in a list by start, event, endpoint and number.
     func isBeforeAttempt(_ row: String) -> [SQL] {
         let columns: SQL = "\(raw: row).started_at, \(raw: row).event_id, \(raw: row).endpoint_id, \(raw: row).number"
-        // The first of the two is what partitions and indexes know.
+        // The first condition is the one that partitions and indexes can use.
         return [
             "\(raw: row).started_at <= \(time)",
             "(\(columns)) < (\(time), \(event), \(endpoint), \(number.map { Int32(clamping: $0) }))",
         ]
     }
 
-    /// What holds of the dead letters behind it, in a list by time, event and endpoint.
+    /// The conditions for dead letters behind it, in a list by time, event and endpoint.
     func isBeforeDeadLetter(_ row: String) -> [SQL] {
         let columns: SQL = "\(raw: row).dead_at, \(raw: row).event_id, \(raw: row).endpoint_id"
         return ["\(raw: row).dead_at <= \(time)", "(\(columns)) < (\(time), \(event), \(endpoint))"]
     }
 
-    /// What holds of the rows behind it, in a list by event and endpoint.
+    /// The conditions for rows behind it, in a list by event and endpoint.
     func isBefore(_ row: String) -> [SQL] {
         [
             "\(raw: row).event_id <= \(event)",
@@ -80,7 +80,7 @@ extension Connection {
     mutating func page(
         _ filter: ListFilter, _ rows: (inout Connection, ListFilter) throws -> Listing, cursor: (Listing) -> ListCursor?
     ) throws -> Listing {
-        // One more than is wanted tells whether there are more.
+        // One more row than requested tells whether there are more.
         var more = filter
         more.limit += 1
         let found = try rows(&self, more)

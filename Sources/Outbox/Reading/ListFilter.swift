@@ -1,6 +1,6 @@
 package import Postgres
 
-/// What lists are narrowed by; nil means everything.
+/// The conditions of a list; nil means no condition.
 package struct ListFilter: Sendable {
     package var endpoint: EndpointID?
     package var eventType: String?
@@ -12,24 +12,25 @@ package struct ListFilter: Sendable {
     package var since: Timestamp?
     package var until: Timestamp?
     package var limit = 100
-    /// Only what comes behind this in the list.
+    /// Only rows behind this one in the list.
     package var after: ListCursor?
-    /// For how long it is looked back for what no index has: as an operator waits for a response.
+    /// How long a search without an index may go on: as long as an operator waits for a result.
     package var patience = Duration.milliseconds(700)
-    /// Of these events only (`EventWalk`).
+    /// Only rows of these events (`EventWalk`).
     private(set) var keys: Set<EventKey>?
 
     package init() {}
 
-    /// Of one delivery only.
+    /// Only rows of one delivery.
     init(_ delivery: DeliveryID) {
         (endpoint, keys) = (delivery.endpoint, [delivery.event])
     }
 
-    /// True of an event that it names. (Statements ask for numbers and times apart, and a number may have been given out twice.)
+    /// True for an event that the filter names. (Statements check numbers and times separately, and a number may have
+    /// been assigned twice.)
     func names(_ event: EventKey) -> Bool { keys?.contains(event) ?? true }
 
-    /// The same, of these of the events that it asks for.
+    /// The same filter for these events, which satisfy its conditions on events.
     func of(_ keys: [EventKey]) -> ListFilter {
         var filter = self
         (filter.eventType, filter.changeType, filter.customerID, filter.transactionID) = (nil, nil, nil, nil)
@@ -37,19 +38,19 @@ package struct ListFilter: Sendable {
         return filter
     }
 
-    /// True when it asks for what only events have.
+    /// True when it has conditions on columns that only events have.
     var asksForEvents: Bool { eventType != nil || changeType != nil || customerID != nil || transactionID != nil }
 
-    /// True when an index of events has what is asked for, or nothing is.
+    /// True when an index of events serves the conditions on events, or there are none.
     var hasIndex: Bool { event != nil || transactionID != nil || !asksForEvents }
 
-    /// The most rows of a statement.
+    /// The max number of rows of a statement.
     var rows: SQL { "\(raw: "\(limit)")" }
 }
 
-/// Only the conditions that are asked for stand in a statement: of `$1 IS NULL OR type = $1` no index knows anything.
+/// A statement contains only the conditions that are set: no index serves `$1 IS NULL OR type = $1`.
 extension ListFilter {
-    /// Of an event.
+    /// The conditions on an event.
     func events(_ event: String) -> [SQL] {
         var conditions: [SQL] = []
         if let eventType { conditions.append("\(raw: event).type = \(eventType)") }
@@ -61,7 +62,7 @@ extension ListFilter {
         return conditions
     }
 
-    /// Of a row that belongs to an event and an endpoint.
+    /// The conditions on a row that belongs to an event and an endpoint.
     func deliveries(_ row: String) -> [SQL] {
         var conditions: [SQL] = []
         if let keys {
@@ -70,14 +71,15 @@ extension ListFilter {
         }
         if let event { conditions.append("\(raw: row).event_id = \(event.id)") }
         if let createdAt = event?.createdAt { conditions.append("\(raw: row).event_at = \(createdAt)") }
-        // Not `=` where events are named: another index, of all that the endpoint ever got, would be taken for as good.
+        // Not `=` where events are named: the planner would consider another index, on everything that the endpoint
+        // ever got, as good.
         if let endpoint {
             conditions.append("\(raw: row).endpoint_id \(raw: namesEvents ? "IS NOT DISTINCT FROM" : "=") \(endpoint)")
         }
         return conditions
     }
 
-    /// Of a time in a column.
+    /// The conditions on a time in a column.
     func within(_ column: String) -> [SQL] {
         var conditions: [SQL] = []
         if let since { conditions.append("\(raw: column) >= \(since)") }
@@ -85,16 +87,17 @@ extension ListFilter {
         return conditions
     }
 
-    /// True when it names the events, so that an index finds what belongs to them.
+    /// True when it names the events, so that an index finds the rows that belong to them.
     var namesEvents: Bool { keys != nil || event != nil }
 
-    /// From when on there may be attempts at the events that are named: none is made before its event, but for what clocks differ.
+    /// The earliest time of attempts at the named events: no attempt precedes its event, except by the difference of
+    /// clocks.
     var attemptedSince: Timestamp? {
         (keys?.map(\.createdAt).min() ?? event?.createdAt).map { $0 + .seconds(-3600) }
     }
 }
 
-/// All of them hold.
+/// The conjunction of the conditions.
 func conjunction(_ conditions: [SQL]) -> SQL {
     conditions.reduce(nil as SQL?) { all, next in all.map { "\($0) AND \(next)" } ?? next } ?? "true"
 }

@@ -6,7 +6,7 @@ package struct Listing: Sendable {
     package let rows: [[String?]]
     /// One JSON object per row, whose names are the columns.
     package let json: [String]
-    /// What whoever reads it has to know: that not everything was looked through.
+    /// A note for the reader of the list: that not everything was searched.
     package private(set) var note: String?
     /// Where the next page begins; nil when this is the last.
     package private(set) var next: ListCursor?
@@ -32,7 +32,7 @@ package struct Listing: Sendable {
         return listing
     }
 
-    /// The first rows.
+    /// The listing with only its first rows.
     package func prefix(_ count: Int) -> Listing {
         Listing(columns: columns, rows: Array(rows.prefix(count)), json: Array(json.prefix(count)), note: note)
     }
@@ -51,7 +51,7 @@ package struct Listing: Sendable {
 }
 
 extension Timestamp {
-    /// Reads a time as a listing has it: PostgreSQL's ISO form, in UTC.
+    /// Reads a time in the form of a listing: PostgreSQL's ISO form, in UTC.
     init?(listed text: String) {
         if text == "infinity" { self = .distantFuture; return }
         guard text.hasSuffix("+00") else { return nil }

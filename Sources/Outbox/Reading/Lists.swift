@@ -6,16 +6,16 @@ struct FoundRow: RowDecodable {
     /// Its columns, as one object.
     let json: String
 
-    /// Of a statement's columns `event_id`, `event_at` and the object.
+    /// Reads a statement's columns `event_id`, `event_at` and the object.
     init(_ row: Row) throws(PostgresError) {
         event = EventKey(id: try row[0], createdAt: try row[1])
         json = try row[2]
     }
 }
 
-/// Lists look at few partitions at a time, each in a statement of its own, newest first, and put what they found together at the end.
+/// Lists read few partitions at a time, each in a separate statement, newest first, and combine the rows at the end.
 extension Connection {
-    /// What lists show of events, as objects: of those of the keys that are here.
+    /// The columns of events that lists show, as objects: for those of the keys that are here.
     mutating func eventColumns(of keys: [EventKey]) throws -> [EventKey: String] {
         var columns: [EventKey: String] = [:]
         let times = keys.map(\.createdAt)
@@ -104,7 +104,7 @@ extension Connection {
             filter.deliveries("a") + outcome + filter.within("a.started_at")
             + (filter.after?.isBeforeAttempt("a") ?? [])
         let since = [filter.since, filter.attemptedSince].compactMap { $0 }.max()
-        // Of all others only the partitions are in order of time, and pages within them (BRIN).
+        // All other lists can use only the order of the partitions in time, and of the pages within them (BRIN).
         let hasIndex = filter.namesEvents || filter.endpoint != nil
         let now =
             try hasIndex

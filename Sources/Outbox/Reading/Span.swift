@@ -1,11 +1,11 @@
 import Postgres
 
-/// From a time on, up to another; nil where there is no bound.
+/// From one time on, up to another; nil where there is no bound.
 struct Span: Sendable {
     let begin: Timestamp?
     let end: Timestamp?
 
-    /// What must hold of a time in a column.
+    /// The condition that a time in a column lies in the span.
     func holds(_ column: String) -> SQL {
         switch (begin, end) {
         case (let begin?, let end?): "\(raw: column) >= \(begin) AND \(raw: column) < \(end)"
@@ -17,14 +17,15 @@ struct Span: Sendable {
 
     func contains(_ time: Timestamp) -> Bool { (begin.map { $0 <= time } ?? true) && (end.map { time < $0 } ?? true) }
 
-    /// True when some of it is from one time on and before another.
+    /// True when part of the span lies from one time on and before another.
     func overlaps(since: Timestamp?, until: Timestamp?) -> Bool {
         if let since, let end, end <= since { return false }
         if let until, let begin, begin >= until { return false }
         return true
     }
 
-    /// It in parts, newest first, each eight times as long as the one before: the first is the last minute before a time.
+    /// The span in parts, newest first, each eight times as long as the one before: the first is the last minute before
+    /// a time.
     func parts(before now: Timestamp) -> [Span] {
         var (parts, end, length) = ([Span](), self.end, Duration.seconds(60))
         while true {
@@ -39,8 +40,8 @@ struct Span: Sendable {
 }
 
 extension Connection {
-    /// Runs a statement that an index has in order, up to a limit, and not by sorting everything. Before a new partition has statistics,
-    /// the planner takes it for small.
+    /// Runs a statement in the order of an index, up to a limit, and without sorting everything. Before a new partition
+    /// has statistics, the planner assumes that it is small.
     mutating func queryInOrder<Value: RowDecodable>(_ statement: SQL, as type: Value.Type) throws -> [Value] {
         if isInTransaction { return try query(statement).all(as: type) }
         return try transaction { connection in
@@ -49,11 +50,12 @@ extension Connection {
         }
     }
 
-    /// All time that has something from one time on and before another, newest first, in spans of at most sixteen partitions of a log: the
-    /// present and what is to come, then four, then sixteen each time. Whoever does not know when something was looks through one after the
-    /// other, each in a statement of its own. However many partitions there are, no statement locks more of them.
+    /// The spans that overlap a range of time, newest first, each of at most sixteen partitions of a log: the present
+    /// and the future first, then four, then sixteen each time. A search without a known time scans one span after the
+    /// other, each in a separate statement. However many partitions there are, no statement locks more of them.
     ///
-    /// - Parameter isOfEvents: the beginning is an hour before an event. One whose time is to come says nothing of when it was tried.
+    /// - Parameter isOfEvents: the beginning is an hour before an event. An event with a time in the future does not
+    ///   tell when it was tried.
     mutating func spans(
         of log: String, since: Timestamp? = nil, until: Timestamp? = nil, isOfEvents: Bool = false
     ) throws -> [Span] {

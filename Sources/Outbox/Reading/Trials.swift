@@ -23,7 +23,7 @@ extension Connection {
 extension Event {
     package static let sampleData = Array(#"{"text":"Test message from Outbox."}"#.utf8)
 
-    /// An event that never was, for trying an endpoint out.
+    /// A sample event that was never published, for an endpoint test.
     ///
     /// - Parameter context: a JSON object, as in `headers` of a published event.
     package static func sample(

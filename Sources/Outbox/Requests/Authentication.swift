@@ -3,7 +3,7 @@ import Crypto
 import FoundationEssentials
 package import Transport
 
-/// How a request proves to the receiver who sends it.
+/// How a request proves its sender to the receiver.
 package struct Authentication: Sendable, Equatable {
     package enum Kind: String, Sendable, Codable, CaseIterable {
         case none
@@ -58,7 +58,7 @@ package struct Authentication: Sendable, Equatable {
             try require(clientID, "a client id")
             try checkURL(tokenURL ?? "", "the token URL", policy)
         }
-        // Checked when it was given.
+        // It was checked when it was given.
         if secret == .kept { return }
         try require(secret?.text, kind == .oauth2 ? "the client's secret" : "a secret")
         _ = try constantHeader()
@@ -74,12 +74,12 @@ package struct Authentication: Sendable, Equatable {
             scope: scope.map { ExactText($0) }, proof: clientProof ?? .basic)
     }
 
-    /// Where credentials are sent with it: the origin of the endpoint's URL (RFC 6454 4) and that of the token URL; and who vouches
-    /// for them, where it is not the system.
+    /// The destinations of credentials: the origin of the endpoint's URL (RFC 6454 4) and that of the token URL; and
+    /// the authorities that certify them, when they are not the system's.
     func origins(url: String, authorities: String?) -> [String] {
         let digest = authorities.map { "authorities " + hexadecimal(SHA256.hash(data: Array($0.utf8)).prefix(8)) }
         return [url, kind == .oauth2 ? tokenURL : nil].compactMap(\.self).map { text in
-            // One that cannot be read is called by nobody.
+            // A URL that cannot be read is never called.
             (try? TargetURL(text)).map { "\($0.scheme)://\($0.host.lowercased()):\($0.port)" } ?? ""
         } + (digest.map { [$0] } ?? [])
     }
@@ -100,31 +100,37 @@ package struct Authentication: Sendable, Equatable {
     }
 }
 
-/// What is secret about an endpoint beside its signing secrets: sealed as one JSON object.
+/// An endpoint's secrets besides its signing secrets: sealed as one JSON object.
 package struct Credentials: Sendable, Codable {
     /// The value, token, password or client secret of the authentication.
     package var authentication: String?
     /// The private key of the client certificate, PEM.
     package var clientKey: String?
     /// The values of the headers that are marked secret, in their order.
-    package var headers: [String] = []
-    /// The origins that they were given for, and are sent to.
+    package var headers: [SecretHeader] = []
+    /// The origins that the credentials were given for, and are sent to.
     package var origins: [String] = []
+
+    /// With its name: the row that has the names is another one, and the two may not fit after a restore in part.
+    package struct SecretHeader: Sendable, Codable, Equatable {
+        package let name: ExactText
+        package let value: ExactText
+    }
 
     package init() {}
 
     var isEmpty: Bool { authentication == nil && clientKey == nil && headers.isEmpty }
 
-    /// True when the other is the same, byte for byte.
+    /// True when the other credentials are the same, byte for byte.
     func isIdentical(to other: Credentials) -> Bool {
         func exact(_ texts: [String]) -> [ExactText] { texts.map { ExactText($0) } }
         return authentication.map { ExactText($0) } == other.authentication.map { ExactText($0) }
             && clientKey.map { ExactText($0) } == other.clientKey.map { ExactText($0) }
-            && exact(headers) == exact(other.headers) && exact(origins) == exact(other.origins)
+            && headers == other.headers && exact(origins) == exact(other.origins)
     }
 
-    /// These, unless the endpoint calls somebody else by now than they were given for: whoever changes the URL behind our back does
-    /// not get them.
+    /// These credentials, unless the endpoint now calls an origin that they were not given for: a URL changed behind
+    /// our back does not receive them.
     func given(for origins: [String]) throws(Keyring.KeyError) -> Credentials {
         if isEmpty || self.origins == origins { return self }
         throw Keyring.KeyError(
@@ -140,13 +146,13 @@ package struct Credentials: Sendable, Codable {
     init(_ bytes: [UInt8]) throws { self = try JSONDecoder().decode(Credentials.self, from: Data(bytes)) }
 }
 
-/// Where and as whom an access token is fetched. Endpoints with the same client share their token.
+/// Where an access token is fetched, and by which client. Endpoints with the same client share their token.
 package struct OAuthClient: Sendable, Hashable {
-    /// How it shows who it is (RFC 6749 2.3.1).
+    /// How the client authenticates (RFC 6749 2.3.1).
     package enum Proof: String, Sendable, Codable, CaseIterable {
-        /// `client_secret_basic`: in a header, as every server takes it.
+        /// `client_secret_basic`: in a header, which every server accepts.
         case basic
-        /// `client_secret_post`: in the body, for servers that take nothing else.
+        /// `client_secret_post`: in the body, for servers that accept nothing else.
         case post
     }
 

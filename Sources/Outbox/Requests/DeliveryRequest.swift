@@ -33,7 +33,7 @@ package struct RequestError: Error, Sendable, CustomStringConvertible {
     }
 }
 
-/// A request that delivers an event, and what should be noted about how it was filled.
+/// A request that delivers an event, and notes on how it was filled.
 package struct DeliveryRequest: Sendable {
     package var request: HTTPRequest
     /// Parameters that had no value, or whose line breaks were removed.
@@ -56,7 +56,7 @@ extension HTTPRequest {
     }
 }
 
-/// What a request is made from.
+/// The input of a request.
 struct DeliveryInput {
     let event: Event
     let endpoint: Endpoint
@@ -93,6 +93,7 @@ private struct RequestBuilder {
             method: endpoint.configuration.method, url: endpoint.configuration.url, headers: headers, body: body,
             timeout: endpoint.timeout, connectTimeout: endpoint.configuration.connectTimeout)
         request.tls = endpoint.tls
+        request.party = endpoint.customerID
         request.allowsHTTP2 = endpoint.configuration.allowsHTTP2
         if endpoint.rules.readBody { request.keptBody = HTTPRequest.maxBody }
         try fillHeaders(&request)
@@ -101,7 +102,7 @@ private struct RequestBuilder {
             do throws(TargetURL.ValidationError) { _ = try TargetURL(request.url) } catch {
                 throw RequestError(url: error.description)
             }
-            // A receiver would go up a level for them, to a place that is not the endpoint's.
+            // A receiver would resolve them as steps up the path, to a place that is not the endpoint's.
             if dotSegments(request.url) > dotSegments(template.source) {
                 throw RequestError(url: "has a value that is . or .. as a part of its path")
             }
@@ -151,7 +152,7 @@ private struct RequestBuilder {
         return headers
     }
 
-    /// Headers whose values have parameters. They are checked after filling, as nothing else could be.
+    /// Headers whose values have parameters. They are checked after filling, since they cannot be checked before.
     private mutating func fillHeaders(_ request: inout HTTPRequest) throws(RequestError) {
         for (name, template) in endpoint.headerTemplates {
             let bytes = try fill(template, "the header \(name)")
@@ -176,7 +177,7 @@ private struct RequestBuilder {
         } catch { throw RequestError(error, in: what) }
     }
 
-    /// What a value has at its ends is not the header's.
+    /// White space at the ends of a value is not part of the header.
     private func trimmed(_ bytes: [UInt8]) -> String {
         var bytes = bytes.drop { $0 == 0x20 || $0 == 0x09 }
         while let last = bytes.last, last == 0x20 || last == 0x09 { bytes.removeLast() }

@@ -2,16 +2,32 @@ import Bytewise
 import Postgres
 import Templates
 
-/// The values of a template's parameters for one delivery. What has to be parsed is parsed once.
+/// The values of a template's parameters for one delivery. JSON that has to be parsed is parsed once.
 final class EventValues: ParameterValues {
     private let input: DeliveryInput
-    private var parsed: [String: JSON?] = [:]
+    private var parsed: [String: JSONFinder?] = [:]
+    /// Each path is looked up once, however often a template names it.
+    private var found: [Path: ParameterValue?] = [:]
+    private var foundHeaders: [ExactText: JSON]?
+
+    private struct Path: Hashable {
+        let start: ParameterName
+        let steps: [ExactText]
+    }
 
     private var event: Event { input.event }
 
     init(_ input: DeliveryInput) { self.input = input }
 
     func value(of parameter: Parameter) throws(Template.ValidationError) -> ParameterValue? {
+        let path = Path(start: parameter.start, steps: parameter.path.map { ExactText($0) })
+        if let known = found[path] { return known }
+        let value = try look(up: parameter)
+        found[path] = .some(value)
+        return value
+    }
+
+    private func look(up parameter: Parameter) throws(Template.ValidationError) -> ParameterValue? {
         let rest = parameter.path.dropFirst()
         switch parameter.start {
         case .eventID: return number(event.id.rawValue)
@@ -57,16 +73,19 @@ final class EventValues: ParameterValues {
 
     /// A header of the client's request; names of headers have no case.
     private func header(_ name: String) throws(Template.ValidationError) -> JSON? {
-        let context = try context()
-        let wanted = ExactText(name).lowercasedASCII
-        for place in [context?.value(at: ["headers"]), context] {
-            guard case .object(let members)? = place?.kind else { continue }
-            if let match = members.last(where: { $0.name.lowercasedASCII == wanted }) { return match.value }
+        if foundHeaders == nil {
+            let context = try context()
+            var headers: [ExactText: JSON] = [:]
+            for place in [context?.value(at: []), context?.value(at: ["headers"])] {
+                guard case .object(let members)? = place?.kind else { continue }
+                for member in members { headers[member.name.lowercasedASCII] = member.value }
+            }
+            foundHeaders = headers
         }
-        return nil
+        return foundHeaders?[ExactText(name).lowercasedASCII]
     }
 
-    /// An array of objects with one member each, as xMatters has it; an object is split up.
+    /// An array of objects with one member each, as in xMatters; an object is split up.
     private func properties() throws(Template.ValidationError) -> JSON {
         let context = try context()
         let found =
@@ -85,11 +104,11 @@ final class EventValues: ParameterValues {
         return try parse(bytes + [UInt8(ascii: "]")], "event_properties")
     }
 
-    private func context() throws(Template.ValidationError) -> JSON? { try json("context", event.context) }
+    private func context() throws(Template.ValidationError) -> JSONFinder? { try json("context", event.context) }
 
-    private func json(_ name: String, _ bytes: [UInt8]?) throws(Template.ValidationError) -> JSON? {
+    private func json(_ name: String, _ bytes: [UInt8]?) throws(Template.ValidationError) -> JSONFinder? {
         if let known = parsed[name] { return known }
-        let value: JSON? = if let bytes { try parse(bytes, name) } else { nil }
+        let value: JSONFinder? = if let bytes { JSONFinder(try parse(bytes, name)) } else { nil }
         parsed[name] = value
         return value
     }

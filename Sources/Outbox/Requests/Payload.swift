@@ -81,8 +81,8 @@ enum Payload {
         return attributes
     }
 
-    /// An attribute as a header's value: what is not printable ASCII, the space, the quote and the percent sign are
-    /// percent-encoded (CloudEvents HTTP binding 3.1.3.2).
+    /// An attribute as a header's value: all characters but printable ASCII, and the space, the quote and the percent
+    /// sign, are percent-encoded (CloudEvents HTTP binding 3.1.3.2).
     static func headerValue(_ text: String) -> String {
         text.utf8.reduce(into: "") { value, byte in
             if byte > 0x20, byte < 0x7F, byte != UInt8(ascii: "\""), byte != UInt8(ascii: "%") {

@@ -1,25 +1,25 @@
 import Bytewise
 import Templates
 
-/// When a response is a success, and which failures are final: the status, and what the body says.
+/// When a response is a success, and which failures are final: the rules for the status and the body.
 package struct ResponseRules: Sendable, Equatable {
-    /// What the body has to be.
+    /// The required form of the body.
     package enum Form: String, Sendable, Codable, CaseIterable {
-        /// Whatever it likes.
+        /// Any body.
         case any
-        /// JSON, whatever its content type says.
+        /// JSON, regardless of its content type.
         case json
         /// JSON inside a call, `callback({...});`.
         case jsonp
     }
 
-    /// Statuses that mean success, before the body is looked at.
+    /// Statuses that mean success, before the body is checked.
     package var success = StatusSet([200...299])
-    /// Statuses after which the same event is not tried again: 413 and 415 say that it will never be taken (RFC 9110 15.5.14,
-    /// 15.5.16).
+    /// Statuses after which the same event is not tried again: 413 and 415 say that it will never be accepted (RFC 9110
+    /// 15.5.14, 15.5.16).
     package var permanent = StatusSet([413...413, 415...415])
     package var form = Form.any
-    /// What must hold, all of it.
+    /// The checks, which must all hold.
     package var checks: [Check] = []
     /// Texts that make a response a 429 in disguise, as Microsoft Teams sends them.
     package var throttled: [String] = []
@@ -28,7 +28,8 @@ package struct ResponseRules: Sendable, Equatable {
 
     package init() {}
 
-    /// Every response of an endpoint is judged on the one thread that serves them all: what that costs is bounded here.
+    /// Every response of an endpoint is judged on the one thread that serves all endpoints: these bounds limit the
+    /// cost.
     func validate() throws {
         guard checks.count <= 32, throttled.count <= 8 else {
             throw Problem(.invalidValue, "more than 32 rules, or more than 8 texts that mean too many requests")
@@ -48,25 +49,25 @@ package struct ResponseRules: Sendable, Equatable {
     /// True when the body decides, too: then more of it is read.
     package var readBody: Bool { form != .any || !checks.isEmpty || !throttled.isEmpty }
 
-    /// In words: what must hold.
+    /// The rules in words.
     package var summary: String {
         let body = form == .any ? [] : ["\(form.rawValue.uppercased()) body"]
         return (["status \(success)"] + body + checks.map(\.description)).joined(separator: ", ")
     }
 
-    /// What a response with a success status says in its body.
+    /// The result for the body of a response with a success status.
     package enum Finding: Sendable, Equatable {
         case success
         case throttled
-        /// With the rule and what it found instead.
+        /// With the failed rule and the value that it found.
         case failure(String)
     }
 
-    /// Looks at the body of a response whose status is a success.
+    /// Judges the body of a response whose status is a success.
     package func judge(_ body: [UInt8], isComplete: Bool) -> Finding {
         guard readBody else { return .success }
         guard isComplete else { return .failure("the response's body was cut off or is too long to be judged") }
-        if throttled.contains(where: { body.firstRange(of: $0.utf8) != nil }) { return .throttled }
+        if throttled.contains(where: { ByteSearch($0.utf8).isFound(in: body) }) { return .throttled }
         var document: JSON?
         do throws(JSON.ParseError) {
             switch form {
@@ -86,10 +87,11 @@ package struct ResponseRules: Sendable, Equatable {
     }
 }
 
-/// One thing that must hold of a response: a type, a key and a value, as Safous has them.
+/// One check on a response: a type, a key and a value, as in Safous.
 package struct Check: Sendable, Equatable, CustomStringConvertible {
-    /// How the value at the key is compared. `glob` has `*` for any characters and `?` for one: its time is bounded by the
-    /// product of the lengths, where a regular expression from an endpoint's owner could take for ever.
+    /// How the value at the key is compared. `glob` has `*` for any characters and `?` for one (`Glob`), and `contains`
+    /// searches in one pass: time follows the length of the body, where a regular expression of an endpoint's owner
+    /// could take forever.
     package enum Kind: String, Sendable, CaseIterable {
         case string, number, boolean, null, exists, glob
         /// The whole body, without white space around it.
@@ -102,12 +104,12 @@ package struct Check: Sendable, Equatable, CustomStringConvertible {
     /// A path into the JSON response; empty for `text` and `contains`.
     package let key: String
     package let value: String
-    /// The opposite must hold.
+    /// True when the opposite must hold.
     package let isDenial: Bool
 
     /// Reads `[deny] TYPE KEY VALUE`, as in `string status granted`, `exists data.id`, `text ok` or `deny boolean error true`.
     package init(_ text: String) throws(Problem) {
-        // A mark that follows a space does not hide it.
+        // A combining mark after a space does not hide the space.
         func divided(_ text: String) -> [String] {
             text.unicodeScalars.split(separator: " ", maxSplits: 1).map { String($0) }
         }
@@ -147,16 +149,16 @@ package struct Check: Sendable, Equatable, CustomStringConvertible {
 
     var readsJSON: Bool { kind != .text && kind != .contains }
 
-    /// What was found when the check does not hold; nil when it does.
+    /// The value that was found when the check fails; nil when it holds.
     fileprivate func failure(in body: [UInt8], _ document: JSON?) -> String? {
         let found = document?.value(at: JSON.path(key))
         let holds: Bool =
             switch (kind, found?.kind) {
             case (.text, _): trimmed(body).elementsEqual(value.utf8)
-            case (.contains, _): body.firstRange(of: value.utf8) != nil
+            case (.contains, _): ByteSearch(value.utf8).isFound(in: body)
             case (.exists, let found): found != nil
             case (.string, .string(let string)?): ExactText(string) == ExactText(value)
-            case (.glob, .string(let string)?): matches(Array(value.unicodeScalars), Array(string.unicodeScalars))
+            case (.glob, .string(let string)?): Glob(value).matches(string)
             case (.number, .number?): found.map { ExactNumber($0.source) == ExactNumber(value.utf8) } ?? false
             case (.boolean, .boolean(let flag)?): flag == (value == "true")
             case (.null, .null?): true
@@ -182,28 +184,6 @@ package struct Check: Sendable, Equatable, CustomStringConvertible {
     }
 
     private func shortened(_ text: String) -> String { text.count <= 64 ? text : text.prefix(64) + "…" }
-}
-
-/// Matches in time proportional to the product of the lengths: on a mismatch only the last star is tried again.
-private func matches(_ pattern: [Unicode.Scalar], _ text: [Unicode.Scalar]) -> Bool {
-    var (p, t) = (0, 0)
-    var star: (pattern: Int, text: Int)?
-    while t < text.count {
-        if p < pattern.count, pattern[p] == "*" {
-            star = (p, t)
-            p += 1
-        } else if p < pattern.count, pattern[p] == "?" || pattern[p] == text[t] {
-            p += 1
-            t += 1
-        } else if let last = star {
-            star = (last.pattern, last.text + 1)
-            p = last.pattern + 1
-            t = last.text + 1
-        } else {
-            return false
-        }
-    }
-    return pattern[p...].allSatisfy { $0 == "*" }
 }
 
 extension Check: Codable {

@@ -7,9 +7,9 @@ extension Connection {
         if outcomes.contains(where: { $0.attempt != nil }) { try query(attempts(of: outcomes, worker: worker)) }
     }
 
-    /// The statement that appends them. What none of them has is left out: it would be an array of NULLs to send, to read and to
-    /// unnest, and a request over a connection that was there, which succeeds, has neither times of connecting nor an error. The
-    /// statement then has eight forms, each prepared once.
+    /// The statement that appends them. A column that none of them has is left out: it would be an array of NULLs to
+    /// send, to read and to unnest, and a successful request over an existing connection has neither times of
+    /// connecting nor an error. The statement then has eight forms, each prepared once.
     func attempts(of outcomes: [Outcome], worker: String) -> SQL {
         let rows = outcomes.compactMap { outcome in outcome.attempt.map { (outcome, $0) } }
         func column<Value>(_ value: (Outcome, Attempt) -> Value) -> [Value] { rows.map { value($0.0, $0.1) } }
@@ -49,10 +49,12 @@ extension Connection {
             """
     }
 
-    /// Whether a group whose commit got no response took effect: reads back what only this group can have left.
+    /// Whether a group whose commit got no response took effect: reads back a row that only this group can have
+    /// written.
     ///
-    /// That is an attempt row, or the waiting row of a delivery that nobody else can have moved. A group with neither moves
-    /// rows in lanes, adds deliveries of shared batches or deletes batches: writing it again changes nothing.
+    /// That is an attempt row, or the waiting row of a delivery that no other worker can have moved. A group with
+    /// neither moves rows in lanes, adds deliveries of shared batches or deletes batches: writing it again changes
+    /// nothing.
     package mutating func wasRecorded(_ group: RecordGroup) throws -> Bool {
         let written = group.outcomes.filter { !group.leaves($0) }
         if let outcome = written.first(where: { $0.attempt != nil }), let attempt = outcome.attempt {
@@ -64,12 +66,12 @@ extension Connection {
             ).count > 0
         }
         let own = written.first { $0.holder.batch != nil && !$0.mayBeShared }
-        // Whatever removes the row again leaves another: a success, a dead letter.
+        // Every change that removes the row again leaves another: a success, a dead letter.
         return try own.map { try resolvedDeliveries(of: [$0.delivery.event]).contains($0.delivery) } ?? false
     }
 
-    /// Writes down which of these events were sent although this database does not have them, and returns how many of them nobody
-    /// had noted: a failover or a restore has lost them.
+    /// Notes which of these events were sent although this database does not have them, and returns how many of them
+    /// were not noted before: a failover or a restore has lost them.
     mutating func noteGhosts(among events: [EventKey], worker: String) throws -> Int {
         if events.isEmpty { return 0 }
         return try query(
@@ -88,9 +90,10 @@ extension Connection {
         ).affected
     }
 
-    /// The same for events that have the numbers of these, which somebody else's attempts of them show.
+    /// The same for lost events with the numbers of these, as shown by another worker's attempts.
     package mutating func noteGhosts(numberedAs events: [EventKey], worker: String) throws -> Int {
-        // A number comes again only where the database has gone back: elsewhere no partition from before the events is looked at.
+        // A number is reused only where the database has gone back: elsewhere no partition from before the events is
+        // read.
         let sent = try query(
             """
             SELECT DISTINCT event_id, event_at
@@ -101,7 +104,7 @@ extension Connection {
         return try noteGhosts(among: Array(Set(sent).subtracting(events)), worker: worker)
     }
 
-    /// Appends a trial, which belongs to no delivery, and returns its id.
+    /// Appends an endpoint test, which belongs to no delivery, and returns its id.
     package mutating func recordEndpointTest(_ attempt: Attempt, event: EventKey, endpoint: EndpointID) throws
         -> LeaseID
     {

@@ -6,11 +6,11 @@ package enum Trigger: String, Sendable, PostgresDecodable {
     /// `endpoint test` and `endpoint evaluate`: no delivery.
     case test, evaluate
 
-    /// Of a delivery; the database says so by the same rule (`outbox.is_delivery`).
+    /// True for the attempts of deliveries; the database has the same rule (`outbox.is_delivery`).
     package var isDelivery: Bool { self != .test && self != .evaluate }
 }
 
-/// One HTTP request as the attempt log keeps it.
+/// One HTTP request as stored in the attempt log.
 package final class Attempt: Sendable {
     package let number: Int
     package let trigger: Trigger
@@ -51,7 +51,7 @@ package final class Attempt: Sendable {
 
     var hasTexts: Bool { error != nil || response != nil || requestID != nil }
 
-    /// The same without the texts that the receiver chose.
+    /// The attempt without the texts that the receiver chose.
     var withoutTexts: Attempt {
         Attempt(
             number: number, trigger: trigger, startedAt: startedAt, dns: dns, connect: connect, tls: tls,
@@ -59,8 +59,9 @@ package final class Attempt: Sendable {
     }
 }
 
-/// A batch in hand: under which lease, and on which server it was claimed. On another one it is lost, whatever that says of the
-/// lease: what is written there may not be on the one that is asked next, and what was written on the first may not be there.
+/// A held batch: under which lease, and on which server it was claimed. On another server it is lost, even if that
+/// server still shows the lease: its rows may be missing on the server that is queried next, and the rows written on
+/// the first server may be missing on it.
 package struct HeldBatch: Sendable, Hashable {
     package let id: BatchID
     package let lease: LeaseID
@@ -73,7 +74,7 @@ package struct HeldBatch: Sendable, Hashable {
     }
 }
 
-/// Under which lease a delivery was worked on.
+/// The lease under which a delivery was worked on.
 package enum Holder: Sendable, Hashable, CustomStringConvertible {
     case batch(HeldBatch)
     case lane(EndpointID, LeaseID)
@@ -95,7 +96,7 @@ package enum Holder: Sendable, Hashable, CustomStringConvertible {
     }
 }
 
-/// What is to become of a delivery.
+/// The next state of a delivery.
 package enum Resolution: Sendable {
     /// A 2xx that satisfied the endpoint's rules.
     case delivered
@@ -116,21 +117,22 @@ package enum DeadReason: String, Sendable {
     case filterError = "filter_error"
 }
 
-/// One delivery's news for the recorder: the request that was made, if one was, and what is to become of the delivery.
+/// One delivery's news for the recorder: the request, if one was made, and the next state of the delivery.
 package struct Outcome: Sendable {
     package var delivery: DeliveryID
     package var holder: Holder
-    /// True when somebody else may hold the lease by now, or held it before: then a success also clears what they left.
+    /// True when another worker may hold the lease by now, or held it before: then a success also clears the rows that
+    /// it left.
     package var mayBeShared: Bool
     package var attempt: Attempt?
-    /// How many attempts the delivery has had, this one included.
+    /// The number of attempts of the delivery, this one included.
     package var attempts: Int
     package var resolution: Resolution
-    /// What went wrong where no attempt says it, as when the request could not be built.
+    /// The error when there is no attempt to hold it, as when the request could not be built.
     package var note: (errorClass: String, error: String)?
-    /// How many crashes in a row the row in the lane says afterwards: none, after any real outcome.
+    /// The number of crashes in a row for the lane's row: none, after any real outcome.
     package var crashes = 0
-    /// Others of its ordering key wait for it in the lane.
+    /// True when other deliveries of its ordering key wait for it in the lane.
     package var isOrdered = false
 
     package init(
@@ -146,8 +148,8 @@ package struct Outcome: Sendable {
         self.note = note
     }
 
-    /// What is to be written in its place when the database refuses it for its values: without the texts that others chose, then parked
-    /// where it was to wait, then without its attempt; nil when nothing is left to leave out.
+    /// The replacement when the database refuses the outcome for its values: first without foreign texts, then parked
+    /// instead of waiting, then without its attempt; nil when nothing more can be left out.
     package func reduced(because refusal: PostgresError) -> Outcome? {
         var outcome = self
         if attempt?.hasTexts == true || note.map({ $0.error != $0.errorClass }) == true {

@@ -6,9 +6,10 @@ extension Connection {
     /// Writes the outcomes in one transaction (docs/architecture/leases.md, "Recording").
     ///
     /// Attempts are always appended. Rows of `delivery` and `dead_letter` are added or moved only under a lease that is
-    /// locked first. A success deletes them whoever holds the lease. Locks are taken in one order everywhere (batches
-    /// by id, then lanes by id), so that two recorders cannot deadlock. What is for a lane that somebody else has locked is left:
-    /// afterwards, also after an error, the group says of what (`RecordGroup.leaves`).
+    /// locked first. A success deletes them regardless of who holds the lease. Locks are taken in one order everywhere
+    /// (batches by id, then lanes by id), so that two recorders cannot deadlock. Outcomes for a lane that another
+    /// session has locked are left out: afterwards, even after an error, the group tells which ones
+    /// (`RecordGroup.leaves`).
     package mutating func record(_ whole: inout RecordGroup, worker: String) throws -> RecordReceipt {
         whole.locked = []
         if try recordPlainly(whole, worker: worker) { return RecordReceipt() }
@@ -20,7 +21,7 @@ extension Connection {
             receipt.lost = lost
             let deleted = try connection.deletedEndpoints(of: group)
             let owned = group.outcomes.filter { !lost.contains($0.holder) }.map { outcome in
-                // Nothing waits for an endpoint that was deleted while the request was in flight.
+                // No delivery waits for an endpoint that was deleted while the request was in flight.
                 guard case .wait = outcome.resolution, deleted.contains(outcome.delivery.endpoint) else {
                     return outcome
                 }
@@ -30,7 +31,7 @@ extension Connection {
             }
 
             try connection.append(group.outcomes, worker: worker)
-            // Whose row is missing may be somebody whom this database has never seen.
+            // A delivery without a row may belong to an event that this database has never seen.
             var strangers: [EventKey] = []
             let cleared = group.outcomes.filter { outcome in
                 guard case .delivered = outcome.resolution else { return false }
@@ -54,16 +55,16 @@ extension Connection {
 
     // MARK: Fencing
 
-    /// Locks every batch and lane whose state may change, and returns the holders whose lease is gone, the lanes that are due, and
-    /// those that somebody else has locked.
+    /// Locks every batch and lane whose state may change, and returns the holders whose lease is gone, the lanes that
+    /// are due, and the lanes that another session has locked.
     private mutating func lockHolders(
         of group: RecordGroup
     ) throws -> (lost: Set<Holder>, due: Set<EndpointID>, locked: Set<EndpointID>) {
         var lost: Set<Holder> = []
         var due: Set<EndpointID> = []
         var locked: Set<EndpointID> = []
-        // All of them: also of what is only appended it is asked whether it is written where it was claimed. And those that are
-        // deleted at the end: lanes come after batches.
+        // All batches: even for outcomes that are only appended, it checks that the batch was claimed on this server.
+        // And the batches that are deleted at the end, since lanes are locked after batches.
         let batches = Set(group.outcomes.compactMap(\.holder.batch)).union(group.finishedBatches)
         if !batches.isEmpty {
             let held = try query(
@@ -100,7 +101,7 @@ extension Connection {
         return (lost, due, locked)
     }
 
-    /// Read after the lanes are locked: whoever deletes an endpoint locks its lane first.
+    /// Reads the deleted endpoints after the lanes are locked: a session that deletes an endpoint locks its lane first.
     private mutating func deletedEndpoints(of group: RecordGroup) throws -> Set<EndpointID> {
         let endpoints = Set(
             group.outcomes.compactMap { if case .wait = $0.resolution { $0.delivery.endpoint } else { nil } })
@@ -112,11 +113,11 @@ extension Connection {
         return Set(deleted)
     }
 
-    // MARK: Everything went well
+    // MARK: The happy path
 
-    /// The happy path in one statement: only first successes of batches that nobody else can have held. It appends the
-    /// attempts and deletes the finished batches, all or nothing; false when the group has more to say or a lease turned
-    /// out to be gone, and nothing was written.
+    /// The happy path in one statement: only first successes of batches that no other worker can have held. It appends
+    /// the attempts and deletes the finished batches, all or nothing; false when the group has more to say or a lease
+    /// turned out to be gone, and nothing was written.
     private mutating func recordPlainly(_ group: RecordGroup, worker: String) throws -> Bool {
         let isPlain = group.outcomes.allSatisfy { outcome in
             guard case .delivered = outcome.resolution, case .batch = outcome.holder else { return false }
@@ -125,7 +126,7 @@ extension Connection {
         let servers = Set(group.outcomes.compactMap(\.holder.batch?.server))
         guard isPlain, group.effects.isEmpty, servers.count == 1, let server = servers.first else { return false }
         do throws(PostgresError) {
-            // Like a commit, which it is, it is not cancelled.
+            // It is a commit, and so is not cancelled.
             try query(
                 """
                 WITH appended AS (\(attempts(of: group.outcomes, worker: worker))),
@@ -144,7 +145,7 @@ extension Connection {
 
     // MARK: The statements, in the order of the transaction
 
-    /// Success is monotone: it removes what waits and what was parked, whoever put it there.
+    /// Success is monotone: it removes waiting and parked rows, whichever worker wrote them.
     ///
     /// - Parameter afterLoss: the lease is gone, and its new holder may be sending the same at this moment.
     /// - Returns: the events of lanes that did not wait there.
@@ -166,12 +167,12 @@ extension Connection {
         try advance(waiting, afterLoss: afterLoss)
         try advance(parked, afterLoss: afterLoss)
         let fromLanes = delivered.filter { if case .lane = $0.holder { true } else { false } }
-        // Rows of batches may make up for missing ones of lanes in the count; then whoever is missing is looked for in vain.
+        // Rows of batches may hide missing rows of lanes in the count; then some events are looked up in vain.
         return waiting.count + parked.count < fromLanes.count || fromLanes.count < delivered.count
             ? fromLanes.map(\.delivery.event) : []
     }
 
-    /// - Parameter dueLanes: no delivery is due before these are.
+    /// - Parameter dueLanes: no delivery is due before these lanes are.
     /// - Returns: the events of lanes that did not wait there.
     private mutating func wait(_ outcomes: [Outcome], dueLanes: Set<EndpointID>) throws -> [EventKey] {
         var entering: [(Outcome, Duration, Trigger)] = []
@@ -185,7 +186,7 @@ extension Connection {
             }
         }
         if !entering.isEmpty {
-            // Whoever adds to a lane lowers its due time first, so that it is never later than a row's; it is locked.
+            // Adding to a lane lowers its due time first, so that it is never later than a row's; the lane is locked.
             var earliest: [EndpointID: Duration] = [:]
             for (outcome, delay, _) in entering where !dueLanes.contains(outcome.delivery.endpoint) {
                 earliest[outcome.delivery.endpoint] = min(delay, earliest[outcome.delivery.endpoint] ?? delay)
@@ -276,7 +277,7 @@ extension Connection {
         return parked.count < dead.count ? dead.map(\.0.delivery.event) : []
     }
 
-    /// Takes deliveries out of their lanes that their endpoints do not want.
+    /// Removes deliveries that their endpoints do not want from their lanes.
     private mutating func discard(_ outcomes: [Outcome]) throws {
         let deliveries = outcomes.filter { if case .unwanted = $0.resolution { true } else { false } }.map(\.delivery)
         if deliveries.isEmpty { return }
@@ -305,8 +306,9 @@ extension Connection {
             """
     }
 
-    /// A lost lease on a batch means that its new holder may have moved deliveries into a lane that we had delivered. Our
-    /// recorded successes clear them; a replay that an operator asked for stays. Successes of a lane clear as they come.
+    /// A lost lease on a batch means that its new holder may have moved deliveries into a lane that we had already
+    /// delivered. Our recorded successes clear them; a replay that an operator asked for stays. Successes of a lane
+    /// clear rows as they are recorded.
     private mutating func heal(_ lost: Set<Holder>, events: [LeaseID: [EventKey]]) throws {
         for holder in lost {
             guard let lease = holder.batch?.lease, let events = events[lease], !events.isEmpty else { continue }
@@ -325,7 +327,7 @@ extension Connection {
         }
     }
 
-    /// The deliveries of these events that a worker has delivered, as a statement.
+    /// The delivered ones among the deliveries of these events, as a statement.
     private func deliveries(of events: [EventKey]) -> SQL {
         """
         SELECT a.event_id, a.event_at, a.endpoint_id FROM \(attemptRows(of: events)) a

@@ -1,12 +1,13 @@
-/// What one group commit writes.
+/// The input of one group commit.
 package struct RecordGroup: Sendable {
     package var outcomes: [Outcome] = []
     /// Batches whose last delivery is resolved by these outcomes.
     package var finishedBatches: Set<HeldBatch> = []
     package var effects: [EndpointID: EndpointState.Event] = [:]
-    /// The events of every batch that has outcomes here, to put right what was written under a lost lease.
+    /// The events of every batch that has outcomes here, to repair rows written under a lost lease.
     package var events: [LeaseID: [EventKey]] = [:]
-    /// Endpoints whose lanes somebody else has locked: what would change those is left for later, since nobody waits for one lane.
+    /// Endpoints whose lanes another session has locked: outcomes that would change those are left for later, since no
+    /// lane's lock is waited for.
     package internal(set) var locked: Set<EndpointID> = []
 
     package init() {}
@@ -16,7 +17,7 @@ package struct RecordGroup: Sendable {
         !locked.isEmpty && locked.contains(outcome.delivery.endpoint) && outcome.changesLane
     }
 
-    /// What can be written now.
+    /// The part that can be written now.
     var now: RecordGroup {
         if locked.isEmpty { return self }
         var group = self
@@ -34,12 +35,13 @@ extension Outcome {
     }
 }
 
-/// What a group commit found: holders whose lease was gone, so that none of their state was written.
+/// The result of a group commit: holders whose lease was gone, so that none of their state was written.
 package struct RecordReceipt: Sendable {
     package var lost: Set<Holder> = []
-    /// Events that were sent and are not in this database: so many were found here for the first time.
+    /// The number of events that were sent and are not in this database, found here for the first time.
     package var ghosts = 0
-    /// What responses mean for their endpoints, where somebody else is changing endpoints at this moment: to be written later.
+    /// Events of endpoints that could not be written, because another session was changing endpoints: to be written
+    /// later.
     package var effects: [EndpointID: EndpointState.Event] = [:]
 
     package init() {}

@@ -1,95 +1,46 @@
 package import Postgres
 
-/// The response to a claim: the database's clock, whether there is something new of the endpoints, and a batch when one was free.
+/// The result of a claim: the database's clock, whether there is news of the endpoints, and a batch when one was free.
 package struct BatchClaim: Sendable {
     package let now: Timestamp
     package let hasEndpointNews: Bool
     package let batch: ClaimedBatch?
 }
 
-/// A batch of events that is this worker's until the lease ends.
+/// A batch of events that this worker owns until the lease ends.
 package struct ClaimedBatch: Sendable {
     package let held: HeldBatch
     package var id: BatchID { held.id }
-    /// How often it was claimed, this claim included; more than once means that a worker lost it.
+    /// The number of claims, this one included; more than one means that a worker lost it.
     package let claims: Int
-    /// How many events were cut into it; `events` has fewer only when rows are gone, which must never happen.
+    /// The number of events cut into it; `events` has fewer only when rows are gone, which must never happen.
     package let size: Int
-    /// Endpoints that have its events in their lanes already, in order.
+    /// Endpoints that already have its events in their lanes, in order.
     package let ordered: [EndpointID]
     package let events: [Event]
-}
-
-/// Which server it is that answers: when it was started, by its clock. After a failover or a restore it is another one, and what was
-/// written on the last one before may be there or not.
-package struct ServerStart: Hashable, Sendable {
-    package let time: Timestamp
-
-    package init(time: Timestamp) { self.time = time }
 }
 
 /// No batch that could be claimed lies before it. Without it a claim would begin at the dead rows of finished batches.
 package struct BatchFloor: Sendable {
     /// The lowest batch of all.
     let lowest: BatchID
-    /// Of those that nobody has, the one whose turn it is.
+    /// Of the unclaimed batches, the one whose turn it is.
     let turn: Int64
     let next: BatchID
 
     package static let none = BatchFloor(lowest: BatchID(rawValue: 0), turn: 0, next: BatchID(rawValue: 0))
 }
 
-/// One event for one endpoint: a delivery's identity.
-package struct DeliveryID: Hashable, Sendable, RowDecodable {
-    package let event: EventKey
-    package let endpoint: EndpointID
-
-    /// Of the columns `event_id`, `event_at` and `endpoint_id`.
-    package init(_ row: Row) throws(PostgresError) {
-        self.init(event: try EventKey(row), endpoint: try row[2])
-    }
-
-    package init(event: EventKey, endpoint: EndpointID) {
-        self.event = event
-        self.endpoint = endpoint
-    }
-}
-
-/// The row of a delivery, looked up by its key. With `=` a join may walk the whole index instead: the planner believes that the
-/// table is nearly empty, and so it is, but for the dead rows that somebody's snapshot keeps. `= ANY` can only be looked up.
-func lookUp(_ table: String, by row: String) -> SQL {
-    """
-    \(raw: table).event_id = ANY (ARRAY[\(raw: row).event_id]) AND \(raw: table).endpoint_id = ANY (ARRAY[\(raw: row).endpoint_id])
-     AND \(raw: table).event_at = ANY (ARRAY[\(raw: row).event_at])
-    """
-}
-
-/// The row of one delivery.
-func lookUp(_ table: String, _ delivery: DeliveryID) -> SQL {
-    """
-    \(raw: table).event_id = \(delivery.event.id) AND \(raw: table).event_at = \(delivery.event.createdAt) AND \(raw: table).endpoint_id = \(delivery.endpoint)
-    """
-}
-
-/// Pairs as rows of (event_id, event_at, endpoint_id), to be named by the statement.
-func deliveryRows(_ deliveries: [DeliveryID]) -> SQL {
-    "\(deliveries.map(\.event.id)), \(deliveries.map(\.event.createdAt)), \(deliveries.map(\.endpoint))"
-}
-
-/// All attempts at events of these numbers since the first of them was published.
-func attemptRows(of events: [EventKey]) -> SQL {
-    "outbox.attempts_at(\(Array(Set(events.map(\.id)))), \(events.map(\.createdAt).min()))"
-}
-
 extension Connection {
-    /// Claims the free batch whose turn it is and reads its events, in one statement and so one short transaction. One that
-    /// lost its worker comes first.
+    /// Claims the free batch whose turn it is and reads its events, in one statement and so one short transaction. A
+    /// batch that lost its worker comes first.
     ///
     /// - Parameters:
-    ///   - lease: made by the caller, so that a claim whose answer was lost can be given back (`releaseLeases`).
-    ///   - seen: how far the endpoints are known.
+    ///   - lease: made by the caller, so that a claim whose response was lost can be given back (`releaseLeases`).
+    ///   - seen: how far this worker has read the endpoints.
     ///   - instance: which installation it must be; nil for any.
-    ///   - isSmall: only one of the many customers that have few events; for a worker that has enough of the others.
+    ///   - isSmall: only a batch of the many customers with few events; for a worker that has enough batches of the
+    ///     others.
     package mutating func claimBatch(
         lease: LeaseID, worker: String, for duration: Duration, floor: BatchFloor = .none, isSmall: Bool = false,
         endpoints seen: EndpointsSeen = .nothing, instance: String? = nil
@@ -120,7 +71,7 @@ extension Connection {
         var (now, hasEndpointNews) = (Timestamp.distantPast, true)
         var (held, claims, size, ordered): (HeldBatch?, Int, Int, [EndpointID]) = (nil, 0, 0, [])
         var events: [Event] = []
-        // The rows come in no order that SQL would promise: one that has a time, and the events.
+        // SQL promises no order of the rows: one that has a time, and the events.
         _ = try rows.map { row throws(PostgresError) in
             guard let time = try row[0] as Timestamp? else { return events.append(try Event(row: row, from: 7)) }
             (now, hasEndpointNews) = (time, try row[1])
@@ -132,10 +83,10 @@ extension Connection {
         return BatchClaim(now: now, hasEndpointNews: hasEndpointNews, batch: batch)
     }
 
-    /// Where claims may begin to look from now on: what is made later comes after it. A cut that is under way may still put
-    /// batches into the turn of the last one, whatever was claimed of the turns after it meanwhile.
+    /// Where claims may begin to scan from now on: batches made later come after it. A cut that is under way may still
+    /// put batches into the turn of the last cut, even when batches of later turns were claimed meanwhile.
     ///
-    /// - Parameter floor: the last one; before it there was nothing.
+    /// - Parameter floor: the previous floor; nothing claimable lay before it.
     package mutating func batchFloor(from floor: BatchFloor = .none) throws -> BatchFloor {
         try query(
             """
@@ -149,10 +100,11 @@ extension Connection {
             ?? .none
     }
 
-    /// Of these events, the deliveries that a former holder of the batch has resolved or moved into a lane.
+    /// The deliveries of these events that a former holder of the batch has resolved or moved into a lane.
     ///
-    /// A failed attempt alone does not count: its worker may have lost the lease before it could say what comes next. Nor does
-    /// anything about another event of the same number: a failover may have lost that one, and its attempts came later.
+    /// A failed attempt alone does not count: its worker may have lost the lease before it could record what comes
+    /// next. Nor does any row about another event of the same number: a failover may have lost that event, and its
+    /// attempts came later.
     package mutating func resolvedDeliveries(of events: [EventKey]) throws -> Set<DeliveryID> {
         let deliveries = try query(
             """
@@ -162,7 +114,8 @@ extension Connection {
             UNION SELECT event_id, event_at, endpoint_id FROM outbox.dead_letter WHERE event_id = ANY (\(events.map(\.id)))
             """
         ).all(as: DeliveryID.self)
-        // Here and not in the statement: a worker's plans have no hash, and would compare each with each.
+        // Compared here and not in the statement: a worker's plans have no hash, and would compare every row with every
+        // other.
         let wanted = Set(events)
         return Set(deliveries.filter { wanted.contains($0.event) })
     }

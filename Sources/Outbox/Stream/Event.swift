@@ -3,7 +3,7 @@ package import Postgres
 import Synchronization
 import Templates
 
-/// A committed event as the stream delivers it.
+/// A committed event as read from the stream.
 package final class Event: Sendable {
     package let id: EventID
     /// When it was inserted; also the key of its partition.
@@ -18,24 +18,25 @@ package final class Event: Sendable {
     package let before: [UInt8]?
     /// The producer's JSON, byte for byte.
     package let after: [UInt8]?
-    /// When it happened, in the producer's words; the insertion when the producer did not say.
+    /// When it happened, as given by the producer; otherwise the time of insertion.
     package let occurredAt: Timestamp
     /// Not to be sent earlier.
     package let deliverAt: Timestamp?
-    /// What the producer said beside the data, a JSON object; nil when nothing.
+    /// The producer's context beside the data, a JSON object; nil when there is none.
     package let context: [UInt8]?
-    /// What keeps its place among others with the same key, where an endpoint keeps order.
+    /// The key within which an endpoint that keeps order delivers events in order.
     package let orderingKey: String?
     /// W3C trace context of the operation that caused it.
     package let traceparent: String?
 
-    /// True when the service says this about itself. Only endpoints that name the type get it, not those that take `*`.
+    /// True when the service published the event about itself. Only endpoints that name the type get it, not those that
+    /// take `*`.
     package let isOperational: Bool
 
-    /// What it takes in memory, about.
+    /// Its approximate size in memory.
     package var size: Int { 512 + (before?.count ?? 0) + (after?.count ?? 0) + (context?.count ?? 0) }
 
-    /// The body that was built last: endpoints that take the same format share its bytes.
+    /// The last built body: endpoints with the same format share its bytes.
     private let lastBody = Mutex<(format: Endpoint.Format, bytes: [UInt8])?>(nil)
 
     /// The request body in a format.
@@ -54,10 +55,10 @@ package final class Event: Sendable {
         coalesce(e.occurred_at, e.created_at), e.deliver_at, nullif(e.headers, '{}')::text, e.ordering_key
         """
 
-    /// Nothing in their place.
+    /// NULLs in their place.
     static let noColumns = Array(repeating: "NULL", count: 13).joined(separator: ", ")
 
-    /// Reads the columns from the given place on.
+    /// Reads the columns, starting at the given place.
     init(row: Row, from first: Int) throws(PostgresError) {
         id = try row[first]
         createdAt = try row[first + 1]
@@ -108,8 +109,8 @@ package final class Event: Sendable {
         return value
     }
 
-    /// What is malformed is ignored, as everybody has to who passes it on (W3C Trace Context 3.2, 4.3): version, trace id, parent id,
-    /// flags, in lower-case hexadecimal digits; later versions may say more behind them.
+    /// A malformed value is ignored, as required of everyone who forwards it (W3C Trace Context 3.2, 4.3): version,
+    /// trace id, parent id, flags, in lower-case hexadecimal digits; later versions may say more behind them.
     private static func isTraceparent(_ text: String) -> Bool {
         let bytes = Array(text.utf8)
         guard bytes.count == 55 || (56...256).contains(bytes.count) && bytes[55] == UInt8(ascii: "-") else {

@@ -8,7 +8,7 @@ import Postgres
 /// The database matches by the same rule (`outbox.matches`); EventPatternTests compares the two.
 package enum EventPattern: Sendable, Hashable {
     case any
-    /// Those that begin with this text, which ends in a dot.
+    /// Types that begin with this text, which ends in a dot.
     case prefix(ExactText)
     case exact(ExactText)
 
@@ -58,8 +58,8 @@ package enum EventPattern: Sendable, Hashable {
         return candidates + [.exact(type)]
     }
 
-    /// True when this one takes whatever the other takes, so that a list needs only this one. What the service says about itself
-    /// is not of `any`.
+    /// True when this pattern takes everything that the other takes, so that a list needs only this one. `any` does not
+    /// include events of the service about itself.
     private func covers(_ other: EventPattern) -> Bool {
         switch (self, other) {
         case (.prefix(let start), .exact(let text)), (.prefix(let start), .prefix(let text)):
@@ -75,7 +75,7 @@ package enum EventPattern: Sendable, Hashable {
         return different.filter { pattern in !different.contains { $0.covers(pattern) } }
     }
 
-    /// Its kind, and its text where it has one.
+    /// Its kind, and its text if it has one.
     fileprivate struct Stored: Codable {
         let kind: String
         var text: String?
@@ -105,7 +105,7 @@ extension EventPattern: ExpressibleByStringLiteral, CustomStringConvertible {
         do { try self.init(text) } catch { preconditionFailure("a pattern of ours is not valid: \(error)") }
     }
 
-    /// As it is written.
+    /// The written form.
     package var description: String {
         switch self {
         case .any: "*"
@@ -138,7 +138,7 @@ extension [EventPattern] {
     /// True when one of them takes the value.
     package func match(_ value: ExactText) -> Bool { contains { $0.matches(value) } }
 
-    /// A type that they take, for a sample: the first that is named.
+    /// A type that they take, for a sample: the first one named.
     package var sampleType: String {
         switch first {
         case .exact(let text): text.text
@@ -147,7 +147,7 @@ extension [EventPattern] {
         }
     }
 
-    /// As the database has them: kind and text.
+    /// The stored form: kind and text.
     var stored: JSONText {
         get throws {
             let patterns: [EventPattern.Stored] = map(\.stored)

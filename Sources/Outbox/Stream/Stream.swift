@@ -1,14 +1,14 @@
 package import Postgres
 
-/// What a call of `cut` did (`outbox.cut_result`).
+/// The result of a call of `cut` (`outbox.cut_result`).
 package enum Cut: Sendable, Equatable {
-    /// So many newly committed events are in batches now; with none, nothing is left to do.
+    /// The number of newly committed events that are now in batches; with none, nothing is left to do.
     case events(Int)
-    /// Nothing came into a batch, and there is more to do at once.
+    /// No event came into a batch, and there is more to do at once.
     case more
     /// Another worker is cutting at this moment.
     case busy
-    /// Enough batches wait to be claimed.
+    /// Enough batches are waiting to be claimed.
     case enough
 }
 
@@ -27,8 +27,9 @@ extension Connection {
         }
     }
 
-    /// Says that a worker sleeps for so long, so that producers notify it. It is seen at once, whatever becomes of this transaction.
-    /// False where they would not: a transaction that has notified could not be prepared.
+    /// Announces that a worker sleeps for this long, so that producers notify it. Producers see it at once, even if
+    /// this transaction rolls back. False where producers would not notify: a transaction that has notified could not
+    /// be prepared.
     package mutating func sleep(for duration: Duration) throws -> Bool {
         try query(
             """
@@ -39,19 +40,19 @@ extension Connection {
         ).one(Bool.self)
     }
 
-    /// Says that a worker is awake. Another one that sleeps still looks every poll interval.
+    /// Announces that a worker is awake. Another worker that sleeps still scans every poll interval.
     package mutating func wake() throws { try query("SELECT setval('outbox.asleep_until', 1)") }
 
-    /// Makes a copy of a database a home: what is new in it is delivered from here. In another cluster the stream goes over to that
-    /// one's transaction ids. Returns how many events became batches. One transaction, in which no producer publishes; its time
-    /// follows the events kept.
+    /// Makes a copy of a database a home: its new events are delivered from here. In another cluster the stream
+    /// switches to that cluster's transaction ids. Returns how many events became batches. It is one transaction, in
+    /// which no producer publishes; its duration follows the number of events kept.
     ///
-    /// Throws a `PostgresError` whose SQLSTATE is `OB012` when the database is no copy that can be told from its original, and
-    /// neither of the two is asked for.
+    /// Throws a `PostgresError` with SQLSTATE `OB012` when the database cannot be told from its original, and neither
+    /// of the two options is set.
     ///
     /// - Parameters:
-    ///   - isNewInstance: the installation gets a name of its own, and its webhook-ids are other ones than the original's.
-    ///   - disablesEndpoints: nothing is sent until somebody enables an endpoint.
+    ///   - isNewInstance: the installation gets a new name, so that its webhook-ids differ from the original's.
+    ///   - disablesEndpoints: nothing is sent until an operator enables an endpoint.
     package mutating func rebase(
         batchSize: Int = 500, isNewInstance: Bool = false, disablesEndpoints: Bool = false
     ) throws -> Int {
@@ -62,7 +63,8 @@ extension Connection {
         .one(Int.self)
     }
 
-    /// Removes some cuts that nothing reads any more, and returns how many; the newest thousand stay for whoever investigates.
+    /// Removes some cuts that nothing reads any more, and returns how many; the newest thousand stay for
+    /// investigations.
     mutating func trimHistory() throws -> Int {
         try query(
             """

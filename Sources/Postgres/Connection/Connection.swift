@@ -3,14 +3,15 @@ import Glibc
 import Synchronization
 import Threads
 
-/// One connection to PostgreSQL. It belongs to one thread (see `ConnectionPool`), blocks that thread while it waits, and
-/// never longer than the deadline of the statement.
+/// One connection to PostgreSQL. It belongs to one thread (see `ConnectionPool`) and blocks that thread while it waits,
+/// but never longer than the deadline of the statement.
 @safe
 public struct Connection: ~Copyable {
-    /// How long a statement may take unless the caller says otherwise: well under a lease, well over any healthy one.
+    /// How long a statement may take unless the caller sets another deadline: well under a lease, well over any healthy
+    /// statement.
     public static let defaultDeadline = Duration.seconds(10)
 
-    /// How many statements this process has sent to any database, `BEGIN` and `COMMIT` included.
+    /// The number of statements that this process has sent to any database, including `BEGIN` and `COMMIT`.
     public static var statementsSent: Int { sent.load(ordering: .relaxed) }
     private static let sent = Atomic<Int>(0)
 
@@ -20,10 +21,10 @@ public struct Connection: ~Copyable {
     package private(set) var isInTransaction = false
     private let session: SessionSetUp
     private let target: ConnectionTarget
-    /// True when somebody stands between us and the server who may give each transaction another server connection: then no
-    /// statement is prepared, and every transaction is set up anew.
+    /// True when a pooler between us and the server may give each transaction another server connection: then no
+    /// statement is prepared, and every transaction is set up again.
     public private(set) var isPooled = false
-    /// True once the connection cannot be used any more.
+    /// True once the connection can no longer be used.
     private(set) var isBroken = false
 
     private init(owning handle: OpaquePointer, to target: ConnectionTarget, session: SessionSetUp) {
@@ -32,7 +33,7 @@ public struct Connection: ~Copyable {
         self.session = session
     }
 
-    /// Connects and sets the session up.
+    /// Connects and sets up the session.
     static func open(_ target: ConnectionTarget, session: SessionSetUp) throws(PostgresError) -> Connection {
         let parameters = target.parameters
         let keys = CStringArray(parameters.map(\.key))
@@ -57,7 +58,7 @@ public struct Connection: ~Copyable {
     }
 
     private mutating func begin() throws(PostgresError) {
-        // A pooler gives out process numbers of its own.
+        // A pooler reports its own process numbers.
         let deadline = ContinuousClock.now + Self.defaultDeadline
         try check(unsafe PQsendQuery(handle, "SELECT pg_catalog.pg_backend_pid()"))
         Self.sent.add(1, ordering: .relaxed)
@@ -72,7 +73,7 @@ public struct Connection: ~Copyable {
         unsafe PQfinish(handle)
     }
 
-    /// The address and the port that it is connected to; without an address over a local socket.
+    /// The address and the port of the server; without an address over a local socket.
     package var server: (address: String?, port: Int) {
         let address = unsafe PQhostaddr(handle).map { unsafe String(cString: $0) } ?? ""
         let port = unsafe PQport(handle).map { unsafe String(cString: $0) } ?? ""
@@ -84,11 +85,11 @@ public struct Connection: ~Copyable {
     /// Runs one statement with its values as parameters and returns its rows.
     ///
     /// The statement is prepared on its first use and then kept for the connection's life (at the protocol's level, so
-    /// that a transaction pooler can follow). Past the deadline it is cancelled; when even that gets no response, the
-    /// connection is given up and the outcome is unknown (`PostgresError.isOutcomeUnknown`).
+    /// that a transaction pooler can follow). Past the deadline it is cancelled; when even the cancel gets no response,
+    /// the connection is given up and the outcome is unknown (`PostgresError.isOutcomeUnknown`).
     ///
     /// - Parameters:
-    ///   - asText: every column comes as text and can be read as a `String` only, whatever its type.
+    ///   - asText: every column comes as text and can be read as a `String` only, regardless of its type.
     ///   - mayCancel: false for a statement whose commit must not be cancelled (see `step`).
     @discardableResult
     public mutating func query(
@@ -104,7 +105,7 @@ public struct Connection: ~Copyable {
             let name = try prepare(sql, text, deadline: deadline)
             return try send(sql, prepared: name, deadline: deadline, asText: asText, mayCancel: mayCancel)
         } catch {
-            // A pooler or DISCARD ALL took the statement away: prepare it anew, once, where nothing is at stake.
+            // A pooler or DISCARD ALL removed the statement: prepare it again, once, where that is safe.
             guard error.sqlState == "26000" else { throw error }
             prepared[text] = nil
             if isInTransaction { throw error }
@@ -128,8 +129,8 @@ public struct Connection: ~Copyable {
 
     /// Runs the body inside a transaction: commits when it returns, rolls back and rethrows when it throws.
     ///
-    /// A `PostgresError` says which step failed; one whose step is `commit` and whose outcome is unknown must be read
-    /// back by the caller.
+    /// A `PostgresError` says which step failed; when the step is `commit` and the outcome is unknown, the caller must
+    /// read the outcome back.
     public mutating func transaction<Value>(_ body: (inout Connection) throws -> Value) throws -> Value {
         precondition(!isInTransaction, "transactions do not nest")
         isInTransaction = true
@@ -162,7 +163,7 @@ public struct Connection: ~Copyable {
         }
     }
 
-    /// Gives the connection up: the next work gets a new one.
+    /// Gives up the connection: the next work gets a new one.
     public mutating func abandon() {
         isBroken = true
     }
@@ -170,7 +171,8 @@ public struct Connection: ~Copyable {
     // MARK: The conversation
 
     private mutating func step(_ step: PostgresError.Step, _ text: String) throws(PostgresError) {
-        // A COMMIT is never cancelled: waiting for a standby, it would then count as done without having reached it.
+        // A COMMIT is never cancelled: one that waits for a standby would then count as done without having reached the
+        // standby.
         do throws(PostgresError) { try script(text, within: Self.defaultDeadline, mayCancel: step != .commit) } catch {
             var error = error
             error.step = step
@@ -207,7 +209,8 @@ public struct Connection: ~Copyable {
         return try collect(deadline: deadline, step: .statement, mayCancel: mayCancel)
     }
 
-    /// One statement without a name: inside a transaction as it is, otherwise in one of its own with its settings, in one go.
+    /// Runs one statement without a name: unchanged inside a transaction, otherwise in a separate transaction with its
+    /// settings, in one round trip.
     private mutating func queryPooled(
         _ sql: SQL, _ text: String, deadline: ContinuousClock.Instant, asText: Bool, mayCancel: Bool
     ) throws(PostgresError) -> Rows {
@@ -237,7 +240,7 @@ public struct Connection: ~Copyable {
         } catch {
             if !isBroken {
                 try check(unsafe PQexitPipelineMode(handle))
-                // The transaction is still there; an error in ending it means that the connection is lost.
+                // The transaction is still open; an error in ending it means that the connection is lost.
                 isInTransaction = true
                 defer { isInTransaction = false }
                 do throws(PostgresError) { try step(.rollback, "ROLLBACK") } catch { isBroken = true }
@@ -246,7 +249,7 @@ public struct Connection: ~Copyable {
         }
     }
 
-    /// Sends what is pending and reads results until the server is ready again; keeps the last one.
+    /// Sends pending output and reads results until the server is ready again; keeps the last one.
     ///
     /// - Parameter kept: in a pipeline, which statement's result to keep, counted from 0.
     private mutating func collect(
@@ -267,16 +270,16 @@ public struct Connection: ~Copyable {
                 }
                 if !isReady, !mayCancel, session.patience?.lasts == true {
                     waits += 1
-                    // Asked at the first deadline and then now and then: it takes a connection.
+                    // Checked at the first deadline and then at intervals, since the check takes a connection.
                     if waits % 10 == 1, !isStillCommitting() { throw unsafe lost(clearing: unsafe last) }
                     deadline = .now + .seconds(1)
                 } else if !isReady {
-                    // Past the deadline: ask the server to stop, then give it a moment to say how it ended.
+                    // Past the deadline: ask the server to stop, then give it a moment to report the result.
                     if isCancelled || !mayCancel || !requestCancel() { throw unsafe lost(clearing: unsafe last) }
                     isCancelled = true
                     deadline = .now + .seconds(2)
                 } else if unsafe PQconsumeInput(handle) == 0, unsafe PQisBusy(handle) == 1 {
-                    // The end of the connection; a last word of the server would have been read before it.
+                    // The end of the connection; a last message of the server would have been read before it.
                     throw unsafe lost(clearing: last)
                 }
                 continue
@@ -316,7 +319,7 @@ public struct Connection: ~Copyable {
     private mutating func lost(clearing result: OpaquePointer?, after failure: PostgresError? = nil) -> PostgresError {
         unsafe PQclear(result)
         isBroken = true
-        // The server's own last word, such as "terminating connection due to administrator command", means that it
+        // The server's own last message, such as "terminating connection due to administrator command", means that it
         // rolled back: the outcome is known.
         if let failure, failure.kind == .server { return failure }
         return PostgresError(
@@ -328,8 +331,8 @@ public struct Connection: ~Copyable {
         if succeeded == 0 { throw unsafe lost(clearing: nil) }
     }
 
-    /// Asks the server to stop the statement; false when that could not be told in time. libpq waits for as long as the other side
-    /// likes, so a thread of its own does it, which is left to itself when it does not come back.
+    /// Asks the server to stop the statement; false when the request could not be sent in time. libpq waits without a
+    /// limit for the other side, so a separate thread does it, which is abandoned when it does not return.
     private func requestCancel() -> Bool {
         guard let cancel = unsafe PQgetCancel(handle) else { return false }
         let request = unsafe CancelRequest(cancel)
@@ -337,11 +340,11 @@ public struct Connection: ~Copyable {
         return request.isDelivered(within: .seconds(2))
     }
 
-    /// Whether a commit that takes long is waited for by the server, too. Not when the server says that this session has nothing to do,
-    /// or that there is none: then the response is lost on its way, as it is when a firewall forgets a connection.
+    /// True while the server is still working on a commit that takes long. False when the server says that this session
+    /// is idle, or does not exist: then the response was lost on its way, as when a firewall drops a connection.
     private func isStillCommitting() -> Bool {
         let process = Int(unsafe PQbackendPID(handle))
-        // Whoever cannot ask has no reason to give up.
+        // Without a connection for the check there is no reason to give up.
         guard !isPooled, var other = try? Connection.open(target, session: SessionSetUp()) else { return true }
         do throws(PostgresError) {
             let states = try other.query(
@@ -366,7 +369,7 @@ public struct Connection: ~Copyable {
     }
 }
 
-/// A request to stop a statement, on its way.
+/// A request to stop a statement, in progress.
 @safe
 private final class CancelRequest: Sendable {
     // Used and freed by the thread that sends it.

@@ -1,26 +1,27 @@
 import Synchronization
 import Threads
 
-/// A few connections to one database, each owned by a thread of its own, fed from one queue.
+/// A few connections to one database, each owned by its own thread, fed from one queue.
 ///
-/// Work is a synchronous closure that has a connection to itself and runs on that connection's thread; only the boundary
-/// is async. Work that was posted always runs: a cancelled task still gets its response, because a half-known outcome is
-/// worse than a late one; the statements' deadlines bound the wait. A connection is made when work first needs it, and
-/// anew after it broke; the caller decides whether and when to try again.
+/// Work is a synchronous closure that has exclusive use of a connection and runs on that connection's thread; only the
+/// boundary is async. Work that was posted always runs: a cancelled task still gets its response, because a half-known
+/// outcome is worse than a late one; the statements' deadlines bound the wait. A connection is made when work first
+/// needs it, and again after it broke; the caller decides whether and when to retry.
 ///
-/// Connections that must not wait behind others (recording, lease renewal) get a pool of size one of their own.
+/// Connections that must not wait behind others (recording, lease renewal) get a separate pool of size one.
 public final class ConnectionPool: Sendable {
     private let queue = WorkQueue()
     private let threads: [Thread]
 
-    /// Starts the threads; connects nothing yet. Throws when the system has no thread left.
+    /// Starts the threads without connecting yet. Throws when the system has no thread left.
     ///
     /// - Parameters:
     ///   - session: how every new connection is set up.
-    ///   - others: whose connections come first. As long as one of them has none, this one connects nothing: where there are not enough
-    ///     for all, work that is not begun harms nobody, and work that cannot be ended does.
-    ///   - isReserved: connections are made at once, and again as soon as one has broken, so that what others take of the process's
-    ///     descriptors is not missing here.
+    ///   - others: pools whose connections come first. As long as one of them has none, this pool does not connect:
+    ///     when there are not enough connections for all, work that is not started does no harm, and work that cannot
+    ///     be finished does.
+    ///   - isReserved: connections are made at once, and again as soon as one has broken, so that descriptors used by
+    ///     other parts of the process are not missing here.
     public init(
         _ target: ConnectionTarget, size: Int, session: SessionSetUp = SessionSetUp(),
         after others: [ConnectionPool] = [],
@@ -42,9 +43,9 @@ public final class ConnectionPool: Sendable {
         self.threads = threads
     }
 
-    /// Runs the closure on a connection and returns what it returns.
+    /// Runs the closure on a connection and returns its result.
     ///
-    /// Throws what the closure throws, or a `PostgresError` when no connection could be made or the pool is closed.
+    /// Throws the closure's error, or a `PostgresError` when no connection could be made or the pool is closed.
     public func run<Value: Sendable>(
         _ body: @escaping @Sendable (inout Connection) throws -> Value
     ) async throws -> Value {
@@ -80,7 +81,7 @@ public final class ConnectionPool: Sendable {
         try await run { try $0.query(sql, within: limit).affected }
     }
 
-    /// Lets the queued work finish, closes the connections and waits for the threads. Later work is refused.
+    /// Finishes the queued work, closes the connections and waits for the threads. Later work is refused.
     public func close() async {
         queue.close(waking: threads.count)
         for thread in threads { await thread.end() }
@@ -97,7 +98,7 @@ private final class WorkQueue: Sendable {
     private struct State {
         var jobs: [Job] = []
         var isClosed = false
-        /// How many connections are open, and why the last one that was to be could not be.
+        /// The number of open connections, and why the last attempt to connect failed.
         var connected = 0
         var failure: PostgresError?
     }
@@ -123,7 +124,8 @@ private final class WorkQueue: Sendable {
     func work(target: ConnectionTarget, session: SessionSetUp, after others: [WorkQueue], isReserved: Bool) {
         var hasFailed = false
         while !isDone {
-            // Made at once, where it is reserved, and after a failure now and then, also when there is nothing to do.
+            // Reserved connections are made at once, and retried at intervals after a failure, even when there is no
+            // work.
             let job = isReserved ? (hasFailed ? next(within: .milliseconds(500)) : nil) : next()
             if !isReserved, job == nil { return }
             do throws(PostgresError) {
@@ -136,7 +138,7 @@ private final class WorkQueue: Sendable {
             } catch {
                 hasFailed = true
                 state.withLock { $0.failure = error }
-                // Whoever has work for it hears why.
+                // A caller with work for it gets the error.
                 job?.fail(error)
             }
         }
@@ -149,7 +151,7 @@ private final class WorkQueue: Sendable {
         }
     }
 
-    /// Waits a moment for a connection of this queue; throws why there is none.
+    /// Waits a moment for a connection of this queue; throws the error when there is none.
     private func requireConnection() throws(PostgresError) {
         let end = ContinuousClock.now + .seconds(2)
         while true {
@@ -185,7 +187,7 @@ private final class WorkQueue: Sendable {
             }
             if let job { return job }
             if isClosed { return nil }
-            // A signal may be left over from a job that was taken without waiting; then this goes round once more.
+            // A signal may be left over from a job that was taken without waiting; then the loop runs once more.
             guard let limit else {
                 signal.wait()
                 continue

@@ -1,7 +1,7 @@
 import CPostgres
 
 /// Where a database is and how to reach it: a libpq connection string or URI, completed by `PG*` variables, password
-/// and service files exactly as libpq does it. An empty string means "whatever the environment says".
+/// and service files exactly as libpq does it. An empty string means that the environment decides.
 public struct ConnectionTarget: Sendable {
     /// The string as libpq reads it; it may hold a password.
     package let conninfo: String
@@ -13,7 +13,8 @@ public struct ConnectionTarget: Sendable {
     /// - Throws: a `PostgresError` of kind configuration, which never quotes the string: it may hold a password.
     public init(_ conninfo: String, name: String = "outbox") throws(PostgresError) {
         let options = try Self.options(conninfo)
-        // libpq repeats a port that is none, and what it takes for the port may be a piece of an unescaped password.
+        // libpq quotes an invalid port, and the text that it takes for the port may be a piece of an unescaped
+        // password.
         let ports = (options["port"] ?? "").split(separator: ",", omittingEmptySubsequences: true)
         guard ports.allSatisfy({ port in Int(port).map { (1...65535).contains($0) } ?? false }) else {
             throw PostgresError(
@@ -21,7 +22,8 @@ public struct ConnectionTarget: Sendable {
                 message: "the connection string has a port that is no number from 1 to 65535; "
                     + "a slash, colon or at sign in a password must be percent-encoded")
         }
-        // In a URI an at sign can only come from there: what it names is part of the password, and would be shown as unknown.
+        // In a URI an at sign can only come from there: the text that libpq calls unknown would be part of the
+        // password.
         let isURI = conninfo.hasPrefix("postgres://") || conninfo.hasPrefix("postgresql://")
         if isURI, ["host", "dbname"].contains(where: { options[$0]?.utf8.contains(UInt8(ascii: "@")) == true }) {
             throw PostgresError(
@@ -80,8 +82,8 @@ public struct ConnectionTarget: Sendable {
         self.name = name
     }
 
-    /// What libpq is told. The values before `dbname` are defaults that the string may override: a dead peer is noticed
-    /// within about 15 seconds instead of the kernel's quarter of an hour.
+    /// The parameters for libpq. The values before `dbname` are defaults that the string may override: a dead peer is
+    /// noticed within about 15 seconds instead of the kernel's quarter of an hour.
     var parameters: [(key: String, value: String)] {
         [
             ("fallback_application_name", name), ("connect_timeout", "10"), ("keepalives_idle", "10"),

@@ -1,20 +1,20 @@
 import CPostgres
 
-/// Why a database step failed. `description` is safe to show anyone: it holds neither values nor credentials.
+/// Why a database step failed. `description` is safe to show to anyone: it holds neither values nor credentials.
 public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDebugStringConvertible {
-    /// What kind of failure it was; callers decide by this and by `sqlState`.
+    /// The kind of failure; callers decide by this and by `sqlState`.
     public enum Kind: Sendable {
         /// The connection settings cannot be used.
         case configuration
         /// No connection could be made.
         case unreachable
-        /// The connection was lost; what was under way may or may not have happened.
+        /// The connection was lost; the statement in progress may or may not have taken effect.
         case connectionLost
         /// The statement passed its deadline and the server confirmed that it was cancelled.
         case deadline
         /// The server refused the statement; `sqlState` says why.
         case server
-        /// A value could not be sent or read as the type that was asked for: a mistake of ours or a foreign schema.
+        /// A value could not be sent or read as the requested type: our mistake or a foreign schema.
         case value
     }
 
@@ -23,7 +23,7 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
         case connect, begin, statement, commit, rollback, decode
     }
 
-    /// What kind of failure it was.
+    /// The kind of failure.
     public let kind: Kind
     /// The step that failed.
     public internal(set) var step: Step
@@ -49,7 +49,7 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
         self.detail = detail
     }
 
-    /// What failed, safe to show anyone.
+    /// The failure, safe to show to anyone.
     public var description: String {
         guard let sqlState else { return message }
         // Class 22 quotes the value that it could not read; everything after the first colon may be data.
@@ -57,7 +57,7 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
         return "\(safe) (SQLSTATE \(sqlState))"
     }
 
-    /// Everything that is known, values that the server quoted included: for a debugger, not for a log.
+    /// Everything that is known, including values that the server quoted: for a debugger, not for a log.
     public var debugDescription: String {
         "PostgresError(\(kind), \(step.rawValue), \(sqlState ?? "-"), \(message), \(detail ?? "-"))"
     }
@@ -67,7 +67,7 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
         kind == .connectionLost && (step == .statement || step == .commit)
     }
 
-    /// True when the same work may succeed later without anybody changing anything.
+    /// True when the same work may succeed later without any change by an operator.
     public var isTransient: Bool {
         switch kind {
         case .unreachable, .connectionLost, .deadline: true
@@ -76,7 +76,7 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
         }
     }
 
-    /// True when values are what the server refuses: they have the wrong form, or break a rule of a table.
+    /// True when the server refuses the values: they have the wrong form, or violate a table's constraint.
     public var isOfValues: Bool {
         switch kind {
         case .value: true
@@ -85,7 +85,7 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
         }
     }
 
-    /// True when the server does not believe who is connecting, or wants a password.
+    /// True when the server rejects the identity of the client, or requires a password.
     public var refusesCredentials: Bool {
         kind == .unreachable
             && [
@@ -93,13 +93,13 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
             ].contains { message.contains($0) }
     }
 
-    /// True when there is no database that answers, and one may be there later: a server that is starting, a name that nobody knows
-    /// yet, a database that is still to be made. Not when it refuses who is asking.
+    /// True when no database responds, and one may respond later: a server that is starting, a name that does not
+    /// resolve yet, a database that does not exist yet. False when the server refuses the client.
     public var mayPass: Bool {
         switch kind {
         case .unreachable: !refusesCredentials
         case .connectionLost: true
-        // Somebody has a lock, or makes the database too busy.
+        // Another session holds a lock, or keeps the database too busy.
         case .deadline: true
         case .server: ["57", "53", "55"].contains(String((sqlState ?? "").prefix(2)))
         case .configuration, .value: false
@@ -113,9 +113,9 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
 }
 
 extension PostgresError {
-    /// What a result says that is an error.
+    /// The error in a result.
     ///
-    /// - Parameter isCancelled: we asked for it, because the deadline had passed.
+    /// - Parameter isCancelled: we requested the cancel, because the deadline had passed.
     init(_ result: OpaquePointer, step: Step, isCancelled: Bool) {
         func field(_ letter: Character) -> String? {
             guard let text = unsafe PQresultErrorField(result, Int32(letter.asciiValue ?? 0)) else { return nil }
@@ -132,8 +132,8 @@ extension PostgresError {
             sqlState: state, constraint: field("n"), hint: field("H"), detail: field("D"))
     }
 
-    /// libpq's own words about a connection, on one line. It repeats a value that no option can have, which may be one that was meant
-    /// for another: a password.
+    /// libpq's own message about a connection, on one line. libpq quotes a value that is invalid for its option, and
+    /// that may have been meant for another option: a password.
     static func ownWords(of handle: OpaquePointer) -> String {
         let words = unsafe String(cString: PQerrorMessage(handle))
         let line = String(words.reversed().drop { $0.isWhitespace }.reversed()).replacing("\n", with: "; ")

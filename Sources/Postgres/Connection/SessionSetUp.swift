@@ -1,16 +1,17 @@
-/// What a connection is set to before it is used.
+/// The settings of a connection before it is used.
 ///
-/// A direct connection is set once. Behind a pooler in transaction mode the next transaction may run on another server connection,
-/// and what is set on this one is the next client's: there the settings are part of every transaction, and nothing else remains.
+/// A direct connection is set once. Behind a pooler in transaction mode the next transaction may run on another server
+/// connection, and settings of this one would remain for the next client: there the settings are part of every
+/// transaction, and nothing remains after it.
 public struct SessionSetUp: Sendable {
-    /// Settings beside those that every connection has, in order.
+    /// Settings in addition to those of every connection, in order.
     public var settings: [(name: String, value: String)]
-    /// A channel whose notifications are waited for; nobody is notified behind a pooler.
+    /// A channel whose notifications are waited for; behind a pooler there are none.
     public var channel: String?
-    /// Asked of every new connection; one for which it throws is not used.
+    /// Checked on every new connection; a connection for which it throws is not used.
     public var check: @Sendable (inout Connection) throws(PostgresError) -> Void = { _ throws(PostgresError) in }
 
-    /// For how long a commit is waited for; nil for the deadline of a statement.
+    /// How long a commit is waited for; nil for the deadline of a statement.
     public var patience: Patience?
 
     /// A session with these settings.
@@ -19,20 +20,21 @@ public struct SessionSetUp: Sendable {
         self.channel = channel
     }
 
-    /// The same with one setting more, or another value of one.
+    /// The same set-up with one more setting, or another value of one.
     public func with(_ setting: (name: String, value: String)) -> SessionSetUp {
         var session = self
         session.settings.append(setting)
         return session
     }
 
-    /// What every connection is set to: names mean PostgreSQL's own things, whatever the role's search_path; ISO times in UTC; no JIT
-    /// (it adds 7 ms to a claim); and no transaction that a stopped process holds open over its row locks for longer than 10 s.
+    /// The settings of every connection: names mean PostgreSQL's own objects, regardless of the role's search_path; ISO
+    /// times in UTC; no JIT (it adds 7 ms to a claim); and no transaction that a stopped process holds open over its
+    /// row locks for longer than 10 s.
     private static let common = [
         ("search_path", "pg_catalog, pg_temp"), ("datestyle", "ISO"), ("timezone", "UTC"), ("jit", "off"),
         ("client_min_messages", "warning"), ("idle_in_transaction_session_timeout", "10s"), ("bytea_output", "hex"),
         ("standard_conforming_strings", "on"), ("default_transaction_read_only", "off"),
-        // Ours are the deadlines of the statements, which their callers know of.
+        // We use the deadlines of the statements instead, which their callers know.
         ("statement_timeout", "0"), ("lock_timeout", "0"), ("idle_session_timeout", "0"),
     ]
 
@@ -47,7 +49,8 @@ public struct SessionSetUp: Sendable {
     /// For a transaction that has begun, as one statement.
     var forTransaction: String { Self.select(all, isLocal: true) }
 
-    /// The beginning of a transaction, as a script: with commands only, because after a query its kind could not be changed.
+    /// The beginning of a transaction, as a script: with commands only, because after a query its isolation could not
+    /// be changed.
     var begin: String {
         Self.begin
             + all.map { "; SET LOCAL \($0.name) = \(Self.isList($0.name) ? $0.value : "'\($0.value)'")" }.joined()

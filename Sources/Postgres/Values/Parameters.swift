@@ -1,6 +1,6 @@
 import CPostgres
 
-/// NUL-terminated strings in one allocation, with the array of pointers that C wants.
+/// NUL-terminated strings in one allocation, with the array of pointers that C needs.
 struct CStringArray {
     private var storage: [UInt8] = []
     private var offsets: [Int] = []

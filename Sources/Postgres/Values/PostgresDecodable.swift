@@ -3,7 +3,7 @@
 
 /// A value that can be read from a result's binary format.
 public protocol PostgresDecodable {
-    /// Whether it reads values of the type with this OID.
+    /// True when it reads values of the type with this OID.
     static func reads(_ type: UInt32) -> Bool
     /// Reads the bytes, nil for NULL; they are valid only during the call.
     init?(postgresBytes: UnsafeRawBufferPointer?)
@@ -67,7 +67,7 @@ extension Bool: PostgresDecodable {
     }
 }
 
-/// An enum that is stored as text: a text that it does not know is no value of it.
+/// An enum that is stored as text: an unknown text is an error.
 extension PostgresDecodable where Self: RawRepresentable<String> {
     public static func reads(_ type: UInt32) -> Bool { String.reads(type) }
     public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
@@ -103,7 +103,7 @@ extension Timestamp: PostgresDecodable {
     public init?(postgresBytes bytes: UnsafeRawBufferPointer?) {
         guard let value = unsafe bytes?.bigEndian(Int64.self) else { return nil }
         let isFinite = value != .min && value != .max
-        // PostgreSQL's years go a little further than ours.
+        // PostgreSQL's years extend a little further than ours.
         let (sum, overflows) = value.addingReportingOverflow(Self.postgresEpoch)
         self.init(microseconds: !isFinite ? value : overflows ? .max - 1 : sum)
     }

@@ -72,7 +72,7 @@ extension Timestamp: PostgresEncodable {
         bytes.append(bigEndian: !isFinite ? microseconds : overflows ? .min + 1 : difference)
     }
 
-    /// PostgreSQL counts from 2000-01-01; the infinities are the two ends of the range, as they are here.
+    /// PostgreSQL counts from 2000-01-01; the infinities are the two ends of the range, as in `Timestamp`.
     static let postgresEpoch: Int64 = 946_684_800_000_000
 }
 
@@ -123,7 +123,7 @@ extension Optional: PostgresEncodable where Wrapped: PostgresEncodable {
 
 extension Array: PostgresEncodable where Element: PostgresEncodable {
     public static var postgresType: UInt32 { Element.postgresArrayType }
-    /// PostgreSQL has no type for arrays of arrays: nesting them is a mistake of ours.
+    /// PostgreSQL has no type for arrays of arrays: nesting them is a programming error.
     public static var postgresArrayType: UInt32 { preconditionFailure("arrays of arrays have no type of their own") }
 
     /// Dimensions, a flag for NULLs, the elements' type; per dimension its length and lower bound; then the elements,
@@ -149,7 +149,7 @@ extension Array: PostgresEncodable where Element: PostgresEncodable {
     }
 }
 
-/// The built-in types that are spoken of here, by their fixed OIDs.
+/// The built-in types that are used here, by their fixed OIDs.
 enum PostgresType {
     static let bool: UInt32 = 16
     static let bytea: UInt32 = 17
@@ -164,7 +164,7 @@ enum PostgresType {
     static let timestamptz: UInt32 = 1184
     static let interval: UInt32 = 1186
     static let uuid: UInt32 = 2950
-    /// A literal whose type nobody said.
+    /// A literal without a declared type.
     static let unknown: UInt32 = 705
     /// The type of functions without a result.
     static let void: UInt32 = 2278

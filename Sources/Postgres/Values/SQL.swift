@@ -2,8 +2,8 @@
 ///
 ///     "SELECT name FROM outbox.endpoint WHERE id = \(id)"     // WHERE id = $1
 ///
-/// Text that is part of the statement itself, such as a limit which the planner must see, goes in as `\(raw:)`;
-/// only constants of ours may.
+/// Text that is part of the statement itself, such as a limit which the planner must see, goes in as `\(raw:)`; only
+/// our own constants may.
 public struct SQL: ExpressibleByStringInterpolation, Sendable {
     /// The text around the parameters: one piece more than there are binds.
     private let pieces: [String]
@@ -33,7 +33,7 @@ public struct SQL: ExpressibleByStringInterpolation, Sendable {
         fileprivate var pieces = [""]
         fileprivate var binds: [Bind] = []
 
-        /// An empty statement with room for so much.
+        /// An empty statement with reserved capacity.
         public init(literalCapacity: Int, interpolationCount: Int) {
             pieces.reserveCapacity(interpolationCount + 1)
             binds.reserveCapacity(interpolationCount)
@@ -56,7 +56,7 @@ public struct SQL: ExpressibleByStringInterpolation, Sendable {
             pieces.append("")
         }
 
-        /// Adds text of ours to the statement.
+        /// Adds our own text to the statement.
         public mutating func appendInterpolation(raw: String) {
             appendLiteral(raw)
         }
@@ -86,7 +86,7 @@ struct Bind: Sendable {
         }
     }
 
-    /// True for a text that the server would refuse with a message that names nothing.
+    /// True for a text that the server would refuse with a message that names no value.
     var isTextWithNUL: Bool {
         (type == PostgresType.text || type == PostgresType.json) && bytes?.contains(0) == true
     }

@@ -5,7 +5,7 @@ public struct Timestamp: Hashable, Comparable, Sendable, CustomStringConvertible
     /// Microseconds since the Unix epoch.
     public let microseconds: Int64
 
-    /// A timestamp so many microseconds after the Unix epoch.
+    /// The timestamp at this number of microseconds after the Unix epoch.
     public init(microseconds: Int64) {
         self.microseconds = microseconds
     }
@@ -18,15 +18,15 @@ public struct Timestamp: Hashable, Comparable, Sendable, CustomStringConvertible
     /// True when the left one is earlier.
     public static func < (left: Timestamp, right: Timestamp) -> Bool { left.microseconds < right.microseconds }
 
-    /// The timestamp so much later; the infinities stay where they are.
+    /// The timestamp later by a duration; the infinities do not change.
     public static func + (time: Timestamp, duration: Duration) -> Timestamp {
         if time == .distantFuture || time == .distantPast { return time }
         let (sum, overflows) = time.microseconds.addingReportingOverflow(duration.microseconds)
-        // The last one that is no infinity.
+        // The last timestamp before infinity.
         return Timestamp(microseconds: overflows ? (duration < .zero ? .min + 1 : .max - 1) : sum)
     }
 
-    /// How much later it is than another; the longest duration there is when no other says it.
+    /// How much later it is than another timestamp; the longest duration when the difference is larger.
     public static func - (time: Timestamp, earlier: Timestamp) -> Duration {
         let (difference, overflows) = time.microseconds.subtractingReportingOverflow(earlier.microseconds)
         return .microseconds(overflows ? (time < earlier ? .min : .max) : difference)
@@ -61,8 +61,9 @@ public struct Timestamp: Hashable, Comparable, Sendable, CustomStringConvertible
 }
 
 extension Timestamp {
-    /// Reads RFC 3339, as in `2026-11-21T06:03:43.123Z` or with an offset such as `+02:00`, of the years 1 to 9999; nil for what is
-    /// none, a day that its month does not have included. Digits of a second beyond the sixth are cut off.
+    /// Reads RFC 3339, as in `2026-11-21T06:03:43.123Z` or with an offset such as `+02:00`, of the years 1 to 9999; nil
+    /// for any other text, including a day that its month does not have. Digits of a second beyond the sixth are cut
+    /// off.
     public init?(rfc3339 text: String) {
         var rest = Array(text.utf8)[...]
         func number(_ digits: Int, _ range: ClosedRange<Int64>) -> Int64? {
@@ -113,8 +114,8 @@ extension Timestamp {
 }
 
 extension Duration {
-    /// The duration in whole microseconds, cut off towards zero; one of more than 292,000 years, as an interval in a table may be,
-    /// as the longest that there is.
+    /// The duration in whole microseconds, cut off towards zero; one of more than 292,000 years, as an interval in a
+    /// table may be, becomes the longest one.
     public var microseconds: Int64 {
         let (seconds, attoseconds) = components
         let (product, overflows) = seconds.multipliedReportingOverflow(by: 1_000_000)

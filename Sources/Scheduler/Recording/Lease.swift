@@ -34,7 +34,7 @@ final class Lease: Sendable {
     /// How often the batch or lane was claimed, this claim included.
     let claims: Int
     /// The events of a batch; none for a lane.
-    let events: [EventKey]
+    let batchEvents: [EventKey]
     /// It is the lane of an endpoint that is failing: what goes out under it are probes.
     let isProbing: Bool
 
@@ -55,7 +55,7 @@ final class Lease: Sendable {
     ) {
         self.holder = holder
         self.claims = claims
-        self.events = events
+        batchEvents = events
         self.isProbing = isProbing
         state = Mutex(State(trust: LeaseTrust(until: trustedUntil), unresolved: unresolved))
     }

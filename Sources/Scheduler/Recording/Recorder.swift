@@ -49,8 +49,8 @@ final class Recorder: Service {
         self.logger = logger
     }
 
-    /// False while outcomes pile up: claim nothing more.
-    var hasRoom: Bool { inbox.withLock { $0.unrecorded < maxUnrecorded } }
+    /// False while outcomes pile up, or an outage of the database is not made up for: claim nothing more.
+    var hasRoom: Bool { inbox.withLock { $0.hasRoom(for: maxUnrecorded) } }
 
     /// Takes news of deliveries; returns at once.
     func submit(_ reports: [Report]) {
@@ -109,24 +109,30 @@ final class Recorder: Service {
     private func record(_ reports: [Report], finished: [Lease], effects: [EndpointID: Said]) async {
         var group = RecordGroup()
         var said = effects
-        var leases: [ObjectIdentifier: (lease: Lease, count: Int, events: [EventKey])] = [:]
-        for lease in finished { leases[ObjectIdentifier(lease)] = (lease, 0, []) }
+        /// What of a lease is in this group: how many outcomes, and of a lane which events.
+        struct Tally {
+            let lease: Lease
+            var count = 0
+            var laneEvents: [EventKey] = []
+        }
+        var tallies: [ObjectIdentifier: Tally] = [:]
+        for lease in finished { tallies[ObjectIdentifier(lease)] = Tally(lease: lease) }
         for report in reports {
             group.outcomes.append(report.outcome)
-            leases[ObjectIdentifier(report.lease), default: (report.lease, 0, [])].count += 1
+            tallies[ObjectIdentifier(report.lease), default: Tally(lease: report.lease)].count += 1
             if case .lane = report.outcome.holder {
-                leases[ObjectIdentifier(report.lease)]?.events.append(report.outcome.delivery.event)
+                tallies[ObjectIdentifier(report.lease)]?.laneEvents.append(report.outcome.delivery.event)
             }
             if let news = report.said {
                 let endpoint = report.outcome.delivery.endpoint
                 said[endpoint] = said[endpoint].map { $0.merged(with: news) } ?? news
             }
         }
-        for (lease, count, _) in leases.values where lease.ends(with: count) {
-            if let batch = lease.holder.batch { group.finishedBatches.insert(batch) }
+        for tally in tallies.values where tally.lease.ends(with: tally.count) {
+            if let batch = tally.lease.holder.batch { group.finishedBatches.insert(batch) }
         }
-        for (lease, _, _) in leases.values where !lease.events.isEmpty {
-            group.events[lease.holder.lease] = lease.events
+        for lease in tallies.values.map(\.lease) where !lease.batchEvents.isEmpty {
+            group.events[lease.holder.lease] = lease.batchEvents
         }
         group.effects = said.mapValues(\.event)
         FailPoint.reach(.recordBefore)
@@ -142,17 +148,18 @@ final class Recorder: Service {
 
         let left = reports.filter { written.leaves($0.outcome) }
         for report in left {
-            leases[ObjectIdentifier(report.lease)]?.count -= 1
-            leases[ObjectIdentifier(report.lease)]?.events.removeAll { $0 == report.outcome.delivery.event }
+            tallies[ObjectIdentifier(report.lease)]?.count -= 1
+            tallies[ObjectIdentifier(report.lease)]?.laneEvents.removeAll { $0 == report.outcome.delivery.event }
         }
-        for (lease, count, events) in leases.values {
+        for tally in tallies.values {
+            let lease = tally.lease
             if receipt.lost.contains(lease.holder) {
                 lease.lose()
                 logger.warning(
                     "a lease was lost; its state is its new holder's to write", metadata: ["lease": "\(lease.holder)"])
             }
-            if lease.holder.batch != nil, lease.unresolved == count { keeper.forget(lease) }
-            lease.resolve(count, events: events)
+            if lease.holder.batch != nil, lease.unresolved == tally.count { keeper.forget(lease) }
+            lease.resolve(tally.count, events: tally.laneEvents)
         }
         // Of what was left before, too.
         let leftEffects = effects.filter { written.locked.contains($0.key) }
@@ -164,9 +171,10 @@ final class Recorder: Service {
                 metadata: ["events": "\(receipt.ghosts)"])
         }
         let hadRoom = inbox.withLock { inbox in
-            defer { inbox.wrote(reports.count - left.count) }
+            let hadRoom = inbox.hasRoom(for: maxUnrecorded)
             inbox.leave(left, leftEffects, at: .now)
-            return inbox.unrecorded < maxUnrecorded
+            inbox.wrote(reports.count - left.count)
+            return hadRoom
         }
         complain(about: written.locked)
         if !hadRoom { claiming.signal() }
@@ -277,6 +285,7 @@ final class Recorder: Service {
                 if error?.sqlState == "55P03" { return .locked }
                 let text = error.map(\.description) ?? "unknown"
                 standing.withLock { $0 = ($0?.since ?? .now, text) }
+                inbox.withLock { $0.failed() }
                 if complaints.isMultiple(of: 60) {
                     logger.warning(
                         "outcomes could not be recorded; they are kept and tried again", metadata: ["error": "\(text)"])

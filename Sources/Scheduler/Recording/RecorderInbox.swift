@@ -29,6 +29,9 @@ struct RecorderInbox {
     private var leftSince: ContinuousClock.Instant?
     /// Reported and not yet written, those of the group under way and those that were left included.
     private(set) var unrecorded = 0
+    /// The database took nothing, and what was reported meanwhile is not yet written: whatever is claimed now might be sent a second
+    /// time, because its first outcome is still here.
+    private(set) var isBehind = false
     /// When a database that takes nothing is waited for no longer.
     var giveUpAt: ContinuousClock.Instant?
 
@@ -39,6 +42,9 @@ struct RecorderInbox {
 
     /// True while so few wait that a commit is worth waiting for more.
     var isWorthGathering: Bool { reports.count < Self.maxGroup / 4 && giveUpAt == nil }
+
+    /// False while so many are not written, or an outage is not made up for.
+    func hasRoom(for most: Int) -> Bool { unrecorded < most && !isBehind }
 
     func hasGivenUp(at now: ContinuousClock.Instant) -> Bool { giveUpAt.map { $0 <= now } ?? false }
 
@@ -88,8 +94,15 @@ struct RecorderInbox {
         blocked.formUnion(endpoints)
     }
 
+    /// A write failed.
+    mutating func failed() { isBehind = true }
+
     /// So many are through, or are given up.
-    mutating func wrote(_ count: Int) { unrecorded -= count }
+    mutating func wrote(_ count: Int) {
+        unrecorded -= count
+        // What somebody else has locked may stay for long.
+        if unrecorded <= left.count { isBehind = false }
+    }
 
     /// True now and then while something has been left for long.
     mutating func isTimeToComplain(at now: ContinuousClock.Instant) -> Bool {
@@ -100,7 +113,7 @@ struct RecorderInbox {
 
     /// Takes out everything that is reported: nobody will write it.
     mutating func giveUp() -> [Recorder.Report] {
-        defer { (reports, left, effects, unrecorded) = ([], [], [:], 0) }
+        defer { (reports, left, effects, unrecorded, isBehind) = ([], [], [:], 0, false) }
         return reports + left
     }
 }

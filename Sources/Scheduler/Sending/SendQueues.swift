@@ -3,39 +3,6 @@ import DequeModule
 import Outbox
 import Postgres
 
-/// One delivery that is to be sent, under a lease.
-final class Send: Sendable {
-    let event: Event
-    let endpoint: EndpointID
-    let number: Int
-    let trigger: Trigger
-    let lease: Lease
-    /// A send from a batch that has not started by then, because its endpoint is at its cap, moves into the endpoint's
-    /// lane: one slow endpoint never keeps a batch open.
-    let startBy: ContinuousClock.Instant?
-    /// Set when its row says already that the worker died in this send: whatever happens instead must be written down.
-    /// So many crashes the row had before.
-    let crashesBefore: Int?
-    /// Others of its ordering key wait for it.
-    let isOrdered: Bool
-    let isFromBatch: Bool
-
-    init(
-        event: Event, endpoint: EndpointID, number: Int, trigger: Trigger, lease: Lease,
-        startBy: ContinuousClock.Instant?, crashesBefore: Int? = nil, isOrdered: Bool = false
-    ) {
-        self.event = event
-        self.endpoint = endpoint
-        self.number = number
-        self.trigger = trigger
-        self.lease = lease
-        self.startBy = startBy
-        self.crashesBefore = crashesBefore
-        self.isOrdered = isOrdered
-        isFromBatch = lease.holder.batch != nil
-    }
-}
-
 /// One moment on both clocks: the database's says what holds, the local one how long something takes.
 struct Moment {
     let database: Timestamp

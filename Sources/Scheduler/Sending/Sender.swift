@@ -4,6 +4,7 @@ import Outbox
 import Postgres
 import ServiceLifecycle
 import Synchronization
+import Templates
 import Transport
 
 /// Starts requests within the caps and turns their ends into reports for the recorder.
@@ -23,6 +24,7 @@ final class Sender: Service {
 
     private let transport: Transport
     private let tokens: AccessTokens
+    private let computing: ComputePool
     private let failures = FailureCounter()
     private let recorder: Recorder
     private let directory: EndpointDirectory
@@ -39,8 +41,9 @@ final class Sender: Service {
     init(
         transport: Transport, recorder: Recorder, waking claiming: Wakeup, directory: EndpointDirectory,
         clock: DatabaseClock, instance: String, configuration: EngineConfiguration, logger: Logger
-    ) {
+    ) throws {
         self.instance = instance
+        computing = try ComputePool()
         self.claiming = claiming
         self.transport = transport
         tokens = AccessTokens(transport: transport)
@@ -169,21 +172,18 @@ final class Sender: Service {
             return false
         }
         guard let client = endpoint.oauth else {
-            _ = submit(send, to: endpoint, token: nil)
+            if isLarge(send, endpoint) {
+                compute(send, to: endpoint, token: nil)
+            } else {
+                _ = submit(send, to: endpoint, token: nil)
+            }
             return true
         }
         tokens.token(for: client) { result in
             switch result {
             case .success(let token):
-                // Asking took its time.
-                if self.mayStart(endpoint, isFromBatch: send.isFromBatch, at: self.clock.now, under: send.lease) {
-                    if self.submit(send, to: endpoint, token: token) { return }
-                } else {
-                    self.finished(send)
-                    self.putOff([send])
-                }
-                // Nothing went out, so no completion will look for the next one.
-                self.wakeup.signal()
+                if self.isLarge(send, endpoint) { return self.compute(send, to: endpoint, token: token) }
+                self.submitLater(send, to: endpoint, token: token)
             case .failure(let failure):
                 self.complete(
                     send, endpoint: endpoint, startedAt: self.clock.now, token: nil, note: nil,
@@ -191,6 +191,30 @@ final class Sender: Service {
             }
         }
         return true
+    }
+
+    /// Above this a request is built, and a response judged, on the threads of `computing`: both take time by what strangers sent.
+    private static let large = 16 * 1024
+
+    private func isLarge(_ send: Send, _ endpoint: Endpoint) -> Bool {
+        send.event.size > Self.large
+            || endpoint.configuration.template.map { $0.source.utf8.count > Self.large } ?? false
+    }
+
+    private func compute(_ send: Send, to endpoint: Endpoint, token: AccessTokens.Token?) {
+        computing.post(for: endpoint.customerID) { self.submitLater(send, to: endpoint, token: token) }
+    }
+
+    /// As `submit`, some time after the request was let start: whether it still may is looked at once more.
+    private func submitLater(_ send: Send, to endpoint: Endpoint, token: AccessTokens.Token?) {
+        if mayStart(endpoint, isFromBatch: send.isFromBatch, at: clock.now, under: send.lease) {
+            if submit(send, to: endpoint, token: token) { return }
+        } else {
+            finished(send)
+            putOff([send])
+        }
+        // Nothing went out, so no completion will look for the next one.
+        wakeup.signal()
     }
 
     /// Builds the request and hands it over; false when it cannot be built, which is reported.
@@ -220,6 +244,18 @@ final class Sender: Service {
 
     /// Runs on the transport thread.
     private func complete(
+        _ send: Send, endpoint: Endpoint, startedAt: Timestamp, token: AccessTokens.Token?, note: String?,
+        _ exchange: HTTPExchange
+    ) {
+        guard endpoint.rules.readBody, exchange.body.count > Self.large else {
+            return conclude(send, endpoint: endpoint, startedAt: startedAt, token: token, note: note, exchange)
+        }
+        computing.post(for: endpoint.customerID) {
+            self.conclude(send, endpoint: endpoint, startedAt: startedAt, token: token, note: note, exchange)
+        }
+    }
+
+    private func conclude(
         _ send: Send, endpoint: Endpoint, startedAt: Timestamp, token: AccessTokens.Token?, note: String?,
         _ exchange: HTTPExchange
     ) {
@@ -368,6 +404,7 @@ final class Sender: Service {
         }
         // Stopping the transport completes what is left as cancelled, before it returns.
         await transport.stop()
+        await computing.stop()
         recorder.beginEnd(within: max(grace, .seconds(2)))
     }
 }

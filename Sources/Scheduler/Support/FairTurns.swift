@@ -1,44 +1,6 @@
 import Bytewise
-import DequeModule
 import Synchronization
-
-/// Who is next to use something that one may use at a time: customers take turns, and within a customer the first to come is the
-/// first. However many of one customer wait, another customer's next one waits for one turn of each customer at most.
-struct TurnQueue<Waiter: Sendable>: Sendable {
-    private var waiting: [ExactText: Deque<Waiter>] = [:]
-    private var turns: Deque<ExactText> = []
-
-    var isEmpty: Bool { turns.isEmpty }
-
-    /// Puts it behind those of its customer.
-    mutating func add(_ waiter: Waiter, of customer: ExactText) {
-        if waiting[customer] == nil { turns.append(customer) }
-        waiting[customer, default: []].append(waiter)
-    }
-
-    /// Takes out who is next; nil when nobody waits.
-    mutating func next() -> Waiter? {
-        guard let customer = turns.popFirst(), var own = waiting.removeValue(forKey: customer) else { return nil }
-        let waiter = own.popFirst()
-        if !own.isEmpty {
-            waiting[customer] = own
-            turns.append(customer)
-        }
-        return waiter
-    }
-
-    /// Takes out those for which it is so.
-    mutating func remove(where isWanted: (Waiter) -> Bool) -> [Waiter] {
-        var removed: [Waiter] = []
-        for (customer, own) in waiting {
-            removed += own.filter(isWanted)
-            let left = own.filter { !isWanted($0) }
-            waiting[customer] = left.isEmpty ? nil : left
-        }
-        turns.removeAll { waiting[$0] == nil }
-        return removed
-    }
-}
+import Threads
 
 /// Lets one task at a time do something, in the order of a `TurnQueue`.
 final class FairTurns: Sendable {

@@ -40,24 +40,3 @@ final class FailureCounter: Sendable {
         }
     }
 }
-
-extension Verdict {
-    /// True when this says something about the endpoint, and not about the one event that it was sent.
-    var isEndpointFailure: Bool {
-        // Who says when to come back is not out of order.
-        guard !isSuccess, isAttempt, !isPutOff, errorClass != "cancelled" else { return false }
-        if case .dead(.permanent) = resolution { return false }
-        return true
-    }
-
-    /// True when the receiver dealt with the event, one way or the other.
-    var showsThatItWorks: Bool {
-        if case .dead(.permanent) = resolution { return isAttempt }
-        return isSuccess
-    }
-
-    /// While the endpoint is failing, its deliveries wait for it: none is given up for its sake.
-    mutating func waitForEndpoint(_ schedule: [Duration]) {
-        if case .dead(.exhausted) = resolution { resolution = .wait(schedule.last ?? .seconds(60), .retry) }
-    }
-}

@@ -1,20 +1,20 @@
 import Glibc
 
-/// Which addresses a request may connect to. Checked on the socket's address at every new connection, where neither a
-/// spelling, nor a name that resolves elsewhere the second time, nor a redirect can get around it.
+/// Which addresses a request may connect to. It is checked on the socket's address at every new connection, where
+/// neither a spelling, nor a name that resolves elsewhere the second time, nor a redirect can get around it.
 ///
-/// Refused are all addresses that are not globally reachable unicast (IANA special-purpose registries, RFC 6890 and its
-/// updates), and IPv6 forms that carry such an IPv4 address; `allowing` lets networks of one's own through.
+/// It refuses all addresses that are not globally reachable unicast (IANA special-purpose registries, RFC 6890 and its
+/// updates), and IPv6 forms that carry such an IPv4 address; `allowing` permits the operator's own networks.
 package struct AddressPolicy: Sendable {
     private let allowed: [Network]
     private let refused: [SocketAddress]
-    /// What this machine itself is called at: as special as loopback.
+    /// The addresses of this machine: as special as loopback.
     private let own: @Sendable () -> Set<IPAddress>
 
-    /// A policy that lets the given networks through although they are special, on every port.
+    /// A policy that permits the given networks although they are special, on every port.
     ///
-    /// - Parameter sockets: never to be called, also inside those networks: the database, and what this service itself
-    ///   listens on.
+    /// - Parameter sockets: never to be called, even inside those networks: the database, and the sockets on which this
+    ///   service itself listens.
     ///   - own: the addresses of this machine.
     package init(
         allowing networks: [Network] = [], refusing sockets: [SocketAddress] = [],
@@ -36,8 +36,8 @@ package struct AddressPolicy: Sendable {
         return allowed.contains { $0.contains(address) } || (isForeign(address) && Self.isUsual(port))
     }
 
-    /// What is wrong with a URL before its host is resolved, as the end of a sentence that begins with the URL; nil when
-    /// nothing is. What a name resolves to is decided when a connection is made.
+    /// The fault of a URL before its host is resolved, as the end of a sentence that begins with the URL; nil when
+    /// there is none. The addresses of a name are checked when a connection is made.
     package func refusal(of target: TargetURL) -> String? {
         let loopback = IPAddress.v4(0x7F00_0001)
         if let address = target.address ?? (target.isLocalName ? loopback : nil) {
@@ -55,7 +55,7 @@ package struct AddressPolicy: Sendable {
         return nil
     }
 
-    /// Ports below 1024 belong to services that are no receivers (mail, shells, files), and so do the others here.
+    /// Ports below 1024 belong to services that are not receivers (mail, shells, files), and so do the others here.
     private static func isUsual(_ port: Int) -> Bool {
         port == 80 || port == 443 || (1024...65535).contains(port) && !unusualPorts.contains(port)
     }
@@ -71,9 +71,9 @@ package struct AddressPolicy: Sendable {
         switch address {
         case .v4: return !Self.special4.contains { $0.contains(address) }
         case .v6(let high, let low):
-            // NAT64 (RFC 6052) reaches the IPv4 address that it carries: that address decides.
+            // NAT64 (RFC 6052) reaches the embedded IPv4 address: that address decides.
             if high == 0x0064_FF9B_0000_0000, low >> 32 == 0 { return isGlobal(.v4(UInt32(truncatingIfNeeded: low))) }
-            // ISATAP (RFC 5214) interface identifiers carry one, too.
+            // ISATAP (RFC 5214) interface identifiers embed one, too.
             if low >> 32 == 0x0000_5EFE || low >> 32 == 0x0200_5EFE, !isGlobal(.v4(UInt32(truncatingIfNeeded: low))) {
                 return false
             }

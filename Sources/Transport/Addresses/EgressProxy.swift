@@ -1,12 +1,12 @@
 import CCurl
 import Glibc
 
-/// An HTTP proxy that all requests leave through (`CONNECT`, also for http). The proxy resolves names and so decides what
-/// they lead to; here only literal addresses can still be refused, and no connection is made but to the proxy itself.
+/// An HTTP proxy that all requests go through (`CONNECT`, even for http). The proxy resolves names and so decides on
+/// their addresses; here only literal addresses can still be refused, and the only connection is to the proxy itself.
 package struct EgressProxy: Sendable {
-    /// Without credentials.
+    /// The proxy's URL without credentials.
     let url: String
-    /// Who we are there (Basic).
+    /// Our credentials at the proxy (Basic).
     let user: String?
     let password: String?
     let sockets: [SocketAddress]
@@ -36,7 +36,7 @@ package struct EgressProxy: Sendable {
         if sockets.isEmpty { throw ValidationError(description: "the proxy's host \(target.host) has no address") }
     }
 
-    /// The URL without what stands before its last at sign, which only credentials can have.
+    /// The URL without the part before its last at sign, which only credentials can contain.
     private static func split(_ text: String) -> (url: String, userInfo: String?) {
         guard let scheme = text.firstRange(of: "://") else { return (text, nil) }
         let authority = text[scheme.upperBound...].prefix { $0 != "/" && $0 != "?" }

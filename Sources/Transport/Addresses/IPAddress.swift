@@ -1,9 +1,21 @@
 import Glibc
 
 /// An IPv4 or IPv6 address.
-package enum IPAddress: Hashable, Sendable {
+package enum IPAddress: Hashable, Sendable, CustomStringConvertible {
     case v4(UInt32)
     case v6(high: UInt64, low: UInt64)
+
+    /// The usual text form; of IPv6 without the brackets, and with all its groups.
+    package var description: String {
+        switch self {
+        case .v4(let bits):
+            stride(from: 24, through: 0, by: -8).map { "\(bits >> UInt32($0) & 0xFF)" }.joined(separator: ".")
+        case .v6(let high, let low):
+            [high, low].flatMap { half in
+                stride(from: 48, through: 0, by: -16).map { String(half >> UInt64($0) & 0xFFFF, radix: 16) }
+            }.joined(separator: ":")
+        }
+    }
 
     /// Reads the usual text forms (`inet_pton`); shortened and non-decimal IPv4 spellings are not addresses here.
     package init?(_ text: String) {
@@ -108,6 +120,10 @@ extension IPAddress {
         var list: UnsafeMutablePointer<addrinfo>?
         guard unsafe getaddrinfo(host, nil, &hints, &list) == 0 else { return [] }
         defer { unsafe freeaddrinfo(list) }
+        return unsafe all(in: list)
+    }
+
+    static func all(in list: UnsafeMutablePointer<addrinfo>?) -> [IPAddress] {
         var found: [IPAddress] = []
         var next = unsafe list
         while let entry = unsafe next {

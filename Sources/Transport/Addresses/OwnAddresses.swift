@@ -1,13 +1,13 @@
 import Glibc
 import Synchronization
 
-/// The addresses that this machine has on its interfaces. A request to one of them would come from inside.
+/// The addresses that this machine has on its interfaces. A request to one of them would come from inside the machine.
 package enum OwnAddresses {
     private static let known = Mutex<(addresses: Set<IPAddress>, readAt: ContinuousClock.Instant)?>(nil)
-    /// Interfaces change seldom; so long an address that was just added is not known.
+    /// Interfaces rarely change; for this long a newly added address is not known.
     private static let validity = Duration.seconds(10)
 
-    /// As of some seconds ago at most. Empty where the system does not tell.
+    /// At most some seconds old. Empty where the system does not report them.
     package static var current: Set<IPAddress> {
         known.withLock { known in
             if let known, .now - known.readAt < validity { return known.addresses }

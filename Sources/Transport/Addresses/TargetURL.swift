@@ -5,9 +5,9 @@ package struct TargetURL: Sendable {
     package let scheme: String
     package let host: String
     package let port: Int
-    /// The host as an address, when it is one in any of the spellings that libcurl understands.
+    /// The host as an address, when it is an address in any spelling that libcurl understands.
     package let address: IPAddress?
-    /// True for names that mean this machine without anybody being asked (RFC 6761 6.3, and usual hosts files).
+    /// True for names that mean this machine without a lookup (RFC 6761 6.3, and usual hosts files).
     package let isLocalName: Bool
 
     /// Why a URL cannot be an endpoint's. The description does not repeat the URL: it may hold a token.
@@ -67,7 +67,7 @@ package struct TargetURL: Sendable {
         guard let port = part(CURLUPART_PORT, CURLU_DEFAULT_PORT).flatMap({ Int($0) }), port > 0 else {
             throw ValidationError(description: "has no usable port")
         }
-        // What ends in a number is meant as an address (WHATWG URL 3.5), also when it is none.
+        // A host that ends in a number is meant as an address (WHATWG URL 3.5), even when it is not valid.
         let last = host.split(separator: ".").last ?? ""
         let isNumber = last.allSatisfy(\.isNumber) || last.lowercased().hasPrefix("0x")
         guard host.hasPrefix("[") || !isNumber || IPAddress(host) != nil else {
@@ -85,7 +85,7 @@ package struct TargetURL: Sendable {
         guard !authority.contains("%") else {
             throw ValidationError(description: "has a host that is neither a name nor an address")
         }
-        // Userinfo has a clearer message of its own, later.
+        // Userinfo has its own, clearer message later.
         guard !authority.contains("@") else { return }
         let end = authority.lastIndex(of: "]") ?? authority.startIndex
         guard let colon = authority[end...].firstIndex(of: ":") else { return }

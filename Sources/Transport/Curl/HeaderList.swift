@@ -1,8 +1,8 @@
 import CCurl
 
 /// The list of header lines that libcurl reads while a request is sent: a copy of the request's block, and one node per
-/// line that points into it. Memory is kept for the next request; a list of libcurl's own would be some twenty
-/// allocations for each.
+/// line that points into it. Memory is kept for the next request; libcurl's own list would take some twenty allocations
+/// for each request.
 @safe
 final class HeaderList {
     /// Without this line libcurl asks receivers of large bodies for permission first and waits a second for it.
@@ -39,5 +39,25 @@ final class HeaderList {
             start += 1
         }
         return unsafe first
+    }
+}
+
+/// A short list of texts that libcurl reads while a request is sent.
+@safe
+final class LineList {
+    private var list: UnsafeMutablePointer<curl_slist>?
+
+    var isEmpty: Bool { unsafe list == nil }
+
+    deinit { unsafe curl_slist_free_all(list) }
+
+    /// Replaces the lines; the list is valid until the next call.
+    func load(_ lines: [String]) -> UnsafeMutablePointer<curl_slist>? {
+        unsafe curl_slist_free_all(list)
+        unsafe list = nil
+        for line in lines {
+            if let longer = unsafe curl_slist_append(list, line) { unsafe list = longer }
+        }
+        return unsafe list
     }
 }

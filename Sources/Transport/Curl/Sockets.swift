@@ -2,23 +2,23 @@ import CCurl
 import COpenSSL
 import Glibc
 
-/// The sockets of a transport's connections, by both their ends. libcurl does not tell which socket a connection that it takes up again
-/// has. Belongs to the transport thread; connections that are left are closed when that has ended.
+/// The sockets of a transport's connections, by both their ends. libcurl does not report the socket of a connection
+/// that it reuses. Belongs to the transport thread; remaining connections are closed when that has ended.
 @safe
 final class Sockets {
-    /// Both ends of a connection: a local port alone may be that of several, to different hosts.
+    /// Both ends of a connection: several connections to different hosts may have the same local port.
     struct Ends: Hashable {
         let local: SocketAddress
         let remote: SocketAddress
 
-        /// As libcurl says it; nil for what is no IP address.
+        /// The ends as reported by libcurl; nil for anything but IP addresses.
         init?(local: (address: String, port: Int), remote: (address: String, port: Int)) {
             guard let here = IPAddress(local.address), let there = IPAddress(remote.address) else { return nil }
             self.local = SocketAddress(here, port: local.port)
             self.remote = SocketAddress(there, port: remote.port)
         }
 
-        /// As the system says it; nil for what is not connected.
+        /// The ends as reported by the system; nil for a socket that is not connected.
         fileprivate init?(_ descriptor: Int32) {
             guard let local = unsafe socketAddress({ unsafe getsockname(descriptor, $0, $1) }),
                 let remote = unsafe socketAddress({ unsafe getpeername(descriptor, $0, $1) })
@@ -30,7 +30,7 @@ final class Sockets {
     private var descriptors: [Ends: Int32] = [:]
     private var ends: [Int32: Ends] = [:]
 
-    /// A connection with these ends was made on one of these sockets.
+    /// Notes that a connection with these ends was made on one of these sockets.
     func note(_ opened: [Int32], _ wanted: Ends) {
         for descriptor in opened where Ends(descriptor) == wanted {
             forget(descriptor)
@@ -39,15 +39,16 @@ final class Sockets {
         }
     }
 
-    /// The socket is closed.
+    /// Forgets a socket that is closed.
     func forget(_ descriptor: Int32) {
         guard let known = ends.removeValue(forKey: descriptor) else { return }
         if descriptors[known] == descriptor { descriptors[known] = nil }
     }
 
-    /// A response was read to its end, and the connection may be used again: what the receiver has sent is acknowledged at once. The
-    /// system would wait for the next request to do so, and a receiver's system holds a second small piece back until then (RFC 9293
-    /// 3.7.4): it would be released by the very request that it is taken for the response of.
+    /// Called when a response was read to its end, and the connection may be used again: the receiver's bytes are
+    /// acknowledged at once. The system would acknowledge them only with the next request, and a receiver's system
+    /// holds a second small piece back until then (RFC 9293 3.7.4): that request would release the piece, which would
+    /// then be taken for its response.
     ///
     /// - Parameter isEmpty: nothing can follow; otherwise the connection is not used again.
     func rest(_ ends: Ends, isEmpty: Bool) {
@@ -57,31 +58,31 @@ final class Sockets {
         _ = unsafe setsockopt(descriptor, Int32(IPPROTO_TCP), TCP_QUICKACK, &on, socklen_t(MemoryLayout<Int32>.size))
     }
 
-    /// True for one of the last descriptors that this process may have: they are the database's, the log's and the runtime's, which
-    /// ends the process when it cannot open a file.
+    /// True for one of the last descriptors that this process may have: they are reserved for the database, the log and
+    /// the runtime, which ends the process when it cannot open a file.
     static func isReserved(_ descriptor: Int32) -> Bool {
         var limit = rlimit()
         guard unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return false }
         return UInt(descriptor) + 32 >= limit.rlim_cur
     }
 
-    /// Whether the system knows a way to an address. Asked with a datagram's socket, which sends nothing.
+    /// Whether the system has a route to an address. Checked with a datagram socket, which sends nothing.
     static func hasRoute(to address: UnsafeRawPointer, length: UInt32) -> Bool {
         let family = unsafe Int32(address.assumingMemoryBound(to: sockaddr.self).pointee.sa_family)
         let descriptor = socket(family, Int32(SOCK_DGRAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
-        // Without a descriptor it is not the address that is missing.
+        // Without a descriptor the failure says nothing about the route.
         guard descriptor >= 0 else { return errno != EAFNOSUPPORT }
         defer { close(descriptor) }
         return unsafe connect(descriptor, address.assumingMemoryBound(to: sockaddr.self), length) == 0
             || ![EADDRNOTAVAIL, ENETUNREACH, EAFNOSUPPORT].contains(errno)
     }
 
-    /// True when a connection that is to be used again is quiet: nobody has ended it, and no bytes wait in it that a response to the
-    /// next request would be taken for. One that nobody knows is not.
+    /// True when a connection that is to be used again is quiet: it is not closed, and has no unread bytes that would
+    /// be taken for the response to the next request. An unknown connection is not quiet.
     ///
     /// - Parameter session: its TLS session, nil without TLS.
     func isQuiet(_ ends: Ends, session: UnsafeMutableRawPointer?) -> Bool {
-        // Answers in HTTP/2 name the stream that they are for.
+        // Responses in HTTP/2 name their stream.
         if let session = unsafe session, unsafe tls_speaks_http2(session) == 1 { return true }
         guard let descriptor = descriptors[ends] else { return false }
         var byte: UInt8 = 0
@@ -89,7 +90,7 @@ final class Sockets {
         let isEmpty = count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)
         guard let session = unsafe session else { return isEmpty }
         if isEmpty { return unsafe tls_has_pending(session) == 0 }
-        // What is readable may be records of TLS itself.
+        // The readable bytes may be records of TLS itself.
         return unsafe count > 0 && tls_is_quiet(session, descriptor) == 1
     }
 }

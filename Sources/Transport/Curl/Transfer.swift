@@ -18,19 +18,22 @@ final class Transfer {
     private var exchange = HTTPExchange()
     private var received = 0
     private var keptBody = 0
-    /// What the handle is set to; changed only where the next request differs.
+    /// The handle's current settings; changed only where the next request differs.
     private var tls = HTTPRequest.TLS()
     private var allowsHTTP2 = false
     private var header = ResponseHeader()
     private var sends = 0
     /// The connection that it was sent on.
     private var ends: Sockets.Ends?
-    /// Sockets that were opened for it: none when it uses a connection that was there.
+    /// Sockets that were opened for it: none when it uses an existing connection.
     private var opened: [Int32] = []
-    /// The connection that it was given had something to say already.
+    /// True when the connection that it was given already had unread bytes.
     private(set) var metStaleConnection = false
-    /// By when it must be over, however often it connects.
+    /// The time by which it must be over, however often it connects.
     private var deadline = ContinuousClock.now
+    /// How long its host's address was waited for.
+    private var naming = Duration.zero
+    private let resolves = LineList()
     private var wasBlocked = false
     private var lacksDescriptors = false
 
@@ -50,7 +53,8 @@ final class Transfer {
         unsafe errorText.deallocate()
     }
 
-    /// What is the same for every request. Unknown options would be a libcurl older than 7.88, which the build refuses.
+    /// The options that are the same for every request. Unknown options would mean a libcurl older than 7.88, which the
+    /// build refuses.
     private func setConstantOptions() {
         let context = unsafe Unmanaged.passUnretained(self).toOpaque()
         unsafe curl_set_pointer(handle, CURLOPT_PRIVATE, context)
@@ -73,12 +77,14 @@ final class Transfer {
         }
         unsafe curl_set_string(handle, CURLOPT_NOPROXY, "")
         unsafe curl_set_long(handle, CURLOPT_HTTPPROXYTUNNEL, proxy == nil ? 0 : 1)
-        // What the proxy says is not the receiver's answer.
+        // The proxy's response is not the receiver's.
         unsafe curl_set_long(handle, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1)
         unsafe curl_set_long(handle, CURLOPT_NETRC, 0)
         // Without this, name resolution outlives every other time limit (10 s were measured for a limit of 1 s).
         unsafe curl_set_long(handle, CURLOPT_QUICK_EXIT, 1)
-        // A TLS peer is verified when it connects; without a bound that trust would last for ever.
+        // Addresses that libcurl was given hold until they are replaced.
+        if proxy == nil { unsafe curl_set_long(handle, CURLOPT_DNS_CACHE_TIMEOUT, -1) }
+        // A TLS peer is verified when it connects; without a bound that trust would last forever.
         unsafe curl_set_long(handle, CURLOPT_MAXLIFETIME_CONN, 300)
         // Idle connections are dropped before common servers drop them, which would race with the next request.
         unsafe curl_set_long(handle, CURLOPT_MAXAGE_CONN, 50)
@@ -89,7 +95,7 @@ final class Transfer {
         unsafe curl_set_pointer(handle, CURLOPT_WRITEDATA, context)
         unsafe curl_set_data_callback(handle, CURLOPT_HEADERFUNCTION) { bytes, size, count, context in
             guard let transfer = unsafe Transfer.from(context) else { return 0 }
-            // Less than all ends the transfer.
+            // A smaller count ends the transfer.
             return unsafe transfer.header.read(UnsafeRawBufferPointer(start: bytes, count: size * count))
                 ? size * count : 0
         }
@@ -99,7 +105,7 @@ final class Transfer {
             return unsafe transfer.openSocket(address)
         }
         unsafe curl_set_pointer(handle, CURLOPT_OPENSOCKETDATA, context)
-        // Called for as long as the connection lives, which is longer than this transfer.
+        // Called as long as the connection lives, which is longer than this transfer.
         unsafe curl_set_close_socket_callback(handle) { context, descriptor in
             if let context = unsafe context {
                 unsafe Unmanaged<Sockets>.fromOpaque(context).takeUnretainedValue().forget(descriptor)
@@ -132,8 +138,9 @@ final class Transfer {
         completion = start.completion
         exchange = HTTPExchange()
         let now = ContinuousClock.now
-        exchange.timing.queued = now - start.submittedAt
-        deadline = now + request.timeout
+        exchange.timing.queued = (start.askedAt ?? now) - start.submittedAt
+        naming = start.askedAt.map { now - $0 } ?? .zero
+        deadline = now + request.timeout - naming
         received = 0
         keptBody = request.keptBody
         header = ResponseHeader()
@@ -142,8 +149,9 @@ final class Transfer {
 
         unsafe curl_set_list(handle, CURLOPT_HTTPHEADER, headers.load(request.headers))
         unsafe curl_set_string(handle, CURLOPT_URL, request.url)
-        unsafe curl_set_long(handle, CURLOPT_TIMEOUT_MS, max(1, Int(request.timeout.inMilliseconds)))
-        unsafe curl_set_long(handle, CURLOPT_CONNECTTIMEOUT_MS, max(1, Int(request.connectTimeout.inMilliseconds)))
+        unsafe curl_set_long(handle, CURLOPT_TIMEOUT_MS, max(1, Int((request.timeout - naming).inMilliseconds)))
+        unsafe curl_set_long(
+            handle, CURLOPT_CONNECTTIMEOUT_MS, max(1, Int((request.connectTimeout - naming).inMilliseconds)))
         use(request.tls)
         if request.allowsHTTP2 != allowsHTTP2 {
             allowsHTTP2 = request.allowsHTTP2
@@ -164,6 +172,12 @@ final class Transfer {
         }
     }
 
+    /// Tells libcurl addresses of hosts (`HostNames.entries`); it remembers them.
+    func use(_ entries: [String]) {
+        if entries.isEmpty, resolves.isEmpty { return }
+        unsafe curl_set_list(handle, CURLOPT_RESOLVE, resolves.load(entries))
+    }
+
     private func beginConnection() {
         sends = 0
         ends = nil
@@ -174,7 +188,7 @@ final class Transfer {
         unsafe errorText[0] = 0
     }
 
-    /// Begins again on a new connection, because nothing went out on the one that it was given.
+    /// Starts over on a new connection, because nothing went out on the given one.
     func connectAnew() {
         beginConnection()
         unsafe curl_set_long(handle, CURLOPT_FRESH_CONNECT, 1)
@@ -196,7 +210,7 @@ final class Transfer {
         }
     }
 
-    /// Reads the result, hands it to whoever waits, and lets go of the request.
+    /// Reads the result, passes it to the completion, and releases the request.
     func finish(_ result: CURLcode) {
         complete(result)
         if let ends, result == CURLE_OK { sockets.rest(ends, isEmpty: !header.hasForbiddenBody) }
@@ -216,7 +230,7 @@ final class Transfer {
         report()
     }
 
-    /// Hands over what came of the request and lets go of it: an idle handle keeps neither body nor answer.
+    /// Passes on the exchange and releases the request: an idle handle keeps neither body nor response.
     private func report() {
         (exchange.retryAfter, exchange.requestID) = (header.retryAfter, header.requestID)
         let exchange = exchange
@@ -242,7 +256,7 @@ final class Transfer {
         let family = unsafe address.pointee.family
         let ip = unsafe IPAddress(UnsafeRawPointer(address) + offset, family: family)
         let port = unsafe IPAddress.port(UnsafeRawPointer(address) + offset)
-        // One forbidden address in the response spoils the transfer: libcurl would otherwise go on to the next.
+        // One forbidden address of the host blocks the transfer: libcurl would otherwise go on to the next address.
         let isAllowed = ip.map {
             proxy?.sockets.contains(SocketAddress($0, port: port)) ?? policy.allows($0, port: port)
         }
@@ -250,8 +264,8 @@ final class Transfer {
             wasBlocked = true
             return -1
         }
-        // Where IPv6 is switched off, the system calls such an address not available, as it does when we have no ports left. The next
-        // address of the host is tried.
+        // Where IPv6 is switched off, the system reports such an address as not available, as it does when we have no
+        // ports left. Then the next address of the host is tried.
         guard
             unsafe family != AF_INET6
                 || Sockets.hasRoute(to: UnsafeRawPointer(address) + offset, length: address.pointee.addrlen)
@@ -272,8 +286,8 @@ final class Transfer {
         return descriptor
     }
 
-    /// Called right before a request is written. The second call in one transfer means that a reused connection died and
-    /// libcurl is about to send the request again without telling anybody: that is ours to decide and to record.
+    /// Called right before a request is written. The second call in one transfer means that a reused connection died
+    /// and libcurl is about to send the request again without reporting it: we must decide and record that.
     private func beforeSending(on ends: Sockets.Ends?) -> Int32 {
         if opened.isEmpty, sends == 0 {
             guard let ends, unsafe sockets.isQuiet(ends, session: curl_tls_session(handle)) else {
@@ -293,7 +307,7 @@ final class Transfer {
     private func complete(_ result: CURLcode) {
         measure()
         exchange.mayHaveBeenSent = sends > 0
-        // The status line decides: a receiver that said 2xx has taken the event, however its body ended.
+        // The status line decides: a receiver that responded with 2xx has taken the event, however its body ended.
         if let status = header.answered {
             exchange.status = status
             exchange.isBodyComplete = result == CURLE_OK && received <= keptBody
@@ -337,8 +351,8 @@ final class Transfer {
             time(CURLINFO_NAMELOOKUP_TIME_T), time(CURLINFO_CONNECT_TIME_T), time(CURLINFO_APPCONNECT_TIME_T)
         )
         let (sent, first) = (time(CURLINFO_PRETRANSFER_TIME_T), time(CURLINFO_STARTTRANSFER_TIME_T))
-        exchange.timing.total = .microseconds(time(CURLINFO_TOTAL_TIME_T))
-        if dns > 0 { exchange.timing.dns = .microseconds(dns) }
+        exchange.timing.total = .microseconds(time(CURLINFO_TOTAL_TIME_T)) + naming
+        if naming > .zero { exchange.timing.dns = naming } else if dns > 0 { exchange.timing.dns = .microseconds(dns) }
         if connect > 0 { exchange.timing.connect = .microseconds(max(0, connect - dns)) }
         if tls > 0 { exchange.timing.tls = .microseconds(max(0, tls - connect)) }
         if first > 0, sent > 0 { exchange.timing.firstByte = .microseconds(max(0, first - sent)) }

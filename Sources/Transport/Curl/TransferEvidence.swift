@@ -1,12 +1,12 @@
 import CCurl
 import Glibc
 
-/// What is known of a transfer that ended without a response, and what it means.
+/// The evidence of a transfer that ended without a response, and its meaning.
 struct TransferEvidence {
     let result: CURLcode
     /// libcurl's words.
     let text: String
-    /// How often the request was, or was about to be, written.
+    /// How often the request was written, or was about to be.
     let sends: Int
     let wasBlocked: Bool
     let lacksDescriptors: Bool
@@ -15,18 +15,18 @@ struct TransferEvidence {
     let verification: Int
     /// The system's error of the last connection.
     var systemError: Int32 = 0
-    /// Requests go through a proxy of ours.
+    /// True when requests go through our proxy.
     var hasProxy = false
-    /// What it answered, 0 for nothing.
+    /// The proxy's status, 0 for none.
     var proxyStatus = 0
-    /// It was given authorities of its own.
+    /// True when the endpoint has its own authorities.
     var hasAuthorities = false
 
     var failure: HTTPExchange.Failure {
         if wasBlocked { return .blockedAddress }
         if lacksDescriptors || isOurShortage { return .localResources }
         if sends > 1 { return .connectionLost }
-        // In libcurl's words only where they are its own: in others a receiver's certificate is quoted.
+        // The text decides only where it is libcurl's own: other messages quote a receiver's certificate.
         if result == CURLE_PROXY || result == CURLE_RECV_ERROR && text.hasPrefix("CONNECT tunnel failed") {
             return .proxy
         }
@@ -41,18 +41,19 @@ struct TransferEvidence {
             .tls
         case CURLE_GOT_NOTHING, CURLE_SEND_ERROR, CURLE_RECV_ERROR, CURLE_PARTIAL_FILE, CURLE_HTTP2, CURLE_HTTP2_STREAM:
             .connectionLost
-        // The last of them also means that what came back was not HTTP.
+        // The last of them also means that the received bytes were not HTTP.
         case CURLE_URL_MALFORMAT, CURLE_BAD_FUNCTION_ARGUMENT, CURLE_UNSUPPORTED_PROTOCOL:
             sends == 0 ? .invalidRequest : .protocolError
         default: .protocolError
         }
     }
 
-    /// True when we lacked something, and not the receiver: before anything went out. Afterwards libcurl calls a response that is too
-    /// large for it "out of memory", too.
+    /// True when we, and not the receiver, lacked a resource: before anything went out. Afterwards libcurl also calls a
+    /// response that is too large for it "out of memory".
     private var isOurShortage: Bool {
         guard sends == 0 else { return false }
-        // The proxy is ours. One that says that it cannot reach the receiver, or is still trying, is not what is missing.
+        // The proxy is ours. A proxy that reports that it cannot reach the receiver, or is still trying, is not our
+        // shortage.
         if hasProxy, proxyStatus == 407 { return true }
         switch result {
         case CURLE_OUT_OF_MEMORY, CURLE_FAILED_INIT, CURLE_NOT_BUILT_IN, CURLE_UNKNOWN_OPTION, CURLE_UNRECOVERABLE_POLL,
@@ -60,7 +61,7 @@ struct TransferEvidence {
             return true
         // The system's own list of authorities is missing.
         case CURLE_SSL_CACERT_BADFILE: return !hasAuthorities
-        // The proxy is ours, and the receiver was not asked.
+        // The proxy is ours, and the receiver got no request.
         case CURLE_COULDNT_RESOLVE_PROXY: return true
         // A resolver's thread that could not be started is reported as a name that does not resolve.
         case CURLE_COULDNT_RESOLVE_HOST: return text.hasPrefix("getaddrinfo() thread failed to start")
@@ -72,13 +73,13 @@ struct TransferEvidence {
         }
     }
 
-    /// What exactly is wrong with the receiver's TLS: by the verification's code where there is one, by the words of the
-    /// library where there is none.
+    /// The exact fault of the receiver's TLS: by the verification's code where there is one, otherwise by the library's
+    /// message.
     private var tlsFailure: HTTPExchange.Failure? {
-        // In TLS 1.3 a client is refused after its handshake is over. Where the connection is gone before libcurl could look
-        // at its other end, that is all that there is to see.
+        // In TLS 1.3 a client is refused after its handshake is over. Where the connection is gone before libcurl could
+        // read the address of its other end, that error is the only evidence.
         let words = ["certificate required", "alert bad certificate", "alert unknown ca", "getpeername() failed"]
-        // Where a certificate is refused by us, its own words are quoted.
+        // When we refuse a certificate, the message quotes the certificate's text.
         if isTLS, result != CURLE_PEER_FAILED_VERIFICATION, words.contains(where: text.contains) {
             return .tlsClientCertificate
         }
@@ -101,7 +102,7 @@ struct TransferEvidence {
         }
     }
 
-    /// What happened, in libcurl's words or in ours where they say more.
+    /// The message: libcurl's, or ours where it says more.
     var message: String {
         switch failure {
         case .tlsClientCertificate where text.hasPrefix("getpeername"):
@@ -111,13 +112,15 @@ struct TransferEvidence {
         case .localResources where hasProxy && result == CURLE_COULDNT_CONNECT:
             "the egress proxy cannot be reached: \(text)"
         case .localResources where hasProxy: "the egress proxy gave no response: \(text)"
-        case .blockedAddress:
-            "the host's address is private, local or otherwise special; OUTBOX_ALLOW_NETWORKS lets networks through"
+        case .blockedAddress: Self.blocked
         case _ where sends > 1: "the receiver closed the connection without a response"
         case .protocolError where result == CURLE_OUT_OF_MEMORY: "a line of the response's header is too long"
         default: text
         }
     }
+
+    static let blocked =
+        "the host's address is private, local or otherwise special; OUTBOX_ALLOW_NETWORKS lets networks through"
 
     /// Whether there are descriptors for a resolver: without any, every name looks as if it did not exist.
     static func canOpenFiles() -> Bool {

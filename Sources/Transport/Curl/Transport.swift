@@ -5,8 +5,8 @@ import Threads
 
 /// Sends HTTP requests: one thread, one curl multi handle, thousands of transfers at a time.
 ///
-/// Every request is sent exactly as given and at most once; what becomes of it is always reported, also when it is
-/// cancelled or the transport is stopped. Completions run on the transport thread: they must be short and never block.
+/// Every request is sent exactly as given and at most once; its result is always reported, even when it is cancelled or
+/// the transport is stopped. Completions run on the transport thread: they must be short and never block.
 ///
 ///     submit ─► inbox ─► loop: perform and read results · drain inbox · start some · poll
 ///
@@ -17,7 +17,7 @@ package final class Transport: Sendable {
     private struct Inbox {
         var commands: [Command] = []
         var lastID: UInt64 = 0
-        /// The thread sleeps, or is about to: the next command must wake it.
+        /// True when the thread sleeps, or is about to: the next command must wake it.
         var isAsleep = false
         var isClosed = false
     }
@@ -25,31 +25,43 @@ package final class Transport: Sendable {
     enum Command: Sendable {
         case start(Start)
         case cancel(id: UInt64)
+        /// The result of resolving the name of a waiting request.
+        case resolved(id: UInt64, Resolver.Outcome)
     }
 
     struct Start: Sendable {
         let id: UInt64
+        /// When its name was asked for, where that had to be waited for.
+        var askedAt: ContinuousClock.Instant?
         let request: HTTPRequest
         let submittedAt: ContinuousClock.Instant
         let completion: @Sendable (HTTPExchange) -> Void
     }
 
     private let inbox = Mutex(Inbox())
-    // The thread's, which frees it at its end. Shared only for curl_multi_wakeup, which libcurl documents as safe from any thread, and
-    // which is called under the inbox's lock while that is open.
+    // Owned by the thread, which frees it at its end. Shared only for curl_multi_wakeup, which libcurl documents as
+    // safe from any thread, and which is called under the inbox's lock while that is open.
     private nonisolated(unsafe) let multi: UnsafeMutableRawPointer
     private let thread = Mutex<Thread?>(nil)
+    /// Nil where a proxy resolves the names.
+    private let resolver: Resolver?
 
     /// Starts the thread. Throws when the system has none left.
     ///
-    /// - Parameter capacity: how many requests will be in flight at most. So many connections and handles are kept for later
-    ///   requests; with fewer, every request beyond them would connect anew.
-    package init(policy: AddressPolicy, proxy: EgressProxy? = nil, capacity: Int = 1024) throws {
+    /// - Parameter capacity: the max number of requests in flight. This number of connections and handles is kept for
+    ///   later requests; with fewer, every request beyond them would make a new connection.
+    package convenience init(policy: AddressPolicy, proxy: EgressProxy? = nil, capacity: Int = 1024) throws {
+        try self.init(policy: policy, proxy: proxy, capacity: capacity, resolver: proxy == nil ? Resolver() : nil)
+    }
+
+    init(policy: AddressPolicy, proxy: EgressProxy?, capacity: Int, resolver: Resolver?) throws {
+        self.resolver = resolver
         Self.initializeLibrary()
         guard let multi = unsafe curl_multi_init() else { preconditionFailure("curl_multi_init: out of memory") }
         unsafe self.multi = multi
         unsafe curl_multi_set_long(multi, CURLMOPT_MAXCONNECTS, capacity)
-        // An idle connection is closed when there would be more: descriptors are for requests. Tokens are asked for beside them.
+        // An idle connection is closed when there would be more: descriptors are for requests. Token requests come on
+        // top of them.
         unsafe curl_multi_set_long(multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, capacity + Self.spare)
         do {
             let thread = try Thread("transport") { self.loop(policy, proxy, capacity: capacity) }
@@ -63,14 +75,15 @@ package final class Transport: Sendable {
     /// Connections for requests that belong to no delivery.
     private static let spare = 16
 
-    /// How many requests may be in flight with so many descriptors: each may open two sockets at a time, one for each family of
-    /// addresses, and others need some too. Who has none left cannot record what was sent.
+    /// How many requests may be in flight with a number of descriptors: each request may open two sockets at a time,
+    /// one for each family of addresses, and other parts of the process need some too. A process without descriptors
+    /// cannot record its requests.
     package static func capacity(descriptors: Int) -> Int { max(8, (descriptors - 96) / 2) }
 
     static func initializeLibrary() { _ = globalInitialization }
 
     /// libcurl must be initialised once before any thread uses it. SIGPIPE would end the process when a receiver closes
-    /// a TLS connection that we write to; the error code tells us the same.
+    /// a TLS connection that we write to; the error code reports the same.
     private static let globalInitialization: Void = {
         // Read while libcurl is initialised: the keys of every connection would be written to that file.
         unsafe unsetenv("SSLKEYLOGFILE")
@@ -95,15 +108,15 @@ package final class Transport: Sendable {
         return id
     }
 
-    /// Called under the inbox's lock, and wakes the loop under it: the loop frees the handle after it has seen, under the same lock,
-    /// that the inbox is closed, so that nobody wakes a handle that is gone.
+    /// Called under the inbox's lock, and wakes the loop under it: the loop frees the handle after it has seen, under
+    /// the same lock, that the inbox is closed, so that no thread wakes a freed handle.
     private func append(_ command: Command, to inbox: inout Inbox) {
         if inbox.isAsleep { wakeUp() }
         inbox.isAsleep = false
         inbox.commands.append(command)
     }
 
-    /// Sends a request and waits for what comes of it. Cancelling the task stops the request; its exchange then says so.
+    /// Sends a request and waits for its exchange. Cancelling the task stops the request; the exchange then says so.
     package func send(_ request: HTTPRequest) async -> HTTPExchange {
         let started = Mutex<UInt64?>(nil)
         return await withTaskCancellationHandler {
@@ -134,6 +147,7 @@ package final class Transport: Sendable {
             if !inbox.isClosed { wakeUp() }
             inbox.isClosed = true
         }
+        resolver?.stop()
         await thread.withLock(\.self)?.end()
     }
 
@@ -144,7 +158,13 @@ package final class Transport: Sendable {
     // MARK: The transport thread
 
     private func loop(_ policy: AddressPolicy, _ proxy: EgressProxy?, capacity: Int) {
-        let loop = unsafe TransportLoop(multi, policy: policy, proxy: proxy, capacity: capacity)
+        let loop = unsafe TransportLoop(
+            multi, policy: policy, proxy: proxy, resolver: resolver, capacity: capacity
+        ) { [weak self] id, outcome in
+            self?.inbox.withLock { inbox in
+                if !inbox.isClosed { self?.append(.resolved(id: id, outcome), to: &inbox) }
+            }
+        }
         var commands: [Command] = []
         while true {
             loop.finishReady()
@@ -158,6 +178,7 @@ package final class Transport: Sendable {
             for command in commands { loop.take(command) }
             if isClosed { return loop.close() }
             loop.startSome()
+            loop.expireNames()
             if commands.isEmpty, !loop.isStarting { loop.wait() }
         }
     }

@@ -2,32 +2,44 @@ import CCurl
 import DequeModule
 import Threads
 
-/// What the transport thread works with: the transfers under way, those that may be used again, and the requests that
+/// The state of the transport thread: the transfers in progress, those that may be used again, and the requests that
 /// are still to be started.
 @safe
 final class TransportLoop {
-    /// How many requests one turn of the loop starts: a few at a time, so that responses which are there already are read
-    /// first. What is in flight then follows from how long the receivers take, and not from how much is waiting:
-    /// thousands of requests to a fast receiver would only wait for each other.
+    /// How many requests one turn of the loop starts: a few at a time, so that responses that have already arrived are
+    /// read first. The number in flight then depends on how long the receivers take, and not on how many requests are
+    /// waiting: thousands of requests to a fast receiver would only wait for each other.
     private static let minStarts = 64
 
-    /// `curl_multi_perform` looks at every transfer however few are ready, so with many of them the loop waits a little
-    /// for more responses before it looks again: 4 ms with 2,000 in flight, which are seldom faster. Measured there, this is
-    /// as fast as epoll with `curl_multi_socket_action`, which in turn is a sixth slower with 64.
+    /// `curl_multi_perform` checks every transfer however few are ready, so with many of them the loop waits a little
+    /// for more responses before it calls it again: 4 ms with 2,000 in flight, which are rarely faster. Measured there,
+    /// this is as fast as epoll with `curl_multi_socket_action`, which in turn is a sixth slower with 64.
     private static let minActive = 256
     private static let pausePerTransfer = Duration.microseconds(2)
 
     private let multi: UnsafeMutableRawPointer
     private let policy: AddressPolicy
     private let proxy: EgressProxy?
+    private let resolver: Resolver?
+    private let resolved: @Sendable (UInt64, Resolver.Outcome) -> Void
+    private let names = HostNames()
+    /// Requests that wait for the address of their host.
+    private var naming: [UInt64: Transport.Start] = [:]
+    private var lastExpiry = ContinuousClock.now
     private let sockets = Sockets()
     private let capacity: Int
     private var active: [UInt64: Transfer] = [:]
     private var idle: [Transfer] = []
     private var waiting: Deque<Transport.Start> = []
 
-    init(_ multi: UnsafeMutableRawPointer, policy: AddressPolicy, proxy: EgressProxy?, capacity: Int) {
+    /// - Parameter resolved: tells the loop, as a command, what came of the name of a request.
+    init(
+        _ multi: UnsafeMutableRawPointer, policy: AddressPolicy, proxy: EgressProxy?, resolver: Resolver?,
+        capacity: Int,
+        resolved: @escaping @Sendable (UInt64, Resolver.Outcome) -> Void
+    ) {
         unsafe self.multi = multi
+        (self.resolver, self.resolved) = (resolver, resolved)
         self.policy = policy
         self.proxy = proxy
         self.capacity = capacity
@@ -36,7 +48,7 @@ final class TransportLoop {
     /// True while requests wait to be started.
     var isStarting: Bool { !waiting.isEmpty }
 
-    /// Lets libcurl work, and hands over what has ended.
+    /// Runs libcurl, and passes on the transfers that have ended.
     func finishReady() {
         var running: Int32 = 0
         unsafe curl_multi_perform(multi, &running)
@@ -62,10 +74,15 @@ final class TransportLoop {
     func take(_ command: Transport.Command) {
         switch command {
         case .start(let start): waiting.append(start)
+        case .resolved(let id, let outcome):
+            guard let start = naming.removeValue(forKey: id) else { return }
+            begin(start, at: outcome)
         case .cancel(let id):
             if let transfer = active.removeValue(forKey: id) {
                 unsafe curl_multi_remove_handle(multi, transfer.handle)
                 transfer.abandon()
+            } else if let start = naming.removeValue(forKey: id) {
+                start.completion(.unsent(.cancelled, "cancelled before it was sent"))
             } else if let place = waiting.firstIndex(where: { $0.id == id }) {
                 waiting.remove(at: place).completion(.unsent(.cancelled, "cancelled before it was sent"))
             }
@@ -75,27 +92,72 @@ final class TransportLoop {
     func startSome() {
         for _ in 0..<max(Self.minStarts, active.count / 8) {
             guard let start = waiting.popFirst() else { return }
-            // The proxy resolves names, so nobody here sees the address; a literal one is seen now or never.
+            // The proxy resolves names, so this process never sees the address; a literal address can only be checked
+            // here.
             if proxy != nil, let reason = literalRefusal(start.request.url) {
                 start.completion(.unsent(.blockedAddress, "the URL \(reason)"))
                 continue
             }
-            guard let transfer = idle.popLast() ?? Transfer(policy: policy, proxy: proxy, sockets: sockets) else {
-                start.completion(.unsent(.localResources, "out of memory"))
+            guard let resolver, let host = names.host(of: start.request.url) else {
+                begin(start, at: nil, names: nil)
                 continue
             }
-            transfer.prepare(start)
-            guard unsafe curl_multi_add_handle(multi, transfer.handle) == CURLM_OK else {
-                transfer.finish(CURLE_OUT_OF_MEMORY)
+            if let known = resolver.known(host.name, for: start.request.party) {
+                begin(start, at: known)
                 continue
             }
-            active[start.id] = transfer
+            var asking = start
+            asking.askedAt = .now
+            naming[start.id] = asking
+            resolver.resolve(host.name, for: start.request.party) { [id = start.id, resolved] in resolved(id, $0) }
         }
     }
 
-    /// Sleeps until a transfer has something to do, a command arrives or a second is over.
+    /// Begins a request to a host whose addresses are known. One forbidden address refuses all of them: which one a connection is
+    /// made to is not ours to choose.
+    private func begin(_ start: Transport.Start, at outcome: Resolver.Outcome) {
+        guard let host = names.host(of: start.request.url) else { return begin(start, at: nil, names: nil) }
+        switch outcome {
+        case .failure(let failure):
+            start.completion(.unsent(failure.isOurs ? .localResources : .dns, failure.text))
+        case .addresses(let addresses):
+            // Addresses that libcurl already has were checked when it got them; each new socket is checked in any case.
+            guard names.isTold(host, addresses) || addresses.allSatisfy({ policy.allows($0, port: host.port) }) else {
+                return start.completion(.unsent(.blockedAddress, TransferEvidence.blocked))
+            }
+            begin(start, at: addresses, names: host)
+        }
+    }
+
+    private func begin(_ start: Transport.Start, at addresses: [IPAddress]?, names host: HostNames.Host?) {
+        guard let transfer = idle.popLast() ?? Transfer(policy: policy, proxy: proxy, sockets: sockets) else {
+            return start.completion(.unsent(.localResources, "out of memory"))
+        }
+        transfer.prepare(start)
+        // Nothing, too: what the handle was to tell for its last request is old.
+        transfer.use(host.flatMap { host in addresses.map { names.entries(for: host, at: $0) } } ?? [])
+        guard unsafe curl_multi_add_handle(multi, transfer.handle) == CURLM_OK else {
+            return transfer.finish(CURLE_OUT_OF_MEMORY)
+        }
+        active[start.id] = transfer
+    }
+
+    /// Gives up requests whose host has no address in the time that a connection may take.
+    func expireNames() {
+        let now = ContinuousClock.now
+        guard !naming.isEmpty, now - lastExpiry > .milliseconds(100) else { return }
+        lastExpiry = now
+        for (id, start) in naming {
+            let limit = min(start.request.connectTimeout, start.request.timeout)
+            guard let askedAt = start.askedAt, now - askedAt > limit else { continue }
+            naming[id] = nil
+            start.completion(.unsent(.dns, "the host's address was not found within \(limit.inMilliseconds) ms"))
+        }
+    }
+
+    /// Sleeps until a transfer has work, a command arrives or a second is over.
     func wait() {
-        unsafe curl_multi_poll(multi, nil, 0, 1000, nil)
+        unsafe curl_multi_poll(multi, nil, 0, naming.isEmpty ? 1000 : 100, nil)
         if active.count > Self.minActive { Thread.pause(Self.pausePerTransfer * active.count) }
     }
 
@@ -105,8 +167,8 @@ final class TransportLoop {
             unsafe curl_multi_remove_handle(multi, transfer.handle)
             transfer.abandon()
         }
-        for start in waiting { start.completion(.unsent(.cancelled, "the transport is stopped")) }
-        // Closes the connections, which are told to the sockets.
+        for start in waiting + naming.values { start.completion(.unsent(.cancelled, "the transport is stopped")) }
+        // Closes the connections, which the sockets are told.
         unsafe curl_multi_cleanup(multi)
     }
 

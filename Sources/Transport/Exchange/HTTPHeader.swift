@@ -14,7 +14,7 @@ package struct HTTPHeader: Sendable, Hashable {
     /// The longest name and value in bytes; receivers and proxies commonly refuse more.
     package static let maxNameLength = 256
     package static let maxValueLength = 4096
-    /// Tokens may be longer: whoever gives them out takes them.
+    /// Tokens may be longer: the servers that issue them accept them.
     package static let maxTokenLength = 16 * 1024
 
     /// Checks a header that an endpoint's owner asked for.
@@ -31,7 +31,7 @@ package struct HTTPHeader: Sendable, Hashable {
         try self.init(own: name, value: value)
     }
 
-    /// Checks a header of our own, whose name is a constant: only the value may be somebody else's.
+    /// Checks one of our own headers, whose name is a constant: only the value may come from outside.
     package init(own name: String, value: String) throws(ValidationError) {
         try Self.check(Array(value.utf8)[...], of: name)
         self.name = name
@@ -50,8 +50,8 @@ package struct HTTPHeader: Sendable, Hashable {
         self.value = value
     }
 
-    /// Connection management, framing and what we set: `Host` decides where a proxy sends the request, the others where
-    /// it ends.
+    /// Connection management, framing and the headers that we set: `Host` decides where a proxy sends the request, the
+    /// others where it ends.
     private static let refusedNames: Set<String> = [
         "host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "trailers",
         "upgrade", "expect", "http2-settings", "content-encoding", "user-agent", "traceparent",
@@ -101,7 +101,7 @@ package struct HTTPHeaders: Sendable, ExpressibleByArrayLiteral {
         count += others.count
     }
 
-    /// Adds a header of our own whose value the closure appends; checked like any other.
+    /// Adds one of our own headers, whose value the closure appends; it is checked like any other.
     package mutating func append(
         own name: StaticString, _ value: (inout [UInt8]) -> Void
     ) throws(HTTPHeader.ValidationError) {

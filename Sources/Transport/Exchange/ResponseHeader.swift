@@ -1,35 +1,36 @@
-/// The header of a response, as libcurl hands it over line by line.
+/// The header of a response, as libcurl delivers it line by line.
 struct ResponseHeader {
     private(set) var status = 0
     /// True after the header of the final response; those of 1xx responses are followed by another.
     private(set) var isComplete = false
-    /// The next line is a status line.
+    /// True when the next line is a status line.
     private var isBeginning = true
-    /// It says that a body follows.
+    /// True when it announces a body.
     private(set) var announcesBody = false
     private(set) var retryAfter: String?
     private(set) var requestID: String?
 
-    /// The status of a response that came; nil for none, and for what is no status.
+    /// The status of a received response; nil for no response, and for an invalid status.
     var answered: Int? { isComplete && (100...599).contains(status) ? status : nil }
 
-    /// What is wrong with a header that is over and has no status that counts.
+    /// The fault of a complete header without a valid status.
     var defect: String {
         (100...599).contains(status)
             ? "the connection ended before the response's header did, or a line in it is no field"
             : "the response's first line is no status line of HTTP/1.1 with a status of 100 to 599"
     }
 
-    /// What comes with it, where none may, comes later if at all, and would be taken for the next response (RFC 9112 6.3).
+    /// True when a body is announced where none may be: it comes later if at all, and would be taken for the next
+    /// response (RFC 9112 6.3).
     var hasForbiddenBody: Bool { announcesBody && (status == 204 || status == 304) }
 
     /// Reads a line; false when the response must not be read on.
     mutating func read(_ line: UnsafeRawBufferPointer) -> Bool {
-        // Trailers are no header fields (RFC 9110 6.5).
+        // Trailers are not header fields (RFC 9110 6.5).
         if isComplete { return true }
         // A field may have a name that begins like a status line.
         if isBeginning, unsafe line.starts(with: "http/".utf8, by: { $0 | 0x20 == $1 | 0x20 }) {
-            // What an interim response has is not the final one's.
+            // The fields of an interim response do not belong to the final one.
             self = ResponseHeader()
             isBeginning = false
             // "HTTP/1.1 200": three digits after the first space.
@@ -40,7 +41,7 @@ struct ResponseHeader {
             isBeginning = !isComplete
         } else if let colon = unsafe line.firstIndex(of: UInt8(ascii: ":")) {
             guard unsafe keep(unsafe line[..<colon], value: unsafe line[(colon + 1)...]) else {
-                // The status counts all the same.
+                // The status is still valid.
                 isComplete = status >= 200
                 return false
             }
@@ -53,13 +54,12 @@ struct ResponseHeader {
         "x-ms-request-id", "x-correlation-id", "x-trace-id",
     ]
 
-    /// Keeps what is wanted of a field; false when the response must not be read on.
+    /// Keeps the fields that are used; false when the response must not be read on.
     ///
-    /// Nobody asks for a compressed answer, and libcurl would decompress one that is compressed for the transfer
-    /// (RFC 9112 7.2) on the thread that serves everybody, without a limit to what it takes in for nothing that
-    /// comes out.
+    /// No request asks for a compressed response, and libcurl would decompress one that is compressed for the transfer
+    /// (RFC 9112 7.2) on the thread that serves all endpoints, without a limit on the input that produces no output.
     private mutating func keep(_ name: Slice<UnsafeRawBufferPointer>, value: Slice<UnsafeRawBufferPointer>) -> Bool {
-        // Compared where they lie: strings of every name of every answer would be a hundredth of a delivery.
+        // Compared in place: strings of every name of every response would cost a hundredth of a delivery.
         func isNamed(_ text: String) -> Bool {
             unsafe name.count == text.utf8.count
                 && name.elementsEqual(text.utf8) { (0x41...0x5A).contains($0) ? $0 | 0x20 == $1 : $0 == $1 }

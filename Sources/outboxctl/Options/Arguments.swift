@@ -49,9 +49,6 @@ struct HeaderArgument: ExpressibleByArgument {
         name = String(argument[..<colon])
         value = String(argument[argument.index(after: colon)...].drop { $0 == " " })
     }
-
-    /// Throws an `HTTPHeader.ValidationError` that names the header.
-    var header: HTTPHeader { get throws { try HTTPHeader(name: name, value: value) } }
 }
 
 /// A UUID on the command line.
