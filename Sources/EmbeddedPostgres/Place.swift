@@ -127,7 +127,7 @@ struct Place {
             let owner = user.flatMap { getpwnam($0)?.pointee.pw_uid } ?? geteuid()
             guard lstat(socket, &status) == 0, status.st_uid == owner, status.st_mode & 0o077 == 0 else {
                 throw EmbeddedCluster.StartError(
-                    description: "the socket folder \(socket) belongs to somebody else or is open to others; remove it")
+                    description: "the socket folder \(socket) belongs to another user or is open to others; remove it")
             }
         } catch let error as CocoaError {
             throw EmbeddedCluster.StartError(

@@ -1,3 +1,5 @@
+import Bytewise
+
 extension JSON {
     /// The value inside a JSONP response, `callback({...});`: parsed, never evaluated. A comment `/**/` may precede it
     /// and a semicolon follow it, and Express's check that the function exists; plain JSON is refused.

@@ -1,3 +1,5 @@
+import Bytewise
+
 /// A text with parameters, to be filled from an event: the body of a request, a header's value or a part of a URL.
 ///
 /// A parameter is a path between percent signs, with a default after a bar: `%after.user.name|somebody%`. `%%` is a
@@ -194,16 +196,7 @@ enum Place: Sendable {
             let bytes = value.text.utf8.filter { $0 != 0x0D && $0 != 0x0A }
             if bytes.count < value.text.utf8.count { rendering.cleaned.append(parameter.name) }
             rendering.bytes += bytes
-        case .urlComponent:
-            let digits = Array("0123456789ABCDEF".utf8)
-            for byte in value.text.utf8 {
-                // RFC 3986 2.3: everything but the unreserved characters.
-                if isLetterOrDigit(byte) || "-._~".utf8.contains(byte) {
-                    rendering.bytes.append(byte)
-                } else {
-                    rendering.bytes += [UInt8(ascii: "%"), digits[Int(byte >> 4)], digits[Int(byte & 15)]]
-                }
-            }
+        case .urlComponent: rendering.bytes.appendPercentEncoded(value.text.utf8)
         }
     }
 
@@ -231,15 +224,6 @@ enum Place: Sendable {
             default: bytes += String(scalar).utf8
             }
         }
-    }
-}
-
-func isLetterOrDigit(_ byte: UInt8) -> Bool {
-    switch byte {
-    case UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "A")...UInt8(ascii: "Z"),
-        UInt8(ascii: "0")...UInt8(ascii: "9"):
-        true
-    default: false
     }
 }
 

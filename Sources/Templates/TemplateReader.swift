@@ -1,3 +1,5 @@
+import Bytewise
+
 /// Splits a template into literal text and parameters, and determines where each parameter stands.
 struct TemplateReader {
     private let bytes: [UInt8]

@@ -233,6 +233,37 @@ import Testing
         ledger.receiver.stop()
     }
 
+    @Test func `a statement of a worker that is killed ends on the server, however long it would take`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        try await database.endpoint("e", url: ledger.url) {
+            $0.filter = #"$.after.t like_regex "^(.*)(.*)(.*)(.*)\\2\\1$""#
+        }
+        let worker = try await Daemon.start(database.connectionString, keyFile: try Daemon.keyFile())
+        #expect(await worker.waitUntilReady())
+        try await database.script(
+            "SELECT outbox.publish('t', json_build_object('t', repeat('a', 4000) || '!')) FROM generate_series(1, 20)")
+        @Sendable func asking() async throws -> Int {
+            try await database.number(
+                """
+                SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active'
+                   AND query LIKE '%ask_filters%' AND pid <> pg_backend_pid()
+                """)
+        }
+        // Stopped in the middle of one, so that nobody cancels it.
+        #expect(
+            try await eventually {
+                worker.signal(SIGSTOP)
+                if try await asking() > 0 { return true }
+                worker.signal(SIGCONT)
+                return false
+            })
+        worker.signal(SIGKILL)
+        #expect(await worker.wait() == .signal(SIGKILL))
+        #expect(try await eventually { try await asking() == 0 })
+        ledger.receiver.stop()
+    }
+
     @Test func `two SIGTERMs at a time are one, and a later one ends the process at once`() async throws {
         let database = try await TestCluster.database()
         let ledger = try Ledger { _, _ in Receiver.Response(manner: .silence) }

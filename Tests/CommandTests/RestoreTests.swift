@@ -80,7 +80,7 @@ import Testing
         )
         let error = await #expect(throws: PostgresError.self) { try await cut(restored) }
         #expect(error?.sqlState == "OB010")
-        #expect(error?.hint?.contains("outboxctl db rebase") == true)
+        #expect(error?.hint?.contains("{db.rebase}") == true)
         let environment = ["DATABASE_URL": restored.connectionString]
         let doctor = try await ChildProcess.run(["doctor"], environment: environment)
         #expect(doctor.output.contains("restored_database"))

@@ -48,7 +48,7 @@ import Testing
                     found.first?.detail.contains("fails since 2020-02-03T04:05:06Z, and \($0) deliveries") == true
                 },
                 "\(found)")
-            #expect(found.first?.fix.contains("outboxctl endpoint resume \(id)") == true, "\(found)")
+            #expect(found.first?.fix.contains("{endpoint.resume \(id)}") == true, "\(found)")
             isWell.isSet = true
             try await database.pool.run { try $0.resumeEndpoint(id, rate: nil) }
             #expect(try await eventually { try await problems(database, "endpoint_failing").isEmpty })
@@ -72,7 +72,7 @@ import Testing
         let found = try await problems(database, "endpoint_disabled")
         // The event that says so passes it by, too: `outbox.*` goes only to who asked for it by name.
         #expect(found.first?.detail.contains("7 of the newest") == true, "\(found)")
-        #expect(found.first?.fix.contains("outboxctl endpoint enable \(id)") == true, "\(found)")
+        #expect(found.first?.fix.contains("{endpoint.enable \(id)}") == true, "\(found)")
         ledger.receiver.stop()
     }
 
@@ -94,7 +94,7 @@ import Testing
         try await database.script("UPDATE outbox.secret SET expires_at = clock_timestamp() - interval '1 s'")
         let found = try await problems(database, "endpoint_unsigned")
         #expect(found.count == 1 && found.first?.detail.contains("acme") == true, "\(found)")
-        #expect(found.first?.fix == "outboxctl endpoint secret rotate \(id)")
+        #expect(found.first?.fix == "{endpoint.secret.rotate \(id)}")
         try await database.pool.run {
             try $0.rotateSecret(id, to: .generate(), overlap: .seconds(60), keyring: TestWorker.keyring, reason: nil)
         }
@@ -212,7 +212,7 @@ import Testing
             #expect(isSaid)
             let found = try await problems(database, "order_blocked")
             #expect(found.first?.detail.hasPrefix("1 dead letters of acme") == true)
-            #expect(found.first?.fix.contains("outboxctl endpoint update \(id) --on-dead skip") == true)
+            #expect(found.first?.fix.contains("{endpoint.update \(id) on_dead=skip}") == true)
             try await database.pool.run {
                 try $0.updateEndpoint(id, keyring: TestWorker.keyring) { $0.onDead = .skip }
             }

@@ -35,6 +35,7 @@ import Threads
 
     @Test func `a name is asked for once, however many wait for it, and then kept`() async {
         let names = Names()
+        let now = ContinuousClock.now
         names.say("dead.example", .addresses([Self.one]))
         names.isSilent.isSet = true
         let resolver = Resolver { names.answer($0) }
@@ -47,7 +48,6 @@ import Threads
         names.isSilent.isSet = false
         #expect(await eventually { answers.withLock(\.count) == 5 })
         #expect(names.asked == ["dead.example"])
-        let now = ContinuousClock.now
         #expect(resolver.known("dead.example", for: "a", at: now) == .addresses([Self.one]))
         // Another spelling is another name.
         #expect(resolver.known("Dead.example", for: "a", at: now) == nil)
@@ -73,10 +73,10 @@ import Threads
         let names = Names()
         let resolver = Resolver { names.answer($0) }
         let failure = Resolver.Outcome.failure(Resolver.Failure(text: "no x.example"))
+        let before = ContinuousClock.now
         #expect(await resolve(resolver, "x.example", for: "a") == failure)
-        let now = ContinuousClock.now
-        #expect(resolver.known("x.example", for: "a", at: now) == failure)
-        #expect(resolver.known("x.example", for: "a", at: now + Resolver.failed + .seconds(1)) == nil)
+        #expect(resolver.known("x.example", for: "a", at: before) == failure)
+        #expect(resolver.known("x.example", for: "a", at: .now + Resolver.failed) == nil)
         #expect(names.asked.count == 1)
         resolver.stop()
     }
@@ -118,6 +118,17 @@ import Threads
             #expect(exchange.status == 200, "\(exchange.message ?? "")")
         }
         #expect(names.asked == ["receiver.example"])
+        await transport.stop()
+        receiver.stop()
+    }
+
+    @Test func `a name that means this machine is asked of nobody`() async throws {
+        let names = Names()
+        let receiver = try Receiver { _ in Receiver.Response() }
+        let transport = try transport(names, allowing: ["127.0.0.0/8", "::1/128"])
+        let exchange = await transport.send(HTTPRequest(url: "http://n1.localhost:\(receiver.port)/"))
+        #expect(exchange.status == 200, "\(exchange.message ?? "")")
+        #expect(names.asked == [])
         await transport.stop()
         receiver.stop()
     }

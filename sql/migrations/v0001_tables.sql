@@ -33,7 +33,7 @@ DECLARE
 BEGIN
     IF taken IS NOT NULL THEN
         RAISE EXCEPTION USING errcode = 'OB020', message = format('there is a schema %s already', taken),
-            hint = format('It is left over, or somebody has put it there. When nothing in it is needed: DROP SCHEMA %I CASCADE; then migrate again.', taken);
+            hint = format('It is a leftover, or another user created it. If nothing in it is needed: DROP SCHEMA %I CASCADE; then migrate again.', taken);
     END IF;
 END $$;
 CREATE SCHEMA outbox_private;
@@ -112,8 +112,8 @@ BEGIN
             message = CASE WHEN s.cluster = outbox.cluster_identifier()
                            THEN 'restored_database: this is a copy of another database of this cluster; nothing is sent from it'
                            ELSE 'restored_database: this is a copy of a database of another cluster; nothing is sent from it' END,
-            hint = 'To go on here in its place, stop producers and workers and run: outboxctl db rebase. To work beside it, as a staging '
-                   'system does: outboxctl db rebase --new-instance --disable-endpoints';
+            hint = 'To go on here in its place, stop producers and workers, then: {db.rebase}. To work beside it, as a staging '
+                   'system does: {db.rebase new_instance=true disable_endpoints=true}';
     END IF;
 END $$;
 
@@ -343,7 +343,7 @@ LANGUAGE sql IMMUTABLE RETURN trigger NOT IN ('test', 'evaluate');
 CREATE FUNCTION outbox.max_bytes_at_a_time() RETURNS bigint
 LANGUAGE sql IMMUTABLE RETURN 1048576;
 
--- Patterns of event types or change types, as Sources/Outbox/Stream/EventPattern.swift reads and
+-- Patterns of event types or change types, as Sources/Outbox/Endpoints/EventPattern.swift reads and
 -- writes them: [{"kind": "any"}, {"kind": "prefix", "text": "order."}, {"kind": "exact", "text":
 -- "a"}].
 CREATE FUNCTION outbox.are_patterns(patterns jsonb) RETURNS boolean

@@ -290,7 +290,7 @@ BEGIN
         PERFORM outbox.require_home();
         RAISE EXCEPTION USING errcode = 'OB010',
             message = 'restored_database: the stream was last cut by transaction ids that this cluster has not reached',
-            hint = 'Stop producers and workers and run: outboxctl db rebase';
+            hint = 'Stop producers and workers, then: {db.rebase}';
     END IF;
     pass := coalesce(k.pass, k.id);
     first_unreleased := coalesce(outbox.first_incomplete(k), pass);
@@ -416,7 +416,7 @@ BEGIN
         LOCK TABLE outbox.event IN SHARE ROW EXCLUSIVE MODE;
     EXCEPTION
         WHEN lock_not_available THEN
-            RAISE EXCEPTION USING errcode = '55P03', message = 'somebody has used outbox.event for ten seconds, or cuts it',
+            RAISE EXCEPTION USING errcode = '55P03', message = 'another session has held outbox.event for ten seconds, or cuts it',
                 hint = 'Stop producers and workers. See: SELECT pid FROM pg_locks WHERE relation IN (''outbox.event''::regclass, ''outbox.cutting''::regclass)';
     END;
     -- Locks in the order that every session keeps.
@@ -466,7 +466,7 @@ BEGIN
         UPDATE outbox.endpoint SET changed_tx = pg_current_xact_id();
     ELSIF NOT new_instance AND NOT disable_endpoints THEN
         RAISE EXCEPTION USING errcode = 'OB012', message = 'not_restored: this database is at home, and no copy that could be told from it',
-            hint = 'There is nothing to repair. For a clone of its disk, run: outboxctl db rebase --new-instance --disable-endpoints';
+            hint = 'There is nothing to repair. For a clone of its disk: {db.rebase new_instance=true disable_endpoints=true}';
     END IF;
     IF new_instance THEN
         UPDATE outbox.setting SET instance = left(replace(gen_random_uuid()::text, '-', ''), 8);

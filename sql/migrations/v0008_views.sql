@@ -1,4 +1,6 @@
--- The contract for dashboards and for `outboxctl -o json`: column names here are public.
+-- The contract for dashboards and for `-o json`: column names here are public. A use case in braces,
+-- as in {endpoint.resume 7}, is what a door of the service shows as its own: the command line as a
+-- command, where `name=value` is an option.
 
 SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
@@ -34,7 +36,7 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
       FROM jsonb_array_elements(headers) WITH ORDINALITY y(x, place);
 END;
 
--- The written form of patterns (Sources/Outbox/Stream/EventPattern.swift).
+-- The written form of patterns (Sources/Outbox/Endpoints/EventPattern.swift).
 CREATE FUNCTION outbox.written_patterns(patterns jsonb) RETURNS jsonb
 LANGUAGE sql IMMUTABLE BEGIN ATOMIC
     SELECT jsonb_agg(CASE p ->> 'kind' WHEN 'any' THEN '*' WHEN 'prefix' THEN p ->> 'text' || '*'
@@ -368,7 +370,7 @@ SELECT 'default_partition_used' AS problem, format('%s rows in outbox.%s_default
         UNION ALL SELECT 'attempt', count(*) FROM (SELECT FROM outbox.attempt_default LIMIT 10000) a) d WHERE n > 0
 UNION ALL
 (SELECT 'partition_kept', format('%s should have gone a day ago, and is kept by %s', x.name, outbox.what_keeps(x.parent, x.oid, x.lower, x.upper)),
-        'Replay or drop the dead letters, or delete the endpoints that nobody delivers to any more; for a lock: SELECT pid, usename, query FROM pg_stat_activity'
+        'Replay or drop the dead letters, or delete the endpoints that no worker delivers to any more; for a lock: SELECT pid, usename, query FROM pg_stat_activity'
    FROM outbox.expired_partitions() x, outbox.setting s
   WHERE x.upper < clock_timestamp() - interval '1 day' - CASE x.parent WHEN 'event' THEN s.event_retention ELSE s.attempt_retention END
   ORDER BY x.upper LIMIT 3)
@@ -395,7 +397,7 @@ SELECT 'delivery_in_limbo', format('event %s is not in line at endpoint %s, and 
   FROM outbox.unrouted u
  WHERE u.endpoint_id NOT IN (SELECT b.endpoint_id FROM (SELECT * FROM outbox.cut c ORDER BY c.id DESC LIMIT 1) c, unnest(c.behind) b)
 UNION ALL
-SELECT 'lane_locked', format('somebody has locked the lane of endpoint %s, or locks it again and again: deliveries wait for that since %s', n.name,
+SELECT 'lane_locked', format('another session has locked the lane of endpoint %s, or locks it again and again: deliveries wait for it since %s', n.name,
                              to_char(min(u.noted_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')),
        'End the transaction that holds it; the oldest: SELECT pid, usename, xact_start, state FROM pg_stat_activity ORDER BY xact_start LIMIT 5'
   FROM outbox.unrouted u JOIN outbox.endpoint n ON n.id = u.endpoint_id
@@ -406,8 +408,8 @@ SELECT 'endpoint_failing', concat(format('%s (%s) fails since %s, and %s deliver
                                          to_char(f.failing_since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
                                          (SELECT outbox.up_to(count(*), 10000) FROM (SELECT FROM outbox.delivery d WHERE d.endpoint_id = f.id LIMIT 10000) w)),
                                   CASE WHEN f.all_of_them > 20 THEN format('; %s endpoints fail in all', f.all_of_them) END),
-       format('See what it answers: outboxctl attempt list --endpoint %1$s --state failure; '
-              'a probe goes out every few minutes, or at once: outboxctl endpoint resume %1$s', f.id)
+       format('See what it answers: {attempt.list endpoint=%1$s state=failure}; '
+              'a probe goes out every few minutes, or at once: {endpoint.resume %1$s}', f.id)
   FROM (SELECT n.id, n.name, l.failing_since, count(*) OVER () AS all_of_them FROM outbox.lane l JOIN outbox.endpoint n ON n.id = l.endpoint_id
          WHERE l.trips > 0 AND l.failing_since < clock_timestamp() - interval '30 s' AND n.deleted_at IS NULL AND n.disabled_at IS NULL
            AND NOT outbox.is_paused(l)
@@ -416,7 +418,7 @@ UNION ALL
 -- No command removes the last secret: an operator deleted its row, or let it expire.
 SELECT 'endpoint_unsigned', concat(format('%s (%s) has no signing secret that is valid: what is sent to it is not signed', n.name, n.id),
                                    CASE WHEN n.all_of_them > 20 THEN format('; %s endpoints have none', n.all_of_them) END),
-       format('outboxctl endpoint secret rotate %s', n.id)
+       format('{endpoint.secret.rotate %s}', n.id)
   FROM (SELECT n.id, n.name, count(*) OVER () AS all_of_them FROM outbox.endpoint n
          WHERE n.deleted_at IS NULL
            AND NOT EXISTS (SELECT FROM outbox.secret x WHERE x.endpoint_id = n.id AND x.kind IN ('v1', 'v1a') AND x.expires_at > clock_timestamp())
@@ -427,7 +429,7 @@ UNION ALL
 SELECT 'endpoint_disabled', concat(format('%s (%s) is disabled since %s (%s): %s of the newest 10000 events were not routed to it', n.name, n.id,
                                           to_char(n.disabled_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), n.disabled_reason, m.events),
                                    CASE WHEN n.all_of_them > 20 THEN format('; %s endpoints are disabled in all', n.all_of_them) END),
-       format('outboxctl endpoint enable %1$s; or: outboxctl endpoint delete %1$s --yes', n.id)
+       format('{endpoint.enable %1$s}; or: {endpoint.delete %1$s}', n.id)
   FROM (SELECT n.*, n AS whole, count(*) OVER () AS all_of_them FROM outbox.endpoint n WHERE n.disabled_at IS NOT NULL AND n.deleted_at IS NULL
          ORDER BY n.disabled_at DESC LIMIT 20) n
  CROSS JOIN LATERAL (
@@ -448,7 +450,7 @@ SELECT c ->> 'problem', format('worker %s %s (since %s)', w.id, c ->> 'detail', 
  WHERE w.heartbeat_at > clock_timestamp() - interval '30 s'
 UNION ALL
 SELECT 'order_blocked', format('%s dead letters of %s (%s) hold up what comes after them in their ordering keys', outbox.up_to(b.blocking, 1000), n.name, n.id),
-       format('outboxctl dead list --endpoint %1$s; then replay or drop them, or let others pass: outboxctl endpoint update %1$s --on-dead skip', n.id)
+       format('{dead.list endpoint=%1$s}; then replay or drop them, or let others pass: {endpoint.update %1$s on_dead=skip}', n.id)
   FROM (SELECT * FROM outbox.endpoint n
          WHERE n.ordered AND n.on_dead = 'block' AND n.deleted_at IS NULL
            AND EXISTS (SELECT FROM outbox.dead_letter x
@@ -468,11 +470,11 @@ SELECT 'grant_missing', format('the role %s lacks %s on %s %s, which the service
           FROM (SELECT * FROM outbox.granted EXCEPT SELECT * FROM outbox.grants) m GROUP BY m.role, m.kind, m.object
          ORDER BY m.role, m.object LIMIT 20) g
 UNION ALL
-SELECT 'lease_not_taken_over', format('batch %s has been without a worker since %s', id, lease_until), 'Start a worker: outboxctl run'
+SELECT 'lease_not_taken_over', format('batch %s has been without a worker since %s', id, lease_until), 'Start a worker: {run}'
   FROM outbox.batch WHERE claims > 0 AND lease_until < clock_timestamp() - interval '5 min'
 UNION ALL
 SELECT 'restored_database', 'this database is a copy of another, or was restored from a dump; nothing is sent from it',
-       'To go on here in its place, stop producers and workers and run: outboxctl db rebase. To work beside it: outboxctl db rebase --new-instance --disable-endpoints'
+       'To go on here in its place, stop producers and workers, then: {db.rebase}. To work beside it: {db.rebase new_instance=true disable_endpoints=true}'
   FROM (SELECT * FROM outbox.cut ORDER BY id DESC LIMIT 1) k WHERE outbox.is_restored(k)
 UNION ALL
 SELECT 'timeline_changed', format('timeline %s since %s, %s before: a failover, or a recovery to a point in time', t.timeline,
@@ -494,7 +496,7 @@ SELECT 'private_schema_open', format('the role %s may name the functions of outb
  WHERE n.nspname = 'outbox_private' AND NOT r.rolsuper AND NOT pg_has_role(r.oid, n.nspowner, 'USAGE') AND has_schema_privilege(r.oid, n.oid, 'USAGE')
    AND (has_schema_privilege(r.oid, 'outbox', 'USAGE') OR has_schema_privilege(r.oid, 'outbox_api', 'USAGE')) AND NOT starts_with(r.rolname, 'pg_')
 UNION ALL
-SELECT 'no_worker', 'events or deliveries wait and no worker has reported for 30 seconds', 'Start a worker: outboxctl run'
+SELECT 'no_worker', 'events or deliveries wait and no worker has reported for 30 seconds', 'Start a worker: {run}'
  WHERE NOT EXISTS (SELECT FROM outbox.worker WHERE heartbeat_at > clock_timestamp() - interval '30 s')
    AND (EXISTS (SELECT FROM outbox.batch) OR EXISTS (SELECT FROM outbox.delivery)
         OR EXISTS (SELECT FROM outbox.backlog WHERE stage = 'stream' AND waiting > 0));

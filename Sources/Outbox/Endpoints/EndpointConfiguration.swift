@@ -201,7 +201,7 @@ extension EndpointConfiguration {
         }
         if text.contains("ENCRYPTED") {
             throw Problem(
-                .invalidValue, "\(what) is encrypted", hint: "Workers have nobody to ask for a passphrase")
+                .invalidValue, "\(what) is encrypted", hint: "Workers cannot ask for a passphrase")
         }
     }
 

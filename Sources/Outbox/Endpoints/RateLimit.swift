@@ -1,3 +1,4 @@
+import Bytewise
 import Postgres
 
 /// How many requests an endpoint gets in a period, exactly and from all workers together. Written `60/30s` for at most
@@ -30,12 +31,8 @@ package struct RateLimit: Sendable, Hashable, CustomStringConvertible {
     }
 
     private static func period(_ text: String) -> Duration? {
-        let digits = text.prefix { ("0"..."9").contains($0) }
-        let units = ["ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000]
-        guard let unit = units[String(text.dropFirst(digits.count))], let number = digits.isEmpty ? 1 : Int(digits),
-            (1...100_000_000).contains(number)
-        else { return nil }
-        let period = Duration.milliseconds(number) * unit
+        // A unit alone is one of it.
+        guard let period = Duration(written: text.first?.isNumber == true ? text : "1" + text) else { return nil }
         return period >= .milliseconds(1) && period <= maxPeriod ? period : nil
     }
 

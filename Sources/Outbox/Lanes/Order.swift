@@ -1,5 +1,6 @@
 import Postgres
 
+/// The order of keys in lanes. The invariants O1 to O5, why they hold, and an example head `sql/migrations/v0005_order.sql`.
 extension Connection {
     /// Releases the next delivery of each ordering key, after the one before it was taken out of its lane
     /// (`outbox.advance`). The lanes are locked.

@@ -1,3 +1,8 @@
+// The lease protocol is docs/architecture/leases.md: the rules R1 to R10, where each is kept, and how the races end.
+//
+// A batch is claimed in Batches.swift and a lane in Lanes.swift; both are renewed and given back here. The worker trusts a lease on
+// its own clock (Scheduler's Lease.swift), and what it writes names the lease and reads the row count (Record.swift).
+
 package import Postgres
 
 /// The batches and lanes that a worker holds, each under its lease.

@@ -45,12 +45,12 @@ package enum Migrator {
 
         package var description: String {
             switch self {
-            case .missing: "the database has no outbox schema; run: outboxctl db migrate"
+            case .missing: "the database has no outbox schema: {db.migrate}"
             case .unfit(let why): why
             case .older(let found):
-                "the schema is at version \(found), this binary needs \(Migrator.expectedVersion); run: outboxctl db migrate"
+                "the schema is at version \(found), this binary needs \(Migrator.expectedVersion): {db.migrate}"
             case .newer(let found):
-                "the schema is at version \(found), this binary knows only \(Migrator.expectedVersion); install the newer outboxctl"
+                "the schema is at version \(found), this binary knows only \(Migrator.expectedVersion); install the newer one"
             case .drifted(let names):
                 "applied migrations differ from this binary's: \(names.joined(separator: ", ")); "
                     + "use the binary that applied them, or restore the files"
@@ -64,7 +64,7 @@ package enum Migrator {
                 "\(object) is not of the role that owns the schema \"\(schema)\", and could run with this user's rights; "
                     + "see whose it is, and drop it, or the schema when nothing in it is needed"
             case .busy:
-                "another migration is running, or somebody holds a lock on outbox.migration; try again when it is done"
+                "another migration is running, or another session holds a lock on outbox.migration; try again when it is done"
             }
         }
     }

@@ -60,18 +60,19 @@ extension Connection {
     ) throws -> Int {
         var total = 0
         // A delivery that fails again meanwhile is not replayed a second time.
-        let begin: Timestamp =
-            try query("SELECT clock_timestamp()").one(Timestamp.self)
+        let begin = try query("SELECT clock_timestamp()").one(Timestamp.self)
+        let chosenOnes: [SQL?] = [
+            delivery.map { lookUp("d", $0) } ?? "d.reason <> 'cancelled'", endpoint.map { "d.endpoint_id = \($0)" },
+            fingerprint.map { "d.fingerprint = \($0)" },
+        ]
+        let conditions = chosenOnes.compactMap(\.self)
         while true {
             let moved = try transaction { connection in
                 let chosen = try connection.query(
                     """
                     SELECT d.event_id, d.event_at, d.endpoint_id FROM outbox.dead_letter d JOIN outbox.endpoint n ON n.id = d.endpoint_id
                      WHERE n.deleted_at IS NULL AND d.reason <> 'event_missing' AND d.dead_at < \(begin)
-                       AND (\(delivery?.event.id) IS NULL OR d.event_id = \(delivery?.event.id) AND d.event_at = \(delivery?.event.createdAt))
-                       AND (\(delivery?.endpoint) IS NULL OR d.endpoint_id = \(delivery?.endpoint))
-                       AND (\(delivery == nil) = false OR d.reason <> 'cancelled')
-                       AND (\(endpoint) IS NULL OR d.endpoint_id = \(endpoint)) AND (\(fingerprint) IS NULL OR d.fingerprint = \(fingerprint))
+                       AND \(conjunction(conditions))
                      ORDER BY d.endpoint_id, d.dead_at LIMIT 1000
                     """
                 ).all(as: DeliveryID.self)

@@ -75,7 +75,7 @@ extension Connection {
         ).first(Timestamp.self, Bool.self)
         guard let (notedAt, isLong) = found else { return nil }
         let detail =
-            "somebody had the endpoint's lane locked when the event was cut, at \(time(notedAt)); "
+            "another session had the endpoint's lane locked when the event was cut, at \(time(notedAt)); "
             + "the next cut that finds it free puts the event in line"
         return isLong ? Explanation(.laneLocked, detail, UseCase("doctor")) : Explanation(.laneLocked, detail)
     }

@@ -46,7 +46,9 @@ package struct UseCase: Sendable, Equatable {
     /// Its object, such as the endpoint's name.
     package let arguments: [String]
 
-    package init(_ name: String, _ arguments: String...) { (self.name, self.arguments) = (name, arguments) }
+    package init(_ name: String, _ arguments: String...) { self.init(name, arguments: arguments) }
+
+    package init(_ name: String, arguments: [String]) { (self.name, self.arguments) = (name, arguments) }
 
     static func delivery(_ verb: String, _ delivery: DeliveryID) -> UseCase {
         UseCase(verb, "\(delivery.event.id)", "\(delivery.endpoint)")

@@ -42,7 +42,7 @@ extension Connection {
         ).noting(
             note
                 ?? (isCut
-                    ? "not all successes were looked through: most are of events that are gone; narrow it with --since or --event-id"
+                    ? "not all successes were looked through: most are of events that are gone; narrow it by since or event_id"
                     : nil))
     }
 

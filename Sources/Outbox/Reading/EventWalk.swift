@@ -32,7 +32,7 @@ struct EventWalk {
     /// How far the walk went.
     fileprivate var note: String {
         "looked for among the newest \(looked) events\(filter.until == nil ? "" : " of that time"), down to event \(deepest); "
-            + "for older ones: --until, --event-id or --transaction-id"
+            + "for older ones narrow it by until, event_id or transaction_id"
     }
 
     /// The next events; empty when this step found none, and nil at the end.

@@ -126,7 +126,7 @@ extension Connection {
         let unusable = try endpoints(keyring: keyring).filter { $0.defect != nil }.map { endpoint in
             [
                 "endpoint_unusable", "\(endpoint.name) (\(endpoint.id)) cannot be called: \(endpoint.defect ?? "")",
-                "When it is about a key, name the right OUTBOX_SECRET_KEY_FILE; else correct what is named with: outboxctl endpoint update \(endpoint.id)",
+                "When it is about a key, name the right OUTBOX_SECRET_KEY_FILE; else correct what is named: {endpoint.update \(endpoint.id)}",
             ]
         }
         if unusable.isEmpty { return known }

@@ -190,12 +190,9 @@ package struct OAuthClient: Sendable, Hashable {
     }
 
     private static func encoded(_ text: ExactText) -> String {
-        text.utf8.map { byte in
-            switch byte {
-            case 0x30...0x39, 0x41...0x5A, 0x61...0x7A, 0x2D, 0x2E, 0x5F, 0x7E: String(Unicode.Scalar(byte))
-            default: "%" + hexadecimal([byte]).uppercased()
-            }
-        }.joined()
+        var bytes: [UInt8] = []
+        bytes.appendPercentEncoded(text.utf8)
+        return String(decoding: bytes, as: UTF8.self)
     }
 }
 

@@ -13,6 +13,9 @@ package enum WorkerSession {
         // A session that holds a lock for longer holds up one endpoint or one table, and not every connection of the
         // worker.
         ("lock_timeout", "2s"),
+        // Every statement has a shorter deadline of its own, which the worker keeps by cancelling. This one is for a worker
+        // that has died: until PostgreSQL 16 the server does not notice that in the middle of a regular expression.
+        ("statement_timeout", "20s"),
     ])
 
     /// The same set-up, for connections that must lead to this installation at its home. A name in a connection string

@@ -42,9 +42,15 @@ public struct SessionSetUp: Sendable {
 
     /// For the session, as a script.
     var forSession: String {
-        Self.select(all + [("default_transaction_isolation", "read committed")], isLocal: false)
+        Self.select(all + [("default_transaction_isolation", "read committed")], isLocal: false) + Self.endsWithUs
             + (channel.map { "; LISTEN \"\($0)\"" } ?? "")
     }
+
+    /// A statement of a process that has died ends within seconds. Otherwise the server notices only when it sends something, and a
+    /// filter that takes for ever keeps a processor for ever. (A server on Windows refuses the setting.)
+    private static let endsWithUs =
+        ", pg_catalog.set_config('client_connection_check_interval', "
+        + "CASE WHEN pg_catalog.strpos(pg_catalog.version(), 'Visual C') > 0 THEN '0' ELSE '5s' END, false)"
 
     /// For a transaction that has begun, as one statement.
     var forTransaction: String { Self.select(all, isLocal: true) }

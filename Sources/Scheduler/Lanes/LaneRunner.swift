@@ -27,7 +27,7 @@ final class LaneRunner: Service {
                 "lanes_full", age: age,
                 detail:
                     "works on \(Self.maxLanes) lanes, and takes no other before one is through",
-                fix: "Their endpoints answer slowly: give them a shorter --timeout, or start another worker")
+                fix: "Their endpoints answer slowly: give them a shorter timeout, or start another worker")
         }
     }
     /// How soon deliveries are seen that another worker has added to a lane that sleeps here.

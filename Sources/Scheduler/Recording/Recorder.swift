@@ -167,7 +167,7 @@ final class Recorder: Service {
         directory.recorded(said.filter { leftEffects[$0.key] == nil && !written.locked.contains($0.key) })
         if receipt.ghosts > 0 {
             logger.error(
-                "events were sent that the database does not have any more: a failover or a restore has lost them; see: outboxctl doctor",
+                "events were sent that the database does not have any more: a failover or a restore has lost them; see: {doctor}",
                 metadata: ["events": "\(receipt.ghosts)"])
         }
         let hadRoom = inbox.withLock { inbox in
@@ -253,7 +253,7 @@ final class Recorder: Service {
     private func complain(about locked: Set<EndpointID>) {
         if inbox.withLock({ $0.isTimeToComplain(at: .now) }) {
             logger.warning(
-                "outcomes wait for lanes or endpoints that somebody else has locked; see: outboxctl doctor",
+                "outcomes wait for lanes or endpoints that another session has locked; see: {doctor}",
                 metadata: ["endpoints": "\(locked.map(\.description).sorted().prefix(5).joined(separator: ", "))"])
         }
     }

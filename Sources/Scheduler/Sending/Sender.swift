@@ -343,7 +343,7 @@ final class Sender: Service {
             "worker_full", age: age,
             detail: "has all in flight that it may; most of that: \(text.joined(separator: "; "))",
             fix:
-                "Endpoints wait for each other. Find out why these answer so slowly, or give them a shorter --timeout; "
+                "Endpoints wait for each other. Find out why these answer so slowly, or give them a shorter timeout; "
                 + "or start another worker, or raise OUTBOX_MAX_IN_FLIGHT")
     }
 

@@ -90,7 +90,7 @@ final class Dispatcher: Service {
             }
             if ghosts > 0 {
                 parts.logger.error(
-                    "events were sent that the database does not have any more: a failover or a restore has lost them; see: outboxctl doctor",
+                    "events were sent that the database does not have any more: a failover or a restore has lost them; see: {doctor}",
                     metadata: ["events": "\(ghosts)"])
             }
         }

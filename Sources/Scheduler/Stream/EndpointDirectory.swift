@@ -110,7 +110,7 @@ final class EndpointDirectory: Sendable {
             "endpoint_unusable", age: .now - since,
             detail: "cannot call \(defective.count) endpoints, among them \(names): \(first.defect ?? "")",
             fix: "When it is about a key, start that worker with the right OUTBOX_SECRET_KEY_FILE; "
-                + "else correct the endpoint: outboxctl endpoint get \(first.id)")
+                + "else correct the endpoint: {endpoint.get \(first.id)}")
     }
 
     /// Reads what is new.

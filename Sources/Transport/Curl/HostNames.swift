@@ -24,7 +24,8 @@ final class HostNames {
         var host: Host?
         do throws(TargetURL.ValidationError) {
             let target = try TargetURL(url)
-            if target.address == nil, !target.host.hasPrefix("[") {
+            // A name that means this machine libcurl knows without asking (RFC 6761 6.3).
+            if target.address == nil, !target.host.hasPrefix("["), !target.isLocalName {
                 host = Host(name: ExactText(target.host), port: target.port)
             }
         } catch {

@@ -114,7 +114,7 @@ struct DatabaseCommand: AsyncParsableCommand {
         @OptionGroup var options: GlobalOptions
         @Flag(name: .long, help: "Give the copy a name of its own: its webhook-ids are other ones than the original's.")
         var newInstance = false
-        @Flag(name: .long, help: "Disable every endpoint: nothing is sent until somebody enables one.")
+        @Flag(name: .long, help: "Disable every endpoint: nothing is sent until an operator enables one.")
         var disableEndpoints = false
 
         func run() async throws {

@@ -55,7 +55,7 @@ struct EndpointCommand: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "List endpoints.")
         @OptionGroup var options: GlobalOptions
         @Option(name: .long, help: "Only those whose name or description contains this text.") var search: String?
-        @Option(name: .long, help: "At most so many rows, 1 to 10000.") var limit = 100
+        @Option(name: .long, help: "The largest number of rows, 1 to 10000.") var limit = 100
 
         func validate() throws {
             guard (1...10_000).contains(limit) else { throw ValidationError("--limit must be 1 to 10000") }

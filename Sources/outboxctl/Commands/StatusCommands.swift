@@ -46,7 +46,10 @@ struct Doctor: AsyncParsableCommand {
                 return waits.rows.isEmpty ? nil : waits
             }, { try $0.problems(keyring: keyring) })
         if problems.rows.isEmpty, options.format == .table { return print("no problems found") }
-        options.format.list(problems)
+        options.format.list(
+            Listing(
+                columns: problems.columns, rows: problems.rows.map { $0.map { $0.map(withCommands) } },
+                json: problems.json.map(withCommands)))
         if !problems.rows.isEmpty { throw Answer(message: "\(problems.rows.count) problems found") }
     }
 }

@@ -1,4 +1,5 @@
 import ArgumentParser
+import Bytewise
 import Foundation
 import Outbox
 import Postgres
@@ -9,11 +10,8 @@ struct DurationArgument: ExpressibleByArgument {
     let duration: Duration
 
     init?(argument: String) {
-        let number = argument.prefix { $0.isNumber && $0.isASCII || $0 == "." }
-        guard let value = Double(number), value.isFinite, value >= 0, value < 1e9 else { return nil }
-        let seconds: [String: Double] = ["us": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400]
-        guard let unit = seconds[String(argument.dropFirst(number.count))], value * unit < 1e8 else { return nil }
-        duration = .microseconds(Int64(value * unit * 1e6))
+        guard let duration = Duration(written: argument) else { return nil }
+        self.duration = duration
     }
 }
 

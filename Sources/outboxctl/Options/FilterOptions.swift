@@ -15,7 +15,7 @@ struct FilterOptions: ParsableArguments {
     @Option(name: .long, parsing: .unconditional, help: "From then on (\(TimeArgument.forms)).") var since:
         TimeArgument?
     @Option(name: .long, parsing: .unconditional, help: "Before then (\(TimeArgument.forms)).") var until: TimeArgument?
-    @Option(name: .long, help: "At most so many rows, 1 to 10000.") var limit = 100
+    @Option(name: .long, help: "The largest number of rows, 1 to 10000.") var limit = 100
     @Option(name: .long, help: "The page behind another one, which says where it ends.") var after: String?
 
     func validate() throws {

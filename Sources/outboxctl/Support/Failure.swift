@@ -86,7 +86,7 @@ struct Failure {
         case .deadline:
             self.init(
                 .unreachable, "deadline", text,
-                "The server answers, and is busy or somebody holds a lock: see outboxctl doctor, or narrow what is asked for"
+                "The server responds, but is busy, or another session holds a lock: see outboxctl doctor, or narrow the query"
             )
         case .unreachable, .connectionLost:
             self.init(.unreachable, "database_unavailable", text, "Is the server running, and is DATABASE_URL right?")
@@ -125,6 +125,7 @@ struct Failure {
     /// Writes the error to stderr and ends the process.
     func report(asJSON: Bool) -> Never {
         let text: String
+        let (message, hint) = (withCommands(message), hint.map(withCommands))
         if asJSON {
             let fields = [("code", code), ("message", message)] + (hint.map { [("hint", $0)] } ?? [])
             text =
@@ -144,14 +145,27 @@ struct Answer: Error {
 }
 
 extension UseCase {
-    /// The command line that does it.
+    /// The command line that does it; an argument `name=value` is an option.
     var command: String {
-        (["outboxctl"] + name.split(separator: ".").map(String.init) + arguments.map(quotedForShell)).joined(
-            separator: " ")
+        (["outboxctl"] + name.split(separator: ".").map(String.init) + arguments.flatMap(words)).joined(separator: " ")
     }
 
     /// It changes nothing.
     var isReading: Bool { ["list", "get", "explain", "presets"].contains { name.hasSuffix(".\($0)") } }
+
+    private func words(_ argument: String) -> [String] {
+        guard let option = argument.wholeMatch(of: /([a-z_]+)=(.*)/) else { return [quotedForShell(argument)] }
+        let flag = "--" + option.1.replacing("_", with: "-")
+        return option.2 == "true" ? [flag] : [flag, quotedForShell(String(option.2))]
+    }
+}
+
+/// A text of the service with the use cases in it, as in `{endpoint.resume 7}`, as command lines.
+func withCommands(_ text: String) -> String {
+    guard text.contains("{") else { return text }
+    return text.replacing(/\{([a-z]+(?:\.[a-z]+)*)((?: [^{} ]+)*)\}/) { match in
+        UseCase(String(match.1), arguments: match.2.split(separator: " ").map(String.init)).command
+    }
 }
 
 /// A word for a shell; most need no quotes.

@@ -52,14 +52,15 @@ struct LineLogHandler: LogHandler {
     func log(event: LogEvent) {
         let fields = metadata.merging(event.metadata ?? [:]) { $1 }.sorted { $0.key < $1.key }
         let time = Date().formatted(Date.ISO8601FormatStyle(includingFractionalSeconds: true))
+        let message = withCommands(event.message.description)
         let line: String
         if isJSON {
-            let head = [("time", time), ("level", event.level.rawValue), ("message", event.message.description)]
-            let all = head + fields.map { ($0.key, $0.value.description) }
+            let head = [("time", time), ("level", event.level.rawValue), ("message", message)]
+            let all = head + fields.map { ($0.key, withCommands($0.value.description)) }
             line = "{" + all.map { "\(jsonString($0.0)):\(jsonString($0.1))" }.joined(separator: ",") + "}"
         } else {
-            let tail = fields.map { " \($0.key)=\(printable($0.value.description))" }.joined()
-            line = "\(time) \(event.level.rawValue) \(printable(event.message.description))\(tail)"
+            let tail = fields.map { " \($0.key)=\(printable(withCommands($0.value.description)))" }.joined()
+            line = "\(time) \(event.level.rawValue) \(printable(message))\(tail)"
         }
         StandardError.log(line)
     }

@@ -70,7 +70,7 @@ extension Setting where Value == String? {
         Self(
             "instance",
             help: "the instance that the database must be (`outboxctl status` shows it); "
-                + "what a clone of a disk is recognised by: [recovery.md](recovery.md)")
+                + "recognises a clone of a disk: [recovery.md](recovery.md)")
     }
     static var postgresBin: Self {
         Self(
@@ -197,7 +197,7 @@ extension Setting where Value == Duration {
     static var pollInterval: Self {
         Self(
             "poll_interval", fallback: "1s", atLeast: .milliseconds(10),
-            help: "the longest pause between two scans for work, 10ms or more")
+            help: "the longest pause between two scans, 10ms or more")
     }
 }
 
@@ -221,7 +221,7 @@ extension Setting where Value == Int {
     static var maxInFlight: Self {
         Self(
             "max_in_flight", fallback: "4096",
-            help: "requests in flight per process; fewer where it may not have as many open files, which it says"
+            help: "requests in flight per process; fewer, with a warning, where the limit of open files is lower"
         ) { text throws(InvalidSetting) in
             guard let number = Int(text), (1...100_000).contains(number) else {
                 throw InvalidSetting(reason: "must be a number from 1 to 100000")
