@@ -171,6 +171,38 @@ import Transport
         #expect(refusal?.code == .credentialsBoundToOrigin)
     }
 
+    @Test func `credentials that cannot be opened are given anew, all of them, or taken away`() async throws {
+        let database = try await TestCluster.database()
+        let configuration = try full()
+        for isGivenAnew in [true, false] {
+            var named = configuration
+            named.name = "e-\(isGivenAnew)"
+            let id = try await database.pool.run { [named] in
+                try $0.createEndpoint(named, secret: .generate(), keyring: TestWorker.keyring)
+            }
+            try await database.script(
+                "UPDATE outbox.secret SET sealed = '\\x00' WHERE kind = 'credentials' AND endpoint_id = '\(id)'")
+            await #expect(throws: (any Error).self) {
+                try await database.pool.run {
+                    try $0.updateEndpoint(id, keyring: TestWorker.keyring) { $0.headers.removeLast() }
+                }
+            }
+            try await database.pool.run { [named] in
+                try $0.updateEndpoint(id, keyring: TestWorker.keyring) {
+                    $0 = named
+                    if !isGivenAnew {
+                        $0.authentication = Authentication()
+                        $0.tls = EndpointConfiguration.TLS()
+                        $0.headers.removeAll(where: \.isSecret)
+                    }
+                }
+            }
+            let endpoint = try await database.pool.run { try $0.endpoint(id, keyring: TestWorker.keyring) }
+            #expect(endpoint.defect == nil)
+            #expect(endpoint.configuration.authentication.secret == (isGivenAnew ? "canary three" : nil))
+        }
+    }
+
     @Test func `a mask stands for what is stored, and for nothing else`() async throws {
         let database = try await TestCluster.database()
         let configuration = try full()

@@ -157,6 +157,25 @@ import Testing
         }
     }
 
+    @Test func `pages of events hold those that a producer numbered and dated against each other`() async throws {
+        let database = try await TestCluster.database()
+        try await database.script(
+            """
+            INSERT INTO outbox.event (type) SELECT 'new' FROM generate_series(1, 10);
+            INSERT INTO outbox.event (type, created_at) SELECT 'old', clock_timestamp() - interval '3 days' FROM generate_series(1, 10);
+            """)
+        var filter = ListFilter()
+        let all = try await database.pool.run { [filter] in try $0.listEvents(filter) }.rows
+        filter.limit = 4
+        var pages: [[String?]] = []
+        repeat {
+            let page = try await database.pool.run { [filter] in try $0.listEvents(filter) }
+            pages += page.rows
+            filter.after = page.next
+        } while filter.after != nil
+        #expect(pages == all && all.count == 20)
+    }
+
     @Test func `a trace holds everything that one operation caused`() async throws {
         let database = try await filled(400)
         let transaction = try #require(UniqueID("00000000-0000-7000-8000-000000000022"))

@@ -226,6 +226,36 @@ extension TestDatabase {
         ledger.receiver.stop()
     }
 
+    @Test func `what is cancelled while a slow filter is asked about events before it is not sent`() async throws {
+        let database = try await TestCluster.database()
+        let ledger = try Ledger()
+        let id = try await database.endpoint("e", url: ledger.url) {
+            $0.filter = Self.endless
+            $0.isOrdered = true
+        }.id
+        try await TestWorker.run(database) {
+            try await database.script(
+                """
+                SELECT outbox.publish('t', json_build_object('t', CASE WHEN n < 5 THEN '\(Self.bait)' ELSE 'aab' END))
+                  FROM generate_series(1, 5) n
+                """)
+            // Each of the first four takes more than a second.
+            try await database.reaches(1, "SELECT count(*) FROM outbox.delivery WHERE event_id = 5")
+            try await database.reaches(
+                1,
+                """
+                SELECT least(count(*), 1) FROM pg_stat_activity
+                 WHERE datname = current_database() AND state = 'active' AND query LIKE '%ask_filters%' AND pid <> pg_backend_pid()
+                """)
+            let last = try await database.deliveryID(5, id)
+            try await database.pool.run { try $0.cancelDelivery(last, reason: nil) }
+            try await database.reaches(4, "SELECT count(*) FROM outbox.dead_letter WHERE reason = 'filter_error'")
+            try await database.reaches(0, "SELECT count(*) FROM outbox.delivery")
+        }
+        #expect(ledger.all.count == 0)
+        ledger.receiver.stop()
+    }
+
     @Test func `what was asked about before is not asked again: a retry and a replay go out`() async throws {
         let database = try await TestCluster.database()
         let ledger = try Ledger { _, before in Receiver.Response(before < 3 ? 500 : 200) }

@@ -43,6 +43,28 @@ import Testing
         #expect(inbox.take(at: start).finished.count == 1)
     }
 
+    @Test func `an outage is made up for when only what somebody else has locked is left`() {
+        var inbox = RecorderInbox()
+        // A failed write of nothing but effects.
+        inbox.failed()
+        #expect(!inbox.hasRoom(for: 10))
+        inbox.wrote(0)
+        #expect(inbox.hasRoom(for: 10))
+        // Locked while the outage was made up for: by the group itself.
+        inbox.submit([report(1, a)])
+        inbox.failed()
+        #expect(events(inbox.take(at: start)) == [1])
+        #expect(!inbox.hasRoom(for: 10))
+        inbox.block([a], leaving: [report(1, a)], [:], at: start)
+        #expect(inbox.hasRoom(for: 10))
+        // And by what is reported later of an endpoint that is blocked.
+        inbox.submit([report(2, a)])
+        inbox.failed()
+        #expect(!inbox.hasRoom(for: 10))
+        #expect(inbox.take(at: start).isEmpty)
+        #expect(inbox.hasRoom(for: 10))
+    }
+
     @Test func `what was left is tried again after a moment, before what came later`() {
         var inbox = RecorderInbox()
         inbox.submit([report(1, a), report(2, b)])

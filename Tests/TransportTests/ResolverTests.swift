@@ -69,6 +69,53 @@ import Threads
         resolver.stop()
     }
 
+    @Test func `addresses of long ago are used only when asking again fails or takes long`() async {
+        let names = Names()
+        names.say("dead.example", .addresses([Self.one]))
+        let resolver = Resolver { names.answer($0) }
+        #expect(await resolve(resolver, "dead.example", for: "a") == .addresses([Self.one]))
+        let later = ContinuousClock.now + Resolver.fresh * 2
+        #expect(resolver.known("dead.example", for: "a", at: later) == nil)
+        #expect(names.asked.count == 1)
+        // It takes long.
+        names.isSilent.isSet = true
+        let found = Mutex<Resolver.Outcome?>(nil)
+        resolver.resolve("dead.example", for: "a") { outcome in found.withLock { $0 = outcome } }
+        #expect(await eventually { names.asked.count == 2 })
+        #expect(resolver.fallBack("dead.example", at: later) == [Self.one])
+        #expect(resolver.known("dead.example", for: "a", at: later) == .addresses([Self.one]))
+        // It fails.
+        names.say("dead.example", .failure(Resolver.Failure(text: "no answer")))
+        names.isSilent.isSet = false
+        #expect(await eventually { found.withLock(\.self) == .addresses([Self.one]) })
+        // The name is gone.
+        let gone = Resolver.Outcome.failure(Resolver.Failure(text: "no such name", isFinal: true))
+        names.say("dead.example", gone)
+        let before = ContinuousClock.now
+        #expect(await resolve(resolver, "dead.example", for: "a") == gone)
+        #expect(resolver.known("dead.example", for: "a", at: before) == gone)
+        #expect(resolver.fallBack("dead.example") == nil)
+        resolver.stop()
+    }
+
+    @Test func `a name that waits for one party's turn is looked up when it is another's`() async {
+        let names = Names()
+        names.say("shared.example", .addresses([Self.one]))
+        names.isSilent.isSet = true
+        let resolver = Resolver(threads: 4) { names.answer($0) }
+        for number in 1...2 { resolver.resolve(ExactText("dead\(number).example"), for: "a") { _ in } }
+        #expect(await eventually { names.asked.count == 2 })
+        let found = Mutex(0)
+        resolver.resolve("shared.example", for: "a") { _ in found.withLock { $0 += 1 } }
+        #expect(await resolve(resolver, "shared.example", for: "b") == .addresses([Self.one]))
+        #expect(await eventually { found.withLock(\.self) == 1 })
+        names.isSilent.isSet = false
+        // The first party's own question has its answer already.
+        #expect(await resolve(resolver, "shared.example", for: "a") == .addresses([Self.one]))
+        #expect(names.asked.filter { $0 == "shared.example" }.count <= 2)
+        resolver.stop()
+    }
+
     @Test func `a name that does not resolve is left alone for a moment`() async {
         let names = Names()
         let resolver = Resolver { names.answer($0) }

@@ -210,12 +210,16 @@ extension Connection {
         let known = try query(
             "SELECT key_id, sealed FROM outbox.secret WHERE endpoint_id = \(id) AND kind = 'credentials' FOR UPDATE"
         ).map { row throws(PostgresError) in (try row[0] as String, (try row[1] as Bytes).bytes) }
-        var old = Credentials()
+        var old: Credentials? = Credentials()
         if let (keyID, bytes) = known.first {
-            old = try Credentials(try keyring.open(bytes, .credentials, keyID: keyID, for: id))
+            do { old = try Credentials(try keyring.open(bytes, .credentials, keyID: keyID, for: id)) } catch {
+                // Whose key is lost or whose row is damaged is given all of its credentials anew.
+                if configuration.keepsSecrets { throw error }
+                old = nil
+            }
         }
-        let changed = try configuration.credentials(keeping: old, of: before)
-        if changed.isIdentical(to: old) { return false }
+        let changed = try configuration.credentials(keeping: old ?? Credentials(), of: before)
+        if let old, changed.isIdentical(to: old) { return false }
         try query("DELETE FROM outbox.secret WHERE endpoint_id = \(id) AND kind = 'credentials'")
         if changed.isEmpty { return true }
         try requireKeys(keyring, of: id)
@@ -299,6 +303,11 @@ extension EndpointConfiguration {
         func secrets(_ one: EndpointConfiguration) -> [Header] { one.headers.filter(\.isSecret) }
         return origins == other.origins && authentication.secret == other.authentication.secret
             && tls.clientKey == other.tls.clientKey && secrets(self) == secrets(other)
+    }
+
+    fileprivate var keepsSecrets: Bool {
+        authentication.secret == .kept || tls.clientKey == .kept
+            || headers.contains { $0.isSecret && $0.value == .kept }
     }
 
     /// The credentials to be sealed.

@@ -17,7 +17,12 @@ struct EventWalk {
     private var deepest: Int64 = 0
 
     fileprivate init(_ filter: ListFilter, spans: [Span], startingBefore start: Timestamp?) {
-        (self.filter, self.spans, self.start) = (filter, spans[...], start)
+        // Newer spans were on earlier pages, where the list is in the order of the walk; deliveries are sorted by number.
+        let rest = spans.drop { span in
+            guard let after = filter.after, after.endpoint == nil, let begin = span.begin else { return false }
+            return after.time < begin
+        }
+        (self.filter, self.spans, self.start) = (filter, rest, start)
         most = max(filter.limit, 100)
     }
 
@@ -40,8 +45,10 @@ struct EventWalk {
         guard let span = spans.first else { return nil }
         let begin = ContinuousClock.now
         if numbers.isEmpty { numbers = try connection.numbers(in: span, before: filter.hasIndex ? nil : start) }
-        // Only rows behind the last row of the previous page: nothing newer is read again.
-        if let number = filter.after?.event.rawValue {
+        // Only rows behind the last row of the previous page: nothing newer is read again. In older spans every row is
+        // behind it: a producer that writes created_at may have given it a higher number.
+        let after = filter.after.flatMap { $0.endpoint != nil || span.contains($0.time) ? $0 : nil }
+        if let number = after?.event.rawValue {
             numbers = numbers.map { $0.clamped(to: .min..<number + 1) }.filter { !$0.isEmpty }
         }
         guard let numbers = numbers.first else {
@@ -52,7 +59,7 @@ struct EventWalk {
         if !filter.hasIndex { first = max(first, numbers.upperBound - reach) }
         // In a list of events the next row is of another event; in a list of deliveries it may be of the same event.
         let behind: [SQL] =
-            filter.after.map { after in
+            after.map { after in
                 let isBehind: StaticString = after.endpoint == nil ? "<" : "<="
                 return ["(e.id, e.created_at) \(raw: "\(isBehind)") (\(after.event), \(after.time))"]
             } ?? []

@@ -166,7 +166,7 @@ struct LaneWork {
     // MARK: Filtering
 
     /// Those that the endpoint's filter holds for, and those that it was asked about before. The others are through.
-    private func wanted(_ page: [WaitingDelivery]) async throws -> [WaitingDelivery] {
+    private mutating func wanted(_ page: [WaitingDelivery]) async throws -> [WaitingDelivery] {
         guard let endpoint, let filter = endpoint.configuration.filter else { return page }
         func isNew(_ delivery: WaitingDelivery) -> Bool {
             delivery.content != nil && delivery.trigger == .first && delivery.attempts == 0
@@ -174,13 +174,18 @@ struct LaneWork {
         let new = page.filter(isNew)
         if new.isEmpty { return page }
         var verdicts: [EventKey: FilterVerdict] = [:]
-        // What is not looked at comes again with the next page.
-        while verdicts.count < new.count, isWorkable {
+        let began = ContinuousClock.now
+        repeat {
             let rest = new[verdicts.count...]
             let found = try await parts.filters.ask(rest.map(\.event), of: endpoint, filter)
             for (delivery, verdict) in zip(rest, found) { verdicts[delivery.event] = verdict }
+        } while verdicts.count < new.count && isWorkable && .now - began < Self.maxSweep
+        // What a slow filter has not looked at is read again.
+        let judged = page.prefix { !isNew($0) || verdicts[$0.event] != nil }
+        if judged.count < page.count, let last = judged.last {
+            cursor = LaneCursor(dueAt: last.dueAt, event: last.event.id)
         }
-        return page.filter { delivery in
+        let wanted = judged.filter { delivery in
             guard isNew(delivery) else { return true }
             switch verdicts[delivery.event] {
             case .holds: return true
@@ -191,6 +196,11 @@ struct LaneWork {
             }
             return false
         }
+        guard .now - began > Self.maxSweep, !wanted.isEmpty else { return wanted }
+        // What was cancelled in that time does not go out.
+        let keys = wanted.map(\.event)
+        let there = Set(try await parts.lanes.run { [lane] in try $0.waiting(keys, in: lane.endpoint) })
+        return wanted.filter { there.contains($0.event) }
     }
 
     // MARK: Sending

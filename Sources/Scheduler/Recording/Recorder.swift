@@ -52,6 +52,17 @@ final class Recorder: Service {
     /// False while outcomes pile up, or an outage of the database is not made up for: claim nothing more.
     var hasRoom: Bool { inbox.withLock { $0.hasRoom(for: maxUnrecorded) } }
 
+    /// Changes what waits, and lets the next batch be claimed when there is room for it again.
+    private func change<Result>(_ change: (inout RecorderInbox) -> sending Result) -> Result {
+        let (result, hasNewRoom) = inbox.withLock { inbox in
+            let hadRoom = inbox.hasRoom(for: maxUnrecorded)
+            let result = change(&inbox)
+            return (result, !hadRoom && inbox.hasRoom(for: maxUnrecorded))
+        }
+        if hasNewRoom { claiming.signal() }
+        return result
+    }
+
     /// Takes news of deliveries; returns at once.
     func submit(_ reports: [Report]) {
         if reports.isEmpty { return }
@@ -77,7 +88,7 @@ final class Recorder: Service {
     func run() async {
         await withGracefulShutdownHandler {
             while true {
-                let work = inbox.withLock { $0.take(at: .now) }
+                let work = change { $0.take(at: .now) }
                 if work.isEmpty {
                     let (nextTry, hasGivenUp) = inbox.withLock { ($0.nextTry, $0.hasGivenUp(at: .now)) }
                     guard wakeup.isStopped || Task.isCancelled else {
@@ -170,14 +181,11 @@ final class Recorder: Service {
                 "events were sent that the database does not have any more: a failover or a restore has lost them; see: {doctor}",
                 metadata: ["events": "\(receipt.ghosts)"])
         }
-        let hadRoom = inbox.withLock { inbox in
-            let hadRoom = inbox.hasRoom(for: maxUnrecorded)
+        change { inbox in
             inbox.leave(left, leftEffects, at: .now)
             inbox.wrote(reports.count - left.count)
-            return hadRoom
         }
         complain(about: written.locked)
-        if !hadRoom { claiming.signal() }
         // Who holds a lane knows what becomes of its own deliveries.
         lanes.deliveriesWait(
             in: Set(
@@ -206,6 +214,7 @@ final class Recorder: Service {
             } else if !effects.isEmpty {
                 logger.error("the database refuses what a response means for its endpoint", metadata: metadata)
                 directory.recorded(effects)
+                change { $0.wrote(0) }
             }
             if !finished.isEmpty { await record([], finished: finished, effects: [:]) }
             return
@@ -216,8 +225,13 @@ final class Recorder: Service {
             logger.error("the database refuses an outcome; the event will be sent again", metadata: named)
             report.lease.lose()
             report.lease.resolve(1, events: [delivery.event])
-            inbox.withLock { $0.wrote(1) }
-            if !finished.isEmpty { await record([], finished: finished, effects: effects) }
+            change { $0.wrote(1) }
+            // What its response says of the endpoint stays true.
+            var said = effects
+            if let news = report.said {
+                said[delivery.endpoint] = said[delivery.endpoint].map { $0.merged(with: news) } ?? news
+            }
+            if !finished.isEmpty || !said.isEmpty { await record([], finished: finished, effects: said) }
             return
         }
         logger.warning("the database refuses an outcome; less of it is written", metadata: named)
@@ -236,7 +250,7 @@ final class Recorder: Service {
             return
         }
         guard endpoints.count > 1 || !finished.isEmpty else {
-            inbox.withLock { $0.block(endpoints, leaving: reports, effects, at: .now) }
+            change { $0.block(endpoints, leaving: reports, effects, at: .now) }
             return complain(about: endpoints)
         }
         let some = endpoints.count > 1 ? Set(endpoints.prefix(endpoints.count / 2)) : endpoints

@@ -70,6 +70,7 @@ struct RecorderInbox {
         reports.removeFirst(work.reports.count)
         finished = []
         if isTime { (work.effects, effects) = (effects, [:]) }
+        settle()
         return work
     }
 
@@ -82,6 +83,7 @@ struct RecorderInbox {
             leftUntil = now + (effects.isEmpty ? .milliseconds(50) : .seconds(1))
         }
         leftSince = isAnythingLeft ? leftSince ?? now : nil
+        settle()
     }
 
     /// Keeps what somebody else has locked, and tries nothing of these endpoints for a second.
@@ -100,7 +102,11 @@ struct RecorderInbox {
     /// So many are through, or are given up.
     mutating func wrote(_ count: Int) {
         unrecorded -= count
-        // What somebody else has locked may stay for long.
+        settle()
+    }
+
+    /// An outage is made up for when only that is left which somebody else has locked: it may stay for long.
+    private mutating func settle() {
         if unrecorded <= left.count { isBehind = false }
     }
 

@@ -47,7 +47,9 @@ final class AccessTokens: Sendable {
     init(transport: Transport) { self.transport = transport }
 
     /// Gives the completion a token: at once when one is known, otherwise on the transport thread.
-    func token(for client: OAuthClient, _ completion: @escaping Completion) {
+    ///
+    /// - Parameter party: the customer that asks, whose turn it is when the token endpoint's name is looked up.
+    func token(for client: OAuthClient, of party: ExactText, _ completion: @escaping Completion) {
         let (known, isFirst) = state.withLock { state -> (Token?, Bool) in
             var entry = state.entries[client] ?? Entry()
             if let token = entry.token, entry.usableUntil > .now { return (token, false) }
@@ -57,7 +59,7 @@ final class AccessTokens: Sendable {
             return (nil, isFirst)
         }
         if let known { return completion(.success(known)) }
-        if isFirst { fetch(client) }
+        if isFirst { fetch(client, of: party) }
     }
 
     /// Forgets a token that a receiver answered with 401; true when a new one is worth another try at once.
@@ -83,11 +85,12 @@ final class AccessTokens: Sendable {
         }
     }
 
-    private func fetch(_ client: OAuthClient) {
-        let request: HTTPRequest
+    private func fetch(_ client: OAuthClient, of party: ExactText) {
+        var request: HTTPRequest
         do { request = try client.request(timeout: Self.timeout) } catch {
             return finish(client, .failure(Failure(description: "the token request cannot be built: \(error)")))
         }
+        request.party = party
         transport.submit(request) { exchange in
             self.finish(client, Self.read(exchange, of: client))
         }

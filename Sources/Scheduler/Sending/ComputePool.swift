@@ -19,12 +19,19 @@ final class ComputePool: Sendable {
     /// - Parameter threads: two by default: one job that takes long still leaves one for others. They have a lower priority than
     ///   the transport's thread.
     init(threads count: Int = 2) throws {
-        for number in 1...count {
-            let thread = try Thread("compute \(number)") {
-                Thread.lowerPriority()
-                while let job = self.next() { job() }
+        do {
+            for number in 1...count {
+                let thread = try Thread("compute \(number)") {
+                    Thread.lowerPriority()
+                    while let job = self.next() { job() }
+                }
+                threads.withLock { $0.append(thread) }
             }
-            threads.withLock { $0.append(thread) }
+        } catch {
+            // Those that started would wait for ever.
+            state.withLock { $0.isClosed = true }
+            for _ in 1...count { signal.signal() }
+            throw error
         }
     }
 

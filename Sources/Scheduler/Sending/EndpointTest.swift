@@ -114,8 +114,9 @@ package struct EndpointTest: Sendable {
         var token: String?
         if let client = endpoint.oauth {
             let tokens = AccessTokens(transport: transport)
+            let party = endpoint.customerID
             let result = await withCheckedContinuation { continuation in
-                tokens.token(for: client) { continuation.resume(returning: $0) }
+                tokens.token(for: client, of: party) { continuation.resume(returning: $0) }
             }
             do throws(AccessTokens.Failure) { token = try result.get().value } catch {
                 throw StepFailure(.request, "auth: \(error)")

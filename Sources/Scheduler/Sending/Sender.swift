@@ -179,7 +179,7 @@ final class Sender: Service {
             }
             return true
         }
-        tokens.token(for: client) { result in
+        tokens.token(for: client, of: endpoint.customerID) { result in
             switch result {
             case .success(let token):
                 if self.isLarge(send, endpoint) { return self.compute(send, to: endpoint, token: token) }

@@ -6,9 +6,9 @@ import Threads
 /// Resolves the names of receivers, on few threads: libcurl would start one for each request, and a silent name server
 /// keeps it for half a minute. A name has at most one lookup at a time, and one party has at most half of the threads.
 ///
-/// Addresses are kept for half a minute, since `getaddrinfo` does not tell how long they are valid. They are used for
-/// longer while a new lookup takes time or fails: a dead name server does not affect names that were resolved before
-/// (serve-stale: RFC 8767).
+/// Addresses are kept for half a minute, since `getaddrinfo` does not tell how long they are valid, and for another one
+/// while they are looked up again. They are used for longer when that fails or takes long: a dead name server does not
+/// affect names that were resolved before (serve-stale: RFC 8767). A name that no longer exists loses its addresses.
 final class Resolver: Sendable {
     enum Outcome: Sendable, Equatable {
         case addresses([IPAddress])
@@ -19,16 +19,20 @@ final class Resolver: Sendable {
         let text: String
         /// True when we lacked a resource, and the name may be fine.
         var isOurs = false
+        /// True when the name servers say that the name has no address.
+        var isFinal = false
     }
 
     typealias Lookup = @Sendable (String) -> Outcome
 
     /// How long an address is used without a new lookup.
     static let fresh = Duration.seconds(30)
-    /// How long an address is used while no lookup returns another one.
+    /// How long an address is used while lookups fail.
     static let stale = Duration.seconds(3600)
     /// How long a name that does not resolve is not looked up again.
     static let failed = Duration.seconds(5)
+    /// How long the first request of an idle name waits for a lookup before the old addresses are used.
+    static let patience = Duration.seconds(1)
     /// The max number of kept names.
     private static let maxNames = 20_000
 
@@ -47,13 +51,21 @@ final class Resolver: Sendable {
     private struct State {
         var entries: [ExactText: Entry] = [:]
         var waiting: [ExactText: [@Sendable (Outcome) -> Void]] = [:]
+        /// The parties that wait for a name which no thread looks up yet: each may be the next one.
+        var asking: [ExactText: Set<ExactText>] = [:]
         var queue = TurnQueue<Question>()
+        var lookedUp: Set<ExactText> = []
         var running: [ExactText: Int] = [:]
         var threads = 0
         /// Waiting threads, and questions that no thread has taken.
         var idle = 0
         var queued = 0
         var isClosed = false
+
+        /// True while a lookup of the name is under way, or waits for the party's turn.
+        func isAsked(_ name: ExactText, by party: ExactText) -> Bool {
+            lookedUp.contains(name) || asking[name]?.contains(party) == true
+        }
     }
 
     private let state = Mutex(State())
@@ -71,10 +83,14 @@ final class Resolver: Sendable {
     func known(_ name: ExactText, for party: ExactText, at now: ContinuousClock.Instant = .now) -> Outcome? {
         let (outcome, isToBeAsked) = state.withLock { state -> (Outcome?, Bool) in
             guard let entry = state.entries[name] else { return (nil, false) }
-            let hasJustFailed = entry.failedAt.map { now - $0 < Self.failed } ?? false
-            if let addresses = entry.addresses, now - entry.resolvedAt < Self.stale {
-                let isFresh = now - entry.resolvedAt < Self.fresh
-                return (.addresses(addresses), !isFresh && !hasJustFailed && state.waiting[name] == nil)
+            let failedSince = entry.failedAt.map { now - $0 }
+            let hasJustFailed = failedSince.map { $0 < Self.failed } ?? false
+            let age = now - entry.resolvedAt
+            let isUsable = age < Self.fresh * 2 || (failedSince.map { $0 < Self.fresh * 2 } ?? false)
+            if let addresses = entry.addresses, age < Self.stale, isUsable {
+                return (
+                    .addresses(addresses), age >= Self.fresh && !hasJustFailed && !state.isAsked(name, by: party)
+                )
             }
             if hasJustFailed, let failure = entry.failure { return (.failure(failure), false) }
             return (nil, false)
@@ -83,13 +99,23 @@ final class Resolver: Sendable {
         return outcome
     }
 
-    /// Looks up a name when it is the party's turn. The completion is called once, on any thread.
+    /// The old addresses of a name whose lookup takes long; nil when there are none. Later requests do not wait for it.
+    func fallBack(_ name: ExactText, at now: ContinuousClock.Instant = .now) -> [IPAddress]? {
+        state.withLock { state in
+            guard let entry = state.entries[name], let addresses = entry.addresses, now - entry.resolvedAt < Self.stale
+            else { return nil }
+            state.entries[name]?.failedAt = now
+            return addresses
+        }
+    }
+
+    /// Looks up a name when it is the party's turn; where that fails, its old addresses are the result. The completion is called once, on any thread.
     func resolve(_ name: ExactText, for party: ExactText, completion: @escaping @Sendable (Outcome) -> Void) {
         let (isClosed, needsThread) = state.withLock { state -> (Bool, Bool) in
             if state.isClosed { return (true, false) }
-            let isAsked = state.waiting[name] != nil
             state.waiting[name, default: []].append(completion)
-            if isAsked { return (false, false) }
+            if state.isAsked(name, by: party) { return (false, false) }
+            state.asking[name, default: []].insert(party)
             state.queue.add(Question(name: name, party: party), of: party)
             state.queued += 1
             let needsThread = state.queued > state.idle && state.threads < maxThreads
@@ -122,7 +148,7 @@ final class Resolver: Sendable {
             let unanswered = state.withLock { state -> [@Sendable (Outcome) -> Void] in
                 state.threads -= 1
                 if state.threads > 0 { return [] }
-                defer { (state.waiting, state.queue, state.queued) = ([:], TurnQueue(), 0) }
+                defer { (state.waiting, state.asking, state.queue, state.queued) = ([:], [:], TurnQueue(), 0) }
                 return state.waiting.values.flatMap(\.self)
             }
             for completion in unanswered { completion(.failure(Failure(text: error.description, isOurs: true))) }
@@ -133,14 +159,8 @@ final class Resolver: Sendable {
     private func next() -> Question? {
         while true {
             let (question, isClosed) = state.withLock { state -> (Question?, Bool) in
-                let running = state.running
-                let question = state.queue.next { running[$0, default: 0] >= maxThreads / 2 }
-                if let question {
-                    state.running[question.party, default: 0] += 1
-                    state.queued -= 1
-                } else {
-                    state.idle += 1
-                }
+                let question = takeQuestion(&state)
+                if question == nil { state.idle += 1 }
                 return (question, state.isClosed)
             }
             if isClosed { return nil }
@@ -150,25 +170,42 @@ final class Resolver: Sendable {
         }
     }
 
+    /// The next question of a party that has threads left, about a name that somebody waits for and no thread looks up.
+    private func takeQuestion(_ state: inout State) -> Question? {
+        let running = state.running
+        while let question = state.queue.next(without: { running[$0, default: 0] >= maxThreads / 2 }) {
+            state.queued -= 1
+            guard state.waiting[question.name] != nil, state.lookedUp.insert(question.name).inserted else { continue }
+            state.running[question.party, default: 0] += 1
+            state.asking[question.name] = nil
+            return question
+        }
+        return nil
+    }
+
     private func answer(_ question: Question, _ outcome: Outcome) {
         let now = ContinuousClock.now
-        let waiting = state.withLock { state -> [@Sendable (Outcome) -> Void] in
+        let (waiting, result) = state.withLock { state -> ([@Sendable (Outcome) -> Void], Outcome) in
             let running = state.running[question.party, default: 1] - 1
             state.running[question.party] = running > 0 ? running : nil
+            state.lookedUp.remove(question.name)
             if state.entries[question.name] == nil, state.entries.count >= Self.maxNames { forgetSome(&state, at: now) }
+            var result = outcome
             switch outcome {
             case .addresses(let addresses):
                 state.entries[question.name] = Entry(addresses: addresses, resolvedAt: now)
             case .failure(let failure):
                 var entry = state.entries[question.name] ?? Entry(resolvedAt: now)
                 (entry.failure, entry.failedAt) = (failure, failure.isOurs ? nil : now)
+                if failure.isFinal { entry.addresses = nil }
                 state.entries[question.name] = entry
+                if let old = entry.addresses, now - entry.resolvedAt < Self.stale { result = .addresses(old) }
             }
-            return state.waiting.removeValue(forKey: question.name) ?? []
+            return (state.waiting.removeValue(forKey: question.name) ?? [], result)
         }
         // The party may have been left out because of this lookup.
         signal.signal()
-        for completion in waiting { completion(outcome) }
+        for completion in waiting { completion(result) }
     }
 
     /// Forgets the old names, or half of all names: they are looked up again.
@@ -188,7 +225,11 @@ final class Resolver: Sendable {
         guard status == 0 else {
             let isOurs = status == EAI_MEMORY || status == EAI_SYSTEM || !TransferEvidence.canOpenFiles()
             let reason = unsafe String(cString: gai_strerror(status))
-            return .failure(Failure(text: "Could not resolve host: \(name) (\(reason))", isOurs: isOurs))
+            // Not a name without addresses: one family may have none while the other's lookup failed.
+            let isFinal = status == EAI_NONAME
+            return .failure(
+                Failure(
+                    text: "Could not resolve host: \(name) (\(reason))", isOurs: isOurs, isFinal: isFinal && !isOurs))
         }
         defer { unsafe freeaddrinfo(list) }
         return .addresses(unsafe IPAddress.all(in: list))

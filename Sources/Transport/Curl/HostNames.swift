@@ -26,7 +26,8 @@ final class HostNames {
             let target = try TargetURL(url)
             // A name that means this machine libcurl knows without asking (RFC 6761 6.3).
             if target.address == nil, !target.host.hasPrefix("["), !target.isLocalName {
-                host = Host(name: ExactText(target.host), port: target.port)
+                // As libcurl keeps it.
+                host = Host(name: ExactText(target.host.lowercased()), port: target.port)
             }
         } catch {
             // libcurl reports what is wrong with it.
@@ -36,6 +37,9 @@ final class HostNames {
     }
 
     func isTold(_ host: Host, _ addresses: [IPAddress]) -> Bool { told[host] == addresses }
+
+    /// Takes back what a request was to tell libcurl that never began.
+    func forget(_ host: Host) { told[host] = [] }
 
     /// The lines of `CURLOPT_RESOLVE` for libcurl before a request to the host; none when libcurl knows the addresses.
     func entries(for host: Host, at addresses: [IPAddress]) -> [String] {

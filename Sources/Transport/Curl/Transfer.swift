@@ -14,6 +14,8 @@ final class Transfer {
     private let sockets: Sockets
 
     private(set) var id: UInt64 = 0
+    /// The host whose addresses the request tells libcurl (`HostNames.entries`).
+    var newHost: HostNames.Host?
     private var completion: (@Sendable (HTTPExchange) -> Void)?
     private var exchange = HTTPExchange()
     private var received = 0

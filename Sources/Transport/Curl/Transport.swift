@@ -33,6 +33,8 @@ package final class Transport: Sendable {
         let id: UInt64
         /// When its name was asked for, where that had to be waited for.
         var askedAt: ContinuousClock.Instant?
+        /// What came of that.
+        var outcome: Resolver.Outcome?
         let request: HTTPRequest
         let submittedAt: ContinuousClock.Instant
         let completion: @Sendable (HTTPExchange) -> Void
@@ -170,16 +172,17 @@ package final class Transport: Sendable {
             loop.finishReady()
             // Swapped, so that both arrays keep their memory.
             commands.removeAll(keepingCapacity: true)
-            let isClosed = inbox.withLock { inbox in
+            let (isClosed, mayWait) = inbox.withLock { inbox in
                 swap(&commands, &inbox.commands)
                 inbox.isAsleep = commands.isEmpty && !loop.isStarting
-                return inbox.isClosed
+                return (inbox.isClosed, inbox.isAsleep)
             }
             for command in commands { loop.take(command) }
             if isClosed { return loop.close() }
-            loop.startSome()
             loop.expireNames()
-            if commands.isEmpty, !loop.isStarting { loop.wait() }
+            loop.startSome()
+            // Only when the lock says so: nobody wakes a thread that was not about to sleep.
+            if mayWait, !loop.isStarting { loop.wait() }
         }
     }
 }

@@ -62,6 +62,8 @@ final class TransportLoop {
             unsafe curl_multi_remove_handle(multi, handle)
             if transfer.metStaleConnection {
                 transfer.connectAnew()
+                // libcurl knows them already, and newer ones perhaps.
+                transfer.use([])
                 if unsafe curl_multi_add_handle(multi, handle) == CURLM_OK { continue }
                 result = CURLE_OUT_OF_MEMORY
             }
@@ -75,11 +77,14 @@ final class TransportLoop {
         switch command {
         case .start(let start): waiting.append(start)
         case .resolved(let id, let outcome):
-            guard let start = naming.removeValue(forKey: id) else { return }
-            begin(start, at: outcome)
+            guard var start = naming.removeValue(forKey: id) else { return }
+            start.outcome = outcome
+            // It has waited already.
+            waiting.prepend(start)
         case .cancel(let id):
             if let transfer = active.removeValue(forKey: id) {
                 unsafe curl_multi_remove_handle(multi, transfer.handle)
+                if let host = transfer.newHost { names.forget(host) }
                 transfer.abandon()
             } else if let start = naming.removeValue(forKey: id) {
                 start.completion(.unsent(.cancelled, "cancelled before it was sent"))
@@ -100,6 +105,10 @@ final class TransportLoop {
             }
             guard let resolver, let host = names.host(of: start.request.url) else {
                 begin(start, at: nil, names: nil)
+                continue
+            }
+            if let outcome = start.outcome {
+                begin(start, at: outcome)
                 continue
             }
             if let known = resolver.known(host.name, for: start.request.party) {
@@ -135,21 +144,32 @@ final class TransportLoop {
         }
         transfer.prepare(start)
         // Nothing, too: what the handle was to tell for its last request is old.
-        transfer.use(host.flatMap { host in addresses.map { names.entries(for: host, at: $0) } } ?? [])
+        let entries = host.flatMap { host in addresses.map { names.entries(for: host, at: $0) } } ?? []
+        transfer.use(entries)
+        transfer.newHost = entries.isEmpty ? nil : host
         guard unsafe curl_multi_add_handle(multi, transfer.handle) == CURLM_OK else {
+            if let host = transfer.newHost { names.forget(host) }
             return transfer.finish(CURLE_OUT_OF_MEMORY)
         }
         active[start.id] = transfer
     }
 
-    /// Gives up requests whose host has no address in the time that a connection may take.
+    /// Gives up requests whose host has no address in the time that a connection may take; those whose host had one
+    /// earlier go there.
     func expireNames() {
         let now = ContinuousClock.now
         guard !naming.isEmpty, now - lastExpiry > .milliseconds(100) else { return }
         lastExpiry = now
         for (id, start) in naming {
             let limit = min(start.request.connectTimeout, start.request.timeout)
-            guard let askedAt = start.askedAt, now - askedAt > limit else { continue }
+            guard let askedAt = start.askedAt else { continue }
+            if now - askedAt > min(limit / 2, Resolver.patience), let host = names.host(of: start.request.url),
+                let old = resolver?.fallBack(host.name)
+            {
+                take(.resolved(id: id, .addresses(old)))
+                continue
+            }
+            guard now - askedAt > limit else { continue }
             naming[id] = nil
             start.completion(.unsent(.dns, "the host's address was not found within \(limit.inMilliseconds) ms"))
         }

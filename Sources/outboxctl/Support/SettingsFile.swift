@@ -61,7 +61,7 @@ enum SettingsFile {
         var values: [String: String] = [:]
         for (key, value) in mapping {
             let name = key.string ?? "?"
-            if let scalar = value.scalar {
+            if let scalar = value.scalar, value.null == nil {
                 values[name] = scalar.string
             } else if let parts = value.sequence?.map(\.scalar?.string), !parts.contains(nil) {
                 values[name] = parts.compactMap(\.self).joined(separator: ",")
