@@ -213,7 +213,7 @@ extension Connection {
         var old: Credentials? = Credentials()
         if let (keyID, bytes) = known.first {
             do { old = try Credentials(try keyring.open(bytes, .credentials, keyID: keyID, for: id)) } catch {
-                // Whose key is lost or whose row is damaged is given all of its credentials anew.
+                // What cannot be opened is no obstacle to credentials that are all new, or taken away.
                 if configuration.keepsSecrets { throw error }
                 old = nil
             }
@@ -305,6 +305,7 @@ extension EndpointConfiguration {
             && tls.clientKey == other.tls.clientKey && secrets(self) == secrets(other)
     }
 
+    /// True when a stored secret is to stay.
     fileprivate var keepsSecrets: Bool {
         authentication.secret == .kept || tls.clientKey == .kept
             || headers.contains { $0.isSecret && $0.value == .kept }
@@ -313,10 +314,8 @@ extension EndpointConfiguration {
     /// The credentials to be sealed.
     fileprivate func credentials(keeping old: Credentials, of before: EndpointConfiguration?) throws -> Credentials {
         var new = Credentials()
-        var isAnythingKept = false
         func value(_ secret: EndpointSecret, old: String?) -> String? {
             if case .text(let text) = secret { return text }
-            isAnythingKept = true
             return old
         }
         new.authentication = authentication.secret.flatMap { value($0, old: old.authentication) }
@@ -335,7 +334,7 @@ extension EndpointConfiguration {
             new.headers.append(Credentials.SecretHeader(name: ExactText(header.name), value: ExactText(text)))
         }
         new.origins = origins
-        if isAnythingKept, !old.isEmpty, old.origins != new.origins { throw boundToOrigin(old.origins) }
+        if keepsSecrets, !old.isEmpty, old.origins != new.origins { throw boundToOrigin(old.origins) }
         return new
     }
 }

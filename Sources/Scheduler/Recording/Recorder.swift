@@ -135,8 +135,7 @@ final class Recorder: Service {
                 tallies[ObjectIdentifier(report.lease)]?.laneEvents.append(report.outcome.delivery.event)
             }
             if let news = report.said {
-                let endpoint = report.outcome.delivery.endpoint
-                said[endpoint] = said[endpoint].map { $0.merged(with: news) } ?? news
+                said.merge([report.outcome.delivery.endpoint: news]) { $0.merged(with: $1) }
             }
         }
         for tally in tallies.values where tally.lease.ends(with: tally.count) {
@@ -229,7 +228,7 @@ final class Recorder: Service {
             // What its response says of the endpoint stays true.
             var said = effects
             if let news = report.said {
-                said[delivery.endpoint] = said[delivery.endpoint].map { $0.merged(with: news) } ?? news
+                said.merge([delivery.endpoint: news]) { $0.merged(with: $1) }
             }
             if !finished.isEmpty || !said.isEmpty { await record([], finished: finished, effects: said) }
             return

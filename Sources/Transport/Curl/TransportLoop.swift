@@ -104,15 +104,11 @@ final class TransportLoop {
                 continue
             }
             guard let resolver, let host = names.host(of: start.request.url) else {
-                begin(start, at: nil, names: nil)
+                begin(start)
                 continue
             }
-            if let outcome = start.outcome {
-                begin(start, at: outcome)
-                continue
-            }
-            if let known = resolver.known(host.name, for: start.request.party) {
-                begin(start, at: known)
+            if let outcome = start.outcome ?? resolver.known(host.name, for: start.request.party) {
+                begin(start, to: host, at: outcome)
                 continue
             }
             var asking = start
@@ -124,8 +120,7 @@ final class TransportLoop {
 
     /// Begins a request to a host whose addresses are known. One forbidden address refuses all of them: which one a connection is
     /// made to is not ours to choose.
-    private func begin(_ start: Transport.Start, at outcome: Resolver.Outcome) {
-        guard let host = names.host(of: start.request.url) else { return begin(start, at: nil, names: nil) }
+    private func begin(_ start: Transport.Start, to host: HostNames.Host, at outcome: Resolver.Outcome) {
         switch outcome {
         case .failure(let failure):
             start.completion(.unsent(failure.isOurs ? .localResources : .dns, failure.text))
@@ -134,21 +129,21 @@ final class TransportLoop {
             guard names.isTold(host, addresses) || addresses.allSatisfy({ policy.allows($0, port: host.port) }) else {
                 return start.completion(.unsent(.blockedAddress, TransferEvidence.blocked))
             }
-            begin(start, at: addresses, names: host)
+            begin(start, telling: names.entries(for: host, at: addresses), of: host)
         }
     }
 
-    private func begin(_ start: Transport.Start, at addresses: [IPAddress]?, names host: HostNames.Host?) {
+    private func begin(_ start: Transport.Start, telling entries: [String] = [], of host: HostNames.Host? = nil) {
         guard let transfer = idle.popLast() ?? Transfer(policy: policy, proxy: proxy, sockets: sockets) else {
+            if let host { names.forget(host) }
             return start.completion(.unsent(.localResources, "out of memory"))
         }
         transfer.prepare(start)
         // Nothing, too: what the handle was to tell for its last request is old.
-        let entries = host.flatMap { host in addresses.map { names.entries(for: host, at: $0) } } ?? []
         transfer.use(entries)
         transfer.newHost = entries.isEmpty ? nil : host
         guard unsafe curl_multi_add_handle(multi, transfer.handle) == CURLM_OK else {
-            if let host = transfer.newHost { names.forget(host) }
+            if let host { names.forget(host) }
             return transfer.finish(CURLE_OUT_OF_MEMORY)
         }
         active[start.id] = transfer
