@@ -149,10 +149,12 @@ import Threads
     }
 
     /// A transport whose names are those of the test.
-    private func transport(_ names: Names, allowing networks: [String] = ["127.0.0.0/8"]) throws -> Transport {
+    private func transport(
+        _ names: Names, allowing networks: [String] = ["127.0.0.0/8"], fresh: Duration = Resolver.fresh
+    ) throws -> Transport {
         try Transport(
             policy: AddressPolicy(allowing: networks.compactMap(Network.init), own: { [] }), proxy: nil, capacity: 8,
-            resolver: Resolver { names.answer($0) })
+            resolver: Resolver(fresh: fresh) { names.answer($0) })
     }
 
     @Test func `a request goes to the address that the name has, and the header keeps the name`() async throws {
@@ -187,6 +189,25 @@ import Threads
         let exchange = await transport.send(HTTPRequest(url: "http://mixed.example/"))
         #expect(exchange.failure == .blockedAddress && !exchange.mayHaveBeenSent)
         await transport.stop()
+    }
+
+    @Test func `a request goes to the old address when the name servers are silent`() async throws {
+        let names = Names()
+        names.say("dead.example", .addresses([IPAddress.v4(0x7F00_0001)]))
+        let receiver = try Receiver { _ in Receiver.Response() }
+        // Every request finds the addresses too old.
+        let transport = try transport(names, fresh: .nanoseconds(1))
+        for isSilent in [false, true] {
+            names.isSilent.isSet = isSilent
+            let exchange = await transport.send(
+                HTTPRequest(
+                    url: "http://dead.example:\(receiver.port)/", timeout: .seconds(120), connectTimeout: .seconds(60)))
+            #expect(exchange.status == 200, "\(exchange.message ?? "")")
+        }
+        #expect(names.asked.count == 2)
+        names.isSilent.isSet = false
+        await transport.stop()
+        receiver.stop()
     }
 
     @Test func `a request waits for a name no longer than for a connection`() async throws {

@@ -72,10 +72,13 @@ final class Resolver: Sendable {
     private let signal = ThreadSemaphore()
     private let lookup: Lookup
     private let maxThreads: Int
+    private let fresh: Duration
 
-    /// - Parameter threads: the max number of concurrent lookups.
-    init(threads: Int = 8, lookup: @escaping Lookup = Resolver.ask) {
-        (maxThreads, self.lookup) = (max(2, threads), lookup)
+    /// - Parameters:
+    ///   - threads: the max number of concurrent lookups.
+    ///   - fresh: how long an address is used without a new lookup.
+    init(threads: Int = 8, fresh: Duration = Resolver.fresh, lookup: @escaping Lookup = Resolver.ask) {
+        (maxThreads, self.fresh, self.lookup) = (max(2, threads), fresh, lookup)
     }
 
     /// The known result for a name, without waiting; nil when the caller has to wait for it (`resolve`). A result that
@@ -86,10 +89,10 @@ final class Resolver: Sendable {
             let failedSince = entry.failedAt.map { now - $0 }
             let hasJustFailed = failedSince.map { $0 < Self.failed } ?? false
             let age = now - entry.resolvedAt
-            let isUsable = age < Self.fresh * 2 || (failedSince.map { $0 < Self.fresh * 2 } ?? false)
+            let isUsable = age < fresh * 2 || (failedSince.map { $0 < fresh * 2 } ?? false)
             if let addresses = entry.addresses, age < Self.stale, isUsable {
                 return (
-                    .addresses(addresses), age >= Self.fresh && !hasJustFailed && !state.isAsked(name, by: party)
+                    .addresses(addresses), age >= fresh && !hasJustFailed && !state.isAsked(name, by: party)
                 )
             }
             if hasJustFailed, let failure = entry.failure { return (.failure(failure), false) }
@@ -210,7 +213,7 @@ final class Resolver: Sendable {
 
     /// Forgets the old names, or half of all names: they are looked up again.
     private func forgetSome(_ state: inout State, at now: ContinuousClock.Instant) {
-        state.entries = state.entries.filter { now - $0.value.resolvedAt < Self.fresh }
+        state.entries = state.entries.filter { now - $0.value.resolvedAt < fresh }
         if state.entries.count >= Self.maxNames {
             for name in state.entries.keys.prefix(Self.maxNames / 2) { state.entries[name] = nil }
         }
