@@ -68,9 +68,12 @@ package struct Engine: Sendable {
         let transport = try Transport(
             policy: configuration.policy.refusing(sockets), proxy: configuration.proxy,
             capacity: configuration.maxInFlight)
-        let sender = try Sender(
-            transport: transport, recorder: recorder, waking: claiming, directory: directory, clock: clock,
-            instance: instance, configuration: configuration, logger: logger)
+        let attempts = try AttemptRunner(
+            transport: transport, recorder: recorder, directory: directory, clock: clock, instance: instance,
+            lease: configuration.lease, logger: logger)
+        let sender = Sender(
+            attempts: attempts, recorder: recorder, waking: claiming, directory: directory, clock: clock,
+            configuration: configuration, logger: logger)
         let parts = EngineParts(
             pool: pool, lanes: lanes, directory: directory, clock: clock, keeper: keeper, recorder: recorder,
             sender: sender,

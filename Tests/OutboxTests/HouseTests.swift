@@ -29,6 +29,20 @@ import Testing
             ])
     }
 
+    @Test func `a state machine reads no clock: times are passed in`() throws {
+        let machines: Set = [
+            "EndpointState.swift", "EndpointStateChange.swift", "LaneRamp.swift", "LaneScan.swift", "SendQueues.swift",
+            "RateLimiter.swift", "RecorderInbox.swift", "CutPace.swift", "CutBudget.swift", "FilterPace.swift",
+            "Route.swift", "RetryPolicy.swift", "TurnQueue.swift",
+        ]
+        let found = try sources("Sources").filter {
+            machines.contains(URL(filePath: $0.name).lastPathComponent)
+        }
+        #expect(found.count == machines.count)
+        let reading = found.filter { $0.text.firstMatch(of: /(?:Clock|Timestamp|[( ])\.now\b/) != nil }
+        #expect(reading.map(\.name) == [])
+    }
+
     @Test func `the domain speaks of no command and no flag, and the command line of no statement`() throws {
         /// Texts of the code, without comments.
         func texts(_ file: (name: String, text: String)) -> String {

@@ -18,11 +18,7 @@ import Testing
     private func report(_ event: Int64, _ endpoint: EndpointID) -> Recorder.Report {
         let delivery = DeliveryID(
             event: EventKey(id: EventID(rawValue: event), createdAt: Timestamp(microseconds: 0)), endpoint: endpoint)
-        return Recorder.Report(
-            outcome: Outcome(
-                delivery: delivery, holder: batch.holder, mayBeShared: false, attempt: nil, attempts: 1,
-                resolution: .delivered),
-            lease: batch)
+        return Recorder.Report(delivery, under: batch, attempts: 1, resolution: .delivered)
     }
 
     private func events(_ work: RecorderInbox.Work) -> [Int64] {

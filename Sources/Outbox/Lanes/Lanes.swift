@@ -64,6 +64,14 @@ package struct WaitingDelivery: Sendable {
     package let isOrdered: Bool
     /// Nil only when the event's row is gone, which retention rules out.
     package fileprivate(set) var content: Event?
+
+    package init(
+        event: EventKey, dueAt: Timestamp, attempts: Int, crashes: Int, trigger: Trigger, isOrdered: Bool,
+        content: Event? = nil
+    ) {
+        (self.event, self.dueAt, self.attempts, self.crashes) = (event, dueAt, attempts, crashes)
+        (self.trigger, self.isOrdered, self.content) = (trigger, isOrdered, content)
+    }
 }
 
 /// How far a lane's reader has got; rows before it are in flight or were moved.

@@ -10,16 +10,7 @@ struct LaneWork {
     /// How long it is kept when nothing in it is due: then others get a chance to claim it.
     private let keptUntil: ContinuousClock.Instant
 
-    private var cursor: LaneCursor
-    /// Nothing in the lane is due before.
-    private(set) var floor: LaneFloor
-    /// When the cursor was last at the floor, and when the floor was last raised.
-    private var beganAt = ContinuousClock.now
-    private var raisedAt = ContinuousClock.now
-    /// When it was last asked whether what waits in memory is still in the lane.
-    private var askedAt = ContinuousClock.now
-    /// After so long the cursor goes back to the floor, for rows that were committed behind it.
-    private static let maxSweep = Duration.seconds(1)
+    private var scan: LaneScan
     /// The rates that the sender keeps to on our behalf.
     private var rates: [RateLimit] = []
     /// A lane that was not released cleanly may hold a payload that kills its worker. What was in flight then is at the head
@@ -44,11 +35,13 @@ struct LaneWork {
         self.parts = parts
         self.wakeups = wakeups
         self.keptUntil = keptUntil
-        floor = lane.floor
-        cursor = .start(lane.floor)
+        scan = LaneScan(from: lane.floor, at: .now)
         suspects = lane.claims > 1 ? Self.maxSuspects : 0
         ramp = LaneRamp(lane.state, hasJustRested: lane.hasJustRested)
     }
+
+    /// Nothing in the lane is due before.
+    var floor: LaneFloor { scan.floor }
 
     private var endpoint: Endpoint? { parts.directory.current.byID[lane.endpoint] }
 
@@ -94,15 +87,15 @@ struct LaneWork {
     }
 
     private mutating func nextPage() async throws -> Page {
-        if .now - beganAt > Self.maxSweep { try await beginAgain() }
+        if scan.mustBeginAgain(at: .now) { try await beginAgain() }
         // What is in flight now is not sent again, also when it is resolved while the page is read.
         let inFlight = lease.inFlight
-        let found = try await parts.lanes.run { [lane, cursor, ramp, instance = parts.instance] in
+        let found = try await parts.lanes.run { [lane, cursor = scan.cursor, ramp, instance = parts.instance] in
             try $0.lanePage(of: lane.endpoint, after: cursor, recoveredAt: ramp.triedBefore, instance: instance)
         }
         if found.isEmpty {
             // Rows may have been added behind the cursor: look again from the start.
-            if inFlight.isEmpty, cursor == .start(floor) { return .nothing }
+            if inFlight.isEmpty, scan.isAtFloor { return .nothing }
             if !inFlight.isEmpty { await lease.waitForOne(upTo: .milliseconds(500)) }
             try await beginAgain()
             return .notYet
@@ -121,15 +114,14 @@ struct LaneWork {
                 return .notYet
             }
         }
-        if let last = page.last ?? found.last { cursor = LaneCursor(dueAt: last.dueAt, event: last.event.id) }
+        if let last = page.last ?? found.last { scan.advance(past: last) }
         return page.isEmpty ? .notYet : .deliveries(page)
     }
 
     /// Back to the first row, as far as that is known.
     private mutating func beginAgain() async throws {
-        if .now - raisedAt > Self.maxSweep { try await raiseFloor() }
-        beganAt = .now
-        cursor = .start(floor)
+        if scan.mustRaiseFloor(at: .now) { try await raiseFloor() }
+        scan.beginAgain(at: .now)
     }
 
     /// Passes by what was delivered. False when the lane is not ours any more.
@@ -137,10 +129,8 @@ struct LaneWork {
         let found = try await unlessLocked { [lane, floor] in
             try $0.laneFloor(of: lane.endpoint, lease: lane.lease, from: floor)
         }
-        raisedAt = .now
-        guard let found else { return true }
-        floor = found ?? floor
-        return found != nil
+        scan.raise(to: found ?? nil, at: .now)
+        return found.map { $0 != nil } ?? true
     }
 
     /// Goes on where the last owner of the lane stopped: the attempt log says what it sent. What it sent and did not live to
@@ -173,18 +163,12 @@ struct LaneWork {
         }
         let new = page.filter(isNew)
         if new.isEmpty { return page }
-        var verdicts: [EventKey: FilterVerdict] = [:]
         let began = ContinuousClock.now
-        repeat {
-            let rest = new[verdicts.count...]
-            let found = try await parts.filters.ask(rest.map(\.event), of: endpoint, filter)
-            for (delivery, verdict) in zip(rest, found) { verdicts[delivery.event] = verdict }
-        } while verdicts.count < new.count && isWorkable && .now - began < Self.maxSweep
+        let verdicts = try await parts.filters.ask(
+            new.map(\.event), of: endpoint, filter, within: LaneScan.maxSweep, while: { isWorkable })
         // What a slow filter has not looked at is read again.
         let judged = page.prefix { !isNew($0) || verdicts[$0.event] != nil }
-        if judged.count < page.count, let last = judged.last {
-            cursor = LaneCursor(dueAt: last.dueAt, event: last.event.id)
-        }
+        if judged.count < page.count, let last = judged.last { scan.advance(past: last) }
         let wanted = judged.filter { delivery in
             guard isNew(delivery) else { return true }
             switch verdicts[delivery.event] {
@@ -196,7 +180,7 @@ struct LaneWork {
             }
             return false
         }
-        guard .now - began > Self.maxSweep, !wanted.isEmpty else { return wanted }
+        guard .now - began > LaneScan.maxSweep, !wanted.isEmpty else { return wanted }
         // What was cancelled in that time does not go out.
         let keys = wanted.map(\.event)
         let there = Set(try await parts.lanes.run { [lane] in try $0.waiting(keys, in: lane.endpoint) })
@@ -262,13 +246,12 @@ struct LaneWork {
     private func resolve(
         _ delivery: WaitingDelivery, _ resolution: Resolution, note: (errorClass: String, error: String)? = nil
     ) {
-        var outcome = Outcome(
-            delivery: DeliveryID(event: delivery.event, endpoint: lane.endpoint), holder: lease.holder,
-            mayBeShared: lease.mayBeShared, attempt: nil, attempts: delivery.attempts, resolution: resolution,
-            note: note)
-        outcome.isOrdered = delivery.isOrdered
         lease.add([delivery.event])
-        parts.recorder.submit([Recorder.Report(outcome: outcome, lease: lease)])
+        parts.recorder.submit([
+            Recorder.Report(
+                DeliveryID(event: delivery.event, endpoint: lane.endpoint), under: lease, attempts: delivery.attempts,
+                resolution: resolution, note: note, isOrdered: delivery.isOrdered)
+        ])
     }
 
     private func enqueue(_ sends: [Send]) {
@@ -302,7 +285,7 @@ struct LaneWork {
     /// Waits for what was sent.
     private mutating func wait(untilUnresolvedAtMost most: Int) async throws {
         while lease.unresolved > most {
-            await lease.wait(untilUnresolvedAtMost: most, upTo: Self.maxSweep)
+            await lease.wait(untilUnresolvedAtMost: most, upTo: LaneScan.maxSweep)
             try await withdrawCancelled()
         }
     }
@@ -310,8 +293,7 @@ struct LaneWork {
     /// What waits in memory may be cancelled meanwhile: once a second it is asked whether all of it is still in the lane, and what is
     /// not does not go out.
     private mutating func withdrawCancelled() async throws {
-        guard .now - askedAt > Self.maxSweep else { return }
-        askedAt = .now
+        guard scan.isTimeToAsk(at: .now) else { return }
         let waiting = parts.sender.waiting(for: lane.endpoint)
         if waiting.isEmpty { return }
         let there = try await parts.lanes.run { [lane] in try $0.waiting(waiting, in: lane.endpoint) }
@@ -347,11 +329,10 @@ struct LaneWork {
     /// begins anew with its next claim.
     private mutating func sleep() async throws -> Bool {
         guard ramp.isOver, .now < keptUntil, wakeups.hasRoom else { return false }
-        if .now - raisedAt > Self.maxSweep, try await !raiseFloor() { return false }
+        if scan.mustRaiseFloor(at: .now), try await !raiseFloor() { return false }
         await wakeups.sleep(in: lane.endpoint, from: floor, upTo: keptUntil - .now)
         // Nothing of it is in flight: the next row is the first.
-        beganAt = .now
-        cursor = .start(floor)
+        scan.beginAgain(at: .now)
         return .now < keptUntil
     }
 }

@@ -1,17 +1,14 @@
-import Bytewise
 import Logging
 import Outbox
 import Postgres
 import ServiceLifecycle
 import Synchronization
-import Templates
-import Transport
 
-/// Starts requests within the caps and turns their ends into reports for the recorder.
+/// Starts requests within the caps, and puts off what cannot be started.
 ///
-///     dispatcher, lane runner ─► a queue per endpoint ─► transport ─► verdict ─► recorder
+///     dispatcher, lane runner ─► a queue per endpoint ─► attempt ─► recorder
 ///
-/// Decisions are made under the lock (`SendQueues`); requests are built and reports made outside it.
+/// Decisions are made under the lock (`SendQueues`); attempts are made outside it (`AttemptRunner`).
 final class Sender: Service {
     private struct State {
         var queues: SendQueues
@@ -19,41 +16,29 @@ final class Sender: Service {
         var full = FullWarning()
     }
 
-    /// A request must end this long before its lease does, so that the outcome can still be written under it.
-    private static let margin = Duration.seconds(2)
-
-    private let transport: Transport
-    private let tokens: AccessTokens
-    private let computing: ComputePool
-    private let failures = FailureCounter()
+    private let attempts: AttemptRunner
     private let recorder: Recorder
     private let directory: EndpointDirectory
     private let clock: DatabaseClock
     private let grace: Duration
-    private let lease: Duration
     private let logger: Logger
-    private let instance: String
     private let state: Mutex<State>
     private let wakeup = Wakeup()
     /// Signalled when there may be room again.
     private let claiming: Wakeup
 
     init(
-        transport: Transport, recorder: Recorder, waking claiming: Wakeup, directory: EndpointDirectory,
-        clock: DatabaseClock, instance: String, configuration: EngineConfiguration, logger: Logger
-    ) throws {
-        self.instance = instance
-        computing = try ComputePool()
-        self.claiming = claiming
-        self.transport = transport
-        tokens = AccessTokens(transport: transport)
+        attempts: AttemptRunner, recorder: Recorder, waking claiming: Wakeup, directory: EndpointDirectory,
+        clock: DatabaseClock, configuration: EngineConfiguration, logger: Logger
+    ) {
+        self.attempts = attempts
         self.recorder = recorder
+        self.claiming = claiming
         self.directory = directory
         self.clock = clock
         state = Mutex(
             State(queues: SendQueues(maxInFlight: configuration.maxInFlight, maxBytes: configuration.maxBytes)))
         grace = configuration.grace
-        lease = configuration.lease
         self.logger = logger
     }
 
@@ -97,17 +82,9 @@ final class Sender: Service {
     /// True once nothing more is started.
     var isStopping: Bool { state.withLock { $0.isStopping } }
 
-    /// True when a request to the endpoint may be started under the lease: both are open, and the request will have
-    /// ended before the lease may end. A timeout longer than the lease relies on renewals; then a good part of the lease
-    /// must be left.
+    /// True when a request from the endpoint's lane may be started under the lease.
     func mayStart(_ id: EndpointID, under held: Lease) -> Bool {
-        guard let endpoint = directory.current.byID[id] else { return false }
-        return mayStart(endpoint, isFromBatch: false, at: clock.now, under: held)
-    }
-
-    private func mayStart(_ endpoint: Endpoint, isFromBatch: Bool, at now: Timestamp, under held: Lease) -> Bool {
-        guard endpoint.takes(isFromBatch: isFromBatch, at: now) else { return false }
-        return held.isTrusted(for: min(endpoint.timeout + Self.margin, lease / 3), at: .now)
+        directory.current.byID[id].map { attempts.mayStart($0, under: held) } ?? false
     }
 
     /// Queues the sends and starts what can start.
@@ -146,11 +123,33 @@ final class Sender: Service {
     // MARK: Starting
 
     private func pump() {
-        var unsendable: [Send] = []
         while let (send, endpoint) = next() {
-            if !start(send, to: endpoint) { unsendable.append(send) }
+            guard let endpoint else {
+                notStarted(send)
+                continue
+            }
+            attempts.run(send, to: endpoint) { ending in
+                switch ending {
+                case .sent:
+                    self.finished(send)
+                    self.pump()
+                // Possibly within `run`: this loop, or the next one, goes on.
+                case .unsent:
+                    self.finished(send)
+                    self.wakeup.signal()
+                case .notStarted:
+                    self.notStarted(send)
+                    self.wakeup.signal()
+                }
+            }
         }
-        putOff(unsendable)
+    }
+
+    private func finished(_ send: Send) { state.withLock { $0.queues.finish(send) } }
+
+    private func notStarted(_ send: Send) {
+        finished(send)
+        putOff([send])
     }
 
     private func next() -> (Send, Endpoint?)? {
@@ -164,148 +163,6 @@ final class Sender: Service {
         if next.isRunningLow { claiming.signal() }
         return (next.send, next.endpoint)
     }
-
-    /// Hands the request to the transport; false when it must not be sent now.
-    private func start(_ send: Send, to endpoint: Endpoint?) -> Bool {
-        guard let endpoint, mayStart(endpoint, isFromBatch: send.isFromBatch, at: clock.now, under: send.lease) else {
-            finished(send)
-            return false
-        }
-        guard let client = endpoint.oauth else {
-            if isLarge(send, endpoint) {
-                compute(send, to: endpoint, token: nil)
-            } else {
-                _ = submit(send, to: endpoint, token: nil)
-            }
-            return true
-        }
-        tokens.token(for: client, of: endpoint.customerID) { result in
-            switch result {
-            case .success(let token):
-                if self.isLarge(send, endpoint) { return self.compute(send, to: endpoint, token: token) }
-                self.submitLater(send, to: endpoint, token: token)
-            case .failure(let failure):
-                self.complete(
-                    send, endpoint: endpoint, startedAt: self.clock.now, token: nil, note: nil,
-                    .unsent(failure.ours ?? .auth, failure.description))
-            }
-        }
-        return true
-    }
-
-    /// Above this a request is built, and a response judged, on the threads of `computing`: both take time by what strangers sent.
-    private static let large = 16 * 1024
-
-    private func isLarge(_ send: Send, _ endpoint: Endpoint) -> Bool {
-        send.event.size > Self.large
-            || endpoint.configuration.template.map { $0.source.utf8.count > Self.large } ?? false
-    }
-
-    private func compute(_ send: Send, to endpoint: Endpoint, token: AccessTokens.Token?) {
-        computing.post(for: endpoint.customerID) { self.submitLater(send, to: endpoint, token: token) }
-    }
-
-    /// As `submit`, some time after the request was let start: whether it still may is looked at once more.
-    private func submitLater(_ send: Send, to endpoint: Endpoint, token: AccessTokens.Token?) {
-        if mayStart(endpoint, isFromBatch: send.isFromBatch, at: clock.now, under: send.lease) {
-            if submit(send, to: endpoint, token: token) { return }
-        } else {
-            finished(send)
-            putOff([send])
-        }
-        // Nothing went out, so no completion will look for the next one.
-        wakeup.signal()
-    }
-
-    /// Builds the request and hands it over; false when it cannot be built, which is reported.
-    private func submit(_ send: Send, to endpoint: Endpoint, token: AccessTokens.Token?) -> Bool {
-        let now = clock.now
-        let delivery: DeliveryRequest
-        do throws(RequestError) {
-            delivery = try HTTPRequest.delivery(
-                of: send.event, to: endpoint, number: send.number,
-                webhookID: send.event.key.webhookID(instance: instance), at: now, token: token?.value)
-        } catch {
-            recorder.submit([
-                report(
-                    send, attempt: nil, attempts: send.number, resolution: .dead(.renderError),
-                    note: (error.errorClass, storable(error.description)))
-            ])
-            finished(send)
-            return false
-        }
-        FailPoint.reach(.sendBefore, subject: send.event.type.text)
-        transport.submit(delivery.request) { [note = delivery.note] exchange in
-            FailPoint.reach(.sendAfter, subject: send.event.type.text)
-            self.complete(send, endpoint: endpoint, startedAt: now, token: token, note: note, exchange)
-        }
-        return true
-    }
-
-    /// Runs on the transport thread.
-    private func complete(
-        _ send: Send, endpoint: Endpoint, startedAt: Timestamp, token: AccessTokens.Token?, note: String?,
-        _ exchange: HTTPExchange
-    ) {
-        guard endpoint.rules.readBody, exchange.body.count > Self.large else {
-            return conclude(send, endpoint: endpoint, startedAt: startedAt, token: token, note: note, exchange)
-        }
-        computing.post(for: endpoint.customerID) {
-            self.conclude(send, endpoint: endpoint, startedAt: startedAt, token: token, note: note, exchange)
-        }
-    }
-
-    private func conclude(
-        _ send: Send, endpoint: Endpoint, startedAt: Timestamp, token: AccessTokens.Token?, note: String?,
-        _ exchange: HTTPExchange
-    ) {
-        var verdict = RetryPolicy.judge(
-            exchange, endpoint: endpoint, number: send.number, trigger: send.trigger, now: clock.now,
-            jitter: .random(in: 0..<1))
-        if let token {
-            if exchange.status == 401, tokens.reject(token) { verdict.tryAgainWithNewToken() }
-            if verdict.isSuccess { tokens.accept(token) }
-        }
-        judgeEndpoint(&verdict, of: send)
-        let attempt = Attempt(
-            exchange, verdict, number: send.number, trigger: send.trigger, startedAt: startedAt, note: note)
-        var report = report(
-            send, attempt: verdict.isAttempt ? attempt : nil, attempts: verdict.attempts,
-            resolution: verdict.resolution,
-            note: verdict.isAttempt ? nil : verdict.errorClass.map { ($0, verdict.error ?? $0) })
-        report.said = verdict.endpointEvent.flatMap { self.endpoint(send)?.known.say($0, at: clock.now) }
-        recorder.submit([report])
-        logger.log(
-            level: verdict.isSuccess ? .debug : .info, verdict.isSuccess ? "delivered" : "attempt failed",
-            metadata: [
-                "event_id": "\(send.event.id)", "endpoint": "\(endpoint.name)", "attempt": "\(send.number)",
-                "transaction_id": "\(send.event.transactionID)", "status": "\(exchange.status ?? 0)",
-                "error_class": "\(verdict.errorClass ?? "-")", "duration_ms": "\(exchange.timing.total.milliseconds)",
-            ])
-        finished(send)
-        pump()
-    }
-
-    /// Trips the endpoint's breaker when this outcome is one failure too many, or a failed probe.
-    private func judgeEndpoint(_ verdict: inout Verdict, of send: Send) {
-        let isFailure = verdict.isEndpointFailure
-        if send.lease.isProbing, verdict.showsThatItWorks { send.lease.noteResponse() }
-        let trips = failures.count(send.endpoint, isFailure: isFailure) || isFailure && send.lease.isProbing
-        guard trips || isFailure else { return }
-        if trips {
-            let trip = EndpointState.Event.trip(atLeast: .zero)
-            verdict.endpointEvent = verdict.endpointEvent.map { $0.merged(with: trip) } ?? trip
-        }
-        // What had been in flight when it tripped is not given up either.
-        if let endpoint = endpoint(send), trips || endpoint.state.breaker.failing != nil {
-            verdict.waitForEndpoint(endpoint.retrySchedule)
-        }
-    }
-
-    /// As it is known now.
-    private func endpoint(_ send: Send) -> Endpoint? { directory.current.byID[send.endpoint] }
-
-    private func finished(_ send: Send) { state.withLock { $0.queues.finish(send) } }
 
     // MARK: Not starting
 
@@ -361,32 +218,21 @@ final class Sender: Service {
         for send in sends {
             switch send.lease.holder {
             case .batch:
-                reports.append(report(send, attempt: nil, attempts: 0, resolution: .wait(.zero, .first), note: nil))
+                reports.append(
+                    Recorder.Report(send, attempt: nil, attempts: 0, resolution: .wait(.zero, .first), note: nil))
             case .lane:
                 // Still in its lane; only a crash that was presumed has to be taken back.
                 guard let crashes = send.crashesBefore else {
                     send.lease.resolve(1, events: [send.event.key])
                     continue
                 }
-                var report = report(
+                var report = Recorder.Report(
                     send, attempt: nil, attempts: send.number - 1, resolution: .wait(.zero, send.trigger), note: nil)
                 report.outcome.crashes = crashes
                 reports.append(report)
             }
         }
         recorder.submit(reports)
-    }
-
-    private func report(
-        _ send: Send, attempt: Attempt?, attempts: Int, resolution: Resolution,
-        note: (errorClass: String, error: String)?
-    ) -> Recorder.Report {
-        var outcome = Outcome(
-            delivery: DeliveryID(event: send.event.key, endpoint: send.endpoint), holder: send.lease.holder,
-            mayBeShared: send.lease.mayBeShared, attempt: attempt, attempts: attempts,
-            resolution: resolution, note: note)
-        outcome.isOrdered = send.isOrdered
-        return Recorder.Report(outcome: outcome, lease: send.lease)
     }
 
     // MARK: Stopping
@@ -402,17 +248,7 @@ final class Sender: Service {
         while state.withLock({ $0.queues.isAnythingInFlight }), .now < deadline, !Task.isCancelled {
             do { try await Task.sleep(for: .milliseconds(20)) } catch { break }
         }
-        // Stopping the transport completes what is left as cancelled, before it returns.
-        await transport.stop()
-        await computing.stop()
+        await attempts.stop()
         recorder.beginEnd(within: max(grace, .seconds(2)))
-    }
-}
-
-extension Endpoint {
-    /// True when a request may be sent at that time. What was dispatched before its endpoint got a limit, or began to fail,
-    /// goes through the lane.
-    fileprivate func takes(isFromBatch: Bool, at now: Timestamp) -> Bool {
-        isFromBatch ? accepts(.batch, at: now) && !isConstrained(at: now) : accepts(.laneOwner, at: now)
     }
 }

@@ -130,10 +130,8 @@ final class Dispatcher: Service {
                     deliverAt: event.deliverAt, to: endpoint, mayEndTheWorker: mayEndTheWorker,
                     verdict: verdicts[delivery], at: now)
                 func report(_ resolution: Resolution, note: (String, String)? = nil) {
-                    let outcome = Outcome(
-                        delivery: delivery, holder: lease.holder, mayBeShared: lease.mayBeShared, attempt: nil,
-                        attempts: 0, resolution: resolution, note: note)
-                    waiting.append(Recorder.Report(outcome: outcome, lease: lease))
+                    waiting.append(
+                        Recorder.Report(delivery, under: lease, attempts: 0, resolution: resolution, note: note))
                 }
                 switch route {
                 case .dead(let reason, let text): report(.dead(reason), note: (reason.rawValue, text))

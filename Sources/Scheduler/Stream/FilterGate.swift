@@ -64,6 +64,22 @@ final class FilterGate: Sendable {
         return verdicts
     }
 
+    /// The verdicts of the first of these events: of one at least, and of as many as can be had in that time and while the lane is to
+    /// be worked on.
+    func ask(
+        _ events: [EventKey], of endpoint: Endpoint, _ filter: String, within limit: Duration,
+        while isWorkable: () -> Bool
+    ) async throws -> [EventKey: FilterVerdict] {
+        var verdicts: [EventKey: FilterVerdict] = [:]
+        let end = ContinuousClock.now + limit
+        repeat {
+            let rest = events[verdicts.count...]
+            let found = try await ask(Array(rest), of: endpoint, filter)
+            for (event, verdict) in zip(rest, found) { verdicts[event] = verdict }
+        } while verdicts.count < events.count && isWorkable() && .now < end
+        return verdicts
+    }
+
     /// The verdicts of the first of these events, of one at least.
     func ask(_ events: [EventKey], of endpoint: Endpoint, _ filter: String) async throws -> [FilterVerdict] {
         let customer = endpoint.customerID
