@@ -40,6 +40,35 @@ package struct Operator: Sendable {
         }
     }
 
+    /// What is wrong, and what to do about it. Beside the question, on a second connection of the pool, the locks are watched: whoever
+    /// holds one that the question waits for is the answer then.
+    ///
+    /// - Parameter checking: throws when the database is not one to be asked.
+    package func problems(
+        checking check: @escaping @Sendable (inout Connection) throws -> Void = { _ in }
+    ) async throws -> Listing {
+        // Without the keys here, what the endpoints' secrets are worth only the workers know.
+        let keyring = (try? keyring()) ?? .empty
+        return try await withThrowingTaskGroup(of: Listing.self) { group in
+            group.addTask {
+                while true {
+                    let waits = try await pool.run { try $0.lockWaits() }
+                    if !waits.rows.isEmpty { return waits }
+                    try await Task.sleep(for: .seconds(1))
+                }
+            }
+            group.addTask {
+                try await pool.run { connection in
+                    try check(&connection)
+                    return try connection.problems(keyring: keyring)
+                }
+            }
+            defer { group.cancelAll() }
+            guard let problems = try await group.next() else { throw CancellationError() }
+            return problems
+        }
+    }
+
     func run<Value: Sendable>(_ body: @escaping @Sendable (inout Connection) throws -> Value) async throws -> Value {
         try await pool.run(body)
     }

@@ -9,7 +9,9 @@ import Testing
     private let start = ContinuousClock.now
     private let server = ServerStart(time: Timestamp(microseconds: 1))
 
-    private func time(_ seconds: Double) -> ContinuousClock.Instant { start + .milliseconds(Int((seconds * 1000).rounded())) }
+    private func time(_ seconds: Double) -> ContinuousClock.Instant {
+        start + .milliseconds(Int((seconds * 1000).rounded()))
+    }
 
     private func floor(_ microseconds: Int64) -> LaneFloor {
         LaneFloor(dueAt: Timestamp(microseconds: microseconds), server: server)

@@ -49,6 +49,10 @@ import Testing
 
     @Test func `what was cancelled in a lane is not sent, and the rest is`() async throws {
         let events = try await sent(configure: { $0.maxConcurrency = 1 }, holding: 1) { database, endpoint in
+            let isInLane = try await eventually {
+                try await database.number("SELECT count(*) FROM outbox.delivery") == 40
+            }
+            #expect(isInLane)
             for event in Int64(4)...40 {
                 let delivery = try await database.deliveryID(event, endpoint)
                 try await database.pool.run { try $0.cancelDelivery(delivery, reason: nil) }

@@ -37,14 +37,9 @@ struct Doctor: AsyncParsableCommand {
     func run() async throws {
         let settings = try Settings(options)
         _ = try settings.value(of: .egressProxy)
-        // Without a key of ours here, what endpoints' secrets are worth only the workers know.
-        let keyring = (try? settings.keyring(creating: false)) ?? .empty
-        let problems = try await Session.run(
-            options,
-            watching: {
-                let waits = try $0.lockWaits()
-                return waits.rows.isEmpty ? nil : waits
-            }, { try $0.problems(keyring: keyring) })
+        let problems = try await Session.operate(options, isWatching: true) { desk in
+            try await desk.problems { try Session.check(&$0, settings) }
+        }
         if problems.rows.isEmpty, options.format == .table { return print("no problems found") }
         options.format.list(
             Listing(

@@ -36,33 +36,30 @@ struct Session: Sendable {
     }
 
     /// Runs an operator's use cases, in the name of the session's role, and closes everything afterwards.
+    ///
+    /// - Parameter isWatching: the use case checks the schema itself, since it waits for no lock longer than it takes to find out who
+    ///   has it; it gets a second connection for that.
     static func operate<Value: Sendable>(
-        _ options: GlobalOptions, _ body: (Operator) async throws -> Value
+        _ options: GlobalOptions, isWatching: Bool = false, _ body: (Operator) async throws -> Value
     ) async throws -> Value {
         let settings = try Settings(options)
         let session = try await open(settings)
-        let result: Result<Value, any Error>
-        do {
-            let pool = try ConnectionPool(session.target, size: 1, session: OperatorSession.planning)
-            do {
-                try await pool.run { try check(&$0, settings) }
-                result = .success(
-                    try await body(
-                        Operator(
-                            pool: pool, actor: .session, keyring: { try settings.keyring(creating: false) },
-                            policy: { try settings.value(of: .allowNetworks) })))
-            } catch { result = .failure(error) }
-            await pool.close()
-        } catch { result = .failure(error) }
-        let left = Result { try session.cluster?.leave() }
-        // What the command has to say comes first.
-        let value = try result.get()
-        try left.get()
-        return value
+        return try await session.closing {
+            try await session.withPool(
+                size: isWatching ? 2 : 1,
+                isWatching ? OperatorSession.planning.with(("lock_timeout", "4s")) : OperatorSession.planning
+            ) { pool in
+                if !isWatching { try await pool.run { try check(&$0, settings) } }
+                return try await body(
+                    Operator(
+                        pool: pool, actor: .session, keyring: { try settings.keyring(creating: false) },
+                        policy: { try settings.value(of: .allowNetworks) }))
+            }
+        }
     }
 
     /// Throws unless the schema fits and it is the installation that is expected.
-    private static func check(_ connection: inout Connection, _ settings: Settings) throws {
+    static func check(_ connection: inout Connection, _ settings: Settings) throws {
         try Migrator.check(&connection)
         if let expected = try settings.value(of: .instance), try connection.instance() != expected {
             throw SettingError(
@@ -73,60 +70,48 @@ struct Session: Sendable {
     }
 
     /// Runs the closure on one connection and closes everything afterwards.
-    ///
-    /// - Parameter watching: asked at once, and every second until the command is done, on a connection of its own; its response, if it
-    ///   has one, is the command's. What the closure does waits no longer for a lock then than that takes to find out who has it.
     static func run<Value: Sendable>(
         _ options: GlobalOptions, checkingSchema: Bool = true,
-        watching: (@Sendable (inout Connection) throws -> Value?)? = nil,
         _ body: @escaping @Sendable (inout Connection) throws -> Value
     ) async throws -> Value {
         let settings = try Settings(options)
         let session = try await open(settings)
-        let result: Result<Value, any Error>
-        do {
-            result = .success(
-                try await withThrowingTaskGroup(of: Value.self) { group in
-                    if let watching { group.addTask { try await session.watch(watching) } }
-                    group.addTask {
-                        try await session.use(isHurried: watching != nil) { connection in
-                            if checkingSchema { try check(&connection, settings) }
-                            return try body(&connection)
-                        }
-                    }
-                    defer { group.cancelAll() }
-                    guard let value = try await group.next() else { throw CancellationError() }
-                    return value
-                })
-        } catch { result = .failure(error) }
-        let left = Result { try session.cluster?.leave() }
-        // What the command has to say comes first.
-        let value = try result.get()
-        try left.get()
-        return value
-    }
-
-    /// Asks until there is a response, or somebody else has one.
-    private func watch<Value: Sendable>(
-        _ question: @escaping @Sendable (inout Connection) throws -> Value?
-    ) async throws -> Value {
-        while true {
-            if let value = try await use(isHurried: true, question) { return value }
-            try await Task.sleep(for: .seconds(1))
+        return try await session.closing {
+            try await session.use { connection in
+                if checkingSchema { try check(&connection, settings) }
+                return try body(&connection)
+            }
         }
     }
 
     /// One connection for the closure.
     func use<Value: Sendable>(
-        isHurried: Bool = false, _ body: @escaping @Sendable (inout Connection) throws -> Value
+        _ body: @escaping @Sendable (inout Connection) throws -> Value
     ) async throws -> Value {
-        let session = OperatorSession.planning
-        let pool = try ConnectionPool(
-            target, size: 1, session: isHurried ? session.with(("lock_timeout", "4s")) : session)
+        try await withPool { try await $0.run(body) }
+    }
+
+    /// Connections for the closure.
+    private func withPool<Value: Sendable>(
+        size: Int = 1, _ session: SessionSetUp = OperatorSession.planning,
+        _ body: (ConnectionPool) async throws -> Value
+    ) async throws -> Value {
+        let pool = try ConnectionPool(target, size: size, session: session)
         let result: Result<Value, any Error>
-        do { result = .success(try await pool.run(body)) } catch { result = .failure(error) }
+        do { result = .success(try await body(pool)) } catch { result = .failure(error) }
         await pool.close()
         return try result.get()
+    }
+
+    /// Leaves the embedded cluster after the closure.
+    private func closing<Value: Sendable>(_ body: () async throws -> Value) async throws -> Value {
+        let result: Result<Value, any Error>
+        do { result = .success(try await body()) } catch { result = .failure(error) }
+        let left = Result { try cluster?.leave() }
+        // What the command has to say comes first.
+        let value = try result.get()
+        try left.get()
+        return value
     }
 }
 
