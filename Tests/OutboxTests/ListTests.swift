@@ -27,7 +27,7 @@ import Testing
             INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, fingerprint)
             SELECT e.id, n.id, e.created_at, CASE e.id % 2 WHEN 0 THEN 'exhausted' ELSE 'cancelled' END, 3, 'f'
               FROM outbox.event e, outbox.endpoint n WHERE e.id % 13 = 0 AND n.name = 'a' AND e.id % 11 <> 0;
-            INSERT INTO outbox.unrouted (event_id, endpoint_id, event_at, pass)
+            INSERT INTO outbox.unrouted (event_id, endpoint_id, event_at, scan)
             SELECT e.id, n.id, e.created_at, 1 FROM outbox.event e, outbox.endpoint n
              WHERE e.id % 17 = 0 AND n.name = 'paused' AND e.id % 5 <> 0 AND e.id % 11 <> 0;
             \(isAnalyzed ? "ANALYZE" : "")

@@ -35,7 +35,7 @@ import Testing
         try await database.column(
             """
             SELECT event_id || coalesce(' ' || outbox.key_of(ordering_key), '') || CASE WHEN due_at < 'infinity' THEN ' *' ELSE '' END
-              FROM outbox.delivery WHERE endpoint_id = \(endpoint) ORDER BY ordering_key, pass, event_id
+              FROM outbox.delivery WHERE endpoint_id = \(endpoint) ORDER BY ordering_key, scan, event_id
             """)
     }
 

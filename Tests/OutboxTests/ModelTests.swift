@@ -279,8 +279,8 @@ private struct Run {
             """
             WITH gone AS (
                 DELETE FROM outbox.delivery WHERE event_id = \(event) AND endpoint_id = \(keepers[keeper].id) RETURNING *)
-            INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, fingerprint, ordering_key, pass)
-            SELECT event_id, endpoint_id, event_at, 'permanent', 1, 'model', ordering_key, pass FROM gone
+            INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, fingerprint, ordering_key, scan)
+            SELECT event_id, endpoint_id, event_at, 'permanent', 1, 'model', ordering_key, scan FROM gone
             RETURNING endpoint_id, ordering_key
             """, of: keeper)
     }

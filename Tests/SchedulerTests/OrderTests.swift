@@ -214,7 +214,7 @@ import Testing
         ledger.receiver.stop()
     }
 
-    @Test func `a pass of several cuts lets nothing go before its end, and keeps the order of publishing`()
+    @Test func `a scan of several cuts lets nothing go before its end, and keeps the order of publishing`()
         async throws
     {
         let database = try await TestCluster.database()

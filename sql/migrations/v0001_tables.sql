@@ -13,11 +13,14 @@ SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 DO $$
 BEGIN
     IF current_setting('server_version_num')::int < 150000 THEN
-        RAISE EXCEPTION USING errcode = 'OB015', message = format('PostgreSQL %s is too old: 15 or later is needed', current_setting('server_version'));
+        RAISE EXCEPTION USING errcode = 'OB015',
+            message = format('PostgreSQL %s is too old: 15 or later is needed',
+                             current_setting('server_version'));
     END IF;
     IF current_setting('server_encoding') <> 'UTF8' THEN
         RAISE EXCEPTION USING errcode = 'OB015',
-            message = format('the database %s has the encoding %s, and UTF8 is needed', current_database(), current_setting('server_encoding')),
+            message = format('the database %s has the encoding %s, and UTF8 is needed',
+                             current_database(), current_setting('server_encoding')),
             hint = 'Make another: createdb -E UTF8 -T template0 …';
     END IF;
 END $$;
@@ -29,11 +32,16 @@ END $$;
 -- session.
 DO $$
 DECLARE
-    taken name := (SELECT min(nspname) FROM pg_namespace WHERE nspname IN ('outbox_api', 'outbox_private'));
+    taken name := (SELECT min(nspname)
+                     FROM pg_namespace
+                    WHERE nspname IN ('outbox_api', 'outbox_private'));
 BEGIN
     IF taken IS NOT NULL THEN
-        RAISE EXCEPTION USING errcode = 'OB020', message = format('there is a schema %s already', taken),
-            hint = format('It is a leftover, or another user created it. If nothing in it is needed: DROP SCHEMA %I CASCADE; then migrate again.', taken);
+        RAISE EXCEPTION USING errcode = 'OB020',
+            message = format('there is a schema %s already', taken),
+            hint = format('It is a leftover, or another user created it. '
+                          'If nothing in it is needed: DROP SCHEMA %I CASCADE; then migrate again.',
+                          taken);
     END IF;
 END $$;
 CREATE SCHEMA outbox_private;
@@ -55,29 +63,38 @@ END $$;
 -- The timeline that is being written. After a promotion pg_control_checkpoint() still reports the
 -- old one for a while.
 CREATE FUNCTION outbox.current_timeline() RETURNS int
-LANGUAGE sql STABLE BEGIN ATOMIC SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int; END;
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int;
+END;
 
 -- True for a time span without negative parts that is within the bounds in both ways in which
 -- PostgreSQL counts months and years.
 CREATE FUNCTION outbox.is_span(span interval, lowest interval, highest interval) RETURNS boolean
-LANGUAGE sql IMMUTABLE RETURN span BETWEEN lowest AND highest
-    AND extract(epoch FROM span) BETWEEN extract(epoch FROM lowest) AND extract(epoch FROM highest)
-    AND least(extract(year FROM span), extract(month FROM span), extract(day FROM span), extract(hour FROM span),
-              extract(minute FROM span), extract(second FROM span)) >= 0;
+LANGUAGE sql IMMUTABLE
+RETURN span BETWEEN lowest AND highest
+       AND extract(epoch FROM span) BETWEEN extract(epoch FROM lowest)
+                                        AND extract(epoch FROM highest)
+       AND least(extract(year FROM span), extract(month FROM span), extract(day FROM span),
+                 extract(hour FROM span), extract(minute FROM span),
+                 extract(second FROM span)) >= 0;
 
 -- One row: the identity of this installation and its retention.
 CREATE TABLE outbox.setting (
     singleton           boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     -- Part of every webhook-id, so that two source databases never collide at one receiver.
-    instance            text NOT NULL DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 8) CHECK (instance ~ '^[0-9a-z]{1,32}$'),
+    instance            text NOT NULL
+                        DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 8)
+                        CHECK (instance ~ '^[0-9a-z]{1,32}$'),
     -- Where it is at home. Anywhere else it is a copy, which sends nothing until it is rebased
     -- (outbox.rebase): the original already sends, and in another cluster the stream's transaction
     -- ids mean other transactions. The name is not part of it: a database may be renamed.
     cluster             bigint NOT NULL DEFAULT outbox.cluster_identifier(),
     database            bigint NOT NULL DEFAULT outbox.database_identifier(),
     partition_unit      text NOT NULL DEFAULT 'day' CHECK (partition_unit IN ('hour', 'day')),
-    event_retention     interval NOT NULL DEFAULT '30 days' CHECK (outbox.is_span(event_retention, '1 hour', '1000 years')),
-    attempt_retention   interval NOT NULL DEFAULT '30 days' CHECK (outbox.is_span(attempt_retention, '1 hour', '1000 years'))
+    event_retention     interval NOT NULL DEFAULT '30 days'
+                        CHECK (outbox.is_span(event_retention, '1 hour', '1000 years')),
+    attempt_retention   interval NOT NULL DEFAULT '30 days'
+                        CHECK (outbox.is_span(attempt_retention, '1 hour', '1000 years'))
 );
 INSERT INTO outbox.setting DEFAULT VALUES;
 
@@ -85,8 +102,10 @@ INSERT INTO outbox.setting DEFAULT VALUES;
 CREATE FUNCTION outbox.is_home(instance text DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN (SELECT s.cluster = outbox.cluster_identifier() AND s.database = outbox.database_identifier()
-                   AND coalesce(is_home.instance = s.instance, true) FROM outbox.setting s);
+    RETURN (SELECT s.cluster = outbox.cluster_identifier()
+                   AND s.database = outbox.database_identifier()
+                   AND coalesce(is_home.instance = s.instance, true)
+              FROM outbox.setting s);
 END $$;
 
 -- Called by every connection of a worker before anything else.
@@ -98,22 +117,30 @@ BEGIN
     -- The code of a server that is still starting: a process that waits for a database waits for
     -- this one, too.
     IF pg_is_in_recovery() THEN
-        RAISE EXCEPTION USING errcode = '57P03', message = 'the server is a standby, and takes no writes until it is promoted',
-            hint = 'To be led to the primary, name all servers, with target_session_attrs=read-write.';
+        RAISE EXCEPTION USING errcode = '57P03',
+            message = 'the server is a standby, and takes no writes until it is promoted',
+            hint = 'To be led to the primary, name all servers, '
+                   'with target_session_attrs=read-write.';
     END IF;
     SELECT * INTO STRICT s FROM outbox.setting;
     IF require_home.instance IS NOT NULL AND require_home.instance <> s.instance THEN
         RAISE EXCEPTION USING errcode = 'OB013',
-            message = format('wrong_instance: this database is the installation %s, and %s is expected', s.instance, require_home.instance),
-            hint = 'Connect to the right database; or, when it got a new instance on purpose, restart with that one in OUTBOX_INSTANCE.';
+            message = format('wrong_instance: this database is the installation %s, '
+                             'and %s is expected', s.instance, require_home.instance),
+            hint = 'Connect to the right database; or, when it got a new instance on purpose, '
+                   'restart with that one in OUTBOX_INSTANCE.';
     END IF;
     IF NOT outbox.is_home() THEN
         RAISE EXCEPTION USING errcode = 'OB010',
-            message = CASE WHEN s.cluster = outbox.cluster_identifier()
-                           THEN 'restored_database: this is a copy of another database of this cluster; nothing is sent from it'
-                           ELSE 'restored_database: this is a copy of a database of another cluster; nothing is sent from it' END,
-            hint = 'To go on here in its place, stop producers and workers, then: {db.rebase}. To work beside it, as a staging '
-                   'system does: {db.rebase new_instance=true disable_endpoints=true}';
+            message = CASE
+                WHEN s.cluster = outbox.cluster_identifier()
+                THEN 'restored_database: this is a copy of another database of this cluster; '
+                     'nothing is sent from it'
+                ELSE 'restored_database: this is a copy of a database of another cluster; '
+                     'nothing is sent from it' END,
+            hint = 'To go on here in its place, stop producers and workers, then: {db.rebase}. '
+                   'To work beside it, as a staging system does: '
+                   '{db.rebase new_instance=true disable_endpoints=true}';
     END IF;
 END $$;
 
@@ -133,7 +160,8 @@ CREATE FUNCTION outbox.has_gone_back() RETURNS boolean
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT EXISTS (SELECT FROM outbox.timeline t
                     WHERE t.timeline <> outbox.current_timeline()
-                       OR t.cluster <> outbox.cluster_identifier() OR t.database <> outbox.database_identifier());
+                       OR t.cluster <> outbox.cluster_identifier()
+                       OR t.database <> outbox.database_identifier());
 END;
 
 -- Events that were sent and are not in this database: a failover or a restore has lost them. Their
@@ -153,9 +181,12 @@ CREATE TABLE outbox.ghost (
 -- would cost a third of the insert.
 CREATE FUNCTION outbox.transaction_uuid(started timestamptz, tx xid8) RETURNS uuid
 LANGUAGE sql STABLE PARALLEL SAFE
-RETURN overlay(overlay(md5(tx::text || ' ' || extract(epoch FROM started)::text)
-                       PLACING lpad(to_hex((extract(epoch FROM started) * 1000)::bigint), 12, '0') || '7' FROM 1 FOR 13)
-               PLACING '8' FROM 17 FOR 1)::uuid;
+RETURN overlay(
+           overlay(
+               md5(tx::text || ' ' || extract(epoch FROM started)::text)
+               PLACING lpad(to_hex((extract(epoch FROM started) * 1000)::bigint), 12, '0') || '7'
+               FROM 1 FOR 13)
+           PLACING '8' FROM 17 FOR 1)::uuid;
 
 CREATE FUNCTION outbox.current_transaction_id() RETURNS uuid
 LANGUAGE sql STABLE
@@ -170,24 +201,37 @@ RETURN coalesce(nullif(current_setting('outbox.identity', true), ''), session_us
 -- restores it.
 CREATE FUNCTION outbox.is_service() RETURNS boolean
 LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = 'outbox_worker' AND pg_has_role(current_user, r.oid, 'MEMBER'))
-        OR EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = 'outbox' AND pg_has_role(current_user, n.nspowner, 'MEMBER'));
+    SELECT EXISTS (SELECT FROM pg_roles r
+                    WHERE r.rolname = 'outbox_worker'
+                      AND pg_has_role(current_user, r.oid, 'MEMBER'))
+        OR EXISTS (SELECT FROM pg_namespace n
+                    WHERE n.nspname = 'outbox'
+                      AND pg_has_role(current_user, n.nspowner, 'MEMBER'));
 END;
 
 -- The constraints on an event's values. Domains and not table constraints: the server keeps a
 -- domain's check ready for the whole session, while it reads and plans a table's constraints again
 -- for every statement (a third of an insert's cost). Types that begin with `outbox.` are events of
 -- the service about itself, and receivers trust them.
-CREATE DOMAIN outbox.event_type   AS text CONSTRAINT has_1_to_256_characters CHECK (length(VALUE) BETWEEN 1 AND 256)
-                                         CONSTRAINT does_not_begin_with_outbox CHECK (NOT starts_with(VALUE, 'outbox.') OR outbox.is_service());
-CREATE DOMAIN outbox.change_type  AS text CONSTRAINT has_1_to_256_characters CHECK (length(VALUE) BETWEEN 1 AND 256);
-CREATE DOMAIN outbox.customer_id  AS text CONSTRAINT has_1_to_256_characters CHECK (length(VALUE) BETWEEN 1 AND 256);
-CREATE DOMAIN outbox.ordering_key AS text CONSTRAINT has_at_most_256_characters CHECK (length(VALUE) <= 256);
-CREATE DOMAIN outbox.event_time   AS timestamptz CONSTRAINT is_of_the_years_1_to_9999 CHECK (VALUE BETWEEN '0001-01-01' AND '9999-12-31');
-CREATE DOMAIN outbox.identity     AS text CONSTRAINT has_at_most_256_bytes CHECK (octet_length(VALUE) <= 256);
+CREATE DOMAIN outbox.event_type AS text
+    CONSTRAINT has_1_to_256_characters CHECK (length(VALUE) BETWEEN 1 AND 256)
+    CONSTRAINT does_not_begin_with_outbox
+        CHECK (NOT starts_with(VALUE, 'outbox.') OR outbox.is_service());
+CREATE DOMAIN outbox.change_type AS text
+    CONSTRAINT has_1_to_256_characters CHECK (length(VALUE) BETWEEN 1 AND 256);
+CREATE DOMAIN outbox.customer_id AS text
+    CONSTRAINT has_1_to_256_characters CHECK (length(VALUE) BETWEEN 1 AND 256);
+CREATE DOMAIN outbox.ordering_key AS text
+    CONSTRAINT has_at_most_256_characters CHECK (length(VALUE) <= 256);
+CREATE DOMAIN outbox.event_time AS timestamptz
+    CONSTRAINT is_of_the_years_1_to_9999 CHECK (VALUE BETWEEN '0001-01-01' AND '9999-12-31');
+CREATE DOMAIN outbox.identity AS text
+    CONSTRAINT has_at_most_256_bytes CHECK (octet_length(VALUE) <= 256);
 -- 256 bytes, even compressed, never hold more; only larger values are measured.
-CREATE DOMAIN outbox.headers      AS jsonb CONSTRAINT is_an_object CHECK (jsonb_typeof(VALUE) = 'object')
-                                         CONSTRAINT has_at_most_64_kib CHECK (pg_column_size(VALUE) <= 256 OR octet_length(VALUE::text) <= 65536);
+CREATE DOMAIN outbox.headers AS jsonb
+    CONSTRAINT is_an_object CHECK (jsonb_typeof(VALUE) = 'object')
+    CONSTRAINT has_at_most_64_kib
+        CHECK (pg_column_size(VALUE) <= 256 OR octet_length(VALUE::text) <= 65536);
 
 -- Called only when a body is too large, so that the check costs one comparison and the message
 -- still says what to do.
@@ -196,7 +240,8 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION USING errcode = 'OB001',
         message = format('payload_too_large: a body of %s bytes, the limit is %s', size, most),
-        hint = 'Publish a reference instead of the data, or raise the limit with outbox.set_body_limit(bytes).';
+        hint = 'Publish a reference instead of the data, '
+               'or raise the limit with outbox.set_body_limit(bytes).';
 END $$;
 
 -- Even compressed, 4 KiB never hold more than 1 MiB; only larger values are measured.
@@ -208,14 +253,15 @@ CREATE DOMAIN outbox.body AS json CONSTRAINT is_within_the_limit CHECK (
 -- when the database goes back: after a failover that lost commits, in a restored backup, in a copy.
 CREATE TABLE outbox.event (
     id             bigint GENERATED ALWAYS AS IDENTITY,
-    tx             xid8 NOT NULL DEFAULT pg_current_xact_id(),  -- the top-level transaction, also inside savepoints
+    -- The top-level transaction, also inside savepoints.
+    tx             xid8 NOT NULL DEFAULT pg_current_xact_id(),
     created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     customer_id    outbox.customer_id NOT NULL DEFAULT 'default',
     type           outbox.event_type NOT NULL,
     change_type    outbox.change_type NOT NULL DEFAULT 'Create',
     transaction_id uuid NOT NULL DEFAULT outbox.current_transaction_id(),
     identity       outbox.identity DEFAULT outbox.current_identity(),
-    before         outbox.body,                                 -- json, not jsonb: the producer's bytes are kept
+    before         outbox.body,   -- json, not jsonb: the producer's bytes are kept
     after          outbox.body,
     occurred_at    outbox.event_time,
     ordering_key   outbox.ordering_key,
@@ -246,17 +292,24 @@ CREATE FUNCTION outbox_private.set_body_limit(caller name, bytes bigint) RETURNS
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF bytes IS NULL OR bytes < 1 OR bytes > 104857600 THEN
-        RAISE EXCEPTION USING errcode = 'OB002', message = 'invalid_value: the body limit must be 1 to 104857600 bytes';
+        RAISE EXCEPTION USING errcode = 'OB002',
+            message = 'invalid_value: the body limit must be 1 to 104857600 bytes';
     END IF;
     ALTER DOMAIN outbox.body DROP CONSTRAINT is_within_the_limit;
     -- NOT VALID: only new values are checked, so that lowering the limit scans nothing.
-    EXECUTE format('ALTER DOMAIN outbox.body ADD CONSTRAINT is_within_the_limit CHECK (VALUE IS NULL OR pg_column_size(VALUE) <= %1$s '
-        'OR octet_length(VALUE::text) <= %2$s OR outbox.refuse_body(octet_length(VALUE::text)::bigint, %2$s::bigint)) NOT VALID', bytes / 256, bytes);
-    PERFORM outbox_private.append_audit(caller, NULL, 'db.set_body_limit', 'database', NULL, jsonb_build_object('bytes', bytes));
+    EXECUTE format(
+        'ALTER DOMAIN outbox.body ADD CONSTRAINT is_within_the_limit CHECK ('
+        'VALUE IS NULL OR pg_column_size(VALUE) <= %1$s OR octet_length(VALUE::text) <= %2$s '
+        'OR outbox.refuse_body(octet_length(VALUE::text)::bigint, %2$s::bigint)) NOT VALID',
+        bytes / 256, bytes);
+    PERFORM outbox_private.append_audit(
+        caller, NULL, 'db.set_body_limit', 'database', NULL, jsonb_build_object('bytes', bytes));
 END $$;
 
 CREATE FUNCTION outbox.set_body_limit(bytes bigint) RETURNS void
-LANGUAGE sql BEGIN ATOMIC SELECT outbox_private.set_body_limit(current_user, set_body_limit.bytes); END;
+LANGUAGE sql BEGIN ATOMIC
+    SELECT outbox_private.set_body_limit(current_user, set_body_limit.bytes);
+END;
 
 -- A lane, and one of its lines.
 CREATE TYPE outbox.lane_place AS (endpoint_id uuid, ordering_key text);
@@ -272,8 +325,8 @@ CREATE TABLE outbox.cut (
     at_id      bigint NOT NULL DEFAULT 0,     -- ... and how far the first one is cut
     -- Scans of the stream have numbers: the number of the scan that found each large transaction,
     -- and of the scan under way.
-    large_pass bigint[] NOT NULL DEFAULT '{}',
-    pass       bigint,
+    large_scan bigint[] NOT NULL DEFAULT '{}',
+    scan       bigint,
 
     -- The release of ordered keys (v0005_order.sql). Deliveries put in line by incomplete scans,
     -- from scan `unreleased` on, are released by a walk along the keys: up to the scan
@@ -308,10 +361,13 @@ CREATE TABLE outbox.batch (
     size        int NOT NULL,
     first_at    timestamptz NOT NULL,   -- the created_at range of its events, for partition pruning
     last_at     timestamptz NOT NULL,
-    customer_id text,                   -- its customer, when all its events belong to one customer with very many
-    turn        bigint NOT NULL DEFAULT 0,      -- claimed in this order
-    ordered     uuid[] NOT NULL DEFAULT '{}',   -- endpoints that keep order and already have its events in their lanes
-    claims      int NOT NULL DEFAULT 0, -- counted at the claim, so that a payload that kills its worker is noticed
+    -- Its customer, when all its events belong to one customer with very many.
+    customer_id text,
+    turn        bigint NOT NULL DEFAULT 0,   -- claimed in this order
+    -- Endpoints that keep order and already have its events in their lanes.
+    ordered     uuid[] NOT NULL DEFAULT '{}',
+    -- Counted at the claim, so that a payload that kills its worker is noticed.
+    claims      int NOT NULL DEFAULT 0,
     lease_id    uuid,
     worker      text,
     lease_until timestamptz NOT NULL DEFAULT '-infinity'
@@ -323,11 +379,14 @@ CREATE INDEX ON outbox.batch (customer_id, turn) WHERE claims = 0 AND customer_i
 -- Limits for a row that an operator writes by hand: a value that no worker can use would close the
 -- endpoint, or do more harm.
 CREATE FUNCTION outbox.is_schedule(waits interval[]) RETURNS boolean
-LANGUAGE sql IMMUTABLE RETURN cardinality(waits) <= 100
-    AND coalesce((SELECT bool_and(coalesce(outbox.is_span(wait, '0', '30 days'), false)) FROM unnest(waits) wait), true);
+LANGUAGE sql IMMUTABLE
+RETURN cardinality(waits) <= 100
+       AND coalesce((SELECT bool_and(coalesce(outbox.is_span(wait, '0', '30 days'), false))
+                       FROM unnest(waits) wait), true);
 -- A time in the life of an endpoint; or never, or always.
 CREATE DOMAIN outbox.time_or_none AS timestamptz
-    CONSTRAINT is_of_the_years_1_to_9999 CHECK (VALUE BETWEEN '0001-01-01' AND '9999-12-31' OR VALUE IN ('infinity', '-infinity'));
+    CONSTRAINT is_of_the_years_1_to_9999
+        CHECK (VALUE BETWEEN '0001-01-01' AND '9999-12-31' OR VALUE IN ('infinity', '-infinity'));
 
 -- The time after a delay from now, or the latest possible time.
 CREATE FUNCTION outbox.due_in(delay interval) RETURNS timestamptz
@@ -353,7 +412,8 @@ RETURN jsonb_typeof(patterns) = 'array' AND jsonb_array_length(patterns) BETWEEN
            SELECT FROM jsonb_array_elements(patterns) p
             WHERE (p ->> 'kind' = 'any' AND NOT p ? 'text'
                    OR p ->> 'kind' = 'exact' AND length(p ->> 'text') BETWEEN 1 AND 256
-                   OR p ->> 'kind' = 'prefix' AND length(p ->> 'text') BETWEEN 1 AND 256 AND p ->> 'text' LIKE '%.') IS NOT TRUE);
+                   OR p ->> 'kind' = 'prefix' AND length(p ->> 'text') BETWEEN 1 AND 256
+                      AND p ->> 'text' LIKE '%.') IS NOT TRUE);
 
 -- Who gets which events, and how: the columns of
 -- Sources/Outbox/Endpoints/EndpointConfiguration.swift, and the state that the service keeps of the
@@ -363,15 +423,20 @@ CREATE TABLE outbox.endpoint (
     name            text NOT NULL CHECK (length(name) BETWEEN 1 AND 128),
     customer_id     text NOT NULL DEFAULT '*' CHECK (length(customer_id) <= 256),
     description     text CHECK (length(description) <= 4096),
-    event_types     jsonb NOT NULL DEFAULT '[{"kind": "any"}]' CHECK (outbox.are_patterns(event_types)),
-    change_types    jsonb NOT NULL DEFAULT '[{"kind": "any"}]' CHECK (outbox.are_patterns(change_types)),
+    event_types     jsonb NOT NULL DEFAULT '[{"kind": "any"}]'
+                    CHECK (outbox.are_patterns(event_types)),
+    change_types    jsonb NOT NULL DEFAULT '[{"kind": "any"}]'
+                    CHECK (outbox.are_patterns(change_types)),
     -- A SQL/JSON path on outbox.filter_document: only events for which it holds.
-    filter          text CHECK (octet_length(filter) <= 4096 AND (filter IS NULL OR filter::jsonpath IS NOT NULL)),
+    filter          text
+                    CHECK (octet_length(filter) <= 4096
+                           AND (filter IS NULL OR filter::jsonpath IS NOT NULL)),
     url             text NOT NULL CHECK (length(url) <= 8192),
     url_parameters  boolean NOT NULL DEFAULT false,
     method          text NOT NULL DEFAULT 'POST' CHECK (method IN ('POST', 'PUT', 'PATCH', 'GET')),
     format          text NOT NULL DEFAULT 'standard'
-                    CHECK (format IN ('standard', 'citrix', 'raw', 'cloudevents', 'cloudevents-binary', 'template')),
+                    CHECK (format IN ('standard', 'citrix', 'raw', 'cloudevents',
+                                      'cloudevents-binary', 'template')),
     template        text,
     template_kind   text NOT NULL DEFAULT 'json' CHECK (template_kind IN ('json', 'xml', 'text')),
     -- [{"name": …, "value": …, "secret": …}]
@@ -383,12 +448,17 @@ CREATE TABLE outbox.endpoint (
     max_body_bytes  int CHECK (max_body_bytes > 0),
     -- When a response is a success.
     response_rules  jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(response_rules) = 'object'),
-    timeout         interval NOT NULL DEFAULT '15 s' CHECK (outbox.is_span(timeout, '100 ms', '5 min')),
-    connect_timeout interval NOT NULL DEFAULT '5 s' CHECK (outbox.is_span(connect_timeout, '100 ms', '1 min')),
+    timeout         interval NOT NULL DEFAULT '15 s'
+                    CHECK (outbox.is_span(timeout, '100 ms', '5 min')),
+    connect_timeout interval NOT NULL DEFAULT '5 s'
+                    CHECK (outbox.is_span(connect_timeout, '100 ms', '1 min')),
     -- The waits after the first, second ... failure. About three days, then the dead letters.
-    retry_schedule  interval[] NOT NULL DEFAULT '{5 s,30 s,2 min,10 min,30 min,1 h,3 h,6 h,12 h,24 h,24 h}'
-                    CONSTRAINT has_at_most_100_waits_of_0_to_30_days CHECK (outbox.is_schedule(retry_schedule)),
-    max_in_flight   int NOT NULL DEFAULT 128 CHECK (max_in_flight BETWEEN 1 AND 10000),  -- per worker process
+    retry_schedule  interval[] NOT NULL
+                    DEFAULT '{5 s,30 s,2 min,10 min,30 min,1 h,3 h,6 h,12 h,24 h,24 h}'
+                    CONSTRAINT has_at_most_100_waits_of_0_to_30_days
+                    CHECK (outbox.is_schedule(retry_schedule)),
+    -- Per worker process.
+    max_in_flight   int NOT NULL DEFAULT 128 CHECK (max_in_flight BETWEEN 1 AND 10000),
     -- For all workers together; with either limit, its deliveries always go through its lane.
     max_concurrency int CHECK (max_concurrency BETWEEN 1 AND 10000),
     -- '60/30s', '1/s burst 3': all of them hold.
@@ -401,13 +471,15 @@ CREATE TABLE outbox.endpoint (
     disabled_reason text,
     deleted_at      timestamptz,   -- kept, so that the history still knows the name
     revision        bigint NOT NULL DEFAULT 1,   -- counts the changes to the row
-    changed_tx      xid8 NOT NULL DEFAULT pg_current_xact_id(),   -- of the last change (outbox.note_change)
+    -- Of the last change (outbox.note_change).
+    changed_tx      xid8 NOT NULL DEFAULT pg_current_xact_id(),
     created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     updated_at      timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX ON outbox.endpoint (id) WHERE ordered AND deleted_at IS NULL;
 CREATE INDEX ON outbox.endpoint (changed_tx);
-CREATE UNIQUE INDEX endpoint_name_is_unique ON outbox.endpoint (customer_id, name) WHERE deleted_at IS NULL;
+CREATE UNIQUE INDEX endpoint_name_is_unique ON outbox.endpoint (customer_id, name)
+    WHERE deleted_at IS NULL;
 
 -- Secrets, sealed outside the database (AES-256-GCM): for signing, several while one is being
 -- rotated, and one object with all other credentials.
@@ -423,22 +495,32 @@ CREATE TABLE outbox.secret (
 CREATE INDEX ON outbox.secret (endpoint_id);
 
 CREATE TABLE outbox.lane (
-    endpoint_id  uuid PRIMARY KEY REFERENCES outbox.endpoint,
-    due_at       outbox.time_or_none NOT NULL DEFAULT 'infinity',    -- not later than the earliest waiting delivery in it
-    resting_until outbox.time_or_none NOT NULL DEFAULT '-infinity',  -- nothing is sent before this time: Retry-After, or an open breaker
-    paused_from  outbox.time_or_none NOT NULL DEFAULT '-infinity',   -- a pause by an operator: from this time ...
-    paused_until outbox.time_or_none NOT NULL DEFAULT '-infinity',   -- ... until this time
-    pause_reason text,
-    paused_by    text,
-    drain_rate   text CHECK (drain_rate ~ '^[1-9][0-9]{0,5}/[1-9][0-9]{0,9}(ms|s)( burst [1-9][0-9]{0,5})?$'),   -- how fast waiting deliveries go out afterwards
-    trips        int NOT NULL DEFAULT 0 CHECK (trips BETWEEN 0 AND 1000001),   -- how often in a row its breaker has tripped; 0 is closed
+    endpoint_id   uuid PRIMARY KEY REFERENCES outbox.endpoint,
+    -- Not later than the earliest waiting delivery in it.
+    due_at        outbox.time_or_none NOT NULL DEFAULT 'infinity',
+    -- Nothing is sent before this time: Retry-After, or an open breaker.
+    resting_until outbox.time_or_none NOT NULL DEFAULT '-infinity',
+    -- A pause by an operator: from this time ...
+    paused_from   outbox.time_or_none NOT NULL DEFAULT '-infinity',
+    -- ... until this time.
+    paused_until  outbox.time_or_none NOT NULL DEFAULT '-infinity',
+    pause_reason  text,
+    paused_by     text,
+    -- How fast waiting deliveries go out afterwards.
+    drain_rate    text
+                  CHECK (drain_rate ~ '^[1-9][0-9]{0,5}/[1-9][0-9]{0,9}(ms|s)'
+                                      '( burst [1-9][0-9]{0,5})?$'),
+    -- How often in a row its breaker has tripped; 0 is closed.
+    trips         int NOT NULL DEFAULT 0 CHECK (trips BETWEEN 0 AND 1000001),
     failing_since outbox.time_or_none,
-    recovered_at outbox.time_or_none,                                -- it answers again: deliveries tried before this time are due
-    claims       int NOT NULL DEFAULT 0 CHECK (claims BETWEEN 0 AND 1000001),
-    lease_id     uuid,
-    worker       text,
-    lease_until  timestamptz NOT NULL DEFAULT '-infinity',
-    changed_tx   xid8 NOT NULL DEFAULT pg_current_xact_id()   -- of the last change to its state (outbox.note_change)
+    -- It answers again: deliveries tried before this time are due.
+    recovered_at  outbox.time_or_none,
+    claims        int NOT NULL DEFAULT 0 CHECK (claims BETWEEN 0 AND 1000001),
+    lease_id      uuid,
+    worker        text,
+    lease_until   timestamptz NOT NULL DEFAULT '-infinity',
+    -- Of the last change to its state (outbox.note_change).
+    changed_tx    xid8 NOT NULL DEFAULT pg_current_xact_id()
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 CREATE INDEX ON outbox.lane (changed_tx);
 
@@ -447,17 +529,21 @@ CREATE TABLE outbox.delivery (
     event_id         bigint NOT NULL,
     endpoint_id      uuid NOT NULL,
     event_at         timestamptz NOT NULL,   -- the event's created_at
-    due_at           outbox.time_or_none NOT NULL,   -- infinity: it waits for other deliveries of its ordering key
+    -- Infinity: it waits for other deliveries of its ordering key.
+    due_at           outbox.time_or_none NOT NULL,
     attempts         int NOT NULL DEFAULT 0,
-    crashes          int NOT NULL DEFAULT 0, -- sends in a row whose worker died before it recorded them
+    -- Sends in a row whose worker died before it recorded them.
+    crashes          int NOT NULL DEFAULT 0,
     trigger          text NOT NULL CHECK (trigger IN ('first', 'retry', 'replay')),
     last_at          timestamptz,
     last_status      int,
     last_error_class text,
     last_error       text,
-    ordering_key     text,                       -- only where the endpoint keeps order: outbox.line_of(customer, key)
-    deliver_at       timestamptz,                -- the event's, while it waits for other deliveries of its ordering key
-    pass             bigint NOT NULL DEFAULT 0,  -- the place in its key's line: (pass, event_id)
+    -- Only where the endpoint keeps order: outbox.line_of(customer, key).
+    ordering_key     text,
+    -- The event's, while it waits for other deliveries of its ordering key.
+    deliver_at       timestamptz,
+    scan             bigint NOT NULL DEFAULT 0,   -- the place in its key's line: (scan, event_id)
     PRIMARY KEY (event_id, endpoint_id, event_at)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
 -- Not on all rows: a lookup by the key must have no other index to choose. While a held snapshot
@@ -465,15 +551,18 @@ CREATE TABLE outbox.delivery (
 -- same.
 CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id) WHERE due_at < 'infinity';
 -- The deliveries that a recovered endpoint gets at once, among those scheduled for later.
-CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id) WHERE last_at IS NOT NULL AND due_at < 'infinity';
-CREATE INDEX ON outbox.delivery (endpoint_id, ordering_key, pass, event_id) WHERE ordering_key IS NOT NULL;
+CREATE INDEX ON outbox.delivery (endpoint_id, due_at, event_id)
+    WHERE last_at IS NOT NULL AND due_at < 'infinity';
+CREATE INDEX ON outbox.delivery (endpoint_id, ordering_key, scan, event_id)
+    WHERE ordering_key IS NOT NULL;
 
 CREATE TABLE outbox.dead_letter (
     event_id    bigint NOT NULL,
     endpoint_id uuid NOT NULL,
     event_at    timestamptz NOT NULL,
-    reason      text NOT NULL CHECK (reason IN
-                    ('exhausted', 'permanent', 'worker_crashed', 'render_error', 'event_missing', 'filter_error', 'cancelled')),
+    reason      text NOT NULL
+                CHECK (reason IN ('exhausted', 'permanent', 'worker_crashed', 'render_error',
+                                  'event_missing', 'filter_error', 'cancelled')),
     attempts    int NOT NULL,
     status      int,
     error_class text,
@@ -481,10 +570,11 @@ CREATE TABLE outbox.dead_letter (
     fingerprint text NOT NULL,   -- the same for failures of the same kind
     dead_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     ordering_key text,
-    pass        bigint NOT NULL DEFAULT 0,
+    scan        bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (event_id, endpoint_id, event_at)
 );
-CREATE INDEX ON outbox.dead_letter (endpoint_id, ordering_key) WHERE ordering_key IS NOT NULL AND reason <> 'cancelled';
+CREATE INDEX ON outbox.dead_letter (endpoint_id, ordering_key)
+    WHERE ordering_key IS NOT NULL AND reason <> 'cancelled';
 CREATE INDEX ON outbox.dead_letter (endpoint_id, dead_at);
 CREATE INDEX ON outbox.dead_letter (fingerprint);
 CREATE INDEX ON outbox.dead_letter (dead_at);
@@ -512,7 +602,8 @@ CREATE TABLE outbox.attempt (
 ) PARTITION BY RANGE (started_at);
 CREATE INDEX ON outbox.attempt (event_id);
 CREATE INDEX ON outbox.attempt (endpoint_id, started_at);
-CREATE INDEX ON outbox.attempt USING brin (started_at) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX ON outbox.attempt USING brin (started_at)
+    WITH (pages_per_range = 32, autosummarize = on);
 CREATE TABLE outbox.attempt_default PARTITION OF outbox.attempt DEFAULT;
 
 CREATE TABLE outbox.worker (
@@ -542,7 +633,9 @@ CREATE INDEX ON outbox.audit (object, at);
 CREATE TABLE outbox.dedup (
     producer    text NOT NULL,   -- the role that published
     customer_id outbox.customer_id NOT NULL,
-    key         text NOT NULL CONSTRAINT dedup_key_has_1_to_256_bytes CHECK (octet_length(key) BETWEEN 1 AND 256),
+    key         text NOT NULL
+                CONSTRAINT dedup_key_has_1_to_256_bytes
+                CHECK (octet_length(key) BETWEEN 1 AND 256),
     event_id    bigint NOT NULL,
     created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (producer, customer_id, key)

@@ -19,7 +19,8 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     -- A full notification queue, which a stranger can cause, would fail the producer's transaction.
     IF pg_sequence_last_value('outbox.asleep_until') > date_part('epoch', clock_timestamp())
-    AND current_setting('max_prepared_transactions') = '0' AND pg_notification_queue_usage() < 0.5 THEN
+       AND current_setting('max_prepared_transactions') = '0'
+       AND pg_notification_queue_usage() < 0.5 THEN
         PERFORM pg_notify('outbox', '');
     END IF;
     RETURN NULL;
@@ -35,7 +36,8 @@ CREATE FUNCTION outbox_private.note_stray() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO outbox.stray (tx, id, created_at, customer_id, bytes)
-    VALUES (NEW.tx, NEW.id, NEW.created_at, NEW.customer_id, outbox.stored_size(NEW.before, NEW.after));
+    VALUES (NEW.tx, NEW.id, NEW.created_at, NEW.customer_id,
+            outbox.stored_size(NEW.before, NEW.after));
     RETURN NULL;
 END $$;
 
@@ -44,20 +46,26 @@ END $$;
 CREATE FUNCTION outbox_private.check_producer(caller name, customer text) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF pg_has_role(caller, 'outbox_operator', 'USAGE') OR pg_has_role(caller, current_user, 'USAGE') THEN
+    IF pg_has_role(caller, 'outbox_operator', 'USAGE')
+       OR pg_has_role(caller, current_user, 'USAGE') THEN
         RETURN;
     END IF;
-    IF NOT EXISTS (SELECT FROM outbox.producer_customer p JOIN pg_roles r ON r.oid = p.role_oid AND r.rolname = p.role
-                    WHERE p.customer_id = check_producer.customer AND pg_has_role(caller, r.oid, 'USAGE')) THEN
+    IF NOT EXISTS (SELECT FROM outbox.producer_customer p
+                     JOIN pg_roles r ON r.oid = p.role_oid AND r.rolname = p.role
+                    WHERE p.customer_id = check_producer.customer
+                      AND pg_has_role(caller, r.oid, 'USAGE')) THEN
         RAISE EXCEPTION USING errcode = 'OB004',
-            message = format('not_permitted: the role %s may not publish for this customer', caller),
-            hint = 'Have an operator run: SELECT outbox.grant_publish(role, ARRAY[customer]); or grant outbox_producer, for all customers.';
+            message = format('not_permitted: the role %s may not publish for this customer',
+                             caller),
+            hint = 'Have an operator run: SELECT outbox.grant_publish(role, ARRAY[customer]); '
+                   'or grant outbox_producer, for all customers.';
     END IF;
 END $$;
 
 CREATE FUNCTION outbox_private.publish(
-    caller name, type text, after json, change_type text, customer_id text, before json, identity text, transaction_id uuid,
-    ordering_key text, dedup_key text, deliver_at timestamptz, headers jsonb, occurred_at timestamptz) RETURNS bigint
+    caller name, type text, after json, change_type text, customer_id text, before json,
+    identity text, transaction_id uuid, ordering_key text, dedup_key text,
+    deliver_at timestamptz, headers jsonb, occurred_at timestamptz) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     new_id bigint;
@@ -68,7 +76,8 @@ BEGIN
     END IF;
     -- The domain of types lets the owner of this function pass.
     IF starts_with(publish.type, 'outbox.') THEN
-        RAISE EXCEPTION USING errcode = 'OB002', message = 'invalid_value: types that begin with outbox. are the service''s own',
+        RAISE EXCEPTION USING errcode = 'OB002',
+            message = 'invalid_value: types that begin with outbox. are the service''s own',
             hint = 'Choose another beginning, such as the name of your application.';
     END IF;
     -- This is the first of the checks in check_producer; most roles need no other, and a call costs
@@ -78,17 +87,21 @@ BEGIN
     END IF;
     IF octet_length(publish.dedup_key) NOT BETWEEN 1 AND 256 THEN
         RAISE EXCEPTION USING errcode = 'OB002',
-            message = format('invalid_value: the dedup_key has %s bytes, allowed are 1 to 256', octet_length(publish.dedup_key)),
+            message = format('invalid_value: the dedup_key has %s bytes, allowed are 1 to 256',
+                             octet_length(publish.dedup_key)),
             hint = 'Use a hash of the key.';
     END IF;
     IF publish.dedup_key IS NULL THEN
-        INSERT INTO outbox.event (type, after, change_type, customer_id, before, identity, transaction_id, ordering_key,
-                                  deliver_at, headers, occurred_at)
-        VALUES (publish.type, publish.after, coalesce(publish.change_type, 'Create'),
-                coalesce(publish.customer_id, 'default'), publish.before,
-                coalesce(publish.identity, outbox.current_identity()),
-                coalesce(publish.transaction_id, outbox.current_transaction_id()), publish.ordering_key,
-                publish.deliver_at, coalesce(publish.headers, '{}'), publish.occurred_at)
+        INSERT INTO outbox.event (
+            type, after, change_type, customer_id, before, identity, transaction_id,
+            ordering_key, deliver_at, headers, occurred_at)
+        VALUES (
+            publish.type, publish.after, coalesce(publish.change_type, 'Create'),
+            coalesce(publish.customer_id, 'default'), publish.before,
+            coalesce(publish.identity, outbox.current_identity()),
+            coalesce(publish.transaction_id, outbox.current_transaction_id()),
+            publish.ordering_key, publish.deliver_at, coalesce(publish.headers, '{}'),
+            publish.occurred_at)
         RETURNING id INTO new_id;
         RETURN new_id;
     END IF;
@@ -97,19 +110,27 @@ BEGIN
     -- committed, and then finds its id.
     new_id := nextval('outbox.event_id_seq');
     INSERT INTO outbox.dedup (producer, customer_id, key, event_id)
-    VALUES (caller, coalesce(publish.customer_id, 'default'), publish.dedup_key, new_id) ON CONFLICT DO NOTHING;
+    VALUES (caller, coalesce(publish.customer_id, 'default'), publish.dedup_key, new_id)
+    ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN
-        SELECT d.event_id INTO STRICT new_id FROM outbox.dedup d
-         WHERE d.producer = caller AND d.customer_id = coalesce(publish.customer_id, 'default') AND d.key = publish.dedup_key;
+        SELECT d.event_id INTO STRICT new_id
+          FROM outbox.dedup d
+         WHERE d.producer = caller
+           AND d.customer_id = coalesce(publish.customer_id, 'default')
+           AND d.key = publish.dedup_key;
         RETURN new_id;
     END IF;
-    INSERT INTO outbox.event (id, type, after, change_type, customer_id, before, identity, transaction_id, ordering_key,
-                              deliver_at, headers, occurred_at) OVERRIDING SYSTEM VALUE
-    VALUES (new_id, publish.type, publish.after, coalesce(publish.change_type, 'Create'),
-            coalesce(publish.customer_id, 'default'), publish.before,
-            coalesce(publish.identity, outbox.current_identity()),
-            coalesce(publish.transaction_id, outbox.current_transaction_id()), publish.ordering_key,
-            publish.deliver_at, coalesce(publish.headers, '{}'), publish.occurred_at);
+    INSERT INTO outbox.event (
+        id, type, after, change_type, customer_id, before, identity, transaction_id,
+        ordering_key, deliver_at, headers, occurred_at)
+    OVERRIDING SYSTEM VALUE
+    VALUES (
+        new_id, publish.type, publish.after, coalesce(publish.change_type, 'Create'),
+        coalesce(publish.customer_id, 'default'), publish.before,
+        coalesce(publish.identity, outbox.current_identity()),
+        coalesce(publish.transaction_id, outbox.current_transaction_id()),
+        publish.ordering_key, publish.deliver_at, coalesce(publish.headers, '{}'),
+        publish.occurred_at);
     RETURN new_id;
 END $$;
 
@@ -141,17 +162,23 @@ CREATE FUNCTION @door@.publish(
     occurred_at timestamptz DEFAULT NULL
 ) RETURNS bigint
 LANGUAGE sql BEGIN ATOMIC
-    SELECT outbox_private.publish(current_user, publish.type, publish.after, publish.change_type, publish.customer_id, publish.before,
-                                  publish.identity, publish.transaction_id, publish.ordering_key, publish.dedup_key,
-                                  publish.deliver_at, publish.headers, publish.occurred_at);
+    SELECT outbox_private.publish(
+        current_user, publish.type, publish.after, publish.change_type, publish.customer_id,
+        publish.before, publish.identity, publish.transaction_id, publish.ordering_key,
+        publish.dedup_key, publish.deliver_at, publish.headers, publish.occurred_at);
 END;
 
 -- Sets the TransactionId and the identity of everything that the rest of this transaction
 -- publishes.
-CREATE FUNCTION @door@.begin_operation(transaction_id uuid DEFAULT NULL, identity text DEFAULT NULL) RETURNS uuid
+CREATE FUNCTION @door@.begin_operation(
+    transaction_id uuid DEFAULT NULL, identity text DEFAULT NULL) RETURNS uuid
 LANGUAGE sql BEGIN ATOMIC
-    SELECT set_config('outbox.identity', begin_operation.identity::outbox.identity::text, true) WHERE begin_operation.identity IS NOT NULL;
-    SELECT set_config('outbox.transaction_id', coalesce(begin_operation.transaction_id, outbox.current_transaction_id())::text, true)::uuid;
+    SELECT set_config('outbox.identity', begin_operation.identity::outbox.identity::text, true)
+     WHERE begin_operation.identity IS NOT NULL;
+    SELECT set_config(
+        'outbox.transaction_id',
+        coalesce(begin_operation.transaction_id, outbox.current_transaction_id())::text,
+        true)::uuid;
 END;
 
 -- A row trigger for the producer's own tables:
@@ -169,7 +196,8 @@ DECLARE
     customer text := 'default';
 BEGIN
     IF TG_LEVEL <> 'ROW' OR TG_WHEN <> 'AFTER' THEN
-        RAISE EXCEPTION USING errcode = 'OB003', message = 'outbox.emit() works as a row trigger AFTER the change only',
+        RAISE EXCEPTION USING errcode = 'OB003',
+            message = 'outbox.emit() works as a row trigger AFTER the change only',
             hint = 'Create the trigger with AFTER INSERT OR UPDATE OR DELETE … FOR EACH ROW.';
     END IF;
     IF TG_OP <> 'INSERT' THEN old_row := row_to_json(OLD); END IF;
@@ -178,14 +206,26 @@ BEGIN
         customer := coalesce(new_row, old_row) ->> TG_ARGV[1];
         IF customer IS NULL THEN
             RAISE EXCEPTION USING errcode = 'OB003',
-                message = format('outbox.emit(): column %I of %I.%I is missing or NULL', TG_ARGV[1], TG_TABLE_SCHEMA, TG_TABLE_NAME),
-                hint = 'The second argument of the trigger names the column that holds the customer.';
+                message = format('outbox.emit(): column %I of %I.%I is missing or NULL',
+                                 TG_ARGV[1], TG_TABLE_SCHEMA, TG_TABLE_NAME),
+                hint = 'The second argument of the trigger names the column '
+                       'that holds the customer.';
         END IF;
     END IF;
     PERFORM outbox_api.publish(
         -- For a partition, the name of the partitioned table.
-        type => coalesce(TG_ARGV[0], (SELECT relname FROM pg_class WHERE oid = coalesce(pg_partition_root(TG_RELID), TG_RELID))), customer_id => customer, before => old_row, after => new_row,
-        change_type => CASE TG_OP WHEN 'INSERT' THEN 'Create' WHEN 'UPDATE' THEN 'Update' ELSE 'Delete' END);
+        type => coalesce(
+            TG_ARGV[0],
+            (SELECT relname
+               FROM pg_class
+              WHERE oid = coalesce(pg_partition_root(TG_RELID), TG_RELID))),
+        customer_id => customer,
+        before => old_row,
+        after => new_row,
+        change_type => CASE TG_OP
+            WHEN 'INSERT' THEN 'Create'
+            WHEN 'UPDATE' THEN 'Update'
+            ELSE 'Delete' END);
     RETURN NULL;
 END $$;
 $sql$, '@door@', door);

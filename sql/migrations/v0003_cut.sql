@@ -34,13 +34,13 @@
 -- An example, with a budget of 5,000. Transaction 82 has inserted event 1 and is open; 83 commits
 -- event 2; 85 commits the events 3 to 12002; 86 commits event 12003; 82 commits after step 2.
 --
---     step   done           large   at_id   pass   in new batches
+--     step   done           large   at_id   scan   in new batches
 --     1      82:84:82       {}          0   -      2
 --     2      82:86:82,85    {85}     5002   2      3 to 5002, of the large one
 --     3      85:88:85       {85}    10002   -      1 and 12003, and 5003 to 10002
 --     4      89:89:         {}          0   -      10003 to 12002
 --
--- Event 1 comes late and is not lost, 12003 does not wait for the 12,000 before it, and `pass` says
+-- Event 1 comes late and is not lost, 12003 does not wait for the 12,000 before it, and `scan` says
 -- that scan 2 was not complete: none of its events is released to lines that keep order until it
 -- is.
 --
@@ -59,19 +59,23 @@ SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 -- pg_column_size is not either: the planner would not inline it into the statement, and a call
 -- costs more than the rest of a cut.)
 CREATE FUNCTION outbox.stored_size(before json, after json) RETURNS int
-LANGUAGE sql STABLE PARALLEL SAFE RETURN coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0);
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0);
 
 -- True when the stream was cut elsewhere: the database is a copy, or its transaction ids have
 -- started over. (An upgraded cluster looks the same; rebasing it changes nothing.)
 CREATE FUNCTION outbox.is_restored(k outbox.cut) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN NOT outbox.is_home() OR pg_snapshot_xmax(k.done) > pg_snapshot_xmax(pg_current_snapshot());
+    RETURN NOT outbox.is_home()
+           OR pg_snapshot_xmax(k.done) > pg_snapshot_xmax(pg_current_snapshot());
 END $$;
 
 -- True when the event is in a batch.
 CREATE FUNCTION outbox.is_cut(k outbox.cut, tx xid8, id bigint) RETURNS boolean
-LANGUAGE sql STABLE RETURN pg_visible_in_snapshot(tx, k.done) OR coalesce(tx = k.large[1] AND id <= k.at_id, false);
+LANGUAGE sql STABLE
+RETURN pg_visible_in_snapshot(tx, k.done)
+       OR coalesce(tx = k.large[1] AND id <= k.at_id, false);
 
 -- The columns that the cut needs of events that may be in no batch, in the order of (tx, id): the
 -- events after `at_id` of the transactions `late`, and the events from `newer` on that are visible
@@ -84,30 +88,44 @@ LANGUAGE sql STABLE RETURN pg_visible_in_snapshot(tx, k.done) OR coalesce(tx = k
 -- plan locks all partitions.
 CREATE FUNCTION outbox.uncut(late xid8[], at_id bigint, newer xid8, target pg_snapshot, most int)
 RETURNS TABLE (tx xid8, id bigint, created_at timestamptz, customer_id text, bytes int)
-LANGUAGE plpgsql STABLE SET enable_sort = off SET jit = off SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE
+SET enable_sort = off SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     before timestamptz := coalesce((SELECT max(c.before) FROM outbox.closed c), '-infinity');
-    events text := 'SELECT e.tx, e.id, e.created_at, e.customer_id::text, outbox.stored_size(e.before, e.after) AS bytes
-                      FROM outbox.event e WHERE e.created_at >= $6 AND ';
-    strays text := 'SELECT e.tx, e.id, e.created_at, e.customer_id, e.bytes FROM outbox.stray e WHERE ';
+    events text := 'SELECT e.tx, e.id, e.created_at, e.customer_id::text,
+                           outbox.stored_size(e.before, e.after) AS bytes
+                      FROM outbox.event e
+                     WHERE e.created_at >= $6 AND ';
+    strays text := 'SELECT e.tx, e.id, e.created_at, e.customer_id, e.bytes
+                      FROM outbox.stray e
+                     WHERE ';
     source text;
     parts  text[];
 BEGIN
-    FOREACH source IN ARRAY ARRAY[events] || CASE WHEN EXISTS (SELECT FROM outbox.stray) THEN ARRAY[strays] END LOOP
+    FOREACH source IN ARRAY
+        ARRAY[events] || CASE WHEN EXISTS (SELECT FROM outbox.stray) THEN ARRAY[strays] END
+    LOOP
         IF late <> '{}' THEN
             parts := parts || format(
-                '(SELECT o.* FROM unnest($1) AS x(tx) CROSS JOIN LATERAL (%s (e.tx, e.id) > (x.tx, $2) AND e.tx <= x.tx
-                                                                           ORDER BY e.tx, e.id LIMIT $5) o)', source);
+                '(SELECT o.*
+                    FROM unnest($1) AS x(tx)
+                   CROSS JOIN LATERAL (
+                         %s (e.tx, e.id) > (x.tx, $2) AND e.tx <= x.tx
+                          ORDER BY e.tx, e.id LIMIT $5) o)',
+                source);
         END IF;
         IF newer < pg_snapshot_xmax(target) THEN
             parts := parts || format(
-                '(%s e.tx >= $3 AND e.tx < pg_snapshot_xmax($4) AND pg_visible_in_snapshot(e.tx, $4)
-                  ORDER BY e.tx, e.id LIMIT $5)', source);
+                '(%s e.tx >= $3 AND e.tx < pg_snapshot_xmax($4)
+                     AND pg_visible_in_snapshot(e.tx, $4)
+                   ORDER BY e.tx, e.id LIMIT $5)',
+                source);
         END IF;
     END LOOP;
     IF parts <> '{}' THEN
         RETURN QUERY EXECUTE
-            format('SELECT * FROM (%s) u ORDER BY u.tx, u.id LIMIT $5', array_to_string(parts, ' UNION ALL '))
+            format('SELECT * FROM (%s) u ORDER BY u.tx, u.id LIMIT $5',
+                   array_to_string(parts, ' UNION ALL '))
             USING late, at_id, newer, target, most, before;
     END IF;
 END $$;
@@ -115,7 +133,8 @@ END $$;
 -- A snapshot in which everything before `xmax` is visible except these transactions.
 CREATE FUNCTION outbox.snapshot(xmax xid8, hidden xid8[]) RETURNS pg_snapshot
 LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT format('%s:%s:%s', coalesce(min(x), xmax::text::bigint), xmax, string_agg(x::text, ',' ORDER BY x))::pg_snapshot
+    SELECT format('%s:%s:%s', coalesce(min(x), xmax::text::bigint), xmax,
+                  string_agg(x::text, ',' ORDER BY x))::pg_snapshot
       FROM (SELECT DISTINCT h::text::bigint AS x FROM unnest(hidden) h WHERE h < xmax) u;
 END;
 
@@ -139,7 +158,8 @@ CREATE TYPE outbox.chosen AS (
 -- When there are more, the transactions with more than half of `most` events are `large`: they are
 -- left out, and so is everything from `until` on.
 CREATE FUNCTION outbox.choose_events(
-    done pg_snapshot, target pg_snapshot, late xid8[], within boolean, at_id bigint, most int) RETURNS outbox.chosen
+    done pg_snapshot, target pg_snapshot, late xid8[], within boolean, at_id bigint, most int)
+RETURNS outbox.chosen
 LANGUAGE plpgsql
 -- With a sort the planner reads and orders all remaining events of a giant transaction at every
 -- step.
@@ -149,24 +169,35 @@ DECLARE
 BEGIN
     WITH candidate AS MATERIALIZED (
         SELECT u.tx, u.id, u.created_at, u.customer_id, u.bytes
-          FROM outbox.uncut(late, at_id, pg_snapshot_xmax(done), target, most + (NOT within)::int) u),
+          FROM outbox.uncut(late, at_id, pg_snapshot_xmax(done), target,
+                            most + (NOT within)::int) u),
     total AS MATERIALIZED (
         SELECT t.is_more,
-               CASE WHEN t.is_more THEN (SELECT c.tx FROM candidate c ORDER BY c.tx DESC LIMIT 1) END AS last_tx,
                CASE WHEN t.is_more
-                    THEN ARRAY(SELECT c.tx FROM candidate c GROUP BY c.tx HAVING count(*) > greatest(1, most / 2))
+                    THEN (SELECT c.tx FROM candidate c ORDER BY c.tx DESC LIMIT 1) END AS last_tx,
+               CASE WHEN t.is_more
+                    THEN ARRAY(SELECT c.tx
+                                 FROM candidate c
+                                GROUP BY c.tx
+                               HAVING count(*) > greatest(1, most / 2))
                     ELSE '{}' END AS large
           FROM (SELECT count(*) > most AS is_more FROM candidate) t),
     ends AS MATERIALIZED (
-        SELECT t.*, CASE WHEN t.last_tx = ANY (t.large) THEN (t.last_tx::text::bigint + 1)::text::xid8
-                         ELSE t.last_tx END AS until
+        SELECT t.*,
+               CASE WHEN t.last_tx = ANY (t.large)
+                    THEN (t.last_tx::text::bigint + 1)::text::xid8
+                    ELSE t.last_tx END AS until
           FROM total t),
     picked AS (
-        SELECT c.* FROM candidate c, ends t WHERE NOT t.is_more OR c.tx < t.until AND c.tx <> ALL (t.large))
+        SELECT c.*
+          FROM candidate c, ends t
+         WHERE NOT t.is_more
+            OR c.tx < t.until AND c.tx <> ALL (t.large))
     SELECT array_agg(p.id), array_agg(p.created_at), array_agg(p.customer_id), array_agg(p.bytes),
            (SELECT t.large FROM ends t), (SELECT t.until FROM ends t),
            (SELECT c.id FROM candidate c ORDER BY c.tx DESC, c.id DESC LIMIT 1)
-      INTO result FROM picked p;
+      INTO result
+      FROM picked p;
     RETURN result;
 END $$;
 
@@ -188,40 +219,59 @@ DECLARE
 BEGIN
     WITH event AS MATERIALIZED (
         SELECT u.id, u.created_at, u.customer_id, u.bytes
-          FROM unnest(chosen.ids, chosen.times, chosen.customers, chosen.bytes) u(id, created_at, customer_id, bytes)),
+          FROM unnest(chosen.ids, chosen.times, chosen.customers, chosen.bytes)
+               u(id, created_at, customer_id, bytes)),
     heavy AS MATERIALIZED (
         SELECT CASE WHEN shares OR total > batch_size
-                    THEN ARRAY(SELECT e.customer_id FROM event e GROUP BY e.customer_id
+                    THEN ARRAY(SELECT e.customer_id
+                                 FROM event e
+                                GROUP BY e.customer_id
                                HAVING count(*) > greatest(20, total / 8)) END AS customers),
     owned AS (
-        SELECT e.id, e.created_at, e.bytes, array_position((SELECT h.customers FROM heavy h), e.customer_id) AS owner
+        SELECT e.id, e.created_at, e.bytes,
+               array_position((SELECT h.customers FROM heavy h), e.customer_id) AS owner
           FROM event e),
     numbered AS (
-        SELECT *, (row_number() OVER (PARTITION BY owner ORDER BY id) - 1) / batch_size AS part FROM owned),
+        SELECT *, (row_number() OVER (PARTITION BY owner ORDER BY id) - 1) / batch_size AS part
+          FROM owned),
     by_count AS (
-        SELECT owner, part, 0::bigint AS mebibyte, range_agg(int8range(id, id + 1)) AS ids, count(*) AS size,
-               min(created_at) AS first_at, max(created_at) AS last_at, sum(bytes) AS bytes
-          FROM numbered GROUP BY owner, part),
+        SELECT owner, part, 0::bigint AS mebibyte, range_agg(int8range(id, id + 1)) AS ids,
+               count(*) AS size, min(created_at) AS first_at, max(created_at) AS last_at,
+               sum(bytes) AS bytes
+          FROM numbered
+         GROUP BY owner, part),
     -- For batches that have too many bytes, where each mebibyte begins.
     divided AS (
-        SELECT e.*, sum(e.bytes) OVER (PARTITION BY e.owner, e.part ORDER BY e.id) / most AS mebibyte
-          FROM by_count p JOIN numbered e ON e.part = p.part AND e.owner IS NOT DISTINCT FROM p.owner
+        SELECT e.*,
+               sum(e.bytes) OVER (PARTITION BY e.owner, e.part ORDER BY e.id) / most AS mebibyte
+          FROM by_count p
+          JOIN numbered e ON e.part = p.part AND e.owner IS NOT DISTINCT FROM p.owner
          WHERE p.bytes >= most),
     batch AS (
         SELECT u.*, (SELECT h.customers[u.owner] FROM heavy h) AS customer_id,
                row_number() OVER (PARTITION BY u.owner ORDER BY u.part, u.mebibyte) AS number
-          FROM (SELECT owner, part, mebibyte, ids, size, first_at, last_at FROM by_count WHERE bytes < most
+          FROM (SELECT owner, part, mebibyte, ids, size, first_at, last_at
+                  FROM by_count
+                 WHERE bytes < most
                 UNION ALL
-                SELECT owner, part, mebibyte, range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at)
-                  FROM divided GROUP BY owner, part, mebibyte) u),
+                SELECT owner, part, mebibyte, range_agg(int8range(id, id + 1)), count(*),
+                       min(created_at), max(created_at)
+                  FROM divided
+                 GROUP BY owner, part, mebibyte) u),
     made AS (
         INSERT INTO outbox.batch (ids, size, first_at, last_at, customer_id, turn)
         SELECT b.ids, b.size, b.first_at, b.last_at, b.customer_id,
                CASE WHEN b.owner IS NULL THEN now_turn
-                    ELSE greatest(now_turn, 1 + coalesce((SELECT max(o.turn) FROM outbox.batch o
-                                                           WHERE o.customer_id = b.customer_id AND o.claims = 0
-                                                             AND o.turn >= now_turn), 0)) + b.number - 1 END
-          FROM batch b ORDER BY b.number RETURNING id, turn)
+                    ELSE greatest(now_turn,
+                                  1 + coalesce((SELECT max(o.turn)
+                                                  FROM outbox.batch o
+                                                 WHERE o.customer_id = b.customer_id
+                                                   AND o.claims = 0
+                                                   AND o.turn >= now_turn), 0))
+                         + b.number - 1 END
+          FROM batch b
+         ORDER BY b.number
+        RETURNING id, turn)
     SELECT total, ARRAY(SELECT m.id FROM made m ORDER BY m.id), (SELECT max(m.turn) FROM made m)
       INTO n, batches, last_turn;
 END $$;
@@ -240,8 +290,8 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         RAISE EXCEPTION USING errcode = 'OB014',
-            message = format('wrong_isolation: this takes a transaction that is read committed, and this one is %s',
-                             current_setting('transaction_isolation')),
+            message = format('wrong_isolation: this takes a transaction that is read committed, '
+                             'and this one is %s', current_setting('transaction_isolation')),
             hint = 'BEGIN ISOLATION LEVEL READ COMMITTED; then call it again.';
     END IF;
 END $$;
@@ -263,20 +313,20 @@ END $$;
 CREATE FUNCTION outbox.cut(batch_size int, budget int) RETURNS outbox.cut_result
 LANGUAGE plpgsql SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    k        outbox.cut;
-    seen     pg_snapshot;
-    late     xid8[];
-    pass     bigint;   -- the number of this scan of the stream
-    waits    outbox.batch_place[];   -- a hundred of the unclaimed batches
-    waiting  int;
-    chosen   outbox.chosen;
-    made     record;
-    total    int := 0;
-    changed  boolean := false;
-    incomplete boolean;       -- an earlier scan is
-    behind     outbox.lane_place[];
-    is_behind  boolean := false;   -- some lanes are behind, and could be caught up with
-    first_unreleased bigint;        -- the first scan that was incomplete before this cut, or this one
+    k                outbox.cut;
+    seen             pg_snapshot;
+    late             xid8[];
+    scan             bigint;                 -- the number of this scan of the stream
+    waits            outbox.batch_place[];   -- a hundred of the unclaimed batches
+    waiting          int;
+    chosen           outbox.chosen;
+    made             record;
+    total            int := 0;
+    changed          boolean := false;
+    incomplete       boolean;                -- an earlier scan is
+    behind           outbox.lane_place[];
+    is_behind        boolean := false;       -- some lanes are behind, and could be caught up with
+    first_unreleased bigint;    -- the first scan that was incomplete before this cut, or this one
 BEGIN
     PERFORM outbox.require_read_committed();
     BEGIN
@@ -285,17 +335,22 @@ BEGIN
         WHEN lock_not_available THEN RETURN ROW (0, 'busy')::outbox.cut_result;
     END;
     PERFORM set_config('synchronous_commit', 'off', true);
-    SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;   -- a new statement: sees the last cutter's commit
+    -- A new statement: sees the last cutter's commit.
+    SELECT * INTO STRICT k FROM outbox.cut ORDER BY id DESC LIMIT 1;
     IF outbox.is_restored(k) THEN
         PERFORM outbox.require_home();
         RAISE EXCEPTION USING errcode = 'OB010',
-            message = 'restored_database: the stream was last cut by transaction ids that this cluster has not reached',
+            message = 'restored_database: the stream was last cut by transaction ids '
+                      'that this cluster has not reached',
             hint = 'Stop producers and workers, then: {db.rebase}';
     END IF;
-    pass := coalesce(k.pass, k.id);
-    first_unreleased := coalesce(outbox.first_incomplete(k), pass);
-    waits := ARRAY(SELECT ROW(b.turn, b.id)::outbox.batch_place FROM outbox.batch b
-                    WHERE b.claims = 0 AND (b.turn, b.id) >= (k.first_turn, k.first_id) ORDER BY b.turn, b.id LIMIT 100);
+    scan := coalesce(k.scan, k.id);
+    first_unreleased := coalesce(outbox.first_incomplete(k), scan);
+    waits := ARRAY(SELECT ROW(b.turn, b.id)::outbox.batch_place
+                     FROM outbox.batch b
+                    WHERE b.claims = 0 AND (b.turn, b.id) >= (k.first_turn, k.first_id)
+                    ORDER BY b.turn, b.id
+                    LIMIT 100);
     waiting := cardinality(waits);
     -- The turn that is being claimed: it never goes back, and an empty queue begins a new one. When
     -- it has many batches, new batches go into the next turn: the few events of many customers,
@@ -303,8 +358,11 @@ BEGIN
     k.turn := CASE WHEN waiting = 0 THEN k.last_turn + 1 ELSE greatest(k.turn, waits[1].turn) END;
     IF waits[17].turn <= k.turn THEN k.turn := k.turn + 1; END IF;
     k.last_turn := greatest(k.last_turn, k.turn);
-    IF waiting > 0 THEN k.first_turn := waits[1].turn; k.first_id := waits[1].id; END IF;
-    incomplete := k.pass IS NOT NULL OR k.large <> '{}';
+    IF waiting > 0 THEN
+        k.first_turn := waits[1].turn;
+        k.first_id := waits[1].id;
+    END IF;
+    incomplete := k.scan IS NOT NULL OR k.large <> '{}';
     IF k.behind <> '{}' THEN
         SELECT c.behind, c.is_unfinished INTO behind, is_behind FROM outbox.catch_up(k, 10000) c;
         changed := behind <> k.behind;
@@ -313,7 +371,11 @@ BEGIN
 
     -- The new events.
     seen := pg_current_snapshot();
-    late := ARRAY(SELECT x FROM pg_snapshot_xip(k.done) x WHERE pg_visible_in_snapshot(x, seen) EXCEPT SELECT unnest(k.large));
+    late := ARRAY(SELECT x
+                    FROM pg_snapshot_xip(k.done) x
+                   WHERE pg_visible_in_snapshot(x, seen)
+                  EXCEPT
+                  SELECT unnest(k.large));
     -- Usually there are none, which is cheap to check.
     IF EXISTS (SELECT FROM outbox.uncut(late, 0, pg_snapshot_xmax(k.done), seen, 1)) THEN
         chosen := outbox.choose_events(k.done, seen, late, false, 0, budget);
@@ -321,21 +383,30 @@ BEGIN
         total := made.n;
         changed := true;
         k.last_turn := greatest(k.last_turn, made.last_turn);
-        IF waiting = 0 AND made.n > 0 THEN k.first_turn := k.turn; k.first_id := made.batches[1]; END IF;
+        IF waiting = 0 AND made.n > 0 THEN
+            k.first_turn := k.turn;
+            k.first_id := made.batches[1];
+        END IF;
         k.large := k.large || chosen.large;
-        k.large_pass := k.large_pass || array_fill(pass, ARRAY[cardinality(chosen.large)]);
+        k.large_scan := k.large_scan || array_fill(scan, ARRAY[cardinality(chosen.large)]);
         -- Not complete yet: the rest belongs to the same scan.
-        k.pass := CASE WHEN chosen.until IS NOT NULL THEN pass END;
-        k.behind := outbox.route_ordered(made.batches, pass, k.pass IS NULL AND k.large = '{}', k.behind);
+        k.scan := CASE WHEN chosen.until IS NOT NULL THEN scan END;
+        k.behind := outbox.route_ordered(
+            made.batches, scan, k.scan IS NULL AND k.large = '{}', k.behind);
         -- It never goes back: late transactions from `until` on stay late.
         k.done := outbox.snapshot(
             greatest(coalesce(chosen.until, pg_snapshot_xmax(seen)), pg_snapshot_xmax(k.done)),
-            ARRAY(SELECT pg_snapshot_xip(seen)) || k.large || ARRAY(SELECT x FROM unnest(late) x WHERE x >= chosen.until));
+            ARRAY(SELECT pg_snapshot_xip(seen))
+                || k.large
+                || ARRAY(SELECT x FROM unnest(late) x WHERE x >= chosen.until));
     ELSE
-        changed := changed OR k.pass IS NOT NULL
-                   OR pg_snapshot_xmax(seen)::text::bigint - pg_snapshot_xmax(k.done)::text::bigint > 1000;
-        k.pass := NULL;
-        k.done := outbox.snapshot(pg_snapshot_xmax(seen), ARRAY(SELECT pg_snapshot_xip(seen)) || k.large);
+        changed := changed
+                   OR k.scan IS NOT NULL
+                   OR pg_snapshot_xmax(seen)::text::bigint
+                      - pg_snapshot_xmax(k.done)::text::bigint > 1000;
+        k.scan := NULL;
+        k.done := outbox.snapshot(
+            pg_snapshot_xmax(seen), ARRAY(SELECT pg_snapshot_xip(seen)) || k.large);
     END IF;
 
     -- A part of the first large transaction.
@@ -345,39 +416,49 @@ BEGIN
         total := total + made.n;
         changed := true;
         k.last_turn := greatest(k.last_turn, made.last_turn);
-        k.behind := outbox.route_ordered(made.batches, k.large_pass[1], false, k.behind);
+        k.behind := outbox.route_ordered(made.batches, k.large_scan[1], false, k.behind);
         k.at_id := chosen.last_id;
         IF made.n < budget THEN
             -- All other hidden transactions stay hidden.
             k.done := outbox.snapshot(
-                pg_snapshot_xmax(k.done), ARRAY(SELECT x FROM pg_snapshot_xip(k.done) x WHERE x <> k.large[1]));
+                pg_snapshot_xmax(k.done),
+                ARRAY(SELECT x FROM pg_snapshot_xip(k.done) x WHERE x <> k.large[1]));
             k.large := k.large[2:];
-            k.large_pass := k.large_pass[2:];
+            k.large_scan := k.large_scan[2:];
             k.at_id := 0;
         END IF;
     END IF;
 
     -- Deliveries put in line by incomplete scans, before or in this cut, are released when those
     -- scans are complete.
-    IF (incomplete OR k.pass IS NOT NULL OR k.large <> '{}') AND outbox.keeps_order() THEN
+    IF (incomplete OR k.scan IS NOT NULL OR k.large <> '{}') AND outbox.keeps_order() THEN
         k.unreleased := coalesce(k.unreleased, first_unreleased);
-        k.release_next := CASE WHEN k.release_to IS NOT NULL THEN coalesce(k.release_next, k.release_to) END;
+        k.release_next := CASE WHEN k.release_to IS NOT NULL
+                               THEN coalesce(k.release_next, k.release_to) END;
     END IF;
     IF k.unreleased IS NOT NULL THEN
-        k := outbox.release_order(k, pass, 10000);
+        k := outbox.release_order(k, scan, 10000);
         changed := true;
     END IF;
 
     -- Nothing new and little else happened: keep the old row, so that an idle database gets no
     -- writes.
     IF changed THEN
-        INSERT INTO outbox.cut (done, large, large_pass, at_id, pass, unreleased, release_to, release_next, release_endpoint, release_key, behind, turn, last_turn,
-                                first_turn, first_id)
-        VALUES (k.done, k.large, k.large_pass, k.at_id, k.pass, k.unreleased, k.release_to, k.release_next, k.release_endpoint, k.release_key, k.behind,
-                k.turn, k.last_turn, k.first_turn, k.first_id);
+        INSERT INTO outbox.cut (
+            done, large, large_scan, at_id, scan,
+            unreleased, release_to, release_next, release_endpoint, release_key, behind,
+            turn, last_turn, first_turn, first_id)
+        VALUES (
+            k.done, k.large, k.large_scan, k.at_id, k.scan,
+            k.unreleased, k.release_to, k.release_next, k.release_endpoint, k.release_key, k.behind,
+            k.turn, k.last_turn, k.first_turn, k.first_id);
     END IF;
     RETURN ROW (total, CASE
-        WHEN is_behind OR k.release_to IS NOT NULL OR k.pass IS NOT NULL OR k.large <> '{}' AND waiting < 100 THEN 'more'
+        WHEN is_behind
+             OR k.release_to IS NOT NULL
+             OR k.scan IS NOT NULL
+             OR k.large <> '{}' AND waiting < 100
+        THEN 'more'
         WHEN k.large <> '{}' THEN 'enough'
         ELSE 'done' END)::outbox.cut_result;
 END $$;
@@ -386,7 +467,10 @@ END $$;
 CREATE FUNCTION outbox.require_leases(deleted bigint, expected bigint) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF deleted <> expected THEN RAISE EXCEPTION USING errcode = 'OB011', message = 'lease_lost: another worker holds it'; END IF;
+    IF deleted <> expected THEN
+        RAISE EXCEPTION USING errcode = 'OB011',
+            message = 'lease_lost: another worker holds it';
+    END IF;
 END $$;
 
 -- Makes a copy a home: events that were not cut yet and events published here since become batches,
@@ -402,12 +486,16 @@ END $$;
 -- that wrote them: a restore creates its triggers after it has loaded its rows, and producers write
 -- after that. In the same cluster transaction ids continue, and are sufficient to tell.
 CREATE FUNCTION outbox_private.rebase(
-    caller name, batch_size int, new_instance boolean, disable_endpoints boolean, OUT requeued bigint, OUT changed bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_sort = on SET lock_timeout = '10s' AS $$
+    caller name, batch_size int, new_instance boolean, disable_endpoints boolean,
+    OUT requeued bigint, OUT changed bigint)
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET enable_sort = on SET lock_timeout = '10s' AS $$
 DECLARE
     k          outbox.cut;
     batches    bigint[];
-    restored   int;   -- the age of the restore, by the objects that it creates after the data: rows that are not older were written since
+    -- The age of the restore, by the objects that it creates after the data: rows that are not
+    -- older were written since.
+    restored   int;
     is_foreign boolean;
 BEGIN
     PERFORM outbox.require_read_committed();
@@ -416,8 +504,10 @@ BEGIN
         LOCK TABLE outbox.event IN SHARE ROW EXCLUSIVE MODE;
     EXCEPTION
         WHEN lock_not_available THEN
-            RAISE EXCEPTION USING errcode = '55P03', message = 'another session has held outbox.event for ten seconds, or cuts it',
-                hint = 'Stop producers and workers. See: SELECT pid FROM pg_locks WHERE relation IN (''outbox.event''::regclass, ''outbox.cutting''::regclass)';
+            RAISE EXCEPTION USING errcode = '55P03',
+                message = 'another session has held outbox.event for ten seconds, or cuts it',
+                hint = 'Stop producers and workers. See: SELECT pid FROM pg_locks WHERE relation '
+                       'IN (''outbox.event''::regclass, ''outbox.cutting''::regclass)';
     END;
     -- Locks in the order that every session keeps.
     PERFORM FROM outbox.lane l ORDER BY l.endpoint_id FOR UPDATE;
@@ -431,20 +521,32 @@ BEGIN
         -- The oldest of several: an object altered since is younger, and with its age events
         -- published before the change would be lost.
         SELECT max(age(made.xmin)) INTO STRICT restored
-          FROM (SELECT t.xmin FROM pg_trigger t WHERE t.tgrelid IN ('outbox.event'::regclass, 'outbox.endpoint'::regclass) AND NOT t.tgisinternal
+          FROM (SELECT t.xmin
+                  FROM pg_trigger t
+                 WHERE t.tgrelid IN ('outbox.event'::regclass, 'outbox.endpoint'::regclass)
+                   AND NOT t.tgisinternal
                 UNION ALL
-                SELECT c.xmin FROM pg_constraint c WHERE c.connamespace = 'outbox'::regnamespace AND c.contype = 'f') made;
+                SELECT c.xmin
+                  FROM pg_constraint c
+                 WHERE c.connamespace = 'outbox'::regnamespace
+                   AND c.contype = 'f') made;
         CREATE TEMPORARY TABLE uncut ON COMMIT DROP AS
-        SELECT e.id, e.created_at, outbox.stored_size(e.before, e.after) AS bytes FROM outbox.event e
+        SELECT e.id, e.created_at, outbox.stored_size(e.before, e.after) AS bytes
+          FROM outbox.event e
          -- A negative age means over two thousand million transactions.
-         WHERE is_foreign AND age(e.xmin) BETWEEN 0 AND restored - 1 OR NOT outbox.is_cut(k, e.tx, e.id);
+         WHERE is_foreign AND age(e.xmin) BETWEEN 0 AND restored - 1
+            OR NOT outbox.is_cut(k, e.tx, e.id);
         -- By time first: the numbers of restored and of new events may be the same.
         WITH made AS (
             INSERT INTO outbox.batch (ids, size, first_at, last_at, turn)
-            SELECT range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at), k.turn
-              FROM (SELECT *, (row_number() OVER line - 1) / batch_size AS part, sum(bytes) OVER line / outbox.max_bytes_at_a_time() AS mebibyte
-                      FROM pg_temp.uncut WINDOW line AS (ORDER BY created_at, id ROWS UNBOUNDED PRECEDING)) n
-             GROUP BY part, mebibyte ORDER BY part, mebibyte
+            SELECT range_agg(int8range(id, id + 1)), count(*), min(created_at), max(created_at),
+                   k.turn
+              FROM (SELECT *, (row_number() OVER line - 1) / batch_size AS part,
+                           sum(bytes) OVER line / outbox.max_bytes_at_a_time() AS mebibyte
+                      FROM pg_temp.uncut
+                    WINDOW line AS (ORDER BY created_at, id ROWS UNBOUNDED PRECEDING)) n
+             GROUP BY part, mebibyte
+             ORDER BY part, mebibyte
             RETURNING id)
         SELECT array_agg(id) INTO batches FROM made;
         k.behind := outbox.route_ordered(batches, k.id, true, k.behind);
@@ -455,28 +557,46 @@ BEGIN
         GET DIAGNOSTICS changed = ROW_COUNT;
         -- They are in batches now.
         DELETE FROM outbox.stray;
-        INSERT INTO outbox.cut (done, unreleased, behind, turn, last_turn, first_turn, first_id)
-        VALUES (pg_current_snapshot(), coalesce(k.unreleased, outbox.first_incomplete(k)), k.behind, k.turn, k.last_turn, k.first_turn, k.first_id);
-        UPDATE outbox.setting SET cluster = outbox.cluster_identifier(), database = outbox.database_identifier();
+        INSERT INTO outbox.cut (
+            done, unreleased, behind, turn, last_turn, first_turn, first_id)
+        VALUES (
+            pg_current_snapshot(), coalesce(k.unreleased, outbox.first_incomplete(k)), k.behind,
+            k.turn, k.last_turn, k.first_turn, k.first_id);
+        UPDATE outbox.setting
+           SET cluster = outbox.cluster_identifier(),
+               database = outbox.database_identifier();
         -- Their holders are workers of the original.
-        UPDATE outbox.batch SET lease_id = NULL, lease_until = '-infinity' WHERE claims > 0;
-        UPDATE outbox.lane SET lease_id = NULL, lease_until = '-infinity' WHERE lease_until > '-infinity';
+        UPDATE outbox.batch
+           SET lease_id = NULL, lease_until = '-infinity'
+         WHERE claims > 0;
+        UPDATE outbox.lane
+           SET lease_id = NULL, lease_until = '-infinity'
+         WHERE lease_until > '-infinity';
         -- Workers here never saw the transactions of another cluster, either.
         UPDATE outbox.lane SET changed_tx = pg_current_xact_id();
         UPDATE outbox.endpoint SET changed_tx = pg_current_xact_id();
     ELSIF NOT new_instance AND NOT disable_endpoints THEN
-        RAISE EXCEPTION USING errcode = 'OB012', message = 'not_restored: this database is at home, and no copy that could be told from it',
-            hint = 'There is nothing to repair. For a clone of its disk: {db.rebase new_instance=true disable_endpoints=true}';
+        RAISE EXCEPTION USING errcode = 'OB012',
+            message = 'not_restored: this database is at home, '
+                      'and no copy that could be told from it',
+            hint = 'There is nothing to repair. For a clone of its disk: '
+                   '{db.rebase new_instance=true disable_endpoints=true}';
     END IF;
     IF new_instance THEN
-        UPDATE outbox.setting SET instance = left(replace(gen_random_uuid()::text, '-', ''), 8);
+        UPDATE outbox.setting
+           SET instance = left(replace(gen_random_uuid()::text, '-', ''), 8);
     END IF;
     IF disable_endpoints THEN
-        UPDATE outbox.endpoint SET disabled_at = clock_timestamp(), disabled_reason = 'disabled by db rebase: a copy', updated_at = clock_timestamp()
+        UPDATE outbox.endpoint
+           SET disabled_at = clock_timestamp(),
+               disabled_reason = 'disabled by db rebase: a copy',
+               updated_at = clock_timestamp()
          WHERE disabled_at IS NULL AND deleted_at IS NULL;
     END IF;
-    PERFORM outbox_private.append_audit(caller, NULL, 'db.rebase', 'database', NULL, jsonb_build_object(
-        'requeued', requeued, 'changed', changed, 'new_instance', new_instance, 'disable_endpoints', disable_endpoints));
+    PERFORM outbox_private.append_audit(
+        caller, NULL, 'db.rebase', 'database', NULL,
+        jsonb_build_object('requeued', requeued, 'changed', changed,
+                           'new_instance', new_instance, 'disable_endpoints', disable_endpoints));
 END $$;
 
 CREATE FUNCTION outbox.rebase(
@@ -484,5 +604,6 @@ CREATE FUNCTION outbox.rebase(
     OUT requeued bigint, OUT changed bigint)
 LANGUAGE sql BEGIN ATOMIC
     SELECT r.requeued, r.changed
-      FROM outbox_private.rebase(current_user, rebase.batch_size, rebase.new_instance, rebase.disable_endpoints) r;
+      FROM outbox_private.rebase(
+               current_user, rebase.batch_size, rebase.new_instance, rebase.disable_endpoints) r;
 END;

@@ -14,8 +14,10 @@ RETURN l.paused_from <= statement_timestamp() AND l.paused_until > statement_tim
 -- fails.
 CREATE FUNCTION outbox.accepts_requests(l outbox.lane, n outbox.endpoint) RETURNS boolean
 LANGUAGE sql STABLE
-RETURN n.disabled_at IS NULL AND n.deleted_at IS NULL
-       AND l.resting_until <= statement_timestamp() AND NOT outbox.is_paused(l);
+RETURN n.disabled_at IS NULL
+       AND n.deleted_at IS NULL
+       AND l.resting_until <= statement_timestamp()
+       AND NOT outbox.is_paused(l);
 
 -- True while it neither fails nor recovers: deliveries that were tried before are due at their own
 -- time.
@@ -42,24 +44,32 @@ BEGIN
     NEW.changed_tx := pg_current_xact_id();
     RETURN NEW;
 END $$;
-CREATE TRIGGER note_change BEFORE UPDATE ON outbox.endpoint FOR EACH ROW EXECUTE FUNCTION outbox.note_change();
+CREATE TRIGGER note_change
+    BEFORE UPDATE ON outbox.endpoint FOR EACH ROW
+    EXECUTE FUNCTION outbox.note_change();
 CREATE TRIGGER note_change
     BEFORE UPDATE OF resting_until, paused_from, paused_until, drain_rate, trips, recovered_at
     ON outbox.lane FOR EACH ROW
-    WHEN (OLD.resting_until IS DISTINCT FROM NEW.resting_until OR OLD.paused_until IS DISTINCT FROM NEW.paused_until
-          OR OLD.paused_from IS DISTINCT FROM NEW.paused_from OR OLD.drain_rate IS DISTINCT FROM NEW.drain_rate
-          OR OLD.trips IS DISTINCT FROM NEW.trips OR OLD.recovered_at IS DISTINCT FROM NEW.recovered_at)
+    WHEN (OLD.resting_until IS DISTINCT FROM NEW.resting_until
+          OR OLD.paused_until IS DISTINCT FROM NEW.paused_until
+          OR OLD.paused_from IS DISTINCT FROM NEW.paused_from
+          OR OLD.drain_rate IS DISTINCT FROM NEW.drain_rate
+          OR OLD.trips IS DISTINCT FROM NEW.trips
+          OR OLD.recovered_at IS DISTINCT FROM NEW.recovered_at)
     EXECUTE FUNCTION outbox.note_change();
 
 -- A change of a secret is a change of its endpoint.
 CREATE FUNCTION outbox.note_secret_change() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    UPDATE outbox.endpoint SET changed_tx = pg_current_xact_id() WHERE id IN (OLD.endpoint_id, NEW.endpoint_id);
+    UPDATE outbox.endpoint
+       SET changed_tx = pg_current_xact_id()
+     WHERE id IN (OLD.endpoint_id, NEW.endpoint_id);
     RETURN NULL;
 END $$;
-CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE ON outbox.secret
-    FOR EACH ROW EXECUTE FUNCTION outbox.note_secret_change();
+CREATE TRIGGER note_change
+    AFTER INSERT OR UPDATE OR DELETE ON outbox.secret FOR EACH ROW
+    EXECUTE FUNCTION outbox.note_secret_change();
 
 -- After a crash, transaction ids that were never recorded are assigned again, even by a server that
 -- has not been stopped. This table is empty then, like every unlogged table: a worker that finds it

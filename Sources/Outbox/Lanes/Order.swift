@@ -86,7 +86,7 @@ extension Connection {
                 + connection.query(
                     """
                     UPDATE outbox.delivery d
-                       SET ordering_key = NULL, pass = 0,
+                       SET ordering_key = NULL, scan = 0,
                            due_at = CASE WHEN d.due_at < 'infinity' THEN d.due_at
                                          ELSE greatest(clock_timestamp(), d.deliver_at) END
                      WHERE (d.event_id, d.endpoint_id, d.event_at) IN (SELECT w.event_id, w.endpoint_id, w.event_at FROM outbox.delivery w

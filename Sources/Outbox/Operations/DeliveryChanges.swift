@@ -35,11 +35,11 @@ extension Connection {
                 WITH gone AS (DELETE FROM outbox.delivery WHERE \(lookUp("delivery", delivery)) RETURNING *),
                 unrouted AS (DELETE FROM outbox.unrouted WHERE \(lookUp("unrouted", delivery)) RETURNING *)
                 INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint,
-                                                ordering_key, pass)
+                                                ordering_key, scan)
                 SELECT event_id, endpoint_id, event_at, 'cancelled', attempts, last_status, last_error_class, last_error, 'cancelled',
-                       ordering_key, pass FROM gone
+                       ordering_key, scan FROM gone
                 UNION ALL
-                SELECT event_id, endpoint_id, event_at, 'cancelled', 0, NULL, NULL, NULL, 'cancelled', ordering_key, pass FROM unrouted
+                SELECT event_id, endpoint_id, event_at, 'cancelled', 0, NULL, NULL, NULL, 'cancelled', ordering_key, scan FROM unrouted
                 RETURNING endpoint_id, ordering_key
                 """)
             guard parked.count == 1 else { throw try connection.notWaiting(delivery) }
@@ -87,11 +87,11 @@ extension Connection {
                          WHERE \(lookUp("d", by: "p")) AND n.id = d.endpoint_id AND n.deleted_at IS NULL
                         RETURNING d.*)
                     INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger, last_at, last_status, last_error_class,
-                                                 last_error, ordering_key, pass)
+                                                 last_error, ordering_key, scan)
                     SELECT event_id, endpoint_id, event_at, CASE WHEN ordering_key IS NULL THEN clock_timestamp() ELSE 'infinity' END,
                            -- What its filter said nothing of is asked about again.
                            CASE reason WHEN 'filter_error' THEN 'first' ELSE 'replay' END,
-                           dead_at, status, error_class, error, ordering_key, pass FROM gone
+                           dead_at, status, error_class, error, ordering_key, scan FROM gone
                     ON CONFLICT DO NOTHING RETURNING endpoint_id, ordering_key
                     """)
                 // At its old place in the line, which is the first one.

@@ -51,11 +51,11 @@ extension Connection {
               LEFT JOIN LATERAL (
                    SELECT x.event_id FROM outbox.dead_letter x
                     WHERE x.endpoint_id = d.endpoint_id AND x.ordering_key = d.ordering_key AND x.reason <> 'cancelled'
-                      AND n.on_dead = 'block' AND d.due_at = 'infinity' ORDER BY x.pass, x.event_id LIMIT 1) x ON true
+                      AND n.on_dead = 'block' AND d.due_at = 'infinity' ORDER BY x.scan, x.event_id LIMIT 1) x ON true
               LEFT JOIN LATERAL (
                    SELECT f.event_id, f.event_at FROM outbox.delivery f
                     WHERE f.endpoint_id = d.endpoint_id AND f.ordering_key = d.ordering_key AND d.due_at = 'infinity'
-                    ORDER BY f.due_at = 'infinity', f.pass, f.event_id LIMIT 1) f ON true
+                    ORDER BY f.due_at = 'infinity', f.scan, f.event_id LIMIT 1) f ON true
              CROSS JOIN LATERAL (
                    SELECT count(*) AS count FROM (
                           SELECT FROM outbox.delivery b

@@ -258,11 +258,11 @@ extension Connection {
             gone AS (
                 DELETE FROM outbox.delivery d USING parked p
                  WHERE \(lookUp("d", by: "p")) AND NOT p.from_batch
-                RETURNING d.event_id, d.event_at, d.endpoint_id, d.ordering_key, d.pass)
+                RETURNING d.event_id, d.event_at, d.endpoint_id, d.ordering_key, d.scan)
             INSERT INTO outbox.dead_letter (event_id, endpoint_id, event_at, reason, attempts, status, error_class, error, fingerprint,
-                                            ordering_key, pass)
+                                            ordering_key, scan)
             SELECT p.event_id, p.endpoint_id, p.event_at, p.reason, p.attempts, p.status, p.error_class, p.error, p.fingerprint,
-                   g.ordering_key, coalesce(g.pass, 0)
+                   g.ordering_key, coalesce(g.scan, 0)
               FROM parked p LEFT JOIN gone g ON g.event_id = p.event_id AND g.event_at = p.event_at AND g.endpoint_id = p.endpoint_id
              WHERE CASE WHEN p.from_batch
                         THEN NOT EXISTS (SELECT FROM delivered a WHERE a.event_id = p.event_id AND a.event_at = p.event_at
