@@ -4,10 +4,11 @@ package import Postgres
 import StandardWebhooks
 import Transport
 
-/// Measures the service on a database of the user's own, with real worker processes and real requests.
+/// Measures the service on a database of the user's own, with real worker processes and real
+/// requests.
 ///
-/// Every phase makes a scratch database, fills it, runs `outboxctl run` on it and drops it. Phases run one after the
-/// other; each reports its measurements in its own part of the report.
+/// Every phase makes a scratch database, fills it, runs `outboxctl run` on it and drops it. Phases
+/// run one after the other; each reports its measurements in its own part of the report.
 package struct Benchmark: Sendable {
     package enum Phase: String, Sendable, CaseIterable {
         /// A bare libcurl loop against the same sink: the cost of sending alone.
@@ -26,11 +27,11 @@ package struct Benchmark: Sendable {
         case recovery
         /// Scheduled deliveries: whether they go out on time, and their cost until then.
         case scheduled
-        /// Endpoints that fail and recover all the time while a session holds a snapshot: the cost of lanes before and
-        /// after.
+        /// Endpoints that fail and recover all the time while a session holds a snapshot: the cost
+        /// of lanes before and after.
         case flapping
-        /// Ten thousand endpoints of other customers: their cost while idle, while one of them changes every second,
-        /// and per event.
+        /// Ten thousand endpoints of other customers: their cost while idle, while one of them
+        /// changes every second, and per event.
         case directory
 
         /// The phases that run by default; the others take minutes.
@@ -67,7 +68,8 @@ package struct Benchmark: Sendable {
         package init() {}
     }
 
-    /// A worker that did not start or end properly, with its last output; or no place for the key file.
+    /// A worker that did not start or end properly, with its last output; or no place for the key
+    /// file.
     package struct Failure: Error, CustomStringConvertible {
         package let description: String
     }
@@ -76,14 +78,16 @@ package struct Benchmark: Sendable {
     let target: ConnectionTarget
     let progress: Progress
 
-    /// - Parameter target: a database on the server to be measured, whose user may create others there.
+    /// - Parameter target: a database on the server to be measured, whose user may create others
+    ///   there.
     package init(_ plan: Plan, on target: ConnectionTarget, progress: Progress) {
         self.plan = plan
         self.target = target
         self.progress = progress
     }
 
-    /// Runs the phases. Throws the error of the database or a worker; everything is cleaned up before.
+    /// Runs the phases. Throws the error of the database or a worker; everything is cleaned up
+    /// before.
     package func run() async throws -> Report {
         var report = Report(plan: plan)
         let server = try ConnectionPool(target, size: 1)
@@ -179,7 +183,8 @@ struct Bench: Sendable {
     }
 
     func removeKey() {
-        // A leftover key file would open nothing: the secrets that it sealed are dropped with the scratch database.
+        // A leftover key file would open nothing: the secrets that it sealed are dropped with the
+        // scratch database.
         try? FileManager.default.removeItem(atPath: keyFile)
     }
 
@@ -188,7 +193,8 @@ struct Bench: Sendable {
         for number in 1...plan.endpoints {
             try await createEndpoint(number) {
                 if plan.usesLanes { $0.maxConcurrency = plan.inFlight }
-                // Deliveries that --fail-rate fails are retried soon: the last ones would otherwise take hours.
+                // Deliveries that --fail-rate fails are retried soon: the last ones would otherwise
+                // take hours.
                 $0.retrySchedule = Array(repeating: .seconds(1), count: 20)
             }
         }
@@ -208,8 +214,8 @@ struct Bench: Sendable {
         }
     }
 
-    /// Adds waiting deliveries to an endpoint's lane, as if the stream had put them there; due at the given time. No
-    /// worker runs.
+    /// Adds waiting deliveries to an endpoint's lane, as if the stream had put them there; due at
+    /// the given time. No worker runs.
     func fillLane(_ endpoint: EndpointID, customer: String, _ count: Int, due: Timestamp = .distantPast) async throws {
         try await fill(count, customer: customer, title: "filling a lane")
         let body: SQL = """
@@ -227,7 +233,8 @@ struct Bench: Sendable {
         try await checkpoint()
     }
 
-    /// Commits the events, 10,000 per transaction, and lets the server tidy up before anything is measured.
+    /// Commits the events, 10,000 per transaction, and lets the server tidy up before anything is
+    /// measured.
     func fill(_ count: Int, customer: String = "bench", title: String = "filling") async throws {
         var phase = progress.begin(title, total: count)
         var filled = 0
@@ -248,14 +255,16 @@ struct Bench: Sendable {
         try await checkpoint()
     }
 
-    /// The filled tables have to reach the disk before anything is measured. Not every role may request that.
+    /// The filled tables have to reach the disk before anything is measured. Not every role may
+    /// request that.
     private func checkpoint() async throws {
         do { try await scratch.pool.execute("CHECKPOINT", within: .seconds(600)) } catch let error as PostgresError {
             guard error.sqlState == "42501" else { throw error }
         }
     }
 
-    /// Runs the body beside worker processes; returns what it returns and how many statements the workers sent.
+    /// Runs the body beside worker processes; returns what it returns and how many statements the
+    /// workers sent.
     func withWorkers<Value>(
         _ count: Int, lease: String = "60s", _ body: ([Child]) async throws -> Value
     ) async throws -> (Value, statements: Int) {
@@ -280,7 +289,8 @@ struct Bench: Sendable {
         }
     }
 
-    /// How many attempts have been recorded, according to the server's statistics; some tenths of a second late.
+    /// How many attempts have been recorded, according to the server's statistics; some tenths of a
+    /// second late.
     func recordedAttempts() async throws -> Int {
         try await scratch.pool.query(
             "SELECT coalesce(sum(n_tup_ins), 0)::int8 FROM pg_stat_user_tables WHERE schemaname = 'outbox' AND relname LIKE 'attempt%'",
@@ -288,7 +298,8 @@ struct Bench: Sendable {
         ).first ?? 0
     }
 
-    /// True when nothing is outstanding: everything is cut, every batch is finished, no delivery waits.
+    /// True when nothing is outstanding: everything is cut, every batch is finished, no delivery
+    /// waits.
     func isDrained() async throws -> Bool {
         try await scratch.pool.query(
             """

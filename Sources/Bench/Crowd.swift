@@ -3,8 +3,9 @@ import Outbox
 import Postgres
 
 extension Bench {
-    /// Publishes one event of each customer at a time, in one transaction, at fixed times. An event counts as committed
-    /// when the server reports it: the time of its disk beside a flood is not part of the measurement.
+    /// Publishes one event of each customer at a time, in one transaction, at fixed times. An event
+    /// counts as committed when the server reports it: the time of its disk beside a flood is not
+    /// part of the measurement.
     func publish(for customers: [String], times: Int, apart: Duration, title: String) async throws -> [Committed] {
         let pool = try ConnectionPool(scratch.target, size: 1)
         var phase = progress.begin(title, total: times * customers.count)
@@ -50,8 +51,9 @@ extension Bench {
         }
     }
 
-    /// Twenty healthy endpoints with 100 events/s each: alone, and then beside a dead endpoint with `events` deliveries
-    /// waiting, one that never responds and one that responds with 429, all of which get 100 events/s, too.
+    /// Twenty healthy endpoints with 100 events/s each: alone, and then beside a dead endpoint with
+    /// `events` deliveries waiting, one that never responds and one that responds with 429, all of
+    /// which get 100 events/s, too.
     func measureNeighbours() async throws -> Report.Comparison {
         guard let sink else { throw Benchmark.Failure(description: "neighbours need the built-in sink") }
         let healthy = (1...20).map { "healthy-\($0)" }
@@ -88,8 +90,9 @@ extension Bench {
             throughputRatio: beside.1 / alone.1)
     }
 
-    /// Fifty customers with ten events each: alone; then while another customer commits `events` in transactions of ten
-    /// thousand, as fast as the database allows; and then again while those are delivered.
+    /// Fifty customers with ten events each: alone; then while another customer commits `events` in
+    /// transactions of ten thousand, as fast as the database allows; and then again while those are
+    /// delivered.
     func measureFlood() async throws -> Report.Comparison {
         let few = (1...50).map { "few-\($0)" }
         for (number, customer) in few.enumerated() { try await createEndpoint(number + 1) { $0.customerID = customer } }

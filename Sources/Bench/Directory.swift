@@ -4,9 +4,9 @@ import Postgres
 extension Bench {
     private static let crowd = 10_000
 
-    /// Events that no endpoint wants, before and after there are ten thousand endpoints of other customers that take
-    /// every type; and the cost of those endpoints while nothing happens, and while the rest of one of them changes
-    /// every second.
+    /// Events that no endpoint wants, before and after there are ten thousand endpoints of other
+    /// customers that take every type; and the cost of those endpoints while nothing happens, and
+    /// while the rest of one of them changes every second.
     func measureDirectory() async throws -> Report.Directory {
         let events = min(plan.events, 5000)
         var report = Report.Directory(endpoints: Self.crowd, events: events)

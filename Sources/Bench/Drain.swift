@@ -66,8 +66,8 @@ extension Bench {
     /// Waits until this number of deliveries is recorded; all of them when nothing else waits.
     private func watch(_ deliveries: Int) async throws {
         var phase = progress.begin("delivering", total: deliveries)
-        // The server's statistics come late, so the sink's count is read first; its responses are recorded a moment
-        // later.
+        // The server's statistics come late, so the sink's count is read first; its responses are
+        // recorded a moment later.
         while true {
             try Task.checkCancellation()
             let done = if let sink { sink.served } else { try await recordedAttempts() }
@@ -134,7 +134,8 @@ extension Bench {
                 "SET idle_in_transaction_session_timeout = 0; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM outbox.setting; SAVEPOINT held"
             )
         }
-        // Ends when the caller releases it; the connection, and with it the snapshot, lives that long.
+        // Ends when the caller releases it; the connection, and with it the snapshot, lives that
+        // long.
         Task {
             for await _ in release {}
             await pool.close()

@@ -5,8 +5,9 @@ extension Bench {
     private static let steadyOnes = (1...20).map { "steady-\($0)" }
     private static let flappingOnes = (1...40).map { "flapping-\($0)" }
 
-    /// Forty endpoints fail and recover every six seconds, as often as a breaker's first rest lets them, and twenty others get
-    /// their events through lanes, too, all under one held snapshot: how fast those twenty lanes are before and after.
+    /// Forty endpoints fail and recover every six seconds, as often as a breaker's first rest lets
+    /// them, and twenty others get their events through lanes, too, all under one held snapshot:
+    /// how fast those twenty lanes are before and after.
     func measureFlapping() async throws -> Report.Flapping {
         guard let sink else { throw Benchmark.Failure(description: "flapping needs the built-in sink") }
         for (number, customer) in Self.steadyOnes.enumerated() {
@@ -67,7 +68,8 @@ extension Bench {
         return openings.count
     }
 
-    /// One event for each of the twenty in one transaction, and the next one when all have got their responses.
+    /// One event for each of the twenty in one transaction, and the next one when all have got
+    /// their responses.
     private func rounds(for time: Duration, title: String) async throws -> Report.Rounds {
         guard let sink else { return Report.Rounds() }
         var phase = progress.begin(title, total: Int(time.inSeconds))
@@ -102,8 +104,8 @@ extension Bench {
             })
     }
 
-    /// The load of the server so far, and how many blocks its sessions have read in this database. Sessions report that
-    /// once a second, so the next step waits for it.
+    /// The load of the server so far, and how many blocks its sessions have read in this database.
+    /// Sessions report that once a second, so the next step waits for it.
     private func load() async throws -> (ServerLoad, blocks: Int) {
         let load = try await scratch.pool.run { try ServerLoad.read(&$0) }
         try await Task.sleep(for: .milliseconds(1500))

@@ -3,9 +3,9 @@ import Outbox
 import Postgres
 
 extension Bench {
-    /// A receiver fails while `events` wait for it, and recovers: when the first is through, how the requests grow, how
-    /// fast the lane drains; and how long it takes until another worker continues when the lane's owner is killed
-    /// half-way.
+    /// A receiver fails while `events` wait for it, and recovers: when the first is through, how
+    /// the requests grow, how fast the lane drains; and how long it takes until another worker
+    /// continues when the lane's owner is killed half-way.
     func measureRecovery() async throws -> Report.Recovery {
         guard let sink else { throw Benchmark.Failure(description: "recovery needs the built-in sink") }
         let endpoint = try await createEndpoint(1) { $0.customerID = "bench" }
@@ -131,7 +131,8 @@ extension Bench {
         }
     }
 
-    /// How many requests went out together: those that started before the first of them had ended are one round.
+    /// How many requests went out together: those that started before the first of them had ended
+    /// are one round.
     private func rounds() async throws -> [Int] {
         let requests = try await scratch.pool.query(
             """

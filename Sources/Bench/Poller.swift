@@ -1,7 +1,8 @@
 import CEpoll
 import Glibc
 
-/// Waits until one of many descriptors can be read: one epoll instance, to be waited on by one thread and woken by any.
+/// Waits until one of many descriptors can be read: one epoll instance, to be waited on by one
+/// thread and woken by any.
 final class Poller: Sendable {
     private static let maxAtOnce = 256
 
@@ -32,8 +33,8 @@ final class Poller: Sendable {
         _ = eventfd_write(alarm, 1)
     }
 
-    /// Waits until a descriptor is ready, another thread wakes it or the time is up, and passes on the ready
-    /// descriptors.
+    /// Waits until a descriptor is ready, another thread wakes it or the time is up, and passes on
+    /// the ready descriptors.
     ///
     /// - Parameter milliseconds: -1 to wait without end.
     func wait(upTo milliseconds: Int32, _ ready: (Int32) -> Void) {

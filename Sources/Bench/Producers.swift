@@ -3,8 +3,8 @@ import Postgres
 import Synchronization
 
 extension Bench {
-    /// Transactions per second that insert one event, beside the same insert into a bare table with the same indexes:
-    /// once while a worker sleeps, once while it is busy delivering.
+    /// Transactions per second that insert one event, beside the same insert into a bare table with
+    /// the same indexes: once while a worker sleeps, once while it is busy delivering.
     func measureProducers() async throws -> [Report.Producers] {
         try await scratch.pool.run { connection in
             try connection.script(
@@ -22,7 +22,8 @@ extension Bench {
         }
         var results: [Report.Producers] = []
         for clients in [1, 16, 64] {
-            // No endpoint wants the events, so that the worker only wakes up, scans and sleeps again.
+            // No endpoint wants the events, so that the worker only wakes up, scans and sleeps
+            // again.
             let (result, _) = try await withWorkers(1) { _ in try await compare(clients, worker: "asleep") }
             results.append(result)
         }

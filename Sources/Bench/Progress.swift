@@ -1,6 +1,7 @@
 import Foundation
 
-/// Shows how far a long phase is, on stderr: a bar on a terminal, a line every five seconds elsewhere.
+/// Shows how far a long phase is, on stderr: a bar on a terminal, a line every five seconds
+/// elsewhere.
 package struct Progress: Sendable {
     private let isTerminal: Bool
 

@@ -125,7 +125,8 @@ package struct Report: Codable, Sendable {
         let leaseSeconds: Double
         var attemptsWhileFailing = 0
         var failingProcessorShare: ProcessorShare?
-        /// From the receiver's return: when the next probe was due, and when the first success came.
+        /// From the receiver's return: when the next probe was due, and when the first success
+        /// came.
         var nextProbeAfterSeconds = 0.0
         var firstAfterSeconds = 0.0
         /// How many requests went out together after that.
@@ -166,21 +167,25 @@ package struct Report: Codable, Sendable {
     package struct Directory: Codable, Sendable {
         let endpoints: Int
         let events: Int
-        /// The share of a processor, while nothing happens, and while the state of one endpoint changes every second.
+        /// The share of a processor, while nothing happens, and while the state of one endpoint
+        /// changes every second.
         var idleProcessorShare: ProcessorShare?
         var changingProcessorShare: ProcessorShare?
-        /// A worker's time for an event that no endpoint wants, without the endpoints and with them.
+        /// A worker's time for an event that no endpoint wants, without the endpoints and with
+        /// them.
         var workerMicrosecondsPerEventAlone = 0.0
         var workerMicrosecondsPerEvent = 0.0
 
         init(endpoints: Int, events: Int) { (self.endpoints, self.events) = (endpoints, events) }
     }
 
-    /// One event for each of twenty endpoints, through their lanes; the next one when all have got their responses.
+    /// One event for each of twenty endpoints, through their lanes; the next one when all have got
+    /// their responses.
     package struct Rounds: Codable, Sendable {
         var perSecond = 0.0
         var milliseconds: Percentiles?
-        /// Blocks that the database read per round: this depends on the stored rows, and not on the machine.
+        /// Blocks that the database read per round: this depends on the stored rows, and not on the
+        /// machine.
         var blocks = 0
         /// Processor time of the whole server per round; nil when it runs elsewhere.
         var databaseMilliseconds: Double?

@@ -2,7 +2,8 @@ import Foundation
 import Outbox
 import Postgres
 
-/// A database created for one phase of a benchmark and dropped after it: no existing data is touched.
+/// A database created for one phase of a benchmark and dropped after it: no existing data is
+/// touched.
 struct Scratch: Sendable {
     let target: ConnectionTarget
     let pool: ConnectionPool

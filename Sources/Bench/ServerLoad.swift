@@ -15,7 +15,8 @@ struct ServerLoad: Sendable {
         return ServerLoad(processorTime: family(of: Int32(pid)), walBytes: wal)
     }
 
-    /// Processor time of a process itself, and of its children that have ended, in the system's ticks.
+    /// Processor time of a process itself, and of its children that have ended, in the system's
+    /// ticks.
     private static func times(of pid: Int32) -> (name: Substring, parent: Int32, own: Int, ended: Int)? {
         guard let text = try? String(contentsOfFile: "/proc/\(pid)/stat", encoding: .utf8),
             let open = text.firstIndex(of: "("), let close = text.lastIndex(of: ")")
@@ -28,7 +29,8 @@ struct ServerLoad: Sendable {
         )
     }
 
-    /// The processor time of a backend's server: the postmaster, its living children and those that have ended.
+    /// The processor time of a backend's server: the postmaster, its living children and those that
+    /// have ended.
     private static func family(of backend: Int32) -> Duration? {
         // A server on another machine has process ids that belong to other processes here.
         guard let own = times(of: backend), own.name.hasPrefix("postgres"), let server = times(of: own.parent),

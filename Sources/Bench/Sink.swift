@@ -2,10 +2,11 @@ import Glibc
 import Synchronization
 import Threads
 
-/// A fast local HTTP/1.1 sink for measuring: one thread, keep-alive, a constant delay, failures on request.
+/// A fast local HTTP/1.1 sink for measuring: one thread, keep-alive, a constant delay, failures on
+/// request.
 ///
-/// It remembers which delivery each request was for, so that requests, duplicates and losses are counted independently
-/// of the measured workers. Loopback only.
+/// It remembers which delivery each request was for, so that requests, duplicates and losses are
+/// counted independently of the measured workers. Loopback only.
 final class Sink: Sendable {
     let port: UInt16
     private let listening: Int32
@@ -114,7 +115,8 @@ final class Sink: Sendable {
                     connection.close()
                 }
             }
-            // The delay is the same for all, so the responses fall due in the order of the requests.
+            // The delay is the same for all, so the responses fall due in the order of the
+            // requests.
             let now = ContinuousClock.now
             while nextDue < due.count, due[nextDue].at <= now {
                 answer(due[nextDue].connection, due[nextDue].answer)
@@ -165,7 +167,8 @@ final class Sink: Sendable {
         "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\nContent-Type: text/plain\r\n\r\nfail".utf8)
 }
 
-/// One connection of the sink: finds requests in the bytes and tells them apart by path and `webhook-id`.
+/// One connection of the sink: finds requests in the bytes and tells them apart by path and
+/// `webhook-id`.
 private final class SinkConnection {
     private let descriptor: Int32
     private var isClosed = false
@@ -188,11 +191,13 @@ private final class SinkConnection {
     }
 
     func write(_ bytes: [UInt8]) {
-        // A closed peer is noticed at the next read; the responses are small enough for any socket buffer.
+        // A closed peer is noticed at the next read; the responses are small enough for any socket
+        // buffer.
         if !isClosed { _ = bytes.withUnsafeBytes { send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) } }
     }
 
-    /// Reads the available bytes and passes on each complete request's key; false at the connection's end.
+    /// Reads the available bytes and passes on each complete request's key; false at the
+    /// connection's end.
     func read(_ request: (UInt64) -> Void) -> Bool {
         let count = Glibc.read(descriptor, buffer.baseAddress.map { $0 + filled }, Self.room - filled)
         if count <= 0 { return count < 0 && (errno == EAGAIN || errno == EINTR) }

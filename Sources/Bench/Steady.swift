@@ -6,7 +6,8 @@ import Postgres
 extension Bench {
     private static let producers = 8
 
-    /// Publishes at a constant rate while workers deliver: the time from a commit to the receiver's response.
+    /// Publishes at a constant rate while workers deliver: the time from a commit to the receiver's
+    /// response.
     func measureSteady() async throws -> Report.Steady {
         try await createEndpoints()
         let pool = try ConnectionPool(scratch.target, size: Self.producers)
@@ -87,7 +88,8 @@ extension Bench {
         return committed
     }
 
-    /// Waits until everything published is recorded, and a moment more, so that the workers have fallen asleep.
+    /// Waits until everything published is recorded, and a moment more, so that the workers have
+    /// fallen asleep.
     func settle() async throws {
         let deadline = ContinuousClock.now + .seconds(60)
         while !(try await isDrained()) {

@@ -1,6 +1,6 @@
-/// A sequence of bytes to search for in others: in time proportional to the sum of both lengths, for any bytes (Knuth,
-/// Morris and Pratt 1977). A search that starts over at every place takes the product, and both texts may come from
-/// strangers.
+/// A sequence of bytes to search for in others: in time proportional to the sum of both lengths,
+/// for any bytes (Knuth, Morris and Pratt 1977). A search that starts over at every place takes the
+/// product, and both texts may come from strangers.
 public struct ByteSearch: Sendable, Equatable {
     private let pattern: [UInt8]
     /// For each place, the length of the prefix that ends there.

@@ -1,8 +1,9 @@
 /// A text compared by its bytes: two texts are equal, and hash alike, when their UTF-8 is the same.
 ///
-/// Swift's own comparison treats canonically equivalent texts as equal (Unicode 3.7), such as é in one scalar and in
-/// two, or the kelvin sign and the letter K. For a database, a receiver and their owner they are two texts. So texts
-/// from outside that decide something, such as the customer of an event, use this type.
+/// Swift's own comparison treats canonically equivalent texts as equal (Unicode 3.7), such as é in
+/// one scalar and in two, or the kelvin sign and the letter K. For a database, a receiver and their
+/// owner they are two texts. So texts from outside that decide something, such as the customer of
+/// an event, use this type.
 public struct ExactText: Hashable, Sendable, ExpressibleByStringLiteral, CustomStringConvertible {
     /// The text.
     public let text: String
@@ -32,7 +33,8 @@ public struct ExactText: Hashable, Sendable, ExpressibleByStringLiteral, CustomS
         text.withUTF8 { unsafe hasher.combine(bytes: UnsafeRawBufferPointer($0)) }
     }
 
-    /// With the letters A to Z as a to z, and everything else unchanged: protocols ignore case in these letters only.
+    /// With the letters A to Z as a to z, and everything else unchanged: protocols ignore case in
+    /// these letters only.
     public var lowercasedASCII: ExactText {
         let bytes = text.utf8.map { (0x41...0x5A).contains($0) ? $0 + 0x20 : $0 }
         return ExactText(String(decoding: bytes, as: UTF8.self))

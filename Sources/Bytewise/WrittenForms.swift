@@ -1,5 +1,6 @@
 extension Duration {
-    /// Reads a number and a unit, as in `500ms`, `1.5s`, `2m`, `1h` or `1d`, of less than a thousand days or so; nil for anything else.
+    /// Reads a number and a unit, as in `500ms`, `1.5s`, `2m`, `1h` or `1d`, of less than a
+    /// thousand days or so; nil for anything else.
     public init?(written text: String) {
         let number = text.prefix { $0.isASCII && ($0.isNumber || $0 == ".") }
         let seconds: [String: Double] = ["us": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400]
@@ -16,7 +17,8 @@ public func isLetterOrDigit(_ byte: UInt8) -> Bool {
 }
 
 extension [UInt8] {
-    /// Appends bytes as a component of a URL: all but the unreserved characters are encoded (RFC 3986 2.3).
+    /// Appends bytes as a component of a URL: all but the unreserved characters are encoded (RFC
+    /// 3986 2.3).
     public mutating func appendPercentEncoded(_ bytes: some Sequence<UInt8>) {
         let digits = [UInt8]("0123456789ABCDEF".utf8)
         for byte in bytes {

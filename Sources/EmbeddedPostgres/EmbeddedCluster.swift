@@ -1,15 +1,17 @@
 import Foundation
 import Postgres
 
-/// A private PostgreSQL cluster in a folder, reachable through a unix socket only, started when needed and stopped by
-/// the last process that uses it.
+/// A private PostgreSQL cluster in a folder, reachable through a unix socket only, started when
+/// needed and stopped by the last process that uses it.
 ///
-/// Every process that uses it holds a shared lock on `users.lock`; a process that leaves and then gets the exclusive
-/// lock was the last one and stops the server. The kernel drops the lock of a killed process, so a server that was left
-/// running is found by the next command and stopped at its end. Starting and stopping happen under `start.lock`.
+/// Every process that uses it holds a shared lock on `users.lock`; a process that leaves and then
+/// gets the exclusive lock was the last one and stops the server. The kernel drops the lock of a
+/// killed process, so a server that was left running is found by the next command and stopped at
+/// its end. Starting and stopping happen under `start.lock`.
 ///
-/// PostgreSQL refuses to run as root: root's cluster belongs to the user `postgres` (or `nobody`), and lies under
-/// `/var/lib/outbox` when that user cannot reach the folder, with a link to it in the folder.
+/// PostgreSQL refuses to run as root: root's cluster belongs to the user `postgres` (or `nobody`),
+/// and lies under `/var/lib/outbox` when that user cannot reach the folder, with a link to it in
+/// the folder.
 package final class EmbeddedCluster: Sendable {
     /// Why the cluster cannot be used.
     package struct StartError: Error, Sendable, CustomStringConvertible {
@@ -25,7 +27,8 @@ package final class EmbeddedCluster: Sendable {
     private let folder: String
     private let users: FileLock
 
-    /// Starts the cluster in the folder, or joins the processes that already use it; creates it first if there is none.
+    /// Starts the cluster in the folder, or joins the processes that already use it; creates it
+    /// first if there is none.
     ///
     /// - Parameter settings: lines for `postgresql.conf` of a cluster that is created now.
     package init(
@@ -91,7 +94,8 @@ package final class EmbeddedCluster: Sendable {
     // MARK: Steps
 
     private static func make(_ place: Place, _ binaries: ServerBinaries, _ settings: [String]) throws {
-        // Made beside its place and then moved: an interrupted initdb leaves nothing that looks like a cluster.
+        // Made beside its place and then moved: an interrupted initdb leaves nothing that looks
+        // like a cluster.
         let unfinished = place.data + ".new"
         try place.prepareUnfinished(unfinished)
         do {
@@ -111,8 +115,8 @@ package final class EmbeddedCluster: Sendable {
             ] + settings
         let file = unfinished + "/postgresql.auto.conf"
         do {
-            // With the rights of the cluster's user: the folder belongs to that user, and a file in it may be a link by
-            // now.
+            // With the rights of the cluster's user: the folder belongs to that user, and a file in
+            // it may be a link by now.
             try place.asUser("/bin/sh", ["-c", "printf '%s\\n' \"$@\" >> \"$0\"", file] + lines)
             try FileManager.default.moveItem(atPath: unfinished, toPath: place.data)
         } catch let failure as Program.Failure {

@@ -36,8 +36,8 @@ struct Place {
         }
     }
 
-    /// Only the link tells where root's cluster is: it moves with its folder, and a newly created folder has another
-    /// one.
+    /// Only the link tells where root's cluster is: it moves with its folder, and a newly created
+    /// folder has another one.
     private static func rootsCluster(linkedFrom link: String) throws -> String {
         func linked() -> String? {
             (try? FileManager.default.destinationOfSymbolicLink(atPath: link)).flatMap {
@@ -65,8 +65,8 @@ struct Place {
         return isPlain && near.utf8.count < 85 ? near : "/tmp/outbox-\(shortHash(key))"
     }
 
-    /// Creates the folder, which only its owner may enter. A folder of another user is not used: its content belongs to
-    /// that user.
+    /// Creates the folder, which only its owner may enter. A folder of another user is not used:
+    /// its content belongs to that user.
     private static func prepare(_ folder: String) throws {
         let parent = (folder as NSString).deletingLastPathComponent
         try FileManager.default.createDirectory(atPath: parent, withIntermediateDirectories: true)
@@ -89,8 +89,8 @@ struct Place {
         }
     }
 
-    /// Creates an empty folder that only the cluster's user may enter, for initdb to fill: that user may not write
-    /// beside it.
+    /// Creates an empty folder that only the cluster's user may enter, for initdb to fill: that
+    /// user may not write beside it.
     func prepareUnfinished(_ path: String) throws {
         do {
             if FileManager.default.fileExists(atPath: path) {
@@ -115,7 +115,8 @@ struct Place {
         }
     }
 
-    /// Creates the socket's folder, which only its owner may enter: this keeps other users out of the cluster.
+    /// Creates the socket's folder, which only its owner may enter: this keeps other users out of
+    /// the cluster.
     func prepareSocket() throws {
         do {
             if !FileManager.default.fileExists(atPath: socket) {
@@ -170,7 +171,8 @@ final class FileLock: Sendable {
 
     deinit { close(descriptor) }
 
-    /// Waits for the lock; a process that holds it for longer than that hangs, and the file names it.
+    /// Waits for the lock; a process that holds it for longer than that hangs, and the file names
+    /// it.
     func lock(waiting limit: Duration) throws {
         let deadline = ContinuousClock.now + limit
         while flock(descriptor, LOCK_EX | LOCK_NB) != 0 {

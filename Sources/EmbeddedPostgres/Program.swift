@@ -2,8 +2,9 @@ import Glibc
 
 /// Runs a program to its end.
 ///
-/// Foundation's `Process` waits on a descriptor that every descendant inherits, and so never returns from a
-/// `pg_ctl start`: the server that it starts keeps that descriptor. This type waits for the process alone.
+/// Foundation's `Process` waits on a descriptor that every descendant inherits, and so never
+/// returns from a `pg_ctl start`: the server that it starts keeps that descriptor. This type waits
+/// for the process alone.
 enum Program {
     struct Failure: Error {
         let output: String
@@ -24,8 +25,8 @@ enum Program {
         // Another user may not be allowed to enter our working directory.
         let words = (["/bin/sh", "-c", "cd / && exec \"$@\"", "sh", path] + arguments).map { strdup($0) } + [nil]
         defer { for word in words { free(word) } }
-        // A started server keeps its environment for life, where its user can read it: it gets only the variables that
-        // it needs.
+        // A started server keeps its environment for life, where its user can read it: it gets only
+        // the variables that it needs.
         let known = ["PATH", "HOME", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "TMPDIR"]
         let environment =
             known.compactMap { name in getenv(name).map { strdup(name + "=" + String(cString: $0)) } } + [nil]

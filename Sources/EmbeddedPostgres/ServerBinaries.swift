@@ -9,8 +9,8 @@ package struct ServerBinaries: Sendable {
     /// The path of one of the programs.
     func path(_ program: String) -> String { folder + "/" + program }
 
-    /// Finds the programs through `OUTBOX_POSTGRES_BIN`, `pg_config`, `PATH` and the usual folders; given a version,
-    /// only programs of that version.
+    /// Finds the programs through `OUTBOX_POSTGRES_BIN`, `pg_config`, `PATH` and the usual folders;
+    /// given a version, only programs of that version.
     ///
     /// Throws an `EmbeddedCluster.StartError` that names the package to install.
     package static func find(version wanted: String? = nil, environment: [String: String]) throws -> ServerBinaries {

@@ -79,7 +79,8 @@ package struct DeadLetterUseCases: Sendable {
         }
     }
 
-    /// Puts many dead letters back, and returns how many. It needs a reason, since other operators will ask.
+    /// Puts many dead letters back, and returns how many. It needs a reason, since other operators
+    /// will ask.
     package func replay(_ many: Many, reason: String?) async throws -> Int {
         guard let reason, !reason.isEmpty else {
             throw Problem(

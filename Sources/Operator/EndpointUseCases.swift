@@ -45,8 +45,8 @@ package struct EndpointUseCases: Sendable {
         try await update(endpoint) { $0 = try $0.patched(patch) }
     }
 
-    /// Creates the endpoints of these customers and names, or gives them these configurations: all or none. Returns for
-    /// each whether it was created.
+    /// Creates the endpoints of these customers and names, or gives them these configurations: all
+    /// or none. Returns for each whether it was created.
     package func replace(
         _ wanted: [(configuration: EndpointConfiguration, secret: SigningSecret)]
     ) async throws -> [Bool] {
@@ -79,8 +79,8 @@ package struct EndpointUseCases: Sendable {
         }
     }
 
-    /// Deletes an endpoint. Its waiting deliveries are cancelled with the operator's consent; without it there must be
-    /// none.
+    /// Deletes an endpoint. Its waiting deliveries are cancelled with the operator's consent;
+    /// without it there must be none.
     package func delete(_ endpoint: String, cancelsWaiting: Bool, reason: String?) async throws {
         try await host.run { [actor = host.actor] connection in
             let id = try connection.endpointID(endpoint)
@@ -154,8 +154,8 @@ package struct SecretUseCases: Sendable {
         }
     }
 
-    /// Signs with a new secret, and with the old ones for as long as receivers may take to change over; returns the
-    /// valid ones.
+    /// Signs with a new secret, and with the old ones for as long as receivers may take to change
+    /// over; returns the valid ones.
     package func rotate(
         _ endpoint: String, to secret: SigningSecret, overlap: Duration?, reason: String?
     ) async throws -> [Valid] {

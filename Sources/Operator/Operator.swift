@@ -4,9 +4,10 @@ package import Transport
 
 /// Every use case of an operator, once, for every interface: command line, HTTP API or console.
 ///
-/// A use case has one name: `endpoints.pause` here is `endpoint.pause` in the audit log and `outboxctl endpoint pause`.
-/// A refusal is a `Problem`. This target has the rules for all interfaces, such as that many dead letters are replayed
-/// only with a reason; the SQL is in `Outbox`.
+/// A use case has one name: `endpoints.pause` here is `endpoint.pause` in the audit log and
+/// `outboxctl endpoint pause`. A refusal is a `Problem`. This target has the rules for all
+/// interfaces, such as that many dead letters are replayed only with a reason; the SQL is in
+/// `Outbox`.
 package struct Operator: Sendable {
     let pool: ConnectionPool
     /// The actor in every row of the audit log.
@@ -16,7 +17,8 @@ package struct Operator: Sendable {
     /// Where requests may go; the sockets of the database server are refused in any case.
     let policy: @Sendable () throws -> AddressPolicy
 
-    /// - Parameter pool: connections with the rights of an operator (role `outbox_operator`), set up by `OperatorSession`.
+    /// - Parameter pool: connections with the rights of an operator (role `outbox_operator`), set
+    ///   up by `OperatorSession`.
     package init(
         pool: ConnectionPool, actor: Actor, keyring: @escaping @Sendable () throws -> Keyring,
         policy: @escaping @Sendable () throws -> AddressPolicy
@@ -40,8 +42,9 @@ package struct Operator: Sendable {
         }
     }
 
-    /// What is wrong, and what to do about it. Beside the question, on a second connection of the pool, the locks are watched: whoever
-    /// holds one that the question waits for is the answer then.
+    /// What is wrong, and what to do about it. Beside the question, on a second connection of the
+    /// pool, the locks are watched: whoever holds one that the question waits for is the answer
+    /// then.
     ///
     /// - Parameter checking: throws when the database is not one to be asked.
     package func problems(
@@ -74,7 +77,8 @@ package struct Operator: Sendable {
     }
 }
 
-/// The delivery that an operator means: an event by its number or `webhook-id`, and an endpoint by its name or id.
+/// The delivery that an operator means: an event by its number or `webhook-id`, and an endpoint by
+/// its name or id.
 package struct DeliveryReference: Sendable {
     package let event: String
     package let endpoint: String

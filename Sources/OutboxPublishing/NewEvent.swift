@@ -2,8 +2,9 @@ public import FoundationEssentials
 
 /// An event to publish. Only the type is required; what is left nil gets the database's defaults.
 ///
-/// Publishing is one statement (`statement`), sent in the transaction whose event it is, by whatever PostgreSQL client the
-/// application has. The event is delivered if and only if that transaction commits.
+/// Publishing is one statement (`statement`), sent in the transaction whose event it is, by
+/// whatever PostgreSQL client the application has. The event is delivered if and only if that
+/// transaction commits.
 public struct NewEvent: Sendable {
     /// What happened, as in `order.created`.
     public var type: String
@@ -36,14 +37,16 @@ public struct NewEvent: Sendable {
         self.after = after
     }
 
-    /// The call of `outbox.publish` that publishes it. It returns one row with one `bigint`, the event's number; with a known
-    /// `dedupKey` nothing is published, and the number is the first event's.
+    /// The call of `outbox.publish` that publishes it. It returns one row with one `bigint`, the
+    /// event's number; with a known `dedupKey` nothing is published, and the number is the first
+    /// event's.
     ///
-    /// The server's errors are SQLSTATE `OB001` for a body over the limit, `OB002` for a missing type or one of ours, `OB004`
-    /// for a customer that the role may not publish for, and `22P02` for text that is not JSON.
+    /// The server's errors are SQLSTATE `OB001` for a body over the limit, `OB002` for a missing
+    /// type or one of ours, `OB004` for a customer that the role may not publish for, and `22P02`
+    /// for text that is not JSON.
     ///
-    /// - Parameter isBound: true for a role that may publish for some customers only (`outbox.grant_publish`): it calls the
-    ///   same function in the schema `outbox_api`.
+    /// - Parameter isBound: true for a role that may publish for some customers only
+    ///   (`outbox.grant_publish`): it calls the same function in the schema `outbox_api`.
     public func statement(isBound: Bool = false) -> PublishStatement {
         let arguments: [(name: String, type: String, text: String?)] = [
             ("type", "text", type), ("after", "json", after), ("change_type", "text", changeType),

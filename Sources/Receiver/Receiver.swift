@@ -2,11 +2,12 @@ import Glibc
 import Synchronization
 import Threads
 
-/// A local HTTP/1.1 server that keeps the raw bytes of its requests and can misbehave in every way that real receivers
-/// do: `outboxctl listen` and the tests use it. One thread per connection; loopback only; not for production.
+/// A local HTTP/1.1 server that keeps the raw bytes of its requests and can misbehave in every way
+/// that real receivers do: `outboxctl listen` and the tests use it. One thread per connection;
+/// loopback only; not for production.
 ///
-/// An HTTP library would be in the way here: none of them lets a handler drip, lie about lengths or hang up in the
-/// middle of a response.
+/// An HTTP library would be in the way here: none of them lets a handler drip, lie about lengths or
+/// hang up in the middle of a response.
 package final class Receiver: Sendable {
     /// A request as received.
     package struct Request: Sendable {
@@ -81,12 +82,13 @@ package final class Receiver: Sendable {
 
     private let state = Mutex(State())
 
-    /// Listens on 127.0.0.1 and responds to every request with the closure's result; the closure runs on the
-    /// connection's thread and may block.
+    /// Listens on 127.0.0.1 and responds to every request with the closure's result; the closure
+    /// runs on the connection's thread and may block.
     ///
     /// - Parameters:
     ///   - port: 0 for any free one.
-    ///   - holdsBack: a small piece waits until the one before it is acknowledged, which is the system's default.
+    ///   - holdsBack: a small piece waits until the one before it is acknowledged, which is the
+    ///     system's default.
     package init(
         port: UInt16 = 0, holdsBack: Bool = false, answer: @escaping @Sendable (Request) -> Response
     ) throws {
@@ -107,7 +109,8 @@ package final class Receiver: Sendable {
 
     /// Closes the socket and every connection, as a receiver that crashed would.
     package func stop() {
-        // Under the lock, like closing: a closed number may already be another connection's descriptor.
+        // Under the lock, like closing: a closed number may already be another connection's
+        // descriptor.
         state.withLock { state in
             if !state.isStopped { shutdown(listening, Int32(SHUT_RDWR)) }
             state.isStopped = true

@@ -11,18 +11,22 @@ import Transport
 ///                             └─► (lane) ◄──┤ └── lane runner
 ///                                           └─► recorder ─► database
 ///
-/// `services` are to be run by a `ServiceGroup`, which starts them in this order and stops them in reverse: claiming ends
-/// first, then what is in flight ends or is stopped, then the last outcomes are recorded, then the connections close.
+/// `services` are to be run by a `ServiceGroup`, which starts them in this order and stops them in
+/// reverse: claiming ends first, then what is in flight ends or is stopped, then the last outcomes
+/// are recorded, then the connections close.
 package struct Engine: Sendable {
     package let services: [any Service]
 
-    /// Checks the schema, keeps house once and reads the endpoints: afterwards the engine is ready to run.
+    /// Checks the schema, keeps house once and reads the endpoints: afterwards the engine is ready
+    /// to run.
     ///
-    /// Throws a `Migrator.SchemaError` when the schema does not fit, and a `PostgresError` when the database does not answer.
+    /// Throws a `Migrator.SchemaError` when the schema does not fit, and a `PostgresError` when the
+    /// database does not answer.
     package init(_ configuration: EngineConfiguration, keyring: Keyring, logger: Logger) async throws {
         let target = configuration.database
         let (instance, sockets) = try await Self.lookAround(configuration, logger)
-        // Every connection sees first of all that it leads to the installation that was looked at here.
+        // Every connection sees first of all that it leads to the installation that was looked at
+        // here.
         let patience = Patience()
         let session = WorkerSession.setUp(instance: instance, patience: patience)
         func connect(
@@ -86,15 +90,18 @@ package struct Engine: Sendable {
         let janitor = Janitor(pool: keeping, configuration: configuration, logger: logger) {
             [sender.complaint, laneRunner.complaint, recorder.complaint, directory.complaint].compactMap(\.self)
         }
-        // Lanes stop after the sender has let go of their requests, and before the last outcomes are recorded.
+        // Lanes stop after the sender has let go of their requests, and before the last outcomes
+        // are recorded.
         let watch = DirectoryWatch(directory: directory, logger: logger)
         services = [pools, recorder, keeper, watch, laneRunner, sender, cutter, dispatcher, janitor]
     }
 
-    /// As long as a group of records takes. What was not to be had then is tried again later, and others go on.
+    /// As long as a group of records takes. What was not to be had then is tried again later, and
+    /// others go on.
     private static let maxLaneLock = Duration.milliseconds(20)
 
-    /// Sees that the database is one that this binary can work in, and a home; returns whose it is and where its server listens.
+    /// Sees that the database is one that this binary can work in, and a home; returns whose it is
+    /// and where its server listens.
     private static func lookAround(
         _ configuration: EngineConfiguration, _ logger: Logger
     ) async throws -> (instance: String, sockets: [SocketAddress]) {
@@ -104,7 +111,8 @@ package struct Engine: Sendable {
             let found = try await pool.run { connection in
                 try Migrator.check(&connection)
                 try connection.requireHome(instance: configuration.instance)
-                // Before the first event needs a partition. What is in the way of it is not in the way of deliveries.
+                // Before the first event needs a partition. What is in the way of it is not in the
+                // way of deliveries.
                 Janitor.report(connection.keepHouse(within: .seconds(2)), to: logger)
                 return (try connection.instance(), connection.serverSockets)
             }

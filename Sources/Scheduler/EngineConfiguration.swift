@@ -15,30 +15,33 @@ package struct EngineConfiguration: Sendable {
     package var policy: AddressPolicy
     /// The proxy that requests leave through; nil for none.
     package var proxy: EgressProxy?
-    /// How long a batch or lane is ours without renewal. A crash stalls its work for that long; it must exceed any
-    /// endpoint's timeout plus the time to record (docs/architecture/leases.md).
+    /// How long a batch or lane is ours without renewal. A crash stalls its work for that long; it
+    /// must exceed any endpoint's timeout plus the time to record (docs/architecture/leases.md).
     package var lease: Duration = .seconds(60)
     /// How long a send from a batch may wait to be started before it moves into its lane.
     package var softDeadline: Duration = .seconds(2)
     /// The longest pause between two looks for work.
     package var pollInterval: Duration = .seconds(1)
-    /// Events per batch: large enough that its one row costs nothing per event, small enough to be lost.
+    /// Events per batch: large enough that its one row costs nothing per event, small enough to be
+    /// lost.
     package var batchSize = 500
     /// Events per cut, so that a giant transaction is cut in steps.
     package var cutBudget = 5000
-    /// From this claim of a batch on its deliveries go to their lanes, where a lethal payload is found out alone.
+    /// From this claim of a batch on its deliveries go to their lanes, where a lethal payload is
+    /// found out alone.
     package var maxBatchClaims = 3
     /// Requests in flight, all endpoints together.
     package var maxInFlight = 4096
-    /// Bytes of the events that are in flight, all endpoints together; one endpoint has at most an eighth of it, and as
-    /// much again may wait to be started. What a process takes is a small multiple of this, however much is waiting.
+    /// Bytes of the events that are in flight, all endpoints together; one endpoint has at most an
+    /// eighth of it, and as much again may wait to be started. What a process takes is a small
+    /// multiple of this, however much is waiting.
     package var maxBytes = 64 << 20
     /// Outcomes that may wait to be recorded before no more work is claimed.
     package var maxUnrecorded = 10_000
     /// How long a graceful stop waits for requests in flight.
     package var grace: Duration = .seconds(10)
-    /// Connections for cutting and claiming, and for work on lanes, beside one each for recording, lease renewal, housekeeping and
-    /// listening.
+    /// Connections for cutting and claiming, and for work on lanes, beside one each for recording,
+    /// lease renewal, housekeeping and listening.
     package var connections = 2
     package var laneConnections = 2
     /// Listen for producers' notifications; off behind a pooler in transaction mode.

@@ -3,7 +3,8 @@ import Outbox
 import Postgres
 import ServiceLifecycle
 
-/// Reports that this process is alive, and keeps house: partitions ahead, retention, rows past their use.
+/// Reports that this process is alive, and keeps house: partitions ahead, retention, rows past
+/// their use.
 final class Janitor: Service {
     /// Often enough that `outbox.problems` can call 30 seconds without a report a missing worker.
     private static let heartbeat = Duration.seconds(5)
@@ -71,7 +72,8 @@ final class Janitor: Service {
                         if house.isUnfinished { nextHousekeeping = .now }
                     }
                 } catch {
-                    // Others complain about a database that is away; a lock that was not had is tried again soon.
+                    // Others complain about a database that is away; a lock that was not had is
+                    // tried again soon.
                     logger.debug("housekeeping was put off", metadata: ["error": "\(error)"])
                 }
                 await wakeup.wait(upTo: Self.heartbeat)

@@ -2,8 +2,9 @@ import Bytewise
 import Crypto
 import FoundationEssentials
 
-/// A key that deliveries are signed with, in one of the two schemes of Standard Webhooks: a symmetric secret (`v1`: 24 to
-/// 64 random bytes, written `whsec_` and base64) or an ed25519 private key (`v1a`: written `whsk_` and base64).
+/// A key that deliveries are signed with, in one of the two schemes of Standard Webhooks: a
+/// symmetric secret (`v1`: 24 to 64 random bytes, written `whsec_` and base64) or an ed25519
+/// private key (`v1a`: written `whsk_` and base64).
 public struct SigningSecret: Sendable {
     private enum Key: Sendable {
         case symmetric(SymmetricKey)
@@ -28,8 +29,8 @@ public struct SigningSecret: Sendable {
         SigningSecret(key: .ed25519(Curve25519.Signing.PrivateKey()))
     }
 
-    /// Reads the `whsec_` or `whsk_` form; surrounding white space, as files have it, is ignored. A private key is the
-    /// seed of 32 bytes, with or without the public key after it.
+    /// Reads the `whsec_` or `whsk_` form; surrounding white space, as files have it, is ignored. A
+    /// private key is the seed of 32 bytes, with or without the public key after it.
     public init(_ text: String) throws(ValidationError) {
         let trimmed = text.split(whereSeparator: \.isWhitespace)
         guard trimmed.count == 1, let prefix = ["whsec_", "whsk_"].first(where: { trimmed[0].hasPrefix($0) }) else {
@@ -86,8 +87,8 @@ public struct SigningSecret: Sendable {
         }
     }
 
-    /// The key with which receivers verify: `whpk_…` of an ed25519 key; nil for a symmetric secret, with which they
-    /// verify directly.
+    /// The key with which receivers verify: `whpk_…` of an ed25519 key; nil for a symmetric secret,
+    /// with which they verify directly.
     public var publicKey: String? {
         guard case .ed25519(let key) = key else { return nil }
         return "whpk_" + key.publicKey.rawRepresentation.base64EncodedString()
@@ -133,8 +134,8 @@ public struct SigningSecret: Sendable {
         }
     }
 
-    /// True when one of the space-separated signatures is ours for exactly these bytes. The caller checks the
-    /// timestamp's age; receivers use `WebhookVerifier`.
+    /// True when one of the space-separated signatures is ours for exactly these bytes. The caller
+    /// checks the timestamp's age; receivers use `WebhookVerifier`.
     package func verifies(_ signatures: String, id: String, timestamp: Int64, body: [UInt8]) -> Bool {
         do {
             try WebhookVerifier(keys: [verificationKey])

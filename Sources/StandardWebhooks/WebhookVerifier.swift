@@ -12,8 +12,8 @@ public struct VerificationKey: Sendable {
 
     init(key: Key) { self.key = key }
 
-    /// Reads a shared secret, a private key or a public key. Throws a `SigningSecret.ValidationError` that says what is wrong
-    /// without repeating the text.
+    /// Reads a shared secret, a private key or a public key. Throws a
+    /// `SigningSecret.ValidationError` that says what is wrong without repeating the text.
     public init(_ text: String) throws(SigningSecret.ValidationError) {
         let trimmed = text.split(whereSeparator: \.isWhitespace)
         guard trimmed.count == 1, trimmed[0].hasPrefix("whpk_") else {
@@ -33,8 +33,9 @@ public struct VerificationKey: Sendable {
         self.key = .ed25519(key)
     }
 
-    /// The points whose order divides 8, in every encoding that decoders take, without the sign of x (RFC 8032 5.1.3): y of 0, of 1, of
-    /// -1, and of the points of order 8, and those of them that fit below 2^255 once more with p = 2^255 - 19 added.
+    /// The points whose order divides 8, in every encoding that decoders take, without the sign of
+    /// x (RFC 8032 5.1.3): y of 0, of 1, of -1, and of the points of order 8, and those of them
+    /// that fit below 2^255 once more with p = 2^255 - 19 added.
     private static let smallOrders: Set<[UInt8]> = {
         func bytes(_ first: UInt8, _ middle: UInt8, _ last: UInt8) -> [UInt8] {
             [first] + Array(repeating: middle, count: 30) + [last]
@@ -59,8 +60,8 @@ public struct VerificationKey: Sendable {
         return smallOrders.contains(bytes)
     }
 
-    /// True when the signature, with its scheme in front, is this key's for exactly these bytes. The digests are compared
-    /// in constant time.
+    /// True when the signature, with its scheme in front, is this key's for exactly these bytes.
+    /// The digests are compared in constant time.
     func verifies(_ signature: Substring, _ content: [UInt8]) -> Bool {
         guard let comma = signature.firstIndex(of: ","),
             let code = Data(base64Encoded: String(signature[signature.index(after: comma)...]))
@@ -108,8 +109,8 @@ public struct WebhookVerifier: Sendable {
 
     /// - Parameters:
     ///   - keys: all that are valid now; several during a rotation.
-    ///   - tolerance: how far the timestamp may be from now, both ways. 300 s, as in the reference libraries: enough for
-    ///     clocks that drift, too little for a replay to be of use.
+    ///   - tolerance: how far the timestamp may be from now, both ways. 300 s, as in the reference
+    ///     libraries: enough for clocks that drift, too little for a replay to be of use.
     public init(keys: [VerificationKey], tolerance: Duration = .seconds(300)) {
         self.keys = keys
         self.tolerance = tolerance

@@ -1,10 +1,11 @@
-/// A JSON number (RFC 8259 6) as the exact value of its digits: compared without losing any of them. A floating-point
-/// number would take 9007199254740993 for 9007199254740992.
+/// A JSON number (RFC 8259 6) as the exact value of its digits: compared without losing any of
+/// them. A floating-point number would take 9007199254740993 for 9007199254740992.
 package struct ExactNumber: Equatable, Sendable {
     private let isNegative: Bool
     /// Without zeros at either end; none for zero.
     private let digits: [UInt8]
-    /// The power of ten of the last digit. An exponent that is out of range stays as it was written.
+    /// The power of ten of the last digit. An exponent that is out of range stays as it was
+    /// written.
     private let exponent: Exponent
 
     private enum Exponent: Equatable { case number(Int), text([UInt8]) }

@@ -1,7 +1,7 @@
 package import Bytewise
 
-/// A JSON text (RFC 8259), read strictly and without losing how it was written: numbers keep their digits, and every
-/// value knows its own bytes, so that it can be passed on unchanged.
+/// A JSON text (RFC 8259), read strictly and without losing how it was written: numbers keep their
+/// digits, and every value knows its own bytes, so that it can be passed on unchanged.
 package struct JSON: Sendable {
     package enum Kind: Sendable {
         case null, number
@@ -61,7 +61,8 @@ package struct JSON: Sendable {
 
     /// The steps of a path: `a.b[0].c`, or a JSON pointer (RFC 6901) such as `/a/b/0/c`.
     package static func path(_ text: String) -> [String] {
-        // Scalar by scalar: a delimiter followed by a combining mark is another character, but still a delimiter.
+        // Scalar by scalar: a delimiter followed by a combining mark is another character, but
+        // still a delimiter.
         let scalars = text.unicodeScalars
         guard scalars.first == "/" else {
             return scalars.split { $0 == "." || $0 == "[" || $0 == "]" }.map { String($0) }
@@ -82,7 +83,8 @@ package struct JSON: Sendable {
         }
     }
 
-    /// The value as plain text: a string's characters, nothing for null, everything else as it was written.
+    /// The value as plain text: a string's characters, nothing for null, everything else as it was
+    /// written.
     package var text: String {
         switch kind {
         case .string(let text): text
@@ -95,8 +97,8 @@ package struct JSON: Sendable {
 }
 
 extension [UInt8] {
-    /// Appends UTF-8 text as the inside of a JSON string (RFC 8259 7): quotes, backslashes and control characters are
-    /// escaped, all else stays as it is.
+    /// Appends UTF-8 text as the inside of a JSON string (RFC 8259 7): quotes, backslashes and
+    /// control characters are escaped, all else stays as it is.
     package mutating func appendJSONEscaped(_ text: some Collection<UInt8>) {
         for byte in text {
             switch byte {

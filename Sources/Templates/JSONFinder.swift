@@ -1,6 +1,7 @@
 import Bytewise
 
-/// Finds any number of values in one document: the members of a large object are read once, and looked up afterwards.
+/// Finds any number of values in one document: the members of a large object are read once, and
+/// looked up afterwards.
 package final class JSONFinder {
     private let document: JSON
     /// The members of large objects, by the place where the objects begin.
@@ -8,7 +9,8 @@ package final class JSONFinder {
 
     package init(_ document: JSON) { self.document = document }
 
-    /// The value at a path of member names and array places, as `JSON.value(at:)` finds it; nil when there is none.
+    /// The value at a path of member names and array places, as `JSON.value(at:)` finds it; nil
+    /// when there is none.
     package func value(at path: some Collection<String>) -> JSON? {
         var value = document
         for step in path {

@@ -1,8 +1,9 @@
 import Bytewise
 
 extension JSON {
-    /// The value inside a JSONP response, `callback({...});`: parsed, never evaluated. A comment `/**/` may precede it
-    /// and a semicolon follow it, and Express's check that the function exists; plain JSON is refused.
+    /// The value inside a JSONP response, `callback({...});`: parsed, never evaluated. A comment
+    /// `/**/` may precede it and a semicolon follow it, and Express's check that the function
+    /// exists; plain JSON is refused.
     package init(callback bytes: some Collection<UInt8>) throws(ParseError) {
         let all = Array(bytes)
         func isSpace(_ byte: UInt8) -> Bool { byte == 0x20 || (0x09...0x0D).contains(byte) }
@@ -45,7 +46,8 @@ extension JSON {
             throw refusal(place, "expected ( after the name")
         }
         place += 1
-        // The reader counts lines from its own beginning: give it blanks in place of the text before.
+        // The reader counts lines from its own beginning: give it blanks in place of the text
+        // before.
         let blanks = all[..<place].map { $0 == 0x0A ? $0 : 0x20 }
         var reader = JSONReader(blanks + all[place...])
         let value = try reader.value(depth: 0)

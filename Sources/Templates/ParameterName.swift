@@ -1,5 +1,5 @@
-/// The existing parameters (docs/destinations.md, "Parameters"), by their first component. Code that gives them values
-/// has one for each (`EventValues`), or does not compile.
+/// The existing parameters (docs/destinations.md, "Parameters"), by their first component. Code
+/// that gives them values has one for each (`EventValues`), or does not compile.
 package enum ParameterName: String, CaseIterable, Sendable {
     // Members of the event and of the delivery.
     case eventID = "event_id"
@@ -73,7 +73,8 @@ package enum ParameterName: String, CaseIterable, Sendable {
     }
 }
 
-/// How many letters must be changed, added or removed to turn one word into the other (Levenshtein).
+/// How many letters must be changed, added or removed to turn one word into the other
+/// (Levenshtein).
 package func editDistance(_ left: String, _ right: String) -> Int {
     let (left, right) = (Array(left), Array(right))
     var row = Array(0...right.count)

@@ -1,12 +1,15 @@
 import Bytewise
 
-/// A text with parameters, to be filled from an event: the body of a request, a header's value or a part of a URL.
+/// A text with parameters, to be filled from an event: the body of a request, a header's value or a
+/// part of a URL.
 ///
-/// A parameter is a path between percent signs, with a default after a bar: `%after.user.name|somebody%`. `%%` is a
-/// percent sign; so is a percent sign that no parameter follows. There is nothing else: no logic, no loops, no input or
-/// output. Every value is escaped for its place, so that a value can never become structure.
+/// A parameter is a path between percent signs, with a default after a bar:
+/// `%after.user.name|somebody%`. `%%` is a percent sign; so is a percent sign that no parameter
+/// follows. There is nothing else: no logic, no loops, no input or output. Every value is escaped
+/// for its place, so that a value can never become structure.
 package struct Template: Sendable {
-    /// The kind of text, which decides how values are escaped and whether the result is parsed again.
+    /// The kind of text, which decides how values are escaped and whether the result is parsed
+    /// again.
     package enum Kind: Sendable, Equatable {
         case json, xml, text
         /// A header's value.
@@ -58,8 +61,8 @@ package struct Template: Sendable {
         self.source = source
         var reader = TemplateReader(Array(source.utf8), kind: kind)
         parts = try reader.parts()
-        // Filled with placeholders as long as the parameters themselves, so that an error's place is the place in the
-        // template.
+        // Filled with placeholders as long as the parameters themselves, so that an error's place
+        // is the place in the template.
         let sample = parts.reduce(into: [UInt8]()) { $0 += $1.standIn }
         try Self.check(sample, kind, "")
     }
@@ -105,7 +108,8 @@ package struct Template: Sendable {
         return rendering
     }
 
-    /// Parses a result that must be JSON or XML again: regardless of the escaping, nothing malformed is sent.
+    /// Parses a result that must be JSON or XML again: regardless of the escaping, nothing
+    /// malformed is sent.
     private static func check(_ bytes: [UInt8], _ kind: Kind, _ prefix: String) throws(ValidationError) {
         switch kind {
         case .json:
@@ -147,7 +151,8 @@ package struct Parameter: Sendable, Hashable {
 
 /// Where a template's parameters get their values.
 package protocol ParameterValues {
-    /// The value; nil when there is none. Throws when it cannot be read, such as JSON nested too deeply.
+    /// The value; nil when there is none. Throws when it cannot be read, such as JSON nested too
+    /// deeply.
     func value(of parameter: Parameter) throws(Template.ValidationError) -> ParameterValue?
 }
 

@@ -27,7 +27,8 @@ enum XMLCheck {
             line: max(1, line), column: max(1, column), reason: prefix + "not well-formed XML")
     }
 
-    /// The encoding that the text says it has (XML 1.0 4.3.3), in lower case; nil when it does not say.
+    /// The encoding that the text says it has (XML 1.0 4.3.3), in lower case; nil when it does not
+    /// say.
     private static func declaredEncoding(_ bytes: [UInt8]) -> String? {
         guard bytes.starts(with: "<?xml".utf8), let end = bytes.firstRange(of: "?>".utf8)?.lowerBound,
             let name = bytes[..<end].firstRange(of: "encoding".utf8)?.upperBound

@@ -1,7 +1,8 @@
 import Glibc
 import Synchronization
 
-/// An operating-system thread for blocking calls into C. Signals stay with the process's other threads.
+/// An operating-system thread for blocking calls into C. Signals stay with the process's other
+/// threads.
 package struct Thread: Sendable {
     /// Why there is no thread: a limit of the user, of the unit or of the container.
     package struct StartError: Error, CustomStringConvertible {
@@ -30,7 +31,8 @@ package struct Thread: Sendable {
     /// Waits until the closure has returned.
     package func end() async { await withCheckedContinuation { body.atEnd($0.resume) } }
 
-    /// Lets other threads of the process go before the calling one, as `nice` does: on Linux the value is the thread's own.
+    /// Lets other threads of the process go before the calling one, as `nice` does: on Linux the
+    /// value is the thread's own.
     package static func lowerPriority() { setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 10) }
 
     /// Blocks the calling thread for a duration.

@@ -1,9 +1,9 @@
 package import Bytewise
 import DequeModule
 
-/// The next waiter for a resource with one user at a time: customers take turns, and within a customer the first waiter
-/// comes first. However many waiters one customer has, another customer's next waiter waits for at most one turn of
-/// each customer.
+/// The next waiter for a resource with one user at a time: customers take turns, and within a
+/// customer the first waiter comes first. However many waiters one customer has, another customer's
+/// next waiter waits for at most one turn of each customer.
 package struct TurnQueue<Waiter: Sendable>: Sendable {
     private var waiting: [ExactText: Deque<Waiter>] = [:]
     private var turns: Deque<ExactText> = []
@@ -18,8 +18,8 @@ package struct TurnQueue<Waiter: Sendable>: Sendable {
         waiting[customer, default: []].append(waiter)
     }
 
-    /// Removes and returns the next waiter; nil when there is none, or all waiters are of customers that are left out
-    /// for now.
+    /// Removes and returns the next waiter; nil when there is none, or all waiters are of customers
+    /// that are left out for now.
     package mutating func next(without isLeftOut: (ExactText) -> Bool = { _ in false }) -> Waiter? {
         for _ in turns.indices {
             guard let customer = turns.popFirst() else { return nil }

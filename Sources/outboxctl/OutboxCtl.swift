@@ -17,7 +17,8 @@ struct OutboxCtl: AsyncParsableCommand {
         ])
 
     static func main() async {
-        // What is opened first would get the number of one that is missing, and what is meant for people would be written there.
+        // What is opened first would get the number of one that is missing, and what is meant for
+        // people would be written there.
         for descriptor in Int32(0)...2 where fcntl(descriptor, F_GETFD) < 0 { _ = open("/dev/null", O_RDWR) }
         // A receiver or a reader that goes away must not end the process without a word.
         signal(SIGPIPE, SIG_IGN)
@@ -52,7 +53,8 @@ struct OutboxCtl: AsyncParsableCommand {
         }
     }
 
-    /// The role that a command needs. One that publishes looks at the schema first, which producers need not and cannot.
+    /// The role that a command needs. One that publishes looks at the schema first, which producers
+    /// need not and cannot.
     private static func role(for arguments: [String]) -> String {
         switch arguments.first {
         case "run": "outbox_worker"

@@ -6,7 +6,8 @@ import Receiver
 import TestSupport
 import Testing
 
-/// What docker-compose.yml does, without Docker: its roles on a server of their own, and each part under the one that it has there.
+/// What docker-compose.yml does, without Docker: its roles on a server of their own, and each part
+/// under the one that it has there.
 @Suite(.timeLimit(.minutes(15))) struct ComposeTests {
     private var file: String {
         get throws {

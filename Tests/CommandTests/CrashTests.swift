@@ -7,7 +7,8 @@ import Scheduler
 import TestSupport
 import Testing
 
-/// Worker processes that are killed, stopped and cut off; the total-queue checker says what became of every event.
+/// Worker processes that are killed, stopped and cut off; the total-queue checker says what became
+/// of every event.
 @Suite(.timeLimit(.minutes(15))) struct CrashTests {
     /// Nothing lost, nothing unexpected; returns the duplicates.
     private func check(_ published: [Int64], _ ledger: Ledger, _ database: TestDatabase) async throws -> Int {
@@ -24,7 +25,8 @@ import Testing
         return counts.values.reduce(0) { $0 + $1 - 1 }
     }
 
-    /// (fail point, whether anything was sent before): duplicates are at most what the killed process had sent.
+    /// (fail point, whether anything was sent before): duplicates are at most what the killed
+    /// process had sent.
     @Test(
         .heavy,
         arguments: [
@@ -63,8 +65,8 @@ import Testing
         try await database.endpoint("e", url: ledger.url) { $0.maxInFlight = 64 }
         let key = try Daemon.keyFile()
         let published = try await database.publish(10_000)
-        // I7: what was in flight at each kill, or answered and not recorded yet: one group commit under way, and the one that
-        // gathers meanwhile.
+        // I7: what was in flight at each kill, or answered and not recorded yet: one group commit
+        // under way, and the one that gathers meanwhile.
         let most = 64 + 2 * 1000
         var duplicatesBefore = 0
         for target in [1000, 3000, 6000] {
@@ -152,7 +154,8 @@ import Testing
         #expect(try await check(published, ledger, database) == ledger.all.count - 10)
         #expect(try await database.number("SELECT count(*) FROM outbox.delivery") == 0)
         #expect(try await database.number("SELECT count(DISTINCT worker) FROM outbox.attempt") == 2)
-        // I4: every request has its attempt. (A connection that timed out over the stop has one without a request.)
+        // I4: every request has its attempt. (A connection that timed out over the stop has one
+        // without a request.)
         #expect(try await database.number("SELECT count(*) FROM outbox.attempt") >= ledger.all.count)
         ledger.receiver.stop()
     }
@@ -371,7 +374,8 @@ import Testing
         let pool = try ConnectionPool(try ConnectionTarget(server.connectionString), size: 1)
         try await pool.run { _ = try Migrator.migrate(&$0) }
         let database = try TestDatabase(connectionString: server.connectionString)
-        // The first attempt of some fails: the record is a transaction, whose commit is never cancelled.
+        // The first attempt of some fails: the record is a transaction, whose commit is never
+        // cancelled.
         let mayAnswer = Flag(false)
         let ledger = try Ledger { request, _ in
             guard request["outbox-attempt"]?.hasPrefix("1/") == true else { return Receiver.Response() }
@@ -468,7 +472,8 @@ import Testing
     @Test(.heavy) func `PostgreSQL killed and restarted under load: every committed event arrives`() async throws {
         let folder = TestFolder.path("crash")
         let cluster = try await EmbeddedCluster(folder: folder)
-        // One connection: the wait for the server below then renews the very connection that publishes next.
+        // One connection: the wait for the server below then renews the very connection that
+        // publishes next.
         let database = try TestDatabase(connectionString: cluster.connectionString, connections: 1)
         try await database.pool.run { _ = try Migrator.migrate(&$0) }
         let ledger = try Ledger { _, _ in Receiver.Response(delay: .milliseconds(2)) }
@@ -483,7 +488,8 @@ import Testing
             let pid = try #require(cluster.serverPID)
             kill(pid, SIGKILL)
             #expect(await eventually { kill(pid, 0) != 0 })
-            // Joining again starts the server that is gone; recovery brings back every acknowledged commit.
+            // Joining again starts the server that is gone; recovery brings back every acknowledged
+            // commit.
             let joined = try await EmbeddedCluster(folder: folder)
             try joined.leave()
             #expect(await eventually { (try? await database.number("SELECT 1")) == 1 }, "round \(round)")
@@ -492,7 +498,8 @@ import Testing
         worker.signal(SIGTERM)
         #expect(await worker.wait() == .exit(0))
         let duplicates = try await check(published, ledger, database)
-        // The worker lives on with what it has to record; only requests under a lease that ended meanwhile are repeated.
+        // The worker lives on with what it has to record; only requests under a lease that ended
+        // meanwhile are repeated.
         #expect(duplicates <= 3 * 16, "\(duplicates)")
         await database.pool.close()
         try cluster.leave()
@@ -505,7 +512,8 @@ import Testing
         async throws
     {
         let database = try await TestCluster.database()
-        // The first attempt of some events fails, so that waiting rows are written in the transactions, too.
+        // The first attempt of some events fails, so that waiting rows are written in the
+        // transactions, too.
         let ledger = try Ledger { request, _ in
             let isFirst = request["Outbox-Attempt"]?.hasPrefix("1/") == true
             return Receiver.Response(isFirst && request["webhook-id"]?.hasSuffix("5") == true ? 500 : 200)

@@ -64,7 +64,8 @@ import Testing
         proxy.stop()
     }
 
-    /// The system then says of its addresses what it says when there are no ports left, which would be our own shortage.
+    /// The system then says of its addresses what it says when there are no ports left, which would
+    /// be our own shortage.
     @Test(.enabled(if: isRoot, "network namespaces need root"))
     func `where IPv6 is switched off, a receiver that is not there is charged all the same`() async throws {
         let setting = try await Setting(["OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8,::/0"])
@@ -200,7 +201,8 @@ import Testing
         _ = try await setting.run("endpoint", "secret", "rotate", "billing", "--overlap", "30s")
         try await setting.database.publish()
         #expect(await eventually { ledger.all.count == 1 })
-        // By the database's clock, and without anything that would make the worker read its endpoints again.
+        // By the database's clock, and without anything that would make the worker read its
+        // endpoints again.
         #expect(
             try await eventually {
                 try await setting.database.number(
@@ -246,7 +248,8 @@ import Testing
         let without = try await setting.run("endpoint", "update", "mutual", "--client-cert-file", "none")
         #expect(without.end == .exit(0), "\(without.errors)")
         let refused = try await setting.run("endpoint", "test", "mutual")
-        // A server that refuses after the handshake (TLS 1.3) may reset the connection before its reason can be read.
+        // A server that refuses after the handshake (TLS 1.3) may reset the connection before its
+        // reason can be read.
         let reasons = ["tls_client_certificate", "connection_lost"]
         #expect(refused.end == .exit(1) && reasons.contains(where: refused.errors.contains), "\(refused.errors)")
         let half = try await ChildProcess.run(
@@ -296,7 +299,8 @@ import Testing
         let daemon = try ChildProcess(ChildProcess.outboxctl, ["run"], environment: setting.environment)
         #expect(await daemon.waitUntilReady())
         try await setting.database.publish(5)
-        // Some of each kind of failure at every endpoint; those that always fail end with an open breaker.
+        // Some of each kind of failure at every endpoint; those that always fail end with an open
+        // breaker.
         #expect(
             try await eventually {
                 try await setting.database.number(
@@ -486,7 +490,8 @@ import Testing
     }
 
     @Test func `requests leave through the egress proxy, and nowhere else`() async throws {
-        // The proxy answers CONNECT and then plays the receiver, so that what arrives went through it.
+        // The proxy answers CONNECT and then plays the receiver, so that what arrives went through
+        // it.
         let seen = try Ledger { request, _ in
             request.method == "CONNECT" ? Receiver.Response(200, body: []) : Receiver.Response(200)
         }

@@ -4,7 +4,8 @@ import Postgres
 import TestSupport
 import Testing
 
-/// What an error advises: each of these makes the cause, and where that can be, does what is advised.
+/// What an error advises: each of these makes the cause, and where that can be, does what is
+/// advised.
 @Suite(.timeLimit(.minutes(15))) struct HintTests {
     private func error(
         _ target: String, _ arguments: [String], options: String? = nil

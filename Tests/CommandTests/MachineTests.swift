@@ -381,7 +381,8 @@ import Testing
         #expect(shell.output == body[0])
     }
 
-    /// CREATE RULE queues for its lock before it is refused, and everybody who comes after waits behind it.
+    /// CREATE RULE queues for its lock before it is refused, and everybody who comes after waits
+    /// behind it.
     @Test(arguments: ["event", "migration", "worker"])
     func `who waits for a lock and stops everybody is named by doctor, and by a worker`(table: String) async throws {
         let setting = try await Setting(["OUTBOX_POLL_INTERVAL": "100ms"])

@@ -37,7 +37,8 @@ import Testing
         try await database.pool.run { try $0.cut(batchSize: 500, budget: budget) }
     }
 
-    /// - Parameter spent: transaction ids that the old cluster is ahead of the new one, or the new one of the old one.
+    /// - Parameter spent: transaction ids that the old cluster is ahead of the new one, or the new
+    ///   one of the old one.
     @Test(arguments: [(old: 5000, new: 0), (old: 0, new: 5000)])
     func `a restored database is noticed and repaired: nothing is lost and nothing repeated`(
         spent: (old: Int, new: Int)
@@ -46,7 +47,8 @@ import Testing
     {
         let source = try await TestCluster.database()
         try await spendTransactionIDs(spent.old, in: source)
-        // 1 to 4 were delivered, 5 and 6 are in a batch, 7 and 8 belong to a sweep under way that took 7, 9 is new.
+        // 1 to 4 were delivered, 5 and 6 are in a batch, 7 and 8 belong to a sweep under way that
+        // took 7, 9 is new.
         try await publish(1...4, in: source)
         #expect(try await cut(source) == .events(4))
         try await source.script("DELETE FROM outbox.batch")
@@ -73,7 +75,8 @@ import Testing
         let restored = try TestDatabase(connectionString: cluster.connectionString + " dbname=restored")
         try await tool("pg_restore", ["-d", restored.connectionString, folder + "/dump"])
 
-        // Producers came back before anybody noticed; 11 and 12 in subtransactions, which have ids of their own.
+        // Producers came back before anybody noticed; 11 and 12 in subtransactions, which have ids
+        // of their own.
         try await publish(10...10, in: restored)
         try await restored.script(
             "BEGIN; SAVEPOINT a; SELECT outbox.publish('test', '{\"n\":11}'); RELEASE a; SAVEPOINT b; SELECT outbox.publish('test', '{\"n\":12}'); COMMIT"
@@ -92,7 +95,8 @@ import Testing
         let again = try await ChildProcess.run(["db", "rebase"], environment: environment)
         #expect(again.output.contains("nothing to do"))
 
-        // Nothing comes back when this cluster reaches the old one's transaction ids, and the stream goes on.
+        // Nothing comes back when this cluster reaches the old one's transaction ids, and the
+        // stream goes on.
         #expect(try await cut(restored) == .events(0))
         try await spendTransactionIDs(6000, in: restored)
         #expect(try await cut(restored) == .events(0))
@@ -250,8 +254,9 @@ import Testing
         try await publish(1...3, in: database)
         #expect(try await cut(database) == .events(3))
         try await database.script("DELETE FROM outbox.batch")
-        // Another cluster whose transaction ids are behind, so that the position in the stream lies in the future: what is made after the
-        // data is made anew there, and then producers publish.
+        // Another cluster whose transaction ids are behind, so that the position in the stream lies
+        // in the future: what is made after the data is made anew there, and then producers
+        // publish.
         let behind = """
             INSERT INTO outbox.cut (done) SELECT (xmax::text::bigint + 100000 || ':' || xmax::text::bigint + 100000 || ':')::pg_snapshot
               FROM pg_snapshot_xmax(pg_current_snapshot()) xmax;
@@ -263,7 +268,8 @@ import Testing
         try await database.script(behind + "UPDATE outbox.setting SET cluster = cluster + 1;" + remade)
         let body = "\"" + String(repeating: "x", count: 20_000) + "\""
         try await database.publish(300, after: body)
-        // What a tool for bulk loads does between: the trigger is younger than the events before it.
+        // What a tool for bulk loads does between: the trigger is younger than the events before
+        // it.
         try await database.script(
             "ALTER TABLE outbox.event DISABLE TRIGGER wake_worker; ALTER TABLE outbox.event ENABLE TRIGGER wake_worker")
         try await database.publish(300, after: body)

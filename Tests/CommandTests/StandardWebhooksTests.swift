@@ -6,7 +6,8 @@ import TestSupport
 import Testing
 
 @Suite(.timeLimit(.minutes(15))) struct StandardWebhooksTests {
-    /// `scripts/test` installs the reference implementation (PyPI `standardwebhooks`) and says where.
+    /// `scripts/test` installs the reference implementation (PyPI `standardwebhooks`) and says
+    /// where.
     private static let python = ProcessInfo.processInfo.environment["OUTBOX_TEST_PYTHON"].flatMap {
         $0.isEmpty ? nil : $0
     }

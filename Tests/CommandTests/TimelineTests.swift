@@ -7,8 +7,8 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// The database goes back: to a standby that lacks the last commits, or to an older copy of its files. What was lost was sent
-/// already, and its numbers are given out again.
+/// The database goes back: to a standby that lacks the last commits, or to an older copy of its
+/// files. What was lost was sent already, and its numbers are given out again.
 @Suite(.serialized, .timeLimit(.minutes(15))) struct TimelineTests {
     enum Way: CaseIterable { case standbyPromoted, olderCopy }
 
@@ -83,7 +83,8 @@ import Testing
             connectionString = "\(hosts) user=outbox dbname=outbox"
             worker = try await Daemon.start(connectionString, keyFile: key, lease: "60s")
             #expect(await worker.waitUntilReady())
-            // The copy has deliveries in a lane that is held, and that were made due one after the other.
+            // The copy has deliveries in a lane that is held, and that were made due one after the
+            // other.
             try await publish("before", 60, database.pool)
             #expect(await eventually { got.distinct("limited", "before") >= 16 })
             copy = try await primary.standby()
@@ -123,7 +124,8 @@ import Testing
             "SELECT id FROM outbox.event WHERE after ->> 'kind' = 'new'", of: Int64.self)
         #expect(Set(newIDs).intersection(lostIDs).count > 300, "the numbers do not come again: this test shows nothing")
 
-        // One ordinary crash: whoever takes over must not take the ghosts' attempts for those of the new events.
+        // One ordinary crash: whoever takes over must not take the ghosts' attempts for those of
+        // the new events.
         #expect(await eventually { got.distinct("free", "new") >= 50 })
         worker.signal(SIGKILL)
         #expect(await worker.wait() == .signal(SIGKILL))
@@ -157,7 +159,8 @@ import Testing
         try await server.kill()
     }
 
-    /// The claim of a batch was replicated, and what became of some of its events was not: the same lease is good on both servers.
+    /// The claim of a batch was replicated, and what became of some of its events was not: the same
+    /// lease is good on both servers.
     @Test(.heavy) func `a batch is not finished on a server that lacks what was recorded of it`() async throws {
         // Nobody answers before the standby is cut off, however busy the machine is.
         let isCutOff = Flag(false)
@@ -205,7 +208,8 @@ import Testing
             "it was replicated: this test shows nothing")
         try await primary.kill()
         try await standby.promote()
-        // The slow ones end under the lease that both have; then somebody claims the batch and asks what is true here.
+        // The slow ones end under the lease that both have; then somebody claims the batch and asks
+        // what is true here.
         #expect(try await eventually { try await replica.deliveries("delivered") == 16 })
         try await replica.script("UPDATE outbox.batch SET lease_until = '-infinity'")
         let isSentAgain = try await eventually(within: .seconds(30)) { try await replica.deliveries("waiting") == 16 }
@@ -246,8 +250,8 @@ import Testing
         try await standby.kill()
     }
 
-    /// The worker lives on: what it remembers of the place where it was in a lane, in the queue of batches and of the endpoints is
-    /// of another server.
+    /// The worker lives on: what it remembers of the place where it was in a lane, in the queue of
+    /// batches and of the endpoints is of another server.
     @Test func `a worker that lives through a restore forgets where it was`() async throws {
         let got = Got()
         let ledger = try Ledger { request, _ in
@@ -284,7 +288,8 @@ import Testing
         try await server.restore(copy)
         try await server.start()
         let after = try TestDatabase(connectionString: server.connectionString)
-        // The pause was lost. One batch an event, so that they are those that lie before where the worker was.
+        // The pause was lost. One batch an event, so that they are those that lie before where the
+        // worker was.
         for _ in 0..<10 { try await publish("new", 1, after.pool) }
         #expect(await eventually { got.distinct("free", "new") >= 1 && got.distinct("limited", "new") >= 1 })
         #expect(try await eventually { try await after.isDrained() })

@@ -202,7 +202,8 @@ import Transport
     }
 
     @Test func `a token is fetched anew before it expires`() async throws {
-        // Less than the margin of a minute: each is good for the requests that waited for it, and no others.
+        // Less than the margin of a minute: each is good for the requests that waited for it, and
+        // no others.
         let tokens = try TokenServer { TokenServer.token("t\($0)", lifetime: 30) }
         defer { tokens.ledger.receiver.stop() }
         let delivered = try await deliver(

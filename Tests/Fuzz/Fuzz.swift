@@ -7,7 +7,8 @@ import Scheduler
 import Templates
 import Transport
 
-/// What libFuzzer calls with every input; `FUZZ_TARGET` says which of the properties is tried (scripts/fuzz).
+/// What libFuzzer calls with every input; `FUZZ_TARGET` says which of the properties is tried
+/// (scripts/fuzz).
 @_cdecl("LLVMFuzzerTestOneInput")
 public func fuzz(_ start: UnsafePointer<UInt8>?, _ count: Int) -> CInt {
     let bytes = Array(UnsafeBufferPointer(start: start, count: count))
@@ -32,7 +33,8 @@ private struct Values: ParameterValues {
     }
 }
 
-/// A template that is accepted renders to what an independent reader accepts, whatever the values are; or it is refused.
+/// A template that is accepted renders to what an independent reader accepts, whatever the values
+/// are; or it is refused.
 @Sendable private func template(_ bytes: [UInt8]) {
     guard let first = bytes.first else { return }
     let parts = bytes.dropFirst().split(separator: 0, maxSplits: 1, omittingEmptySubsequences: false)
@@ -54,7 +56,8 @@ private struct Values: ParameterValues {
         let constant = text.utf8.contains { $0 == 0x0D || $0 == 0x0A }
         precondition(constant || !result.bytes.contains { $0 == 0x0D || $0 == 0x0A }, "a line break came in")
     case .url:
-        // Bytes, not characters: a combining mark after a percent sign makes one character of the two.
+        // Bytes, not characters: a combining mark after a percent sign makes one character of the
+        // two.
         let before = text.utf8.prefix { $0 != UInt8(ascii: "%") }
         precondition(result.bytes.starts(with: before), "the beginning changed")
     case .text: break
@@ -84,8 +87,8 @@ private struct Values: ParameterValues {
     }
 }
 
-/// A URL that is accepted has an ASCII host; where the host is an address in any spelling that the C library knows, a
-/// special one is refused.
+/// A URL that is accepted has an ASCII host; where the host is an address in any spelling that the
+/// C library knows, a special one is refused.
 @Sendable private func url(_ bytes: [UInt8]) {
     let text = String(decoding: bytes, as: UTF8.self)
     guard let target = try? TargetURL(text) else { return }

@@ -6,7 +6,8 @@ import Testing
 
 /// I1 and I2: every committed event is in exactly one batch, and none of a rolled-back transaction.
 @Suite(.timeLimit(.minutes(15))) struct CutTests {
-    /// How often each committed event is in a batch, as `event:count`, without those that are in exactly one.
+    /// How often each committed event is in a batch, as `event:count`, without those that are in
+    /// exactly one.
     private func wrong(_ database: TestDatabase) async throws -> [String?] {
         try await database.column(
             """
@@ -197,7 +198,8 @@ import Testing
         let database = try await TestCluster.database()
         var large = 0
         for round in 0..<60 {
-            // Sixty customers with an event each and one with thirty, and capacity for a good half of that.
+            // Sixty customers with an event each and one with thirty, and capacity for a good half
+            // of that.
             try await database.script(
                 """
                 INSERT INTO outbox.event (type, customer_id) SELECT 't', 'small-' || n FROM generate_series(1, 60) n;

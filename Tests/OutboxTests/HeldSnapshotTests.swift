@@ -20,7 +20,8 @@ import Testing
         }
     }
 
-    /// Two events, from the stream through a lane to their end: one statement after the other as a worker sends them.
+    /// Two events, from the stream through a lane to their end: one statement after the other as a
+    /// worker sends them.
     private func deliver(
         to endpoint: EndpointID, under lane: LeaseID, from floor: inout LaneFloor, batches: BatchFloor,
         _ pool: ConnectionPool
@@ -72,7 +73,8 @@ import Testing
         func run(_ rounds: Int) async throws -> [String: Int] {
             let before = try await blocks(pool)
             for round in 0..<rounds / 20 {
-                // As a worker does now and then: new leases, a new floor, a breaker that opens and closes, and statistics.
+                // As a worker does now and then: new leases, a new floor, a breaker that opens and
+                // closes, and statistics.
                 let lane = LeaseID.random()
                 if round.isMultiple(of: 10) { try await database.script("VACUUM ANALYZE") }
                 batches = try await pool.run { [batches] connection in

@@ -58,7 +58,8 @@ import Testing
         #expect(stating.map(\.name) == [])
     }
 
-    /// Paragraphs and list items of the documentation, without code and tables, by the file that they are in.
+    /// Paragraphs and list items of the documentation, without code and tables, by the file that
+    /// they are in.
     private func prose() throws -> [(file: String, text: String)] {
         let root = URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../../").standardized
         let found = FileManager.default.enumerator(at: root.appending(path: "docs"), includingPropertiesForKeys: nil)
@@ -83,6 +84,20 @@ import Testing
         #expect(long.map { "\($0.file): \($0.text.prefix(60))" } == [])
     }
 
+    @Test func `a comment and a statement are read without scrolling sideways, too`() throws {
+        let root = URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../../sql").standardized
+        let found = FileManager.default.enumerator(at: root, includingPropertiesForKeys: nil)
+        let statements = try (found?.compactMap { $0 as? URL } ?? []).filter { $0.pathExtension == "sql" }
+            .flatMap { try String(contentsOf: $0, encoding: .utf8).components(separatedBy: "\n") }
+        #expect(statements.count > 2000)
+        #expect(statements.filter { $0.count > 100 } == [])
+        let comments = try (sources("Sources") + sources("Tests"))
+            .flatMap { $0.text.components(separatedBy: "\n") }
+            .filter { $0.firstMatch(of: /^ *\/\/\/?[ ]/) != nil && !$0.contains("►") && !$0.contains("──") }
+        #expect(comments.count > 2000)
+        #expect(comments.filter { $0.count > 100 } == [])
+    }
+
     @Test func `what a comment or a page names is there`() throws {
         let root = URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../../").standardized
         func files(_ folder: String, _ kinds: Set<String>) throws -> [(name: String, text: String)] {
@@ -100,7 +115,8 @@ import Testing
                 #expect(isThere, "\(name): \(path.output)")
             }
         }
-        // Names of ours as the pages about the code write them: `Type.member`, `function`, `schema.object`.
+        // Names of ours as the pages about the code write them: `Type.member`, `function`,
+        // `schema.object`.
         let words = Set(
             code.flatMap {
                 "\($0.name) \($0.text)".split { !($0.isLetter || $0.isNumber || $0 == "_") }.map(String.init)

@@ -25,7 +25,8 @@ import Testing
         #expect(try await partitions(database, "event") == 4)
         #expect(try await partitions(database, "attempt") == 4)
         try await database.script("UPDATE outbox.setting SET partition_unit = 'hour'")
-        // The day's partitions cover the next hours already; nothing breaks, and nothing is made twice.
+        // The day's partitions cover the next hours already; nothing breaks, and nothing is made
+        // twice.
         let pool = try database.newPool(size: 4)
         try await withThrowingTaskGroup(of: Void.self) { group in
             for _ in 0..<4 { group.addTask { _ = try await pool.run { $0.keepHouse() } } }
@@ -121,7 +122,8 @@ import Testing
         let holder = try database.newPool()
         try await holder.run { connection in
             try connection.script("SET idle_in_transaction_session_timeout = 0; BEGIN")
-            // The oldest ones: a wait for each of them, however short, would be the statement's deadline.
+            // The oldest ones: a wait for each of them, however short, would be the statement's
+            // deadline.
             for n in 1...58 { try connection.script("LOCK TABLE outbox.event_\(n) IN ROW EXCLUSIVE MODE") }
         }
         // A wait for one lock would be an error here.
@@ -297,7 +299,8 @@ import Testing
             """)
         _ = try await database.pool.run { try $0.cut(batchSize: 10, budget: 10) }
         try await database.script("DELETE FROM outbox.batch")
-        // Who looks has read everything, and waits for the last of it, when a delivery of the event begins to wait.
+        // Who looks has read everything, and waits for the last of it, when a delivery of the event
+        // begins to wait.
         let holder = try database.newPool()
         try await holder.run { try $0.script("BEGIN; LOCK TABLE outbox.batch IN ACCESS EXCLUSIVE MODE") }
         let looking = Task { try await database.column("SELECT outbox.empty_expired_partition()") }

@@ -3,7 +3,8 @@ import Postgres
 import TestSupport
 import Testing
 
-/// Somebody has the lane of one endpoint locked, for as long as they like: nobody else waits for it.
+/// Somebody has the lane of one endpoint locked, for as long as they like: nobody else waits for
+/// it.
 @Suite(.timeLimit(.minutes(15))) struct LockedLaneTests {
     private let database: TestDatabase
     private let locker: ConnectionPool
@@ -70,7 +71,8 @@ import Testing
     @Test func `what is put in line late goes before what was in line already of the same look`() async throws {
         let held = try await keeper("held")
         let later = try database.newPool()
-        // Of two transactions the one with the lower number published last: the look is cut in parts.
+        // Of two transactions the one with the lower number published last: the look is cut in
+        // parts.
         try await later.run { try $0.script("BEGIN; SELECT pg_current_xact_id()") }
         try await database.script(
             "INSERT INTO outbox.event (type, ordering_key) SELECT 't', 'a' FROM generate_series(1, 3)")

@@ -4,10 +4,12 @@ import Postgres
 import TestSupport
 import Testing
 
-/// Producers, cutters, claimers, receivers and operators take steps at random, one after the other, and a model knows what has to
-/// come of it: every committed event in exactly one batch, and once to every endpoint that keeps order, in its key's order.
+/// Producers, cutters, claimers, receivers and operators take steps at random, one after the other,
+/// and a model knows what has to come of it: every committed event in exactly one batch, and once
+/// to every endpoint that keeps order, in its key's order.
 ///
-/// Each seed is one interleaving, the same each time but for what follows from random ids. `OUTBOX_MODEL_SEEDS=1000` looks through as many.
+/// Each seed is one interleaving, the same each time but for what follows from random ids.
+/// `OUTBOX_MODEL_SEEDS=1000` looks through as many.
 @Suite(.timeLimit(.minutes(15))) struct ModelTests {
     private static let seeds: Range<UInt64> =
         0..<(ProcessInfo.processInfo.environment["OUTBOX_MODEL_SEEDS"].flatMap(UInt64.init) ?? 12)
@@ -25,8 +27,8 @@ import Testing
     }
 }
 
-/// Some keys, of which a producer owns those it has written to until its transaction ends: the order of ids is the order of
-/// commits then, key by key. Key 0 stands for none.
+/// Some keys, of which a producer owns those it has written to until its transaction ends: the
+/// order of ids is the order of commits then, key by key. Key 0 stands for none.
 private struct Run {
     private struct Producer {
         let pool: ConnectionPool
@@ -83,7 +85,8 @@ private struct Run {
         }
     }
 
-    /// Ends every transaction, cuts and delivers until there is nothing left, or for so long that there should not be.
+    /// Ends every transaction, cuts and delivers until there is nothing left, or for so long that
+    /// there should not be.
     mutating func finish() async throws {
         for producer in producers.indices where producers[producer].isOpen { try await end(producer, commits: true) }
         if !locked.isEmpty { try await lockOrUnlock() }
@@ -138,7 +141,8 @@ private struct Run {
 
     func close() async { for pool in producers.map(\.pool) + [locker] { await pool.close() } }
 
-    /// Somebody locks some lanes, for as long as it takes; meanwhile nothing in them changes, and everything else goes on.
+    /// Somebody locks some lanes, for as long as it takes; meanwhile nothing in them changes, and
+    /// everything else goes on.
     private mutating func lockOrUnlock() async throws {
         if !locked.isEmpty {
             try await locker.run { try $0.script("COMMIT") }
@@ -153,7 +157,8 @@ private struct Run {
         locked = Set(lanes)
     }
 
-    /// Opens a transaction, writes in it, or ends it. Some have their id long before they write, some write nothing.
+    /// Opens a transaction, writes in it, or ends it. Some have their id long before they write,
+    /// some write nothing.
     private mutating func produce(_ number: Int) async throws {
         let pool = producers[number].pool
         guard producers[number].isOpen else {

@@ -3,11 +3,13 @@ import Postgres
 import TestSupport
 import Testing
 
-/// The hot statements on large tables: what they read follows what they deliver, never what is kept. The server's own
-/// counters say what was read, so that a plan which looks right and is not is found, too.
+/// The hot statements on large tables: what they read follows what they deliver, never what is
+/// kept. The server's own counters say what was read, so that a plan which looks right and is not
+/// is found, too.
 @Suite(.timeLimit(.minutes(15))) struct PlanTests {
     private struct Reads: Equatable {
-        /// Rows read by scans of whole tables (those of empty partitions read none), and through indexes.
+        /// Rows read by scans of whole tables (those of empty partitions read none), and through
+        /// indexes.
         let sequentially: Int
         let byIndex: Int
     }
@@ -25,8 +27,8 @@ import Testing
         }
     }
 
-    /// 100,000 events, attempts of all of them, and 20,000 deliveries that wait; with statistics that know them, or that
-    /// were taken while the tables were empty.
+    /// 100,000 events, attempts of all of them, and 20,000 deliveries that wait; with statistics
+    /// that know them, or that were taken while the tables were empty.
     private func largeDatabase(isAnalyzed: Bool) async throws -> (ConnectionPool, EndpointID) {
         let database = try await TestCluster.untendedDatabase()
         let endpoint = try await database.endpoint("e", url: "https://example.com/")
@@ -92,8 +94,8 @@ import Testing
             let now = try await reads(of: table, pool)
             return Reads(sequentially: now.sequentially - before.sequentially, byIndex: now.byIndex - before.byIndex)
         }
-        // Cut 1,000 a round, claimed 500, and 200 of a lane's page twice. The giant transaction that they are in was looked
-        // at once, to see that it is one.
+        // Cut 1,000 a round, claimed 500, and 200 of a lane's page twice. The giant transaction
+        // that they are in was looked at once, to see that it is one.
         let event = try await read("event", since: before.event)
         #expect(event.sequentially == 0)
         #expect(event.byIndex <= rounds * 2000 + 1001)
@@ -182,7 +184,8 @@ import Testing
         await pool.close()
     }
 
-    /// What a former holder got done is read within the deadline of a statement, also of a batch for hundreds of endpoints.
+    /// What a former holder got done is read within the deadline of a statement, also of a batch
+    /// for hundreds of endpoints.
     @Test func `a batch for many endpoints can be taken over`() async throws {
         let database = try await TestCluster.untendedDatabase()
         try await database.script(
@@ -208,7 +211,8 @@ import Testing
         await pool.close()
     }
 
-    /// A dashboard's look at what was delivered reads each attempt so many times, and not all of an endpoint's attempts for each.
+    /// A dashboard's look at what was delivered reads each attempt so many times, and not all of an
+    /// endpoint's attempts for each.
     @Test(arguments: ["", "ANALYZE outbox.event", "ANALYZE"])
     func `the cost of the view of deliveries follows their number`(statistics: String) async throws {
         let database = try await TestCluster.untendedDatabase()

@@ -47,7 +47,8 @@ import Testing
         _ = try await database.pool.run { [first] in try $0.record(first, worker: "w") }
         #expect(try await wasRecorded(database, first) == true)
 
-        // The same row is now moved by its lane, in one group with a new row of the batch: only the new one proves it.
+        // The same row is now moved by its lane, in one group with a new row of the batch: only the
+        // new one proves it.
         let lease = try await lane(database, id)
         var second = RecordGroup()
         second.outcomes = [
@@ -84,7 +85,8 @@ import Testing
         #expect(try await database.number("SELECT count(*) FROM outbox.batch") == 1)
     }
 
-    /// The lane is held on both sides of a failover; the event that was sent is lost, and another has its number.
+    /// The lane is held on both sides of a failover; the event that was sent is lost, and another
+    /// has its number.
     @Test(arguments: [true, false, nil]) func `what is known of an event changes nothing of another with its number`(
         isSuccess: Bool?
     ) async throws {
@@ -122,7 +124,8 @@ import Testing
         #expect(try await database.number("SELECT count(*) FROM outbox.dead_letter") == 0)
         #expect(try await database.deliveries("delivered") == 0)
         #expect(try await database.column("SELECT problem FROM outbox.problems WHERE problem = 'ghosts'") == ["ghosts"])
-        // The attempt is a true record, and resolves nothing when the event's batch is claimed again.
+        // The attempt is a true record, and resolves nothing when the event's batch is claimed
+        // again.
         #expect(try await database.number("SELECT count(*) FROM outbox.attempts") == 1)
         #expect(
             try await database.pool.run { try $0.resolvedDeliveries(of: [event]) } == [
@@ -133,7 +136,8 @@ import Testing
         #expect(try await database.pool.run { try $0.noteGhosts(numberedAs: [event], worker: "w") } == 1)
     }
 
-    /// The database goes elsewhere and may come back: what is written on one server is not on the other.
+    /// The database goes elsewhere and may come back: what is written on one server is not on the
+    /// other.
     @Test(arguments: [true, false], [true, false])
     func `a batch that was claimed on another server is lost: nothing of it is settled here, and it is not finished`(
         isSuccess: Bool, isLast: Bool

@@ -36,8 +36,9 @@ import Testing
                AND 'search_path=pg_catalog, pg_temp' <> ALL (coalesce(proconfig, '{}'))
             """)
         #expect(others == [])
-        // Of those that run with the owner's rights, only these take anything from a caller that may be hostile, and all of it is of
-        // PostgreSQL's own types: no cast or operator of anybody else is looked for.
+        // Of those that run with the owner's rights, only these take anything from a caller that
+        // may be hostile, and all of it is of PostgreSQL's own types: no cast or operator of
+        // anybody else is looked for.
         let foreign = try await database.column(
             """
             SELECT p.oid::regprocedure::text FROM pg_proc p, unnest(p.proargtypes) a JOIN pg_type t ON t.oid = a
@@ -69,7 +70,8 @@ import Testing
         await pool.close()
     }
 
-    /// An operator and a function that fit our domains and types better than PostgreSQL's, in a schema that comes first.
+    /// An operator and a function that fit our domains and types better than PostgreSQL's, in a
+    /// schema that comes first.
     private static func trap(_ name: String) -> String {
         """
         CREATE SCHEMA evil; GRANT ALL ON SCHEMA evil TO PUBLIC;
@@ -179,7 +181,8 @@ import Testing
         #expect(refusal?.description.contains("PUBLIC may create") == true)
         #expect(
             try await database.number("SELECT count(*) FROM pg_class WHERE relnamespace = 'outbox'::regnamespace") == 0)
-        // A superuser least of all: neither to migrate nor to look, also when the table is there, or something that looks like it.
+        // A superuser least of all: neither to migrate nor to look, also when the table is there,
+        // or something that looks like it.
         for script in [
             "SELECT 1",
             "CREATE VIEW outbox.migration AS SELECT 1 AS version, 'x' AS name, 'y' AS checksum, now() AS applied_at",
@@ -200,7 +203,8 @@ import Testing
         await pool.close()
     }
 
-    /// What was planted while others could create stays when they cannot any more, and is preferred where it fits better than ours.
+    /// What was planted while others could create stays when they cannot any more, and is preferred
+    /// where it fits better than ours.
     @Test(arguments: [
         "CREATE FUNCTION outbox.refuse_body(int, int) RETURNS boolean LANGUAGE sql AS 'SELECT true'",
         "CREATE TABLE outbox.planted ()", "CREATE TYPE outbox.planted AS ENUM ('a')",
@@ -239,7 +243,8 @@ import Testing
             try await database.column("SELECT detail FROM outbox.problems WHERE problem = 'private_schema_open'")
         }
         #expect(try await problems() == [])
-        // Not pg_read_all_data, which would be for every database of the server, and so for other tests.
+        // Not pg_read_all_data, which would be for every database of the server, and so for other
+        // tests.
         try await database.script("GRANT USAGE ON SCHEMA outbox_private TO \(name)")
         #expect(try await problems().map { $0?.contains(name) } == [true])
         await pool.close()
@@ -483,7 +488,8 @@ import Testing
         await pool.close()
     }
 
-    /// ANALYZE, REFRESH and their like run what a table's owner has made in the session of whoever runs them.
+    /// ANALYZE, REFRESH and their like run what a table's owner has made in the session of whoever
+    /// runs them.
     @Test func `what a role has made is that role also in a superuser's session`() async throws {
         let database = try await TestCluster.database()
         let (bound, pool) = try await login(database)
@@ -548,7 +554,8 @@ import Testing
         await operating.close()
     }
 
-    /// Locks that PostgreSQL takes before it asks for a right, and what may be made of a table that can be named.
+    /// Locks that PostgreSQL takes before it asks for a right, and what may be made of a table that
+    /// can be named.
     @Test func `a bound role can name nothing of ours, and so neither queue for its locks nor depend on it`()
         async throws
     {

@@ -66,8 +66,9 @@ import Testing
 
     @Test func `the schema is the one in sql/catalogue.txt`() async throws {
         let database = try await TestCluster.database()
-        // Everything that a reviewer must see when it changes, as every server tells it: tables, columns, defaults, constraints, indexes, functions,
-        // views, triggers and grants. The partitions of the day are left out.
+        // Everything that a reviewer must see when it changes, as every server tells it: tables,
+        // columns, defaults, constraints, indexes, functions, views, triggers and grants. The
+        // partitions of the day are left out.
         let dump =
             try await database.column(
                 """

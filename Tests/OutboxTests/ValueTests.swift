@@ -7,7 +7,8 @@ import StandardWebhooks
 import TestSupport
 import Testing
 
-/// One value harms one event, or one endpoint, at most: what a producer, an operator or a receiver says.
+/// One value harms one event, or one endpoint, at most: what a producer, an operator or a receiver
+/// says.
 @Suite(.timeLimit(.minutes(15))) struct ValueTests {
     private static let trace = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"
 

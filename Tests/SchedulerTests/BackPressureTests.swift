@@ -62,8 +62,8 @@ import Testing
     {
         let database = try await TestCluster.database()
         let ledger = try Ledger()
-        // All of a batch starts at once: what waits too long, on a busy machine, would go into the lane; and a thousand answers at a
-        // time take longer there than a request may otherwise.
+        // All of a batch starts at once: what waits too long, on a busy machine, would go into the
+        // lane; and a thousand answers at a time take longer there than a request may otherwise.
         try await database.endpoint("e", url: ledger.url) {
             $0.maxInFlight = 1000
             $0.timeout = .seconds(60)
@@ -80,7 +80,8 @@ import Testing
         ) {
             try await blocker.run { try $0.script("BEGIN; LOCK TABLE outbox.attempt IN SHARE MODE") }
             try await database.script("INSERT INTO outbox.event (type) SELECT 'test' FROM generate_series(1, 10000)")
-            // What was claimed before the bound was reached still goes out: at most two batches and what was pending.
+            // What was claimed before the bound was reached still goes out: at most two batches and
+            // what was pending.
             #expect(await eventually { ledger.all.count >= 1000 })
             var seen = -1
             while seen != ledger.all.count {

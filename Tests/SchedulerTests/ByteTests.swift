@@ -9,7 +9,8 @@ import Transport
 
 @testable import Scheduler
 
-/// Texts that Swift finds equal and that are not the same bytes: é in one scalar and in two, the sign of the kelvin and the letter K.
+/// Texts that Swift finds equal and that are not the same bytes: é in one scalar and in two, the
+/// sign of the kelvin and the letter K.
 @Suite(.timeLimit(.minutes(15))) struct ByteTests {
     private static let pairs = [("caf\u{E9}", "cafe\u{301}"), ("\u{212A}", "K"), ("a\u{37E}", "a;")]
 
@@ -155,7 +156,8 @@ import Transport
     }
 
     @Test func `a mark that follows a delimiter does not hide it`() throws {
-        // A colon ends a user's name (RFC 7617), a dot is no part of a webhook-id, and a mark behind them changes neither.
+        // A colon ends a user's name (RFC 7617), a dot is no part of a webhook-id, and a mark
+        // behind them changes neither.
         let verifier = WebhookVerifier(keys: [SigningSecret.generate().verificationKey])
         #expect(throws: WebhookVerifier.VerificationError.malformed("webhook-id contains a dot")) {
             try verifier.verify([], id: "evt_1.\u{301}2", timestamp: "0", signatures: "v1,", now: 0)

@@ -7,7 +7,8 @@ import Transport
 
 @testable import Scheduler
 
-/// What the other side does is never free of charge: whatever went out is an attempt, and follows the schedule.
+/// What the other side does is never free of charge: whatever went out is an attempt, and follows
+/// the schedule.
 @Suite(.timeLimit(.minutes(15))) struct ChargeTests {
     /// libcurl takes no header line over 100 KB, and calls it "out of memory".
     private let longHeader = Receiver.Response(

@@ -106,7 +106,8 @@ import Transport
             #expect(await eventually { healthy.all.count == 300 })
             // The healthy endpoint is through while the other's requests still hang.
             #expect(hanging.all.count <= 2)
-            // What could not start in time waits in the lane, and the batch does not stay open for it.
+            // What could not start in time waits in the lane, and the batch does not stay open for
+            // it.
             #expect(try await eventually { try await database.number("SELECT count(*) FROM outbox.delivery") >= 298 })
             isHanging.isSet = false
             #expect(try await eventually { try await database.number("SELECT count(*) FROM outbox.batch") == 0 })
@@ -160,7 +161,8 @@ import Transport
         ledger.receiver.stop()
     }
 
-    /// As in a failover that loses the commit before anybody has read it: the database says afterwards what it said before.
+    /// As in a failover that loses the commit before anybody has read it: the database says
+    /// afterwards what it said before.
     @Test func `an event is left out only where the database says that the endpoint is disabled`() async throws {
         let database = try await TestCluster.database()
         let ledger = try Ledger { _, _ in Receiver.Response(410) }

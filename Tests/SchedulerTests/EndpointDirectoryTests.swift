@@ -151,7 +151,8 @@ import Testing
         await second.close()
     }
 
-    /// Transaction ids that were never written are given out again by a server that has crashed and not been stopped.
+    /// Transaction ids that were never written are given out again by a server that has crashed and
+    /// not been stopped.
     @Test(.heavy)
     func `after a crash of the server all is read, since what comes then may have the number of what was seen`()
         async throws

@@ -17,7 +17,8 @@ extension TestDatabase {
     }
 }
 
-/// A payload filter lets through what it holds for. One that cannot be answered is that delivery's own matter.
+/// A payload filter lets through what it holds for. One that cannot be answered is that delivery's
+/// own matter.
 @Suite(.timeLimit(.minutes(15))) struct FilterTests {
     /// What a filter that takes for ever looks like: the text is in the event.
     private static let endless = #"$.after.t like_regex "^(.*)(.*)(.*)(.*)\\2\\1$""#
@@ -151,7 +152,8 @@ extension TestDatabase {
             $0.isOrdered = true
         }
         try await TestWorker.run(database) {
-            // Each of these is asked about for a quarter of a second in its lane, and for more than one alone.
+            // Each of these is asked about for a quarter of a second in its lane, and for more than
+            // one alone.
             try await database.script(
                 "SELECT outbox.publish('t', json_build_object('t', '\(Self.bait)'), customer_id => 'a')")
             try await database.reaches(12, "SELECT count(*) FROM outbox.delivery")

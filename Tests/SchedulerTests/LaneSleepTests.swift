@@ -5,7 +5,8 @@ import Scheduler
 import TestSupport
 import Testing
 
-/// Lanes that are kept, empty, for a quarter of a lease: here, for longer than any of these tests may take.
+/// Lanes that are kept, empty, for a quarter of a lease: here, for longer than any of these tests
+/// may take.
 @Suite(.timeLimit(.minutes(15))) struct LaneSleepTests {
     private static let lease = Duration.seconds(600)
 
@@ -25,7 +26,8 @@ import Testing
         }
     }
 
-    /// Runs the body beside a worker that holds the endpoint's lane, asleep after its first delivery.
+    /// Runs the body beside a worker that holds the endpoint's lane, asleep after its first
+    /// delivery.
     private func besideSleepingLane(
         _ body: (TestDatabase, EndpointID, Ledger) async throws -> Void
     ) async throws -> TestDatabase {
@@ -210,7 +212,8 @@ import Testing
             INSERT INTO outbox.cut (done, first_id) VALUES (pg_current_snapshot(), 2000000)
             """)
         try await TestWorker.run(database, configure: { $0.lease = .seconds(6) }) {
-            // The worker has looked past it by now; then the database is put back to where it was not done.
+            // The worker has looked past it by now; then the database is put back to where it was
+            // not done.
             try await Task.sleep(for: .seconds(3))
             try await database.script(
                 """

@@ -5,11 +5,13 @@ import Scheduler
 import TestSupport
 import Testing
 
-/// Somebody has the lane of one endpoint locked while a worker has outcomes for it: what is for others is recorded, renewed and sent.
+/// Somebody has the lane of one endpoint locked while a worker has outcomes for it: what is for
+/// others is recorded, renewed and sent.
 @Suite(.timeLimit(.minutes(15))) struct RecordsBesideLockedLaneTests {
     @Test(arguments: [
         "SELECT FROM outbox.lane WHERE endpoint_id = (SELECT id FROM outbox.endpoint WHERE name = 'held') FOR UPDATE",
-        // A change to any endpoint, as by an operator who has not committed it: a breaker cannot open meanwhile.
+        // A change to any endpoint, as by an operator who has not committed it: a breaker cannot
+        // open meanwhile.
         "UPDATE outbox.endpoint SET description = 'x' WHERE name = 'other'",
     ]) func `outcomes of a locked lane wait, and nobody else's`(lock: String) async throws {
         let database = try await TestCluster.database()

@@ -5,8 +5,8 @@ import Scheduler
 import TestSupport
 import Testing
 
-/// A month by the hour: what a worker does takes the locks of the hours that it works on, and waits for nobody who has
-/// another one.
+/// A month by the hour: what a worker does takes the locks of the hours that it works on, and waits
+/// for nobody who has another one.
 @Suite(.timeLimit(.minutes(15))) struct ManyPartitionsTests {
     /// Partitions of one hour each, from so many hours ago on to three hours ahead, in both logs.
     private func byTheHour(_ database: TestDatabase, hoursAgo: Int) async throws {
@@ -121,7 +121,8 @@ import Testing
         try await byTheHour(database, hoursAgo: 220)
         let endpoint = try await database.endpoint("e", url: "http://127.0.0.1:1/").id
         let other = try await database.endpoint("other", url: "http://127.0.0.1:1/").id
-        // An event every hour: one is delivered at once, one a week later, one is a dead letter, one waits.
+        // An event every hour: one is delivered at once, one a week later, one is a dead letter,
+        // one waits.
         try await database.script(
             """
             INSERT INTO outbox.event (type, customer_id, created_at, transaction_id)
@@ -183,8 +184,8 @@ import Testing
         while try await database.pool.run({ try $0.cut(batchSize: 100, budget: 1000) }) != .events(0) {}
         try await database.script("INSERT INTO outbox.closed VALUES (date_trunc('hour', now()) - interval '4 hours')")
 
-        // Somebody else leaves room for so many: each backend has sixteen more in a place of its own, and from 18 on as
-        // many as it may have locks on average.
+        // Somebody else leaves room for so many: each backend has sixteen more in a place of its
+        // own, and from 18 on as many as it may have locks on average.
         try await server.stop()
         try await server.start(changed: ["max_locks_per_transaction=16"])
         let others = try database.newPool()
@@ -344,7 +345,8 @@ import Testing
         #expect(try await close(database).count == 3)
         try await writer.run { try $0.script("COMMIT") }
         #expect(try await close(database).isEmpty)
-        // Nor while the same is true of the default partition, in which something of that hour may be.
+        // Nor while the same is true of the default partition, in which something of that hour may
+        // be.
         #expect(try await cut() == .events(1))
         try await writer.run {
             try $0.script("BEGIN; INSERT INTO outbox.event (type, created_at) VALUES ('test', '2019-01-01Z')")

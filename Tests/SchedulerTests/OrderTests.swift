@@ -5,7 +5,8 @@ import Scheduler
 import TestSupport
 import Testing
 
-/// Endpoints that keep order: one delivery of an ordering key at a time, in the order of the stream.
+/// Endpoints that keep order: one delivery of an ordering key at a time, in the order of the
+/// stream.
 @Suite(.timeLimit(.minutes(15))) struct OrderTests {
     private func outcomes(_ database: TestDatabase) async throws -> [String?] {
         try await database.column(
@@ -25,7 +26,8 @@ import Testing
         let lines = Lines()
         let ledger = try Ledger { request, _ in
             lines.take(request) { key, place, before in
-                // One in eight fails, one way or another, and not all keys at the same time: the breaker stays closed.
+                // One in eight fails, one way or another, and not all keys at the same time: the
+                // breaker stays closed.
                 let mixed = (key.hashValue &* 31 &+ before) &* 0x2545_F491_4F6C_DD1D
                 let fails = (mixed >> 40).isMultiple(of: 8)
                 return fails
@@ -83,7 +85,8 @@ import Testing
             }
             try await healthy(database)
 
-            // Dropped: the next goes, and becomes a dead letter itself. Replayed: all the rest goes.
+            // Dropped: the next goes, and becomes a dead letter itself. Replayed: all the rest
+            // goes.
             let first = try await database.deliveryID(1, endpoint)
             try await database.pool.run { try $0.dropDeadLetter(first, reason: "test") }
             let isNext = await eventually { ledger.counts[3] == 1 }
@@ -132,7 +135,8 @@ import Testing
             let first = try await database.deliveryID(1, endpoint)
             let replayed = try await database.pool.run { try $0.replayDeadLetters(first, reason: nil) }
             #expect(replayed == 1)
-            // The one in flight ends first; then the replayed one, which is older than what still waits.
+            // The one in flight ends first; then the replayed one, which is older than what still
+            // waits.
             isHeld.isSet = false
             let isThrough = try await eventually { try await database.deliveries("delivered") == 3 }
             #expect(isThrough)

@@ -66,8 +66,8 @@ import Testing
         let database = try await TestCluster.database()
         let isUp = Flag(false)
         let ledger = try Ledger { _, _ in Receiver.Response(isUp.isSet ? 200 : 500) }
-        // A schedule so long that only the recovery can explain that everything goes out, and so short in steps that the
-        // outage would use it up.
+        // A schedule so long that only the recovery can explain that everything goes out, and so
+        // short in steps that the outage would use it up.
         try await database.endpoint("down", url: ledger.url, retries: [.seconds(3600)]) { $0.maxInFlight = 8 }
         try await TestWorker.run(database) {
             try await database.publish(100)
@@ -131,7 +131,8 @@ import Testing
             let isThrough = try await eventually { try await database.deliveries("delivered") == 100 }
             #expect(isThrough)
         }
-        // By the attempt log: at the start of the n-th success of the first rounds no more than the round were under way.
+        // By the attempt log: at the start of the n-th success of the first rounds no more than the
+        // round were under way.
         let overlaps = try await database.column(
             """
             SELECT count(b.*)::text FROM (SELECT * FROM outbox.attempt WHERE outcome = 'success' ORDER BY started_at LIMIT 15) a
@@ -205,7 +206,8 @@ import Testing
         let ledger = try Ledger()
         let id = try await database.endpoint("partner", url: ledger.url).id
         try await TestWorker.run(database) {
-            // Each time is moved when what comes before it has been seen: a machine may take longer for that than a pause lasts.
+            // Each time is moved when what comes before it has been seen: a machine may take longer
+            // for that than a pause lasts.
             func announce(from: Duration, until: Duration) async throws {
                 try await database.pool.run { connection in
                     let now = try connection.query("SELECT clock_timestamp()").first(Timestamp.self)

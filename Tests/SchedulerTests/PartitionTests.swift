@@ -38,7 +38,8 @@ import Testing
                         let pool = try database.newPool()
                         inserting.addTask {
                             for number in 0..<each {
-                                // Old partitions while they last and what nobody prepared for; across the next days' bounds.
+                                // Old partitions while they last and what nobody prepared for;
+                                // across the next days' bounds.
                                 let place =
                                     switch number % 4 {
                                     case 0: "timestamptz '2020-01-01Z' + interval '\(1 + number % 20) days 1 hour'"

@@ -6,8 +6,8 @@ import Testing
 
 @testable import Scheduler
 
-/// A worker behind PgBouncer in transaction mode, which gives each transaction another server connection, and those of the worker to
-/// the application.
+/// A worker behind PgBouncer in transaction mode, which gives each transaction another server
+/// connection, and those of the worker to the application.
 @Suite(.timeLimit(.minutes(15))) struct PoolerTests {
     @Test func `a worker behind a pooler delivers everything, and leaves nothing behind in the application's sessions`()
         async throws
@@ -33,7 +33,8 @@ import Testing
         let isDrained = try await eventually { try await database.deliveries("delivered") == 800 }
         #expect(isDrained)
         #expect(ledger.all.count > 800)
-        // The application's transactions on the server connections that the worker has used, one after the other.
+        // The application's transactions on the server connections that the worker has used, one
+        // after the other.
         for _ in 0..<6 { #expect(try await asApplication(pooler, Self.settings) == "\"$user\", public on on auto") }
         #expect(try await asApplication(pooler, "SELECT count(*) FROM pg_prepared_statements") == "0")
         #expect(try await asApplication(pooler, "SELECT count(*) FROM pg_listening_channels()") == "0")
@@ -74,7 +75,8 @@ import Testing
         #expect(try await ours.run { try $0.transaction { try settings(&$0) } } == [inside])
         // The one server connection that there is, as the next client finds it.
         #expect(try await asApplication(pooler, Self.settings) == "\"$user\", public on on auto")
-        // An error in a statement of its own leaves no transaction open, and the connection goes on.
+        // An error in a statement of its own leaves no transaction open, and the connection goes
+        // on.
         let error = await #expect(throws: PostgresError.self) {
             try await ours.run { _ = try $0.query("SELECT 1 / \(0)") }
         }

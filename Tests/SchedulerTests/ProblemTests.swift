@@ -7,8 +7,8 @@ import StandardWebhooks
 import TestSupport
 import Testing
 
-/// What `outboxctl doctor` says: each of these makes the cause, reads what is said of it, and does what is advised. Where a cause has
-/// to last before it is said, its beginning is put back.
+/// What `outboxctl doctor` says: each of these makes the cause, reads what is said of it, and does
+/// what is advised. Where a cause has to last before it is said, its beginning is put back.
 @Suite(.timeLimit(.minutes(15))) struct ProblemTests {
     private struct Problem: Equatable {
         let name: String
@@ -70,7 +70,8 @@ import Testing
         #expect(try await problems(database, "endpoint_disabled").first?.detail.contains("410") == true)
         try await database.publish(7)
         let found = try await problems(database, "endpoint_disabled")
-        // The event that says so passes it by, too: `outbox.*` goes only to who asked for it by name.
+        // The event that says so passes it by, too: `outbox.*` goes only to who asked for it by
+        // name.
         #expect(found.first?.detail.contains("7 of the newest") == true, "\(found)")
         #expect(found.first?.fix.contains("{endpoint.enable \(id)}") == true, "\(found)")
         ledger.receiver.stop()

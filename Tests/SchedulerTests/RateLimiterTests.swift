@@ -44,11 +44,13 @@ import Threads
                 #expect(times[index] - times[index - count] >= period, "\(index)")
             }
         }
-        // And no slower than they must be: the first hundred are through when two windows of 60 allow it.
+        // And no slower than they must be: the first hundred are through when two windows of 60
+        // allow it.
         #expect(times[99] < .seconds(45))
     }
 
-    /// Whatever the limits and the pauses: in any window at most its count, in any stretch at most the bucket and its refill.
+    /// Whatever the limits and the pauses: in any window at most its count, in any stretch at most
+    /// the bucket and its refill.
     @Test func `random limits are kept at random times`() throws {
         for _ in 0..<200 {
             let (window, period) = (Int.random(in: 1...5), Int.random(in: 1...10))
@@ -157,8 +159,8 @@ import Threads
         #expect(ledger.eventIDs.sorted() == ids)
         let times = arrivals.all
         for index in times.indices where index >= 20 {
-            // What arrives is seen a while after it was sent, on a busy machine: a fifth of leeway, where without the limit
-            // there would be nothing of the two seconds.
+            // What arrives is seen a while after it was sent, on a busy machine: a fifth of leeway,
+            // where without the limit there would be nothing of the two seconds.
             #expect(times[index] - times[index - 20] > .milliseconds(1600), "\(index)")
         }
         ledger.receiver.stop()

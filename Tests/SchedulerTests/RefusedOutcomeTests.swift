@@ -52,7 +52,8 @@ import Testing
                 let error = try await database.column("SELECT error FROM outbox.dead_letter").first ?? nil
                 #expect(error?.contains("refused") == true)
             } else if table == "dead_letter" {
-                // Five is parked, and three has no place to go; its batch stays, and is claimed again.
+                // Five is parked, and three has no place to go; its batch stays, and is claimed
+                // again.
                 #expect(try await eventually { try await database.deliveries("dead") == 1 })
                 #expect(try await database.number("SELECT count(*) FROM outbox.batch") == 1)
             } else {

@@ -63,8 +63,8 @@ import Transport
                 if case .gone = verdict.endpointEvent {} else { Issue.record("410 disables") }
             default:
                 #expect(!verdict.isSuccess && outcome(verdict) == "wait 10000", "\(status)")
-                // Without a wish the whole endpoint rests until this delivery is tried again; after a 503 it does not: one instance
-                // of many may say it.
+                // Without a wish the whole endpoint rests until this delivery is tried again; after
+                // a 503 it does not: one instance of many may say it.
                 if status == 429 {
                     if case .rest(let rest) = verdict.endpointEvent {
                         #expect(rest == .seconds(10))

@@ -6,10 +6,11 @@ import Scheduler
 import TestSupport
 import Testing
 
-/// What an operator takes back does not go out from a worker's memory, however much of it waits there.
+/// What an operator takes back does not go out from a worker's memory, however much of it waits
+/// there.
 @Suite(.timeLimit(.minutes(15))) struct WithdrawalTests {
-    /// Events for a receiver that responses none before the change was made, and twice as long ago as the promise allows. Returns
-    /// the events that were sent.
+    /// Events for a receiver that responses none before the change was made, and twice as long ago
+    /// as the promise allows. Returns the events that were sent.
     private func sent(
         configure: (inout EndpointConfiguration) -> Void, publishing count: Int = 40, holding: Int,
         _ change: (TestDatabase, EndpointID) async throws -> Void
@@ -27,7 +28,8 @@ import Testing
         try await TestWorker.run(
             database,
             configure: {
-                // No lease ends, and nothing moves into the lane for having waited, however busy the machine is.
+                // No lease ends, and nothing moves into the lane for having waited, however busy
+                // the machine is.
                 $0.lease = .seconds(300)
                 $0.softDeadline = .seconds(300)
             }

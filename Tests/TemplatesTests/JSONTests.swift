@@ -51,7 +51,8 @@ import Testing
         }
     }
 
-    /// Against Foundation's own reader, which is lax where this is strict, but never the other way round.
+    /// Against Foundation's own reader, which is lax where this is strict, but never the other way
+    /// round.
     @Test func `a random document that Foundation writes is read as the same`() throws {
         var generator = SystemRandomNumberGenerator()
         func value(_ depth: Int) -> Any {

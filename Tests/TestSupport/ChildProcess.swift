@@ -18,7 +18,8 @@ package final class ChildProcess: Sendable {
         return bundle.appendingPathComponent("outboxctl").path
     }()
 
-    /// Starts the program in a folder, with these variables in place of all `OUTBOX_*`, `PG*` and `DATABASE_URL`.
+    /// Starts the program in a folder, with these variables in place of all `OUTBOX_*`, `PG*` and
+    /// `DATABASE_URL`.
     package init(
         _ program: String = ChildProcess.outboxctl, _ arguments: [String], in directory: String = "/",
         environment: [String: String] = [:], input: String = ""

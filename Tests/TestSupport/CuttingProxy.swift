@@ -2,8 +2,8 @@ import Glibc
 import Synchronization
 import Threads
 
-/// Stands between a worker and PostgreSQL, and cuts connections around a COMMIT: before the server hears of it, or after
-/// it has committed but before the client hears so.
+/// Stands between a worker and PostgreSQL, and cuts connections around a COMMIT: before the server
+/// hears of it, or after it has committed but before the client hears so.
 package final class CuttingProxy: Sendable {
     package enum Cut: Sendable { case beforeCommit, afterCommit }
 
@@ -15,7 +15,8 @@ package final class CuttingProxy: Sendable {
     /// Connections up to this one are frozen, and so is every new one while `accepts` is false.
     private let freezing = Mutex((made: 0, frozen: 0, accepts: true))
 
-    /// Relays 127.0.0.1:port to the server's unix socket, and cuts the next transactions that write attempts as planned.
+    /// Relays 127.0.0.1:port to the server's unix socket, and cuts the next transactions that write
+    /// attempts as planned.
     package init(socketPath: String, plan: [Cut]) throws {
         self.socketPath = socketPath
         self.plan = Mutex(plan)
@@ -35,7 +36,8 @@ package final class CuttingProxy: Sendable {
     /// How many connections were cut.
     package var cutCount: Int { cuts.withLock { $0 } }
 
-    /// From now on nothing passes on the connections that there are: they stay open, and nobody answers.
+    /// From now on nothing passes on the connections that there are: they stay open, and nobody
+    /// answers.
     ///
     /// - Parameter new: whether new ones pass.
     package func freeze(new passes: Bool) {
@@ -79,8 +81,9 @@ package final class CuttingProxy: Sendable {
                 let count = read(client, &buffer, buffer.count)
                 guard count > 0 else { return }
                 let bytes = buffer[..<count]
-                // The statement's text passes only once; afterwards its recorder uses its name. One recorder, one connection:
-                // what matters is that this connection records, and that this message is its COMMIT.
+                // The statement's text passes only once; afterwards its recorder uses its name. One
+                // recorder, one connection: what matters is that this connection records, and that
+                // this message is its COMMIT.
                 if bytes.firstRange(of: Array("INSERT INTO outbox.attempt".utf8)) != nil { hasAttempts = true }
                 let isCommit =
                     hasAttempts && bytes.first == UInt8(ascii: "Q") && bytes.firstRange(of: Array("COMMIT".utf8)) != nil

@@ -18,11 +18,13 @@ package struct Delivered: Sendable {
     package var body: String { requests.first.map { String(decoding: $0.body, as: UTF8.self) } ?? "" }
 }
 
-/// Dozens of these tests run at a time; a worker each would only wait for one another, and for connections.
+/// Dozens of these tests run at a time; a worker each would only wait for one another, and for
+/// connections.
 private let workers = Gate(8)
 
 extension TestDatabase {
-    /// Publishes with a script, delivers everything to one endpoint on a real receiver, and stops when nothing is left.
+    /// Publishes with a script, delivers everything to one endpoint on a real receiver, and stops
+    /// when nothing is left.
     package func deliver(
         _ script: String = "SELECT outbox.publish('test', '{\"n\":1}')", path: String = "/hook",
         retries: [Duration] = [],
@@ -59,7 +61,8 @@ extension TestDatabase {
         try await deliver(script) { _ in }
     }
 
-    /// True when everything that was published is delivered or dead, and nothing waits that could still go out.
+    /// True when everything that was published is delivered or dead, and nothing waits that could
+    /// still go out.
     private func isSettled() async throws -> Bool {
         try await number(
             """

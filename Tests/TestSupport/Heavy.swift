@@ -1,7 +1,7 @@
 package import Testing
 
-/// A test that takes a processor for itself, or measures what a busy machine would not show: a few of them run at a time, beside
-/// everything else.
+/// A test that takes a processor for itself, or measures what a busy machine would not show: a few
+/// of them run at a time, beside everything else.
 package struct Heavy: TestTrait, TestScoping {
     private static let places = Gate(2)
 

@@ -1,7 +1,8 @@
 package import Receiver
 import Synchronization
 
-/// A receiver that writes down every request, and the checker that compares it with what was published.
+/// A receiver that writes down every request, and the checker that compares it with what was
+/// published.
 package final class Ledger: Sendable {
     private let log: Log
     package let receiver: Receiver

@@ -3,8 +3,9 @@ import Postgres
 package import Receiver
 import Synchronization
 
-/// A receiver's view of ordering keys: bodies are `{"key":…,"n":…}`, where `n` counts the events of a key from 0 in the order
-/// in which they were committed. It notes everything that must not happen.
+/// A receiver's view of ordering keys: bodies are `{"key":…,"n":…}`, where `n` counts the events of
+/// a key from 0 in the order in which they were committed. It notes everything that must not
+/// happen.
 package final class Lines: Sendable {
     private struct Line {
         var inFlight = 0
@@ -34,8 +35,8 @@ package final class Lines: Sendable {
     /// How many events were answered with success, each counted once.
     package var delivered: Int { state.withLock { $0.delivered } }
 
-    /// Takes a request, spends some time with it, and responses what the closure says: it gets key, place and how many requests
-    /// of the key came before.
+    /// Takes a request, spends some time with it, and responses what the closure says: it gets key,
+    /// place and how many requests of the key came before.
     package func take(
         _ request: Receiver.Request,
         _ answer: (String, Int, Int) -> Receiver.Response = { _, _, _ in Receiver.Response() }
@@ -74,7 +75,8 @@ package final class Lines: Sendable {
 }
 
 extension TestDatabase {
-    /// Publishes `rounds` events of each key, one transaction each, several producers at a time that own different keys.
+    /// Publishes `rounds` events of each key, one transaction each, several producers at a time
+    /// that own different keys.
     package func publishLines(keys: Int, rounds: Int, producers: Int = 4) async throws {
         try await withThrowingTaskGroup(of: Void.self) { group in
             for producer in 0..<producers {

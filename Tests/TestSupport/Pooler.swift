@@ -1,7 +1,8 @@
 import Foundation
 import Postgres
 
-/// PgBouncer in transaction mode before the tests' server: each transaction may get another server connection.
+/// PgBouncer in transaction mode before the tests' server: each transaction may get another server
+/// connection.
 package final class Pooler: Sendable {
     private let process: ChildProcess
     private let folder: String

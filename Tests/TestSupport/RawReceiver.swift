@@ -3,7 +3,8 @@ import Receiver
 import Synchronization
 import Threads
 
-/// A receiver that responses each request with these bytes, whatever HTTP makes of them, and keeps the connection.
+/// A receiver that responses each request with these bytes, whatever HTTP makes of them, and keeps
+/// the connection.
 package final class RawReceiver: Sendable {
     private let listener: LoopbackListener
     private let accepted = Atomic(0)

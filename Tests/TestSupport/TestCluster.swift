@@ -4,14 +4,16 @@ import Outbox
 package import Postgres
 import Synchronization
 
-/// One PostgreSQL server for all tests of a process, and a fresh database for each test, cloned from a migrated template.
+/// One PostgreSQL server for all tests of a process, and a fresh database for each test, cloned
+/// from a migrated template.
 package enum TestCluster {
     private static let toLeave = Mutex<EmbeddedCluster?>(nil)
 
     /// Starts the server when the first test needs it. It is stopped when the process ends.
     private static let started = Task { () throws -> EmbeddedCluster in
         let folder = TestFolder.path("cluster")
-        // Durability is what the product relies on, not what these tests measure; the kill tests bring their own server.
+        // Durability is what the product relies on, not what these tests measure; the kill tests
+        // bring their own server.
         let cluster = try await EmbeddedCluster(
             folder: folder, settings: ["fsync = off", "max_connections = 800", "log_min_messages = error"])
         toLeave.withLock { $0 = cluster }
@@ -69,7 +71,8 @@ package enum TestCluster {
         return database
     }
 
-    /// A database whose statistics stay as a test leaves them, and in which nobody but the test reads.
+    /// A database whose statistics stay as a test leaves them, and in which nobody but the test
+    /// reads.
     package static func untendedDatabase() async throws -> TestDatabase {
         let database = try await database()
         try await database.script(
@@ -155,7 +158,8 @@ package final class TestDatabase: Sendable {
     }
 }
 
-/// Waits until the condition holds; false when it does not within the limit, which is there to end a broken test.
+/// Waits until the condition holds; false when it does not within the limit, which is there to end
+/// a broken test.
 package func eventually(
     within limit: Duration = .seconds(180), _ condition: @Sendable () async throws -> Bool
 ) async rethrows -> Bool {

@@ -38,7 +38,8 @@ package final class TestServer: Sendable {
         return server
     }
 
-    /// A standby of this one as it is now, not running: what it does not fetch before it is started, it does not have.
+    /// A standby of this one as it is now, not running: what it does not fetch before it is
+    /// started, it does not have.
     package func standby() async throws -> TestServer {
         let standby = try TestServer("standby", settings: settings)
         try await standby.run("pg_basebackup", ["-D", standby.data, "-h", host, "-U", "outbox", "-R", "-c", "fast"])

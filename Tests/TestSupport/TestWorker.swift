@@ -72,8 +72,8 @@ package final class TestWorker: Sendable {
     }
 }
 
-/// Takes a worker's log for statements that can never work. The worker goes on without them, and much of what they are for
-/// still happens in other ways, later.
+/// Takes a worker's log for statements that can never work. The worker goes on without them, and
+/// much of what they are for still happens in other ways, later.
 private struct Mistakes: LogHandler {
     struct Mistake: Error, CustomStringConvertible { let description: String }
 
@@ -93,7 +93,8 @@ private struct Mistakes: LogHandler {
 
     func log(event: LogEvent) {
         let text = "\(event.message) \(event.metadata ?? [:])"
-        // Class 42: a syntax error or something that does not exist. 42501 is a privilege that a test took away.
+        // Class 42: a syntax error or something that does not exist. 42501 is a privilege that a
+        // test took away.
         guard text.contains("SQLSTATE 42"), !text.contains("42501") else { return }
         found.first.withLock { $0 = $0 ?? Mistake(description: text) }
     }

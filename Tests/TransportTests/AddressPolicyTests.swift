@@ -103,7 +103,8 @@ import Transport
     }
 }
 
-/// Every spelling of a forbidden address that is known (docs/destinations.md, "Where requests may go").
+/// Every spelling of a forbidden address that is known (docs/destinations.md, "Where requests may
+/// go").
 @Suite(.timeLimit(.minutes(15))) struct SpellingTests {
     private static let spellings = [
         "http://127.0.0.1/", "http://127.1/", "http://127.0.1/", "http://127.000.000.001/", "http://2130706433/",
@@ -143,9 +144,9 @@ import Transport
         #expect(reason?.isEmpty == false)
     }
 
-    /// As if it had been saved by somebody else: no connection is even tried. Only spellings of special addresses that need
-    /// no name server: a test leaves this machine neither when it passes nor when it fails. Names are tried in a network
-    /// namespace (DestinationTests).
+    /// As if it had been saved by somebody else: no connection is even tried. Only spellings of
+    /// special addresses that need no name server: a test leaves this machine neither when it
+    /// passes nor when it fails. Names are tried in a network namespace (DestinationTests).
     @Test func `is refused when it is called`() async throws {
         let transport = try Transport(policy: AddressPolicy())
         let names = ["127.0.0.1.", "4294967296", "0x17f000001", "256.0.0.1"]
@@ -200,7 +201,8 @@ import Transport
             let isGlobal = Oracle.isGlobal4(four)
             #expect(AddressPolicy().allows(.v4(four)) == isGlobal, "\(four)")
             let low = UInt64(four)
-            // NAT64 carries it: allowed as it is. Everything else that carries an IPv4 address is not for the Internet.
+            // NAT64 carries it: allowed as it is. Everything else that carries an IPv4 address is
+            // not for the Internet.
             #expect(AddressPolicy().allows(.v6(high: 0x0064_FF9B_0000_0000, low: low)) == isGlobal)
             for (high, rest) in [
                 (0, 0xFFFF_0000_0000 | low), (0, low), (0, 0xFFFF_0000_0000_0000 | low),

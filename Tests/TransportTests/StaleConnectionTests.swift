@@ -38,8 +38,8 @@ import Transport
         ledger.receiver.stop()
     }
 
-    /// The receiver's system holds what nobody asked for back until our system acknowledges the response before it, and ours does so with
-    /// the next request, after some in quick succession.
+    /// The receiver's system holds what nobody asked for back until our system acknowledges the
+    /// response before it, and ours does so with the next request, after some in quick succession.
     @Test(arguments: [200, 410]) func `nor one that the next request itself would let go`(unasked: Int) async throws {
         let isWritten = Flag(false)
         let stale = bytes(unasked)
@@ -106,7 +106,8 @@ import Transport
         receiver.stop()
     }
 
-    /// libcurl would decompress it unasked, without a limit to what it takes in for nothing that comes out.
+    /// libcurl would decompress it unasked, without a limit to what it takes in for nothing that
+    /// comes out.
     @Test(arguments: [
         ("gzip, chunked", 500), ("GZIP", 200), ("gzip, gzip, gzip, chunked", 500), ("chunked, deflate", 410),
         ("x-gzip", 200),
@@ -175,7 +176,8 @@ import Transport
         return request
     }
 
-    /// Session tickets and the control frames of HTTP/2 wait in a connection, too, and are no answers.
+    /// Session tickets and the control frames of HTTP/2 wait in a connection, too, and are no
+    /// answers.
     @Test(arguments: ["good", "good12", "h2"]) func `a quiet connection is used again and again`(name: String)
         async throws
     {

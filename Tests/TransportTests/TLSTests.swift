@@ -46,7 +46,8 @@ import Transport
                 let exchange = await transport.send(request(servers.url(name), trusting))
                 #expect(exchange.status == 200, "\(name): \(exchange.message ?? "")")
             }
-            // Without that authority the same server is not trusted, also not over a connection that is open already.
+            // Without that authority the same server is not trusted, also not over a connection
+            // that is open already.
             let exchange = await transport.send(request(servers.url("good"), HTTPRequest.TLS()))
             #expect(exchange.failure == .tlsUnknownIssuer, "\(exchange.message ?? "")")
         }
@@ -69,7 +70,8 @@ import Transport
             // The connection of the first stays open; these must not use it.
             for tls in [HTTPRequest.TLS(authorities: authority), stranger] {
                 let exchange = await transport.send(request(url, tls))
-                // A server that refuses after the handshake (TLS 1.3) may reset the connection before its reason can be read.
+                // A server that refuses after the handshake (TLS 1.3) may reset the connection
+                // before its reason can be read.
                 let reasons: [HTTPExchange.Failure] = [.tlsClientCertificate, .connectionLost]
                 #expect(exchange.failure.map(reasons.contains) == true, "\(exchange.message ?? "")")
             }

@@ -136,7 +136,8 @@ import Transport
 
     @Test func `a reused connection that dies is reported, and the request is not sent again in silence`() async throws
     {
-        // Every second request on a connection is read and then hung up on: libcurl would send it again by itself.
+        // Every second request on a connection is read and then hung up on: libcurl would send it
+        // again by itself.
         let ledger = try Ledger { request, before in
             before % 2 == 0 ? Receiver.Response() : Receiver.Response(manner: .hangUp)
         }

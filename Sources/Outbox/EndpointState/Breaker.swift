@@ -3,24 +3,28 @@ package import Postgres
 extension EndpointState {
     /// How a failing endpoint is left alone: the circuit breaker.
     ///
-    /// `FailureCounter` says when it trips, `EndpointState` what follows from that and from everything else that happens to the
-    /// endpoint, `EndpointStateChange` writes it, and `LaneRamp` is the probe and the ramp of the lane's owner.
+    /// `FailureCounter` says when it trips, `EndpointState` what follows from that and from
+    /// everything else that happens to the endpoint, `EndpointStateChange` writes it, and
+    /// `LaneRamp` is the probe and the ramp of the lane's owner.
     package enum Breaker: Sendable, Equatable {
         /// Every worker sends. Can become: open.
         case closed
-        /// Too many requests failed. Nothing is sent until the rest is over, and then one probe by the owner of its lane.
-        /// Can become: open again (a failed probe), recovering, closed to one trip (enabled).
+        /// Too many requests failed. Nothing is sent until the rest is over, and then one probe by
+        /// the owner of its lane. Can become: open again (a failed probe), recovering, closed to
+        /// one trip (enabled).
         case open(Failing)
-        /// A probe was answered at this time: the lane's owner sends more and more. Can become: open, catching up.
+        /// A probe was answered at this time: the lane's owner sends more and more. Can become:
+        /// open, catching up.
         case recovering(Failing, since: Timestamp)
-        /// Every worker sends; deliveries tried before this time are due at once. Can become: open, closed.
+        /// Every worker sends; deliveries tried before this time are due at once. Can become: open,
+        /// closed.
         case catchingUp(since: Timestamp)
 
         /// Since when it fails, and how often in a row its breaker has tripped.
         package struct Failing: Sendable, Equatable {
             package var trips: Int
-            /// Nil once an operator has enabled the endpoint again: the days that it may fail begin with its next
-            /// failure.
+            /// Nil once an operator has enabled the endpoint again: the days that it may fail begin
+            /// with its next failure.
             package var since: Timestamp?
 
             package init(trips: Int, since: Timestamp?) {

@@ -1,6 +1,7 @@
 package import Postgres
 
-/// Whether requests may go to an endpoint, according to its operator, its receiver and its own failures.
+/// Whether requests may go to an endpoint, according to its operator, its receiver and its own
+/// failures.
 ///
 /// Four things, each independent of the others:
 ///
@@ -10,11 +11,12 @@ package import Postgres
 ///     breaker:    closed ──trip──► open ──(rest over)──► probing ──answer──► recovering ──ramped up──► catching up ──► closed
 ///                                    ▲───────────────────────┴──trip────────────┴───────────────────────────┘
 ///
-/// Decisions are made here: `after` takes an event and the database's time, and returns the new state.
-/// `Connection.change` reads and writes it under the lane's lock; statements that select by the state use the functions
-/// of `v0007_endpoint_state.sql`.
+/// Decisions are made here: `after` takes an event and the database's time, and returns the new
+/// state. `Connection.change` reads and writes it under the lane's lock; statements that select by
+/// the state use the functions of `v0007_endpoint_state.sql`.
 package struct EndpointState: Sendable, Equatable {
-    /// Why it is disabled; nil while it is enabled. New events are not routed to it, and its waiting deliveries stay.
+    /// Why it is disabled; nil while it is enabled. New events are not routed to it, and its
+    /// waiting deliveries stay.
     package var disabledReason: String?
     package var pause = Pause()
     /// Nothing is sent before this time: the receiver asked for a rest, or the breaker is open.
@@ -25,11 +27,13 @@ package struct EndpointState: Sendable, Equatable {
 
     package var isDisabled: Bool { disabledReason != nil }
 
-    /// A time in which an operator allows no requests: announced before `from`, over from `until` on.
+    /// A time in which an operator allows no requests: announced before `from`, over from `until`
+    /// on.
     package struct Pause: Sendable, Equatable {
         package var from = Timestamp.distantPast
         package var until = Timestamp.distantPast
-        /// How fast the deliveries that waited go out afterwards; nil for as fast as the endpoint's limits allow.
+        /// How fast the deliveries that waited go out afterwards; nil for as fast as the endpoint's
+        /// limits allow.
         package var drainRate: RateLimit?
 
         package func holds(at now: Timestamp) -> Bool { from <= now && until > now }
@@ -62,8 +66,8 @@ package struct EndpointState: Sendable, Equatable {
     package enum Sender: Sendable {
         /// Any worker, on behalf of a batch.
         case batch
-        /// The worker that owns the endpoint's lane. It also sends to a failing endpoint, to see whether it still
-        /// fails.
+        /// The worker that owns the endpoint's lane. It also sends to a failing endpoint, to see
+        /// whether it still fails.
         case laneOwner
     }
 
@@ -91,7 +95,8 @@ extension EndpointState {
     package enum Event: Sendable, Equatable {
         /// A response asked for a rest (`Retry-After`).
         case rest(Duration)
-        /// One failure too many, or a failed probe: nothing but a probe before the rest that it asked for is over.
+        /// One failure too many, or a failed probe: nothing but a probe before the rest that it
+        /// asked for is over.
         case trip(atLeast: Duration)
         /// A response says that the receiver is gone. A reason that an operator gave stays.
         case gone(reason: String)
@@ -110,12 +115,14 @@ extension EndpointState {
         case drained
     }
 
-    /// How long a failing endpoint is left alone before the next probe: 5 s, doubled with each trip, at most 5 min.
+    /// How long a failing endpoint is left alone before the next probe: 5 s, doubled with each
+    /// trip, at most 5 min.
     package static func probeInterval(trips: Int) -> Duration {
         min(.seconds(5) * (1 << min(trips, 10)), .seconds(300))
     }
 
-    /// An endpoint that has failed for longer than this time, and through more than this number of trips, is disabled.
+    /// An endpoint that has failed for longer than this time, and through more than this number of
+    /// trips, is disabled.
     package static let lostAfter = (trips: 20, time: Duration.seconds(5 * 86_400))
 
     /// The state after the event; nil when the event changes nothing.
@@ -128,7 +135,8 @@ extension EndpointState {
     private mutating func apply(_ event: Event, at now: Timestamp) {
         switch event {
         case .rest(let duration):
-            // Only a clearly longer rest counts, so that a burst of 429s is one change and not many.
+            // Only a clearly longer rest counts, so that a burst of 429s is one change and not
+            // many.
             if restingUntil + .milliseconds(500) < now + duration { restingUntil = now + duration }
         case .trip(let rest): trip(atLeast: rest, at: now)
         case .gone(let reason): disabledReason = disabledReason ?? reason
@@ -144,7 +152,8 @@ extension EndpointState {
             }
         case .pause(let from, let until, let rate): pause = Pause(from: from, until: until, drainRate: rate)
         case .resume(let rate):
-            // The days that it may fail count from the end of the pause: its condition during the pause is unknown.
+            // The days that it may fail count from the end of the pause: its condition during the
+            // pause is unknown.
             pause = Pause(from: .distantPast, until: now, drainRate: rate)
             restingUntil = .distantPast
         case .probeAnswered:
@@ -160,7 +169,8 @@ extension EndpointState {
         }
     }
 
-    /// Once, however many failures arrive together: those in flight when the breaker tripped say nothing new.
+    /// Once, however many failures arrive together: those in flight when the breaker tripped say
+    /// nothing new.
     private mutating func trip(atLeast rest: Duration, at now: Timestamp) {
         let failing = breaker.failing
         if failing != nil, restingUntil > now { return }
@@ -175,7 +185,8 @@ extension EndpointState {
 }
 
 extension EndpointState.Event {
-    /// Two events that responses reported, merged: an end outweighs a rest, and the longer rest outweighs the shorter.
+    /// Two events that responses reported, merged: an end outweighs a rest, and the longer rest
+    /// outweighs the shorter.
     package func merged(with other: EndpointState.Event) -> EndpointState.Event {
         switch (self, other) {
         case (.trip(let one), .trip(let two)), (.trip(let one), .rest(let two)), (.rest(let one), .trip(let two)):

@@ -28,11 +28,12 @@ extension EndpointState {
 }
 
 extension Connection {
-    /// Applies an event to an endpoint, at the database's time and under its lane's lock, and returns the state before
-    /// and after. Runs in a transaction.
+    /// Applies an event to an endpoint, at the database's time and under its lane's lock, and
+    /// returns the state before and after. Runs in a transaction.
     ///
     /// - Parameter lease: the lane must be held under it.
-    /// - Returns: nil when there is no such endpoint, or the lane is not held under the lease any more.
+    /// - Returns: nil when there is no such endpoint, or the lane is not held under the lease any
+    ///   more.
     @discardableResult
     mutating func change(
         _ endpoint: EndpointID, by event: EndpointState.Event, under lease: LeaseID? = nil
@@ -77,9 +78,9 @@ extension Connection {
             """)
     }
 
-    /// Applies the events that responses reported; the lanes are locked. When another session holds one of the
-    /// endpoints' locks for too long, it returns the events to be written later, and the rest of the transaction still
-    /// takes effect.
+    /// Applies the events that responses reported; the lanes are locked. When another session holds
+    /// one of the endpoints' locks for too long, it returns the events to be written later, and the
+    /// rest of the transaction still takes effect.
     mutating func changeUnlessLocked(
         _ events: [EndpointID: EndpointState.Event], by actor: Actor
     ) throws -> [EndpointID: EndpointState.Event] {
@@ -97,8 +98,8 @@ extension Connection {
         return [:]
     }
 
-    /// An end that no operator asked for goes into the audit log, and is published as an event for endpoints that want
-    /// it.
+    /// An end that no operator asked for goes into the audit log, and is published as an event for
+    /// endpoints that want it.
     private mutating func changeAndTell(
         _ endpoint: EndpointID, by event: EndpointState.Event, _ actor: Actor
     ) throws {

@@ -15,8 +15,9 @@ package struct Said: Sendable {
     }
 }
 
-/// An endpoint's state as this process knows it: the state last read from the database, and on top of it the reports of
-/// responses that are not recorded yet. Whichever comes last, neither undoes the other.
+/// An endpoint's state as this process knows it: the state last read from the database, and on top
+/// of it the reports of responses that are not recorded yet. Whichever comes last, neither undoes
+/// the other.
 ///
 /// A report postpones requests. It never leaves an event out, because it may never be recorded.
 package final class KnownState: Sendable {
@@ -60,6 +61,7 @@ package final class KnownState: Sendable {
         }
     }
 
-    /// The reports up to this count are in the database, or never will be. They hold here until the database is read.
+    /// The reports up to this count are in the database, or never will be. They hold here until the
+    /// database is read.
     package func recorded(upTo times: Int) { value.withLock { if $0.times <= times { $0.said = nil } } }
 }

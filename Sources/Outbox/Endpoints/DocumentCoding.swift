@@ -50,8 +50,8 @@ extension KeyedDecodingContainer {
         contains(key) ? try decode(Value.self, forKey: key) : standard
     }
 
-    /// Nil when it is left out. When an integer is requested, Foundation reports any other number only as invalid JSON
-    /// as a whole.
+    /// Nil when it is left out. When an integer is requested, Foundation reports any other number
+    /// only as invalid JSON as a whole.
     func wholeNumber(_ key: Key, mayBeNull: Bool = false) throws -> Int? {
         guard contains(key) else { return nil }
         if mayBeNull, try decodeNil(forKey: key) { return nil }

@@ -3,7 +3,8 @@ package import Postgres
 import Templates
 package import Transport
 
-/// Who gets which events, and how: an operator's configuration, and what follows from it for every request.
+/// Who gets which events, and how: an operator's configuration, and what follows from it for every
+/// request.
 package final class Endpoint: Sendable {
     /// How the body of a request is made from an event.
     package enum Format: String, Sendable, CaseIterable {
@@ -15,7 +16,8 @@ package final class Endpoint: Sendable {
         case raw
         /// CloudEvents 1.0 in structured mode: one JSON object.
         case cloudevents
-        /// CloudEvents 1.0 in binary mode: attributes as `ce-` headers, the body is the event's `after`.
+        /// CloudEvents 1.0 in binary mode: attributes as `ce-` headers, the body is the event's
+        /// `after`.
         case cloudeventsBinary = "cloudevents-binary"
         /// The endpoint's own template.
         case template
@@ -38,15 +40,16 @@ package final class Endpoint: Sendable {
     /// Its patterns of event types, of which at most one takes any event.
     package let eventPatterns: [EventPattern]
     package let tls: HTTPRequest.TLS
-    /// Why it cannot be called from here, such as a secret that none of our keys opens. Its deliveries wait meanwhile.
+    /// Why it cannot be called from here, such as a secret that none of our keys opens. Its
+    /// deliveries wait meanwhile.
     package let defect: String?
 
     package var name: String { configuration.name }
     package var rules: ResponseRules { configuration.rules }
     package var timeout: Duration { configuration.timeout }
     package var retrySchedule: [Duration] { configuration.retrySchedule }
-    /// The most requests that this process has in flight to it. Where the limit is exact for all processes, only one of
-    /// them sends: the owner of its lane.
+    /// The most requests that this process has in flight to it. Where the limit is exact for all
+    /// processes, only one of them sends: the owner of its lane.
     package var maxInFlight: Int { min(configuration.maxInFlight, configuration.maxConcurrency ?? .max) }
     /// Whether requests may go to it. Only this part of an endpoint changes.
     package let known: KnownState
@@ -62,7 +65,8 @@ package final class Endpoint: Sendable {
         configuration.rates + (known.read { $0.drainRate(at: now) }.map { [$0] } ?? [])
     }
 
-    /// True when its deliveries go through its lane, whose single owner makes its limits and its order exact.
+    /// True when its deliveries go through its lane, whose single owner makes its limits and its
+    /// order exact.
     package func isConstrained(at now: Timestamp) -> Bool {
         configuration.isOrdered || configuration.maxConcurrency != nil || !configuration.rates.isEmpty
             || known.read { $0.drainRate(at: now) } != nil
@@ -107,7 +111,8 @@ package final class Endpoint: Sendable {
     package func takes(changeType: ExactText) -> Bool { configuration.changeTypes.match(changeType) }
 }
 
-/// A header of an endpoint, checked. A secret value is sent as it is; in other values parameters are filled.
+/// A header of an endpoint, checked. A secret value is sent as it is; in other values parameters
+/// are filled.
 enum ConfiguredHeader {
     case constant(HTTPHeader)
     case template(Template)
@@ -141,8 +146,8 @@ private struct RequestHeaders {
 
     init() {}
 
-    /// Headers that have a single value by definition (RFC 9110 5.3): of two lines, receivers differ in which one they
-    /// believe.
+    /// Headers that have a single value by definition (RFC 9110 5.3): of two lines, receivers
+    /// differ in which one they believe.
     private static let singletons: Set<String> = ["authorization", "content-type"]
 
     private struct Twice: Error, CustomStringConvertible {
@@ -181,7 +186,8 @@ private struct RequestHeaders {
 }
 
 extension EndpointConfiguration {
-    /// Removes everything that was sealed for the endpoint's former destination, when it now calls another one.
+    /// Removes everything that was sealed for the endpoint's former destination, when it now calls
+    /// another one.
     package mutating func withholdCredentials(givenFor url: String) {
         if authentication.origins(url: self.url, authorities: nil) == authentication.origins(url: url, authorities: nil)
         {

@@ -2,9 +2,10 @@ import Postgres
 package import Templates
 package import Transport
 
-/// All that an operator sets about an endpoint: who gets which events, and how. It is complete; an unset member has its
-/// default. The same value is created, replaced, changed, stored (`EndpointStore`), shown, exported and imported
-/// (`EndpointDocument`), and used by workers (`Endpoint`).
+/// All that an operator sets about an endpoint: who gets which events, and how. It is complete; an
+/// unset member has its default. The same value is created, replaced, changed, stored
+/// (`EndpointStore`), shown, exported and imported (`EndpointDocument`), and used by workers
+/// (`Endpoint`).
 package struct EndpointConfiguration: Sendable, Equatable {
     /// Unique per customer.
     package var name: String
@@ -39,7 +40,8 @@ package struct EndpointConfiguration: Sendable, Equatable {
     package var timeout = Duration.seconds(15)
     /// For name resolution, TCP and TLS.
     package var connectTimeout = Duration.seconds(5)
-    /// The waits after the first, second … failure, about three days together. After the last one the delivery is a dead letter.
+    /// The waits after the first, second … failure, about three days together. After the last one
+    /// the delivery is a dead letter.
     package var retrySchedule: [Duration] = [
         .seconds(5), .seconds(30), .seconds(120), .seconds(600), .seconds(1800), .seconds(3600), .seconds(3 * 3600),
         .seconds(6 * 3600), .seconds(12 * 3600), .seconds(86_400), .seconds(86_400),
@@ -66,7 +68,8 @@ package struct EndpointConfiguration: Sendable, Equatable {
         case skip
     }
 
-    /// A header that the endpoint's owner asked for. A value that is not secret may have parameters.
+    /// A header that the endpoint's owner asked for. A value that is not secret may have
+    /// parameters.
     package struct Header: Sendable, Equatable {
         package var name: String
         package var value: EndpointSecret
@@ -100,7 +103,8 @@ package struct EndpointConfiguration: Sendable, Equatable {
     }
 }
 
-/// A secret of an endpoint, as held by code that changes or uses the endpoint. Written as text it is `***`.
+/// A secret of an endpoint, as held by code that changes or uses the endpoint. Written as text it
+/// is `***`.
 package enum EndpointSecret: Sendable, Equatable, ExpressibleByStringLiteral {
     /// The stored secret, which stays as it is.
     case kept
@@ -117,7 +121,8 @@ package enum EndpointSecret: Sendable, Equatable, ExpressibleByStringLiteral {
 extension EndpointConfiguration {
     /// Throws a `Problem` that names the setting, what is wrong with it and what would be valid.
     ///
-    /// - Parameter policy: where requests may go, as far as that is known here; nil leaves the check to the workers.
+    /// - Parameter policy: where requests may go, as far as that is known here; nil leaves the
+    ///   check to the workers.
     package func validate(_ policy: AddressPolicy? = nil) throws {
         let isWord =
             name.utf8.allSatisfy { $0 > 0x20 && $0 != 0x7F } && !name.utf8.contains(UInt8(ascii: ":"))

@@ -3,15 +3,17 @@ import Postgres
 import Templates
 import Transport
 
-/// The one written form of an endpoint's configuration, in JSON: as `endpoint get -o json` shows it, and as it is
-/// exported and imported. A member that is left out has its default; an unknown member is refused, and so is null where
-/// a value is required.
+/// The one written form of an endpoint's configuration, in JSON: as `endpoint get -o json` shows
+/// it, and as it is exported and imported. A member that is left out has its default; an unknown
+/// member is refused, and so is null where a value is required.
 extension EndpointConfiguration: Codable {
-    /// How much of the possibly secret content is written. The rest is `***`, which on reading means the stored value.
+    /// How much of the possibly secret content is written. The rest is `***`, which on reading
+    /// means the stored value.
     package enum Disclosure: Sendable {
         /// All but secrets, as in the database.
         case stored
-        /// Neither secrets nor possible secrets: values of the URL's query, and of headers whose names suggest one.
+        /// Neither secrets nor possible secrets: values of the URL's query, and of headers whose
+        /// names suggest one.
         case masked
         /// All that is known.
         case revealed
@@ -43,8 +45,8 @@ extension EndpointConfiguration: Codable {
     /// The written form.
     package func json(_ disclosure: Disclosure = .masked) throws -> [UInt8] { try encoded(self, disclosure) }
 
-    /// The path in the document of the first member with a text that contains U+0000. It checks the whole document, so
-    /// that no member added later can be forgotten.
+    /// The path in the document of the first member with a text that contains U+0000. It checks the
+    /// whole document, so that no member added later can be forgotten.
     func memberWithNUL() throws -> String? {
         func find(in json: JSON, _ path: String) -> String? {
             switch json.kind {

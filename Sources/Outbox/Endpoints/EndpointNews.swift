@@ -1,11 +1,13 @@
 package import Postgres
 
-/// How far a process has read the endpoints: in which snapshot, and on which server, since another server may have gone
-/// back. The same server may have gone back too, when it has crashed meanwhile: it reuses the transaction ids of what
-/// was never written, and its mark (`outbox.boot`) is gone.
+/// How far a process has read the endpoints: in which snapshot, and on which server, since another
+/// server may have gone back. The same server may have gone back too, when it has crashed
+/// meanwhile: it reuses the transaction ids of what was never written, and its mark (`outbox.boot`)
+/// is gone.
 ///
-/// A change that a snapshot did not see belongs to a transaction that was running in it, or came after it. Both are
-/// few, however old a snapshot another session holds; the `xmin` of this snapshot is as old as that.
+/// A change that a snapshot did not see belongs to a transaction that was running in it, or came
+/// after it. Both are few, however old a snapshot another session holds; the `xmin` of this
+/// snapshot is as old as that.
 package struct EndpointsSeen: Sendable, Equatable {
     let server: ServerStart
     let boot: UniqueID
@@ -29,7 +31,8 @@ package struct EndpointsSeen: Sendable, Equatable {
 
     private func ran(_ row: String) -> SQL { "\(raw: row).changed_tx = ANY (\(running)::text[]::xid8[])" }
 
-    /// True when there is such a row. Each transaction is looked up by an index: a worker's plans have no bitmaps.
+    /// True when there is such a row. Each transaction is looked up by an index: a worker's plans
+    /// have no bitmaps.
     var hasNews: SQL {
         """
         (pg_postmaster_start_time() <> \(server.time) OR NOT EXISTS (SELECT FROM outbox.boot b WHERE b.mark = \(boot))

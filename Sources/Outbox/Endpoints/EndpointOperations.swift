@@ -1,11 +1,11 @@
 package import Postgres
 
 extension Connection {
-    /// Makes deliveries wait from a time on (now), until a time or `resumeEndpoint`. Nothing is lost: new ones wait in
-    /// the lane. It replaces an earlier pause.
+    /// Makes deliveries wait from a time on (now), until a time or `resumeEndpoint`. Nothing is
+    /// lost: new ones wait in the lane. It replaces an earlier pause.
     ///
-    /// - Parameter rate: how fast the waiting deliveries go out afterwards; nil for as fast as the endpoint's limits
-    ///   allow.
+    /// - Parameter rate: how fast the waiting deliveries go out afterwards; nil for as fast as the
+    ///   endpoint's limits allow.
     package mutating func pauseEndpoint(
         _ id: EndpointID, from: Timestamp? = nil, until: Timestamp?, rate: RateLimit? = nil, reason: String,
         by actor: Actor = .session
@@ -35,7 +35,8 @@ extension Connection {
 
     /// Ends a pause, even one that is only announced, and a rest that the receiver asked for.
     ///
-    /// - Parameter rate: how fast the waiting deliveries go out; nil for as fast as the endpoint's limits allow.
+    /// - Parameter rate: how fast the waiting deliveries go out; nil for as fast as the endpoint's
+    ///   limits allow.
     package mutating func resumeEndpoint(
         _ id: EndpointID, rate: RateLimit? = nil, by actor: Actor = .session
     ) throws {
@@ -47,8 +48,9 @@ extension Connection {
         }
     }
 
-    /// Routes no new events to it and sends nothing; waiting deliveries stay. An endpoint that is already disabled
-    /// keeps its time of disabling, and only gets another reason when one is given.
+    /// Routes no new events to it and sends nothing; waiting deliveries stay. An endpoint that is
+    /// already disabled keeps its time of disabling, and only gets another reason when one is
+    /// given.
     package mutating func disableEndpoint(
         _ id: EndpointID, reason: String?, by actor: Actor = .session
     ) throws {
@@ -59,7 +61,8 @@ extension Connection {
         }
     }
 
-    /// Undoes `disableEndpoint`; the waiting deliveries go out. An enabled endpoint does not change.
+    /// Undoes `disableEndpoint`; the waiting deliveries go out. An enabled endpoint does not
+    /// change.
     package mutating func enableEndpoint(_ id: EndpointID, by actor: Actor = .session) throws {
         try transaction { connection in
             if let (before, after) = try connection.change(id, by: .enable), before != after {
@@ -78,7 +81,8 @@ extension Connection {
         ).one(Int.self)
     }
 
-    /// Deletes an endpoint. Its waiting deliveries are cancelled and stay visible as such; so does its history.
+    /// Deletes an endpoint. Its waiting deliveries are cancelled and stay visible as such; so does
+    /// its history.
     package mutating func deleteEndpoint(_ id: EndpointID, reason: String?, by actor: Actor = .session) throws {
         try transaction { connection in
             try connection.lockLanes([id])
@@ -93,9 +97,9 @@ extension Connection {
         while try cancelDeleted(id) > 0 {}
     }
 
-    /// Cancels some of a deleted endpoint's waiting deliveries, and returns how many. It works in steps, because a
-    /// session that holds a lane's lock for long holds up the cut and every worker's records; workers finish a deletion
-    /// that was interrupted.
+    /// Cancels some of a deleted endpoint's waiting deliveries, and returns how many. It works in
+    /// steps, because a session that holds a lane's lock for long holds up the cut and every
+    /// worker's records; workers finish a deletion that was interrupted.
     mutating func cancelDeleted(_ id: EndpointID) throws -> Int {
         try transaction { connection in
             try connection.lockLanes([id])

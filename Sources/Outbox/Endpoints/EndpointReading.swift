@@ -19,8 +19,8 @@ extension Connection {
         return endpoint
     }
 
-    /// Reads settings and secrets in one snapshot: a credential must never be paired with a URL that it was not given
-    /// for.
+    /// Reads settings and secrets in one snapshot: a credential must never be paired with a URL
+    /// that it was not given for.
     mutating func inOneSnapshot<Value>(_ body: (inout Connection) throws -> Value) throws -> Value {
         try transaction { connection in
             try connection.query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -28,8 +28,9 @@ extension Connection {
         }
     }
 
-    /// Refuses an endpoint that was just written when no request could be made from it: its deliveries would only wait.
-    /// Secrets that cannot be read here may be readable by the workers, which have all keys.
+    /// Refuses an endpoint that was just written when no request could be made from it: its
+    /// deliveries would only wait. Secrets that cannot be read here may be readable by the workers,
+    /// which have all keys.
     mutating func checkUsable(_ id: EndpointID, keyring: Keyring) throws {
         guard let stored = try readStored([id], keyring: keyring).first, stored.defect == nil else { return }
         if let defect = stored.endpoint().defect {
@@ -59,7 +60,8 @@ extension Connection {
                 opened: secrets[id] ?? OpenedSecrets(),
                 state: try EndpointState(row, from: 7))
             let document: JSONText = try row[6]
-            // The customer first: even when nothing else can be read, the endpoint gets no other customer's events.
+            // The customer first: even when nothing else can be read, the endpoint gets no other
+            // customer's events.
             stored.configuration.customerID = try row[2]
             stored.configuration.isOrdered = try row[5]
             let (eventTypes, changeTypes): (JSONText, JSONText) = (try row[3], try row[4])
@@ -129,8 +131,8 @@ extension Connection {
             hint: close.map { "Did you mean \"\($0)\"?" }, next: UseCase("endpoint.list"))
     }
 
-    /// Endpoints with their settings and state. Possible secrets are masked: values of URL queries and of headers whose
-    /// names suggest credentials.
+    /// Endpoints with their settings and state. Possible secrets are masked: values of URL queries
+    /// and of headers whose names suggest credentials.
     package mutating func listEndpoints(
         _ id: EndpointID? = nil, search: String? = nil, limit: Int = .max
     ) throws -> Listing {
@@ -246,7 +248,8 @@ extension EndpointConfiguration {
     }
 }
 
-/// A stored value that this binary does not know, perhaps of a later version: it is never mistaken for another value.
+/// A stored value that this binary does not know, perhaps of a later version: it is never mistaken
+/// for another value.
 struct UnknownValue: Error, CustomStringConvertible {
     let name: String
     let value: String

@@ -8,8 +8,8 @@ package import Transport
 extension Connection {
     /// Creates an endpoint with its lane and its signing secret, and returns its id.
     ///
-    /// - Parameter policy: where requests may go, for the refusals that are possible early; nil leaves all of them to
-    ///   the workers.
+    /// - Parameter policy: where requests may go, for the refusals that are possible early; nil
+    ///   leaves all of them to the workers.
     package mutating func createEndpoint(
         _ configuration: EndpointConfiguration, secret: SigningSecret, keyring: Keyring, policy: AddressPolicy? = nil,
         by actor: Actor = .session
@@ -35,8 +35,8 @@ extension Connection {
         return id
     }
 
-    /// Creates each endpoint, or gives the existing endpoint of that customer and name the configuration: all of them
-    /// or none. Returns for each whether it was created.
+    /// Creates each endpoint, or gives the existing endpoint of that customer and name the
+    /// configuration: all of them or none. Returns for each whether it was created.
     ///
     /// A `Problem` names the endpoint that caused the refusal.
     ///
@@ -77,11 +77,11 @@ extension Connection {
         return done.map(\.2)
     }
 
-    /// Changes an endpoint; requests that are built from now on use the new settings. An unchanged configuration is not
-    /// written.
+    /// Changes an endpoint; requests that are built from now on use the new settings. An unchanged
+    /// configuration is not written.
     ///
-    /// - Parameter change: gets the current configuration, with secrets as `EndpointSecret.kept`; to replace it, assign
-    ///   another one.
+    /// - Parameter change: gets the current configuration, with secrets as `EndpointSecret.kept`;
+    ///   to replace it, assign another one.
     package mutating func updateEndpoint(
         _ id: EndpointID, keyring: Keyring, policy: AddressPolicy? = nil, by actor: Actor = .session,
         _ change: (inout EndpointConfiguration) throws -> Void
@@ -117,8 +117,9 @@ extension Connection {
         return changed
     }
 
-    /// Applies a change of the order to the deliveries that stand in line: in steps, after the change has been
-    /// committed. It also finishes an earlier change that was interrupted before its last step.
+    /// Applies a change of the order to the deliveries that stand in line: in steps, after the
+    /// change has been committed. It also finishes an earlier change that was interrupted before
+    /// its last step.
     private mutating func settleOrder(of id: EndpointID, _ configuration: EndpointConfiguration) throws {
         if !configuration.isOrdered { while try dissolveLines(of: id) > 0 {} }
         if configuration.isOrdered, configuration.onDead == .skip {
@@ -168,8 +169,8 @@ extension Connection {
 
     // MARK: The audit
 
-    /// The endpoint's configuration as the audit log may show it: certificates and secrets are marks that only tell
-    /// whether the value has changed.
+    /// The endpoint's configuration as the audit log may show it: certificates and secrets are
+    /// marks that only tell whether the value has changed.
     private mutating func auditedConfiguration(of id: EndpointID) throws -> JSONText {
         try query(
             """
@@ -213,7 +214,8 @@ extension Connection {
         var old: Credentials? = Credentials()
         if let (keyID, bytes) = known.first {
             do { old = try Credentials(try keyring.open(bytes, .credentials, keyID: keyID, for: id)) } catch {
-                // What cannot be opened is no obstacle to credentials that are all new, or taken away.
+                // What cannot be opened is no obstacle to credentials that are all new, or taken
+                // away.
                 if configuration.keepsSecrets { throw error }
                 old = nil
             }
@@ -264,7 +266,8 @@ extension EndpointConfiguration {
     /// Where its credentials are sent.
     var origins: [String] { authentication.origins(url: url, authorities: tls.caCertificates) }
 
-    /// This configuration with each placeholder (`***`) replaced by the stored value; a secret stays sealed.
+    /// This configuration with each placeholder (`***`) replaced by the stored value; a secret
+    /// stays sealed.
     fileprivate func resolved(from stored: EndpointConfiguration?) throws -> EndpointConfiguration {
         func refusal(_ what: String) -> Problem {
             Problem(
@@ -347,8 +350,8 @@ private func boundToOrigin(_ origins: [String]) -> Problem {
             + "and the headers in question away")
 }
 
-/// Values of headers. Each value goes to the next header of the same name and the same secrecy, so that a secret never
-/// takes the place of a shown value.
+/// Values of headers. Each value goes to the next header of the same name and the same secrecy, so
+/// that a secret never takes the place of a shown value.
 private struct HeaderValues<Value> {
     private struct Key: Hashable {
         let name: String

@@ -4,8 +4,9 @@ import Postgres
 
 /// Which event types, or change types, an endpoint takes: one, all that begin alike, or all.
 ///
-/// It is written `order.created`, `order.*` and `*`. A leading `=` makes the rest literal: `=order.*` is the type of that name.
-/// The database matches by the same rule (`outbox.matches`); EventPatternTests compares the two.
+/// It is written `order.created`, `order.*` and `*`. A leading `=` makes the rest literal:
+/// `=order.*` is the type of that name. The database matches by the same rule (`outbox.matches`);
+/// EventPatternTests compares the two.
 package enum EventPattern: Sendable, Hashable {
     case any
     /// Types that begin with this text, which ends in a dot.
@@ -45,7 +46,8 @@ package enum EventPattern: Sendable, Hashable {
         }
     }
 
-    /// The only patterns that may take this type: any, each prefix of it that ends in a dot, and itself.
+    /// The only patterns that may take this type: any, each prefix of it that ends in a dot, and
+    /// itself.
     fileprivate static func candidates(
         for type: ExactText, isOperational: Bool, withPrefixes: Bool
     ) -> [EventPattern] {
@@ -58,8 +60,8 @@ package enum EventPattern: Sendable, Hashable {
         return candidates + [.exact(type)]
     }
 
-    /// True when this pattern takes everything that the other takes, so that a list needs only this one. `any` does not
-    /// include events of the service about itself.
+    /// True when this pattern takes everything that the other takes, so that a list needs only this
+    /// one. `any` does not include events of the service about itself.
     private func covers(_ other: EventPattern) -> Bool {
         switch (self, other) {
         case (.prefix(let start), .exact(let text)), (.prefix(let start), .prefix(let text)):

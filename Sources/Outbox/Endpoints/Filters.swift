@@ -11,8 +11,8 @@ package enum FilterVerdict: Sendable, Equatable {
 extension Connection {
     /// Applies filters to events, in the order of the questions (`outbox.ask_filters`).
     ///
-    /// - Parameter limit: how long all of them together may take, since a path can take forever. Past the limit it
-    ///   throws a `PostgresError` with `isOutOfTime` true.
+    /// - Parameter limit: how long all of them together may take, since a path can take forever.
+    ///   Past the limit it throws a `PostgresError` with `isOutOfTime` true.
     package mutating func askFilters(
         _ questions: [(event: EventKey, filter: String)], within limit: Duration
     ) throws -> [FilterVerdict] {

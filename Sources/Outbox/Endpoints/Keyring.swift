@@ -3,8 +3,9 @@ import Crypto
 import FoundationEssentials
 import StandardWebhooks
 
-/// The keys that endpoint secrets are sealed with (AES-256-GCM). The first one seals; all of them open, so that a key
-/// is rotated by putting a new one in front. The database never sees a key: a dump of it holds no usable secret.
+/// The keys that endpoint secrets are sealed with (AES-256-GCM). The first one seals; all of them
+/// open, so that a key is rotated by putting a new one in front. The database never sees a key: a
+/// dump of it holds no usable secret.
 package struct Keyring: Sendable {
     private let keys: [(id: String, key: SymmetricKey)]
 
@@ -19,7 +20,8 @@ package struct Keyring: Sendable {
 
     private init(keys: [(id: String, key: SymmetricKey)]) { self.keys = keys }
 
-    /// Reads a key file's text: one key a line, 32 bytes in base64, newest first; lines that begin with `#` are comments.
+    /// Reads a key file's text: one key a line, 32 bytes in base64, newest first; lines that begin
+    /// with `#` are comments.
     package init(text: String) throws(KeyError) {
         var keys: [(id: String, key: SymmetricKey)] = []
         for (number, line) in text.split(omittingEmptySubsequences: false, whereSeparator: \.isNewline).enumerated() {
@@ -55,7 +57,8 @@ package struct Keyring: Sendable {
         case signing(SigningSecret.Scheme)
         case credentials
 
-        /// The kind as stored, and as bound into the seal: a secret of one scheme does not open as one of another.
+        /// The kind as stored, and as bound into the seal: a secret of one scheme does not open as
+        /// one of another.
         var kind: String {
             switch self {
             case .signing(let scheme): scheme.rawValue

@@ -1,5 +1,5 @@
-/// The parts of endpoints that are shown on request only. The database masks by the same rules (`outbox.masked_url`,
-/// `outbox.masked_headers`); MaskingTests compares the two.
+/// The parts of endpoints that are shown on request only. The database masks by the same rules
+/// (`outbox.masked_url`, `outbox.masked_headers`); MaskingTests compares the two.
 package enum Masking {
     private static let suspicious = ["auth", "token", "secret", "key", "cookie", "password", "signature"]
 

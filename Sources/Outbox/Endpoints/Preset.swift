@@ -13,7 +13,8 @@ package struct Preset: Sendable {
     package var rates: [RateLimit] = []
     /// From this size on a lint warns.
     package var warnBytes: Int?
-    /// Texts that a template must contain, and texts that it must not contain, compared without white space.
+    /// Texts that a template must contain, and texts that it must not contain, compared without
+    /// white space.
     package var wanted: [String] = []
     package var refused: [String] = []
     /// What an operator should know before choosing the preset.
@@ -27,7 +28,8 @@ package struct Preset: Sendable {
             hint: close.map { "Did you mean \"\($0)\"?" }, next: UseCase("template.presets"))
     }
 
-    /// The receiver's requirements, beyond being well-formed, that a template made from this preset does not meet.
+    /// The receiver's requirements, beyond being well-formed, that a template made from this preset
+    /// does not meet.
     package func findings(in template: Template) -> [String] {
         let compact = template.source.filter { !$0.isWhitespace }
         return wanted.filter { !compact.contains($0) }.map { "\(name) wants \($0)" }
@@ -39,8 +41,8 @@ package struct Preset: Sendable {
         pagerDuty, generic,
     ]
 
-    /// Slack responds with 200 and `ok`, and otherwise with a status and a short text; a 4xx is never worth another
-    /// try.
+    /// Slack responds with 200 and `ok`, and otherwise with a status and a short text; a 4xx is
+    /// never worth another try.
     private static let slack = Preset(
         name: "slack", summary: "Slack incoming webhook: the text of after.text", kind: .json,
         template: #"{"text": "%after.text|New event%"}"#,
@@ -49,10 +51,12 @@ package struct Preset: Sendable {
             $0.permanent = StatusSet([400...400, 403...404, 413...413, 415...415])
             $0.checks = [check("text ok")]
         },
-        // Slack may disable an application that keeps exceeding its limit. Characters beyond 40,000 are cut off.
+        // Slack may disable an application that keeps exceeding its limit. Characters beyond 40,000
+        // are cut off.
         rates: [rate("1/s burst 3")], warnBytes: 40_000)
 
-    /// An Adaptive Card in the only envelope that a workflow accepts. 202 says nothing about whether the card was shown.
+    /// An Adaptive Card in the only envelope that a workflow accepts. 202 says nothing about
+    /// whether the card was shown.
     private static let teamsWorkflow = Preset(
         name: "teams-workflow", summary: "Microsoft Teams workflow: an Adaptive Card with after.text", kind: .json,
         template:

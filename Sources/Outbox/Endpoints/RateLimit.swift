@@ -1,8 +1,9 @@
 import Bytewise
 import Postgres
 
-/// How many requests an endpoint gets in a period, exactly and from all workers together. Written `60/30s` for at most
-/// 60 in any 30 seconds, or `1/s burst 3` for one a second on average and up to three at once after a pause.
+/// How many requests an endpoint gets in a period, exactly and from all workers together. Written
+/// `60/30s` for at most 60 in any 30 seconds, or `1/s burst 3` for one a second on average and up
+/// to three at once after a pause.
 package struct RateLimit: Sendable, Hashable, CustomStringConvertible {
     package let count: Int
     package let period: Duration

@@ -1,7 +1,8 @@
 package import Postgres
 package import StandardWebhooks
 
-/// A signing secret of an endpoint, and until when requests are signed with it, by the database's clock.
+/// A signing secret of an endpoint, and until when requests are signed with it, by the database's
+/// clock.
 package struct ValidSecret: Sendable {
     package let secret: SigningSecret
     package let expiresAt: Timestamp
@@ -25,11 +26,11 @@ extension Connection {
             """)
     }
 
-    /// Puts a new secret beside those of the same scheme; they stay valid for the overlap, so that receivers can change
-    /// over. No overlap ends them at once.
+    /// Puts a new secret beside those of the same scheme; they stay valid for the overlap, so that
+    /// receivers can change over. No overlap ends them at once.
     ///
-    /// Throws, and changes nothing, when the endpoint's other secrets are sealed with other keys: the workers could not
-    /// open the new one.
+    /// Throws, and changes nothing, when the endpoint's other secrets are sealed with other keys:
+    /// the workers could not open the new one.
     package mutating func rotateSecret(
         _ id: EndpointID, to secret: SigningSecret, overlap: Duration, keyring: Keyring, reason: String?,
         by actor: Actor = .session
@@ -60,8 +61,9 @@ extension Connection {
         }
     }
 
-    /// Throws unless these keys open the secrets sealed for the endpoint, or, while it has none, the secret sealed last
-    /// in this installation: no worker could open a secret sealed with other keys.
+    /// Throws unless these keys open the secrets sealed for the endpoint, or, while it has none,
+    /// the secret sealed last in this installation: no worker could open a secret sealed with other
+    /// keys.
     mutating func requireKeys(_ keyring: Keyring, of id: EndpointID) throws {
         let sealed = try query(
             """

@@ -1,7 +1,7 @@
 package import Postgres
 
-/// The result of a claim of lanes: the database's clock, whether there is news of the endpoints, the lanes that this
-/// worker now owns, and when the next one will be due.
+/// The result of a claim of lanes: the database's clock, whether there is news of the endpoints,
+/// the lanes that this worker now owns, and when the next one will be due.
 package struct LaneClaim: Sendable {
     package let now: Timestamp
     package let hasEndpointNews: Bool
@@ -22,8 +22,9 @@ package struct ClaimedLane: Sendable {
     package let floor: LaneFloor
 }
 
-/// A time before which nothing in a lane is due, on the server that reported it. A server that replaced it after a
-/// failover or a restore may again have rows that were already delivered, and has to be queried again.
+/// A time before which nothing in a lane is due, on the server that reported it. A server that
+/// replaced it after a failover or a restore may again have rows that were already delivered, and
+/// has to be queried again.
 package struct LaneFloor: Sendable, Equatable {
     package let dueAt: Timestamp
     let server: ServerStart
@@ -42,8 +43,8 @@ package struct LaneFloor: Sendable, Equatable {
     }
 }
 
-/// The result of a scan of held lanes: the database's clock, whether there is news of the endpoints, and when the
-/// earliest delivery of each lane is due; an empty lane has no entry.
+/// The result of a scan of held lanes: the database's clock, whether there is news of the
+/// endpoints, and when the earliest delivery of each lane is due; an empty lane has no entry.
 package struct LaneLook: Sendable {
     package let now: Timestamp
     package let hasEndpointNews: Bool
@@ -84,8 +85,9 @@ package struct LaneCursor: Sendable, Equatable {
         self.event = event
     }
 
-    /// Before everything that is due at this time or later. Starting there, and not at the head of the index, skips the
-    /// dead entries of delivered rows, which stay for as long as a session holds a snapshot.
+    /// Before everything that is due at this time or later. Starting there, and not at the head of
+    /// the index, skips the dead entries of delivered rows, which stay for as long as a session
+    /// holds a snapshot.
     package static func start(_ floor: LaneFloor) -> LaneCursor {
         LaneCursor(dueAt: floor.dueAt, event: EventID(rawValue: 0))
     }
@@ -141,8 +143,8 @@ extension Connection {
             now: head.now, hasEndpointNews: head.hasNews, lanes: lanes.compactMap { $0 }, nextDueAt: head.nextDueAt)
     }
 
-    /// How long ago the last requests to an endpoint started, newest first, as counted by its rates. Endpoint tests
-    /// count, too.
+    /// How long ago the last requests to an endpoint started, newest first, as counted by its
+    /// rates. Endpoint tests count, too.
     package mutating func recentStarts(
         of endpoint: EndpointID, atMost count: Int, within period: Duration
     ) throws -> [Duration] {
@@ -162,8 +164,9 @@ extension Connection {
     package mutating func lanePage(
         of endpoint: EndpointID, after cursor: LaneCursor, recoveredAt: Timestamp?, instance: String? = nil
     ) throws -> [WaitingDelivery] {
-        // statement_timestamp() is stable and so can bound the index scan; clock_timestamp() cannot. Deliveries that
-        // were tried and are not due have an index of their own, so that a million untried rows cost nothing.
+        // statement_timestamp() is stable and so can bound the index scan; clock_timestamp()
+        // cannot. Deliveries that were tried and are not due have an index of their own, so that a
+        // million untried rows cost nothing.
         let waiting: SQL = """
             SELECT * FROM outbox.delivery
              WHERE outbox.is_home(\(instance)) AND endpoint_id = \(endpoint) AND due_at <= statement_timestamp() AND due_at < 'infinity'
@@ -212,8 +215,8 @@ extension Connection {
         }
         for index in page.indices { page[index].content = events[page[index].event] }
         page.sort { ($0.dueAt, $0.event.id.rawValue) < ($1.dueAt, $1.event.id.rawValue) }
-        // Deliveries after the last event that was read are left for another page. When no event was read, the first
-        // one's row is gone, and nothing is known of the others.
+        // Deliveries after the last event that was read are left for another page. When no event
+        // was read, the first one's row is gone, and nothing is known of the others.
         let last = page.lastIndex { $0.content != nil } ?? 0
         return Array(page.prefix(last + 1))
     }
@@ -228,8 +231,8 @@ extension Connection {
         ).all(as: EventKey.self)
     }
 
-    /// Records, before the send, that its worker died in it: one more attempt, one more crash, due again later. The
-    /// outcome overwrites this; only a worker that really dies leaves it in place.
+    /// Records, before the send, that its worker died in it: one more attempt, one more crash, due
+    /// again later. The outcome overwrites this; only a worker that really dies leaves it in place.
     ///
     /// Returns false, and writes nothing, when the lane is no longer held under this lease.
     package mutating func presumeCrash(
@@ -247,9 +250,9 @@ extension Connection {
         }
     }
 
-    /// Releases a lane. Its row is locked first and its due time computed after that: another session adds a delivery
-    /// either before the lock, and it is counted, or after it, and lowers the due time. No wake-up is lost between the
-    /// two.
+    /// Releases a lane. Its row is locked first and its due time computed after that: another
+    /// session adds a delivery either before the lock, and it is counted, or after it, and lowers
+    /// the due time. No wake-up is lost between the two.
     ///
     /// - Parameter floor: the time before which nothing in the lane is due.
     package mutating func releaseLane(_ endpoint: EndpointID, lease: LeaseID, floor: LaneFloor) throws -> Bool {
@@ -281,8 +284,9 @@ extension Connection {
         """
     }
 
-    /// The time before which nothing in the lane is or becomes due, while we own it; nil when we do not. Nothing is
-    /// written: a session that adds a delivery locks the lane first, and reads the clock after that.
+    /// The time before which nothing in the lane is or becomes due, while we own it; nil when we do
+    /// not. Nothing is written: a session that adds a delivery locks the lane first, and reads the
+    /// clock after that.
     ///
     /// - Parameter floor: the previously known floor.
     package mutating func laneFloor(
@@ -327,8 +331,8 @@ extension Connection {
             due: Dictionary(due.compactMap(\.self), uniquingKeysWith: { first, _ in first }))
     }
 
-    /// Applies an event to the endpoint of a lane, and returns its state after that; nil when we no longer own the
-    /// lane.
+    /// Applies an event to the endpoint of a lane, and returns its state after that; nil when we no
+    /// longer own the lane.
     package mutating func change(
         _ endpoint: EndpointID, by event: EndpointState.Event, owning lease: LeaseID
     ) throws -> EndpointState? {

@@ -1,9 +1,10 @@
 import Postgres
 
-/// The order of keys in lanes. The invariants O1 to O5, why they hold, and an example head `sql/migrations/v0005_order.sql`.
+/// The order of keys in lanes. The invariants O1 to O5, why they hold, and an example head
+/// `sql/migrations/v0005_order.sql`.
 extension Connection {
-    /// Releases the next delivery of each ordering key, after the one before it was taken out of its lane
-    /// (`outbox.advance`). The lanes are locked.
+    /// Releases the next delivery of each ordering key, after the one before it was taken out of
+    /// its lane (`outbox.advance`). The lanes are locked.
     ///
     /// - Parameters:
     ///   - gone: rows of (endpoint, ordering key); those without a key stand in no line.
@@ -17,21 +18,22 @@ extension Connection {
         try query("SELECT outbox.advance(\(lines.map(\.0)), \(lines.map(\.1)), \(afterLoss))")
     }
 
-    /// Locks lanes, before anything else of their endpoints is locked, in the order that every session keeps.
+    /// Locks lanes, before anything else of their endpoints is locked, in the order that every
+    /// session keeps.
     mutating func lockLanes(_ lanes: [EndpointID]) throws {
         try query("SELECT FROM outbox.lane WHERE endpoint_id = ANY (\(lanes)) ORDER BY endpoint_id FOR UPDATE")
     }
 
-    /// Locks lanes and makes them due before any delivery in them is, so that a lane is never due later than its
-    /// deliveries.
+    /// Locks lanes and makes them due before any delivery in them is, so that a lane is never due
+    /// later than its deliveries.
     mutating func lowerDueTime(of lanes: [EndpointID]) throws {
         try lockLanes(lanes)
         try query(
             "UPDATE outbox.lane SET due_at = least(due_at, clock_timestamp()) WHERE endpoint_id = ANY (\(lanes))")
     }
 
-    /// True when a worker may have a request of the delivery under way whose end nothing waits for: its lane is held,
-    /// and it was due, or it was cancelled a moment ago.
+    /// True when a worker may have a request of the delivery under way whose end nothing waits for:
+    /// its lane is held, and it was due, or it was cancelled a moment ago.
     mutating func mayBeInFlight(_ delivery: DeliveryID) throws -> Bool {
         try query(
             """
@@ -45,8 +47,8 @@ extension Connection {
         ).count == 1
     }
 
-    /// Releases some lines that dead letters blocked, those after a key, now that others may pass; returns the last
-    /// key, nil at the end. In steps, as `cancelDeleted`.
+    /// Releases some lines that dead letters blocked, those after a key, now that others may pass;
+    /// returns the last key, nil at the end. In steps, as `cancelDeleted`.
     mutating func releaseBlocked(of id: EndpointID, after key: String) throws -> String? {
         try transaction { connection in
             try connection.lockLanes([id])
@@ -61,8 +63,9 @@ extension Connection {
         }
     }
 
-    /// Releases some of the deliveries that stand in line where order has ended, and returns how many: in steps, as
-    /// `cancelDeleted`. Lines that are left when this is interrupted go on one by one.
+    /// Releases some of the deliveries that stand in line where order has ended, and returns how
+    /// many: in steps, as `cancelDeleted`. Lines that are left when this is interrupted go on one
+    /// by one.
     mutating func dissolveLines(of id: EndpointID) throws -> Int {
         // Usually there is none, and then nothing is written.
         let isAny =

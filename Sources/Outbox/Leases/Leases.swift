@@ -1,7 +1,9 @@
-// The lease protocol is docs/architecture/leases.md: the rules R1 to R10, where each is kept, and how the races end.
+// The lease protocol is docs/architecture/leases.md: the rules R1 to R10, where each is kept, and
+// how the races end.
 //
-// A batch is claimed in Batches.swift and a lane in Lanes.swift; both are renewed and given back here. The worker trusts a lease on
-// its own clock (Scheduler's Lease.swift), and what it writes names the lease and reads the row count (Record.swift).
+// A batch is claimed in Batches.swift and a lane in Lanes.swift; both are renewed and given back
+// here. The worker trusts a lease on its own clock (Scheduler's Lease.swift), and what it writes
+// names the lease and reads the row count (Record.swift).
 
 package import Postgres
 
@@ -70,11 +72,12 @@ extension Connection {
         return renewed
     }
 
-    /// Gives back everything that a claim took whose response was lost. Nothing happens when it took nothing. A batch
-    /// comes back as one that lost its worker: claims find those even behind the floor of the others.
+    /// Gives back everything that a claim took whose response was lost. Nothing happens when it
+    /// took nothing. A batch comes back as one that lost its worker: claims find those even behind
+    /// the floor of the others.
     ///
-    /// - Parameter countsAsClaim: the claimed batch could not be dispatched. The claim counts, so that a batch that
-    ///   never can be dispatched goes to the lanes.
+    /// - Parameter countsAsClaim: the claimed batch could not be dispatched. The claim counts, so
+    ///   that a batch that never can be dispatched goes to the lanes.
     package mutating func releaseLeases(of lease: LeaseID, countsAsClaim: Bool = false) throws {
         let undone: Int32 = countsAsClaim ? 0 : 1
         try query(

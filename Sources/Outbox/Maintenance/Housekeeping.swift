@@ -2,7 +2,8 @@ import FoundationEssentials
 package import Postgres
 
 extension Connection {
-    /// Reports that this worker process is alive, and its complaints; the first report adds its row.
+    /// Reports that this worker process is alive, and its complaints; the first report adds its
+    /// row.
     package mutating func heartbeat(
         worker: String, host: String, pid: Int, complaints: [Complaint] = []
     ) throws {
@@ -18,8 +19,8 @@ extension Connection {
             """)
     }
 
-    /// Records where this database is, and returns the timeline when it was not recorded yet: after a failover or a
-    /// recovery.
+    /// Records where this database is, and returns the timeline when it was not recorded yet: after
+    /// a failover or a recovery.
     package mutating func noteTimeline() throws -> Int? {
         try query(
             """
@@ -37,9 +38,9 @@ extension Connection {
         try query("DELETE FROM outbox.worker WHERE id = \(worker)")
     }
 
-    /// Makes partitions ahead, drops expired ones with nothing outstanding, and removes rows past their use: step by
-    /// step, for as long as that may take. Each step keeps its work and fits its deadline. One step that fails stops no
-    /// other. Several workers may do each step at once.
+    /// Makes partitions ahead, drops expired ones with nothing outstanding, and removes rows past
+    /// their use: step by step, for as long as that may take. Each step keeps its work and fits its
+    /// deadline. One step that fails stops no other. Several workers may do each step at once.
     package mutating func keepHouse(within limit: Duration = .seconds(20)) -> Housekeeping {
         var house = Housekeeping()
         let end = ContinuousClock.now + limit
@@ -64,7 +65,8 @@ extension Connection {
         return house
     }
 
-    /// One step of a chore: its work, as a name or a number of rows; nil and zero when nothing is left to do.
+    /// One step of a chore: its work, as a name or a number of rows; nil and zero when nothing is
+    /// left to do.
     private mutating func perform(_ chore: Housekeeping.Chore) throws -> Housekeeping.Step {
         func named(_ step: SQL) throws -> Housekeeping.Step {
             .named(try query(step).one(String?.self))
@@ -210,7 +212,8 @@ package struct Housekeeping: Sendable {
     package fileprivate(set) var rows: [Chore: Int] = [:]
     /// The chores that failed.
     package fileprivate(set) var failures: [Chore: any Error] = [:]
-    /// True when expired partitions that nothing needs still exist: another session used them, or their table.
+    /// True when expired partitions that nothing needs still exist: another session used them, or
+    /// their table.
     package fileprivate(set) var hasLeftovers = false
     /// True when the time did not suffice for everything.
     package fileprivate(set) var isUnfinished = false

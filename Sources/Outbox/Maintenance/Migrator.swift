@@ -69,8 +69,8 @@ package enum Migrator {
         }
     }
 
-    /// Throws a `SchemaError` for a database that cannot hold our schema: its server is too old, or its encoding is not
-    /// UTF-8.
+    /// Throws a `SchemaError` for a database that cannot hold our schema: its server is too old, or
+    /// its encoding is not UTF-8.
     package static func requireFit(_ connection: inout Connection) throws {
         let found = try connection.query(
             """
@@ -120,8 +120,9 @@ package enum Migrator {
 
     /// Applies the missing migrations, all in one transaction, and returns those that it applied.
     ///
-    /// Two migrators cannot race: the second waits for the first and then finds nothing to do; when it has waited for
-    /// `lockTimeout`, it throws `SchemaError.busy`. A schema that is newer than this binary is refused untouched.
+    /// Two migrators cannot race: the second waits for the first and then finds nothing to do; when
+    /// it has waited for `lockTimeout`, it throws `SchemaError.busy`. A schema that is newer than
+    /// this binary is refused untouched.
     @discardableResult
     package static func migrate(
         _ connection: inout Connection, lockTimeout: Duration = .seconds(30)
@@ -150,12 +151,12 @@ package enum Migrator {
         }
     }
 
-    /// Throws a `SchemaError` when objects in the schema may belong to a role with fewer rights than this session:
-    /// everything that we read or call there runs with our rights. PostgreSQL's own tables decide, before anything in
-    /// the schema is touched.
+    /// Throws a `SchemaError` when objects in the schema may belong to a role with fewer rights
+    /// than this session: everything that we read or call there runs with our rights. PostgreSQL's
+    /// own tables decide, before anything in the schema is touched.
     ///
-    /// A superuser trusts itself and other superusers. Every other role trusts the schema's owner, and only its owner
-    /// migrates.
+    /// A superuser trusts itself and other superusers. Every other role trusts the schema's owner,
+    /// and only its owner migrates.
     private static func requireTrust(_ connection: inout Connection) throws {
         let schemas = try connection.query(
             """
@@ -187,9 +188,10 @@ package enum Migrator {
         }
     }
 
-    /// Locks the migrations for this session until the transaction ends. It is not an advisory lock, which any session
-    /// could take: holding this lock takes a right, and queueing for it takes the right to name the table. Of two
-    /// sessions that create the table, the second waits until the first has committed, and begins again.
+    /// Locks the migrations for this session until the transaction ends. It is not an advisory
+    /// lock, which any session could take: holding this lock takes a right, and queueing for it
+    /// takes the right to name the table. Of two sessions that create the table, the second waits
+    /// until the first has committed, and begins again.
     private static func lock(_ connection: inout Connection, within limit: Duration) throws {
         try requireTrust(&connection)
         try connection.script("SAVEPOINT schema", within: limit)

@@ -1,4 +1,5 @@
-/// Who performs an action, as written in the audit log: `<kind>:<name>`, as in `token:ana@ops` or `service:host/4711`.
+/// Who performs an action, as written in the audit log: `<kind>:<name>`, as in `token:ana@ops` or
+/// `service:host/4711`.
 package struct Actor: Sendable, Equatable {
     package enum Kind: String, Sendable {
         /// The holder of a token's key, in the HTTP API.
@@ -11,7 +12,8 @@ package struct Actor: Sendable, Equatable {
         case service
     }
 
-    /// Nil for the role of the database session, which the database names itself (`database:<role>`).
+    /// Nil for the role of the database session, which the database names itself
+    /// (`database:<role>`).
     let text: String?
 
     /// The role of the database session.

@@ -1,9 +1,9 @@
 package import Postgres
 
 extension Connection {
-    /// Makes a waiting delivery due now. A delivery that is already due keeps its time: it may be in flight, and a
-    /// later time would put it in front of its lane's reader a second time. A delivery behind others of its ordering
-    /// key stays there, and the refusal says so.
+    /// Makes a waiting delivery due now. A delivery that is already due keeps its time: it may be
+    /// in flight, and a later time would put it in front of its lane's reader a second time. A
+    /// delivery behind others of its ordering key stays there, and the refusal says so.
     package mutating func retryDelivery(
         _ delivery: DeliveryID, reason: String?, by actor: Actor = .session
     ) throws {
@@ -22,8 +22,8 @@ extension Connection {
         }
     }
 
-    /// Takes a waiting delivery out of its lane; it stays visible as cancelled. A request in flight is not recalled,
-    /// and when it succeeds, the delivery counts as delivered.
+    /// Takes a waiting delivery out of its lane; it stays visible as cancelled. A request in flight
+    /// is not recalled, and when it succeeds, the delivery counts as delivered.
     package mutating func cancelDelivery(
         _ delivery: DeliveryID, reason: String?, by actor: Actor = .session
     ) throws {
@@ -50,10 +50,12 @@ extension Connection {
         }
     }
 
-    /// Puts dead letters back into their lanes, due now and with a whole retry schedule before them; returns how many.
-    /// The same `webhook-id` goes out again, with attempts marked as a replay.
+    /// Puts dead letters back into their lanes, due now and with a whole retry schedule before
+    /// them; returns how many. The same `webhook-id` goes out again, with attempts marked as a
+    /// replay.
     ///
-    /// - Parameter delivery: only this one; nil for all that match the other arguments, in steps of a thousand.
+    /// - Parameter delivery: only this one; nil for all that match the other arguments, in steps of
+    ///   a thousand.
     package mutating func replayDeadLetters(
         _ delivery: DeliveryID?, endpoint: EndpointID? = nil, fingerprint: String? = nil, reason: String?,
         by actor: Actor = .session
@@ -110,7 +112,8 @@ extension Connection {
         }
     }
 
-    /// Drops a dead letter for good: it stays visible as cancelled, and the deliveries behind it go on.
+    /// Drops a dead letter for good: it stays visible as cancelled, and the deliveries behind it go
+    /// on.
     package mutating func dropDeadLetter(
         _ delivery: DeliveryID, reason: String?, by actor: Actor = .session
     ) throws {

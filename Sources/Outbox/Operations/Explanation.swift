@@ -27,7 +27,8 @@ package struct Explanation: Sendable, Equatable {
 }
 
 extension Connection {
-    /// Why a delivery has not gone out, or its final result: one explanation per reason, the first to deal with first.
+    /// Why a delivery has not gone out, or its final result: one explanation per reason, the first
+    /// to deal with first.
     ///
     /// Throws a `Problem` when there is no such event or endpoint.
     package mutating func explain(_ delivery: DeliveryID) throws -> [Explanation] {

@@ -1,6 +1,8 @@
-/// Why a use case was not carried out: a stable code, the error and its cause in the user's words, and the next step.
+/// Why a use case was not carried out: a stable code, the error and its cause in the user's words,
+/// and the next step.
 ///
-/// It names no flag and no command: the command line adds its own (`next`), and so does every other caller.
+/// It names no flag and no command: the command line adds its own (`next`), and so does every other
+/// caller.
 package struct Problem: Error, Sendable, CustomStringConvertible {
     /// The codes, as in the HTTP API (RFC 9457).
     package enum Code: String, Sendable, CaseIterable {
@@ -40,7 +42,8 @@ package struct Problem: Error, Sendable, CustomStringConvertible {
     package var description: String { hint.map { "\(message). \($0)" } ?? message }
 }
 
-/// A use case by its single name: `endpoint.update` is `outboxctl endpoint update`, and an action of the audit log.
+/// A use case by its single name: `endpoint.update` is `outboxctl endpoint update`, and an action
+/// of the audit log.
 package struct UseCase: Sendable, Equatable {
     package let name: String
     /// Its object, such as the endpoint's name.

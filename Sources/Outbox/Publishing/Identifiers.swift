@@ -3,15 +3,16 @@
 // The conformances below say nothing that the protocol's own documentation does not.
 public import Postgres
 
-/// An event's number. Numbers are assigned in order of insertion, not of commit: never read the stream by them.
+/// An event's number. Numbers are assigned in order of insertion, not of commit: never read the
+/// stream by them.
 public struct EventID: Identifier {
     public let rawValue: Int64
     public init(rawValue: Int64) { self.rawValue = rawValue }
 }
 
-/// The identity of an event: its number and the time of its insertion. The number alone is reused when the database
-/// goes back: after a failover that lost commits, in a restored backup, in a copy. So everything stored about an event
-/// refers to both.
+/// The identity of an event: its number and the time of its insertion. The number alone is reused
+/// when the database goes back: after a failover that lost commits, in a restored backup, in a
+/// copy. So everything stored about an event refers to both.
 package struct EventKey: Hashable, Sendable, RowDecodable {
     package let id: EventID
     package let createdAt: Timestamp
@@ -53,8 +54,8 @@ public struct BatchID: Identifier {
     public init(rawValue: Int64) { self.rawValue = rawValue }
 }
 
-/// The proof of holding a batch or a lane: new and random at every claim, because a counter can be issued twice when a
-/// commit is lost in a failover.
+/// The proof of holding a batch or a lane: new and random at every claim, because a counter can be
+/// issued twice when a commit is lost in a failover.
 public struct LeaseID: Identifier {
     public let rawValue: UniqueID
     public init(rawValue: UniqueID) { self.rawValue = rawValue }

@@ -1,6 +1,7 @@
 package import Postgres
 
-/// Lists of deliveries: waiting and parked ones, each from their own table, and delivered ones, from the attempts.
+/// Lists of deliveries: waiting and parked ones, each from their own table, and delivered ones,
+/// from the attempts.
 extension Connection {
     /// Deliveries by the columns of `outbox.deliveries`, newest event first.
     package mutating func listDeliveries(_ filter: ListFilter) throws -> Listing {
@@ -52,7 +53,8 @@ extension Connection {
         """
     }
 
-    /// For each state that the filter allows, as many deliveries as the list may have, newest event first.
+    /// For each state that the filter allows, as many deliveries as the list may have, newest event
+    /// first.
     private mutating func outstanding(_ filter: ListFilter) throws -> [FoundRow] {
         let deliveries =
             filter.deliveries("x") + filter.within("x.event_at") + (filter.after?.isBefore("x") ?? [])
@@ -103,8 +105,8 @@ extension Connection {
             "SELECT p.event_id, p.event_at, row_to_json(p)::text FROM (\(all)) p", as: FoundRow.self)
     }
 
-    /// The last success of each delivery that has nothing outstanding and whose event is here: a success for a missing
-    /// event is a true record of a request, and no delivery.
+    /// The last success of each delivery that has nothing outstanding and whose event is here: a
+    /// success for a missing event is a true record of a request, and no delivery.
     private mutating func delivered(_ filter: ListFilter, isCut: inout Bool) throws -> [FoundRow] {
         guard filter.state == nil || filter.state == "delivered" else { return [] }
         var scan = DeliveredScan(filter)
@@ -127,8 +129,8 @@ extension Connection {
     }
 }
 
-/// Successes in pages, newest first, in the order of an index: those of an endpoint by time, all others by the number
-/// of their event.
+/// Successes in pages, newest first, in the order of an index: those of an endpoint by time, all
+/// others by the number of their event.
 private struct DeliveredScan {
     struct Success: RowDecodable {
         let row: FoundRow
@@ -157,7 +159,8 @@ private struct DeliveredScan {
         size = filter.limit
     }
 
-    /// True when the remaining attempts, all from before a time, belong to older events than the list has room for.
+    /// True when the remaining attempts, all from before a time, belong to older events than the
+    /// list has room for.
     func isFull(downTo time: Timestamp) -> Bool {
         !filter.namesEvents && found.count >= filter.limit
             && found.count { $0.event.createdAt >= time } >= filter.limit

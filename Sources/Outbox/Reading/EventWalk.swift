@@ -1,7 +1,7 @@
 import Postgres
 
-/// The events that a filter asks for, newest first, in steps. Each step reads few partitions and, where no index serves
-/// the filter, a limited range of numbers.
+/// The events that a filter asks for, newest first, in steps. Each step reads few partitions and,
+/// where no index serves the filter, a limited range of numbers.
 struct EventWalk {
     private let filter: ListFilter
     /// Where the walk begins.
@@ -17,7 +17,8 @@ struct EventWalk {
     private var deepest: Int64 = 0
 
     fileprivate init(_ filter: ListFilter, spans: [Span], startingBefore start: Timestamp?) {
-        // Newer spans were on earlier pages, where the list is in the order of the walk; deliveries are sorted by number.
+        // Newer spans were on earlier pages, where the list is in the order of the walk; deliveries
+        // are sorted by number.
         let rest = spans.drop { span in
             guard let after = filter.after, after.endpoint == nil, let begin = span.begin else { return false }
             return after.time < begin
@@ -26,8 +27,8 @@ struct EventWalk {
         most = max(filter.limit, 100)
     }
 
-    /// A note for the caller, when walking on would take longer than the filter's patience; nil when there is time, or
-    /// nothing is left.
+    /// A note for the caller, when walking on would take longer than the filter's patience; nil
+    /// when there is time, or nothing is left.
     fileprivate var end: String? { filter.hasIndex || isOver || hasTime ? nil : note }
 
     fileprivate var isOver: Bool { spans.isEmpty }
@@ -45,8 +46,9 @@ struct EventWalk {
         guard let span = spans.first else { return nil }
         let begin = ContinuousClock.now
         if numbers.isEmpty { numbers = try connection.numbers(in: span, before: filter.hasIndex ? nil : start) }
-        // Only rows behind the last row of the previous page: nothing newer is read again. In older spans every row is
-        // behind it: a producer that writes created_at may have given it a higher number.
+        // Only rows behind the last row of the previous page: nothing newer is read again. In older
+        // spans every row is behind it: a producer that writes created_at may have given it a
+        // higher number.
         let after = filter.after.flatMap { $0.endpoint != nil || span.contains($0.time) ? $0 : nil }
         if let number = after?.event.rawValue {
             numbers = numbers.map { $0.clamped(to: .min..<number + 1) }.filter { !$0.isEmpty }
@@ -57,7 +59,8 @@ struct EventWalk {
         }
         var first = numbers.lowerBound
         if !filter.hasIndex { first = max(first, numbers.upperBound - reach) }
-        // In a list of events the next row is of another event; in a list of deliveries it may be of the same event.
+        // In a list of events the next row is of another event; in a list of deliveries it may be
+        // of the same event.
         let behind: [SQL] =
             after.map { after in
                 let isBehind: StaticString = after.endpoint == nil ? "<" : "<="
@@ -92,8 +95,9 @@ struct EventWalk {
 }
 
 extension Connection {
-    /// Rows that belong to the events that a filter asks for, as many as the list may have, and a note when not
-    /// everything was searched. A filter without conditions on events reads the rows directly.
+    /// Rows that belong to the events that a filter asks for, as many as the list may have, and a
+    /// note when not everything was searched. A filter without conditions on events reads the rows
+    /// directly.
     ///
     /// - Parameter eventTime: true when since and until are about events, and not about the rows.
     mutating func walk<Row>(
@@ -109,8 +113,8 @@ extension Connection {
 
     /// Rows that belong to the events of a filter, read by the keys of some events at a time.
     ///
-    /// - Parameter isInOrder: false when older events may have newer rows. Then all events are searched where an index
-    ///   serves the filter; otherwise the note says which ones were.
+    /// - Parameter isInOrder: false when older events may have newer rows. Then all events are
+    ///   searched where an index serves the filter; otherwise the note says which ones were.
     mutating func walkEvents<Row>(
         _ filter: ListFilter, startingBefore start: Timestamp? = nil, isInOrder: Bool = true,
         _ rows: (inout Connection, [EventKey]) throws -> [Row]
@@ -132,7 +136,8 @@ extension Connection {
         return (found, nil)
     }
 
-    /// The numbers of events in a span of time, starting with the range that holds the newest event before a time.
+    /// The numbers of events in a span of time, starting with the range that holds the newest event
+    /// before a time.
     fileprivate mutating func numbers(in span: Span, before time: Timestamp?) throws -> [Range<Int64>] {
         func event(_ condition: SQL, _ order: StaticString) throws -> EventKey? {
             try queryInOrder(
@@ -145,8 +150,9 @@ extension Connection {
         guard let newest = try event("true", "DESC"), let oldest = try event("true", "ASC") else { return [] }
         let all = oldest.id.rawValue..<newest.id.rawValue + 1
         guard let time, newest.createdAt >= time else { return [all] }
-        // A binary search, since numbers follow the order of time except in overlapping transactions. A producer that
-        // writes created_at may have assigned any time to the others: they come last.
+        // A binary search, since numbers follow the order of time except in overlapping
+        // transactions. A producer that writes created_at may have assigned any time to the others:
+        // they come last.
         var (low, high) = (all.lowerBound, newest.id.rawValue)
         while high - low > 1 {
             let middle = low + (high - low) / 2

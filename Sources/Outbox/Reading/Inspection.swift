@@ -83,9 +83,10 @@ extension Connection {
             """)
     }
 
-    /// Sessions that have waited for over a second for a lock that blocks every later session, and sessions that hold a
-    /// lock that others have waited for that long, in the columns of `problems`. It reads none of our tables, and so
-    /// returns even when a query of `problems` would be among the waiting sessions.
+    /// Sessions that have waited for over a second for a lock that blocks every later session, and
+    /// sessions that hold a lock that others have waited for that long, in the columns of
+    /// `problems`. It reads none of our tables, and so returns even when a query of `problems`
+    /// would be among the waiting sessions.
     package mutating func lockWaits() throws -> Listing {
         try listing(
             """
@@ -142,7 +143,8 @@ extension Connection {
         try listing("SELECT * FROM outbox.problems")
     }
 
-    /// Reads an event as an operator writes it: its number, or its `webhook-id` of this installation.
+    /// Reads an event as an operator writes it: its number, or its `webhook-id` of this
+    /// installation.
     package mutating func eventReference(_ text: String) throws -> EventReference {
         guard let reference = EventReference(text) else {
             throw Problem(
@@ -155,8 +157,8 @@ extension Connection {
         return reference
     }
 
-    /// Looks up an event as an operator writes it. An event whose row is gone is still known by its waiting deliveries
-    /// and dead letters.
+    /// Looks up an event as an operator writes it. An event whose row is gone is still known by its
+    /// waiting deliveries and dead letters.
     package mutating func eventKey(_ text: String) throws -> EventKey {
         let reference = try eventReference(text)
         var times = try query(
@@ -190,7 +192,8 @@ extension Connection {
     }
 }
 
-/// An event as an operator writes it: `42`, or `evt_<instance>_<time>_42`, which tells events of the same number apart.
+/// An event as an operator writes it: `42`, or `evt_<instance>_<time>_42`, which tells events of
+/// the same number apart.
 package struct EventReference: Sendable {
     package let id: EventID
     package let createdAt: Timestamp?

@@ -1,9 +1,11 @@
 import Postgres
 
-/// Where a list continues: behind this row. Lists are in the order of time, number and endpoint, newest first, so that
-/// rows of the same time are told apart, and rows that are added meanwhile come before it.
+/// Where a list continues: behind this row. Lists are in the order of time, number and endpoint,
+/// newest first, so that rows of the same time are told apart, and rows that are added meanwhile
+/// come before it.
 package struct ListCursor: Sendable, Hashable, CustomStringConvertible {
-    /// The row's time: the start of an attempt, the death of a dead letter, and the event's time otherwise.
+    /// The row's time: the start of an attempt, the death of a dead letter, and the event's time
+    /// otherwise.
     let time: Timestamp
     let event: EventID
     let endpoint: EndpointID?

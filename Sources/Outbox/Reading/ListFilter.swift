@@ -26,8 +26,8 @@ package struct ListFilter: Sendable {
         (endpoint, keys) = (delivery.endpoint, [delivery.event])
     }
 
-    /// True for an event that the filter names. (Statements check numbers and times separately, and a number may have
-    /// been assigned twice.)
+    /// True for an event that the filter names. (Statements check numbers and times separately, and
+    /// a number may have been assigned twice.)
     func names(_ event: EventKey) -> Bool { keys?.contains(event) ?? true }
 
     /// The same filter for these events, which satisfy its conditions on events.
@@ -48,7 +48,8 @@ package struct ListFilter: Sendable {
     var rows: SQL { "\(raw: "\(limit)")" }
 }
 
-/// A statement contains only the conditions that are set: no index serves `$1 IS NULL OR type = $1`.
+/// A statement contains only the conditions that are set: no index serves `$1 IS NULL OR type =
+/// $1`.
 extension ListFilter {
     /// The conditions on an event.
     func events(_ event: String) -> [SQL] {
@@ -71,8 +72,8 @@ extension ListFilter {
         }
         if let event { conditions.append("\(raw: row).event_id = \(event.id)") }
         if let createdAt = event?.createdAt { conditions.append("\(raw: row).event_at = \(createdAt)") }
-        // Not `=` where events are named: the planner would consider another index, on everything that the endpoint
-        // ever got, as good.
+        // Not `=` where events are named: the planner would consider another index, on everything
+        // that the endpoint ever got, as good.
         if let endpoint {
             conditions.append("\(raw: row).endpoint_id \(raw: namesEvents ? "IS NOT DISTINCT FROM" : "=") \(endpoint)")
         }
@@ -90,8 +91,8 @@ extension ListFilter {
     /// True when it names the events, so that an index finds the rows that belong to them.
     var namesEvents: Bool { keys != nil || event != nil }
 
-    /// The earliest time of attempts at the named events: no attempt precedes its event, except by the difference of
-    /// clocks.
+    /// The earliest time of attempts at the named events: no attempt precedes its event, except by
+    /// the difference of clocks.
     var attemptedSince: Timestamp? {
         (keys?.map(\.createdAt).min() ?? event?.createdAt).map { $0 + .seconds(-3600) }
     }

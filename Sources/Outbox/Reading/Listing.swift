@@ -60,7 +60,8 @@ extension Timestamp {
 }
 
 extension Connection {
-    /// Runs a query and keeps every column as text, and every row as JSON. Times in it are RFC 3339 in UTC.
+    /// Runs a query and keeps every column as text, and every row as JSON. Times in it are RFC 3339
+    /// in UTC.
     package mutating func listing(_ query: SQL) throws -> Listing {
         let rows = try self.query("SELECT row_to_json(r)::text, r.* FROM (\(query)) r", asText: true)
         let columns = Array(rows.columns.dropFirst())

@@ -13,7 +13,8 @@ struct FoundRow: RowDecodable {
     }
 }
 
-/// Lists read few partitions at a time, each in a separate statement, newest first, and combine the rows at the end.
+/// Lists read few partitions at a time, each in a separate statement, newest first, and combine the
+/// rows at the end.
 extension Connection {
     /// The columns of events that lists show, as objects: for those of the keys that are here.
     mutating func eventColumns(of keys: [EventKey]) throws -> [EventKey: String] {
@@ -104,7 +105,8 @@ extension Connection {
             filter.deliveries("a") + outcome + filter.within("a.started_at")
             + (filter.after?.isBeforeAttempt("a") ?? [])
         let since = [filter.since, filter.attemptedSince].compactMap { $0 }.max()
-        // All other lists can use only the order of the partitions in time, and of the pages within them (BRIN).
+        // All other lists can use only the order of the partitions in time, and of the pages within
+        // them (BRIN).
         let hasIndex = filter.namesEvents || filter.endpoint != nil
         let now =
             try hasIndex

@@ -24,8 +24,8 @@ struct Span: Sendable {
         return true
     }
 
-    /// The span in parts, newest first, each eight times as long as the one before: the first is the last minute before
-    /// a time.
+    /// The span in parts, newest first, each eight times as long as the one before: the first is
+    /// the last minute before a time.
     func parts(before now: Timestamp) -> [Span] {
         var (parts, end, length) = ([Span](), self.end, Duration.seconds(60))
         while true {
@@ -40,8 +40,8 @@ struct Span: Sendable {
 }
 
 extension Connection {
-    /// Runs a statement in the order of an index, up to a limit, and without sorting everything. Before a new partition
-    /// has statistics, the planner assumes that it is small.
+    /// Runs a statement in the order of an index, up to a limit, and without sorting everything.
+    /// Before a new partition has statistics, the planner assumes that it is small.
     mutating func queryInOrder<Value: RowDecodable>(_ statement: SQL, as type: Value.Type) throws -> [Value] {
         if isInTransaction { return try query(statement).all(as: type) }
         return try transaction { connection in
@@ -50,12 +50,13 @@ extension Connection {
         }
     }
 
-    /// The spans that overlap a range of time, newest first, each of at most sixteen partitions of a log: the present
-    /// and the future first, then four, then sixteen each time. A search without a known time scans one span after the
-    /// other, each in a separate statement. However many partitions there are, no statement locks more of them.
+    /// The spans that overlap a range of time, newest first, each of at most sixteen partitions of
+    /// a log: the present and the future first, then four, then sixteen each time. A search without
+    /// a known time scans one span after the other, each in a separate statement. However many
+    /// partitions there are, no statement locks more of them.
     ///
-    /// - Parameter isOfEvents: the beginning is an hour before an event. An event with a time in the future does not
-    ///   tell when it was tried.
+    /// - Parameter isOfEvents: the beginning is an hour before an event. An event with a time in
+    ///   the future does not tell when it was tried.
     mutating func spans(
         of log: String, since: Timestamp? = nil, until: Timestamp? = nil, isOfEvents: Bool = false
     ) throws -> [Span] {

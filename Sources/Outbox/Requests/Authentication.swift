@@ -74,8 +74,8 @@ package struct Authentication: Sendable, Equatable {
             scope: scope.map { ExactText($0) }, proof: clientProof ?? .basic)
     }
 
-    /// The destinations of credentials: the origin of the endpoint's URL (RFC 6454 4) and that of the token URL; and
-    /// the authorities that certify them, when they are not the system's.
+    /// The destinations of credentials: the origin of the endpoint's URL (RFC 6454 4) and that of
+    /// the token URL; and the authorities that certify them, when they are not the system's.
     func origins(url: String, authorities: String?) -> [String] {
         let digest = authorities.map { "authorities " + hexadecimal(SHA256.hash(data: Array($0.utf8)).prefix(8)) }
         return [url, kind == .oauth2 ? tokenURL : nil].compactMap(\.self).map { text in
@@ -111,7 +111,8 @@ package struct Credentials: Sendable, Codable {
     /// The origins that the credentials were given for, and are sent to.
     package var origins: [String] = []
 
-    /// With its name: the row that has the names is another one, and the two may not fit after a restore in part.
+    /// With its name: the row that has the names is another one, and the two may not fit after a
+    /// restore in part.
     package struct SecretHeader: Sendable, Codable, Equatable {
         package let name: ExactText
         package let value: ExactText
@@ -129,8 +130,8 @@ package struct Credentials: Sendable, Codable {
             && headers == other.headers && exact(origins) == exact(other.origins)
     }
 
-    /// These credentials, unless the endpoint now calls an origin that they were not given for: a URL changed behind
-    /// our back does not receive them.
+    /// These credentials, unless the endpoint now calls an origin that they were not given for: a
+    /// URL changed behind our back does not receive them.
     func given(for origins: [String]) throws(Keyring.KeyError) -> Credentials {
         if isEmpty || self.origins == origins { return self }
         throw Keyring.KeyError(
@@ -146,7 +147,8 @@ package struct Credentials: Sendable, Codable {
     init(_ bytes: [UInt8]) throws { self = try JSONDecoder().decode(Credentials.self, from: Data(bytes)) }
 }
 
-/// Where an access token is fetched, and by which client. Endpoints with the same client share their token.
+/// Where an access token is fetched, and by which client. Endpoints with the same client share
+/// their token.
 package struct OAuthClient: Sendable, Hashable {
     /// How the client authenticates (RFC 6749 2.3.1).
     package enum Proof: String, Sendable, Codable, CaseIterable {

@@ -45,7 +45,8 @@ extension HTTPRequest {
     ///
     /// - Parameters:
     ///   - webhookID: constant across retries and replays, so that receivers can tell duplicates.
-    ///   - now: the database's time; receivers refuse signatures whose timestamp is far from theirs.
+    ///   - now: the database's time; receivers refuse signatures whose timestamp is far from
+    ///     theirs.
     ///   - token: the access token, for an endpoint that needs one.
     package static func delivery(
         of event: Event, to endpoint: Endpoint, number: Int, webhookID: String, at now: Timestamp, token: String? = nil
@@ -102,7 +103,8 @@ private struct RequestBuilder {
             do throws(TargetURL.ValidationError) { _ = try TargetURL(request.url) } catch {
                 throw RequestError(url: error.description)
             }
-            // A receiver would resolve them as steps up the path, to a place that is not the endpoint's.
+            // A receiver would resolve them as steps up the path, to a place that is not the
+            // endpoint's.
             if dotSegments(request.url) > dotSegments(template.source) {
                 throw RequestError(url: "has a value that is . or .. as a part of its path")
             }
@@ -152,7 +154,8 @@ private struct RequestBuilder {
         return headers
     }
 
-    /// Headers whose values have parameters. They are checked after filling, since they cannot be checked before.
+    /// Headers whose values have parameters. They are checked after filling, since they cannot be
+    /// checked before.
     private mutating func fillHeaders(_ request: inout HTTPRequest) throws(RequestError) {
         for (name, template) in endpoint.headerTemplates {
             let bytes = try fill(template, "the header \(name)")

@@ -2,7 +2,8 @@ import Bytewise
 import Postgres
 import Templates
 
-/// The values of a template's parameters for one delivery. JSON that has to be parsed is parsed once.
+/// The values of a template's parameters for one delivery. JSON that has to be parsed is parsed
+/// once.
 final class EventValues: ParameterValues {
     private let input: DeliveryInput
     private var parsed: [String: JSONFinder?] = [:]
@@ -56,7 +57,8 @@ final class EventValues: ParameterValues {
         }
     }
 
-    /// A parameter that describes the client (Safous): lists are joined with commas, thumbprints are hexadecimal.
+    /// A parameter that describes the client (Safous): lists are joined with commas, thumbprints
+    /// are hexadecimal.
     private func client(_ name: String) throws(Template.ValidationError) -> ParameterValue? {
         let isUpper = name.hasSuffix("_upper")
         let source = isUpper ? String(name.dropLast("_upper".count)) : name

@@ -1,8 +1,8 @@
 /// A pattern with `*` for any characters and `?` for one.
 ///
-/// It is matched as a nondeterministic automaton whose states are bits (Baeza-Yates and Gonnet 1992): for each
-/// character of the text one step over a few words, so the time is proportional to the length of the text, for any
-/// pattern and text.
+/// It is matched as a nondeterministic automaton whose states are bits (Baeza-Yates and Gonnet
+/// 1992): for each character of the text one step over a few words, so the time is proportional to
+/// the length of the text, for any pattern and text.
 struct Glob: Sendable, Equatable {
     /// How many characters it has, stars aside: the number of the last state.
     private let length: Int

@@ -66,8 +66,9 @@ enum Payload {
         return body
     }
 
-    /// The attributes of the event as CloudEvents 1.0 names them, with our own as extensions. `source` is the
-    /// installation, so that `source` and `id` together are unique; names have only lower-case letters and digits (3.1).
+    /// The attributes of the event as CloudEvents 1.0 names them, with our own as extensions.
+    /// `source` is the installation, so that `source` and `id` together are unique; names have only
+    /// lower-case letters and digits (3.1).
     static func cloudEventAttributes(of event: Event, webhookID: String) -> [(name: String, value: String)] {
         let instance = webhookID.split(separator: "_").dropFirst().first ?? ""
         var attributes = [
@@ -81,8 +82,8 @@ enum Payload {
         return attributes
     }
 
-    /// An attribute as a header's value: all characters but printable ASCII, and the space, the quote and the percent
-    /// sign, are percent-encoded (CloudEvents HTTP binding 3.1.3.2).
+    /// An attribute as a header's value: all characters but printable ASCII, and the space, the
+    /// quote and the percent sign, are percent-encoded (CloudEvents HTTP binding 3.1.3.2).
     static func headerValue(_ text: String) -> String {
         text.utf8.reduce(into: "") { value, byte in
             if byte > 0x20, byte < 0x7F, byte != UInt8(ascii: "\""), byte != UInt8(ascii: "%") {

@@ -1,7 +1,8 @@
 import Bytewise
 import Templates
 
-/// When a response is a success, and which failures are final: the rules for the status and the body.
+/// When a response is a success, and which failures are final: the rules for the status and the
+/// body.
 package struct ResponseRules: Sendable, Equatable {
     /// The required form of the body.
     package enum Form: String, Sendable, Codable, CaseIterable {
@@ -15,8 +16,8 @@ package struct ResponseRules: Sendable, Equatable {
 
     /// Statuses that mean success, before the body is checked.
     package var success = StatusSet([200...299])
-    /// Statuses after which the same event is not tried again: 413 and 415 say that it will never be accepted (RFC 9110
-    /// 15.5.14, 15.5.16).
+    /// Statuses after which the same event is not tried again: 413 and 415 say that it will never
+    /// be accepted (RFC 9110 15.5.14, 15.5.16).
     package var permanent = StatusSet([413...413, 415...415])
     package var form = Form.any
     /// The checks, which must all hold.
@@ -28,8 +29,8 @@ package struct ResponseRules: Sendable, Equatable {
 
     package init() {}
 
-    /// Every response of an endpoint is judged on the one thread that serves all endpoints: these bounds limit the
-    /// cost.
+    /// Every response of an endpoint is judged on the one thread that serves all endpoints: these
+    /// bounds limit the cost.
     func validate() throws {
         guard checks.count <= 32, throttled.count <= 8 else {
             throw Problem(.invalidValue, "more than 32 rules, or more than 8 texts that mean too many requests")
@@ -89,9 +90,9 @@ package struct ResponseRules: Sendable, Equatable {
 
 /// One check on a response: a type, a key and a value, as in Safous.
 package struct Check: Sendable, Equatable, CustomStringConvertible {
-    /// How the value at the key is compared. `glob` has `*` for any characters and `?` for one (`Glob`), and `contains`
-    /// searches in one pass: time follows the length of the body, where a regular expression of an endpoint's owner
-    /// could take forever.
+    /// How the value at the key is compared. `glob` has `*` for any characters and `?` for one
+    /// (`Glob`), and `contains` searches in one pass: time follows the length of the body, where a
+    /// regular expression of an endpoint's owner could take forever.
     package enum Kind: String, Sendable, CaseIterable {
         case string, number, boolean, null, exists, glob
         /// The whole body, without white space around it.
@@ -107,7 +108,8 @@ package struct Check: Sendable, Equatable, CustomStringConvertible {
     /// True when the opposite must hold.
     package let isDenial: Bool
 
-    /// Reads `[deny] TYPE KEY VALUE`, as in `string status granted`, `exists data.id`, `text ok` or `deny boolean error true`.
+    /// Reads `[deny] TYPE KEY VALUE`, as in `string status granted`, `exists data.id`, `text ok` or
+    /// `deny boolean error true`.
     package init(_ text: String) throws(Problem) {
         // A combining mark after a space does not hide the space.
         func divided(_ text: String) -> [String] {

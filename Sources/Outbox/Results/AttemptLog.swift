@@ -7,9 +7,10 @@ extension Connection {
         if outcomes.contains(where: { $0.attempt != nil }) { try query(attempts(of: outcomes, worker: worker)) }
     }
 
-    /// The statement that appends them. A column that none of them has is left out: it would be an array of NULLs to
-    /// send, to read and to unnest, and a successful request over an existing connection has neither times of
-    /// connecting nor an error. The statement then has eight forms, each prepared once.
+    /// The statement that appends them. A column that none of them has is left out: it would be an
+    /// array of NULLs to send, to read and to unnest, and a successful request over an existing
+    /// connection has neither times of connecting nor an error. The statement then has eight forms,
+    /// each prepared once.
     func attempts(of outcomes: [Outcome], worker: String) -> SQL {
         let rows = outcomes.compactMap { outcome in outcome.attempt.map { (outcome, $0) } }
         func column<Value>(_ value: (Outcome, Attempt) -> Value) -> [Value] { rows.map { value($0.0, $0.1) } }
@@ -49,12 +50,12 @@ extension Connection {
             """
     }
 
-    /// Whether a group whose commit got no response took effect: reads back a row that only this group can have
-    /// written.
+    /// Whether a group whose commit got no response took effect: reads back a row that only this
+    /// group can have written.
     ///
-    /// That is an attempt row, or the waiting row of a delivery that no other worker can have moved. A group with
-    /// neither moves rows in lanes, adds deliveries of shared batches or deletes batches: writing it again changes
-    /// nothing.
+    /// That is an attempt row, or the waiting row of a delivery that no other worker can have
+    /// moved. A group with neither moves rows in lanes, adds deliveries of shared batches or
+    /// deletes batches: writing it again changes nothing.
     package mutating func wasRecorded(_ group: RecordGroup) throws -> Bool {
         let written = group.outcomes.filter { !group.leaves($0) }
         if let outcome = written.first(where: { $0.attempt != nil }), let attempt = outcome.attempt {
@@ -70,8 +71,8 @@ extension Connection {
         return try own.map { try resolvedDeliveries(of: [$0.delivery.event]).contains($0.delivery) } ?? false
     }
 
-    /// Notes which of these events were sent although this database does not have them, and returns how many of them
-    /// were not noted before: a failover or a restore has lost them.
+    /// Notes which of these events were sent although this database does not have them, and returns
+    /// how many of them were not noted before: a failover or a restore has lost them.
     mutating func noteGhosts(among events: [EventKey], worker: String) throws -> Int {
         if events.isEmpty { return 0 }
         return try query(
@@ -92,8 +93,8 @@ extension Connection {
 
     /// The same for lost events with the numbers of these, as shown by another worker's attempts.
     package mutating func noteGhosts(numberedAs events: [EventKey], worker: String) throws -> Int {
-        // A number is reused only where the database has gone back: elsewhere no partition from before the events is
-        // read.
+        // A number is reused only where the database has gone back: elsewhere no partition from
+        // before the events is read.
         let sent = try query(
             """
             SELECT DISTINCT event_id, event_at

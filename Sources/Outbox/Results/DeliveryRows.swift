@@ -1,8 +1,8 @@
 import Postgres
 
-/// The row of a delivery, looked up by its key. With `=` a join may walk the whole index instead: the planner believes
-/// that the table is nearly empty, and so it is, except for the dead rows that a held snapshot keeps. `= ANY` can only
-/// be looked up.
+/// The row of a delivery, looked up by its key. With `=` a join may walk the whole index instead:
+/// the planner believes that the table is nearly empty, and so it is, except for the dead rows that
+/// a held snapshot keeps. `= ANY` can only be looked up.
 func lookUp(_ table: String, by row: String) -> SQL {
     """
     \(raw: table).event_id = ANY (ARRAY[\(raw: row).event_id]) AND \(raw: table).endpoint_id = ANY (ARRAY[\(raw: row).endpoint_id])

@@ -59,9 +59,9 @@ package final class Attempt: Sendable {
     }
 }
 
-/// A held batch: under which lease, and on which server it was claimed. On another server it is lost, even if that
-/// server still shows the lease: its rows may be missing on the server that is queried next, and the rows written on
-/// the first server may be missing on it.
+/// A held batch: under which lease, and on which server it was claimed. On another server it is
+/// lost, even if that server still shows the lease: its rows may be missing on the server that is
+/// queried next, and the rows written on the first server may be missing on it.
 package struct HeldBatch: Sendable, Hashable {
     package let id: BatchID
     package let lease: LeaseID
@@ -117,12 +117,13 @@ package enum DeadReason: String, Sendable {
     case filterError = "filter_error"
 }
 
-/// One delivery's news for the recorder: the request, if one was made, and the next state of the delivery.
+/// One delivery's news for the recorder: the request, if one was made, and the next state of the
+/// delivery.
 package struct Outcome: Sendable {
     package var delivery: DeliveryID
     package var holder: Holder
-    /// True when another worker may hold the lease by now, or held it before: then a success also clears the rows that
-    /// it left.
+    /// True when another worker may hold the lease by now, or held it before: then a success also
+    /// clears the rows that it left.
     package var mayBeShared: Bool
     package var attempt: Attempt?
     /// The number of attempts of the delivery, this one included.
@@ -148,8 +149,9 @@ package struct Outcome: Sendable {
         self.note = note
     }
 
-    /// The replacement when the database refuses the outcome for its values: first without foreign texts, then parked
-    /// instead of waiting, then without its attempt; nil when nothing more can be left out.
+    /// The replacement when the database refuses the outcome for its values: first without foreign
+    /// texts, then parked instead of waiting, then without its attempt; nil when nothing more can
+    /// be left out.
     package func reduced(because refusal: PostgresError) -> Outcome? {
         var outcome = self
         if attempt?.hasTexts == true || note.map({ $0.error != $0.errorClass }) == true {

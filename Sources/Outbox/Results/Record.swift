@@ -5,11 +5,11 @@ package import Postgres
 extension Connection {
     /// Writes the outcomes in one transaction (docs/architecture/leases.md, "Recording").
     ///
-    /// Attempts are always appended. Rows of `delivery` and `dead_letter` are added or moved only under a lease that is
-    /// locked first. A success deletes them regardless of who holds the lease. Locks are taken in one order everywhere
-    /// (batches by id, then lanes by id), so that two recorders cannot deadlock. Outcomes for a lane that another
-    /// session has locked are left out: afterwards, even after an error, the group tells which ones
-    /// (`RecordGroup.leaves`).
+    /// Attempts are always appended. Rows of `delivery` and `dead_letter` are added or moved only
+    /// under a lease that is locked first. A success deletes them regardless of who holds the
+    /// lease. Locks are taken in one order everywhere (batches by id, then lanes by id), so that
+    /// two recorders cannot deadlock. Outcomes for a lane that another session has locked are left
+    /// out: afterwards, even after an error, the group tells which ones (`RecordGroup.leaves`).
     package mutating func record(_ whole: inout RecordGroup, worker: String) throws -> RecordReceipt {
         whole.locked = []
         if try recordPlainly(whole, worker: worker) { return RecordReceipt() }
@@ -21,7 +21,8 @@ extension Connection {
             receipt.lost = lost
             let deleted = try connection.deletedEndpoints(of: group)
             let owned = group.outcomes.filter { !lost.contains($0.holder) }.map { outcome in
-                // No delivery waits for an endpoint that was deleted while the request was in flight.
+                // No delivery waits for an endpoint that was deleted while the request was in
+                // flight.
                 guard case .wait = outcome.resolution, deleted.contains(outcome.delivery.endpoint) else {
                     return outcome
                 }
@@ -55,16 +56,17 @@ extension Connection {
 
     // MARK: Fencing
 
-    /// Locks every batch and lane whose state may change, and returns the holders whose lease is gone, the lanes that
-    /// are due, and the lanes that another session has locked.
+    /// Locks every batch and lane whose state may change, and returns the holders whose lease is
+    /// gone, the lanes that are due, and the lanes that another session has locked.
     private mutating func lockHolders(
         of group: RecordGroup
     ) throws -> (lost: Set<Holder>, due: Set<EndpointID>, locked: Set<EndpointID>) {
         var lost: Set<Holder> = []
         var due: Set<EndpointID> = []
         var locked: Set<EndpointID> = []
-        // All batches: even for outcomes that are only appended, it checks that the batch was claimed on this server.
-        // And the batches that are deleted at the end, since lanes are locked after batches.
+        // All batches: even for outcomes that are only appended, it checks that the batch was
+        // claimed on this server. And the batches that are deleted at the end, since lanes are
+        // locked after batches.
         let batches = Set(group.outcomes.compactMap(\.holder.batch)).union(group.finishedBatches)
         if !batches.isEmpty {
             let held = try query(
@@ -101,7 +103,8 @@ extension Connection {
         return (lost, due, locked)
     }
 
-    /// Reads the deleted endpoints after the lanes are locked: a session that deletes an endpoint locks its lane first.
+    /// Reads the deleted endpoints after the lanes are locked: a session that deletes an endpoint
+    /// locks its lane first.
     private mutating func deletedEndpoints(of group: RecordGroup) throws -> Set<EndpointID> {
         let endpoints = Set(
             group.outcomes.compactMap { if case .wait = $0.resolution { $0.delivery.endpoint } else { nil } })
@@ -115,9 +118,9 @@ extension Connection {
 
     // MARK: The happy path
 
-    /// The happy path in one statement: only first successes of batches that no other worker can have held. It appends
-    /// the attempts and deletes the finished batches, all or nothing; false when the group has more to say or a lease
-    /// turned out to be gone, and nothing was written.
+    /// The happy path in one statement: only first successes of batches that no other worker can
+    /// have held. It appends the attempts and deletes the finished batches, all or nothing; false
+    /// when the group has more to say or a lease turned out to be gone, and nothing was written.
     private mutating func recordPlainly(_ group: RecordGroup, worker: String) throws -> Bool {
         let isPlain = group.outcomes.allSatisfy { outcome in
             guard case .delivered = outcome.resolution, case .batch = outcome.holder else { return false }
@@ -147,7 +150,8 @@ extension Connection {
 
     /// Success is monotone: it removes waiting and parked rows, whichever worker wrote them.
     ///
-    /// - Parameter afterLoss: the lease is gone, and its new holder may be sending the same at this moment.
+    /// - Parameter afterLoss: the lease is gone, and its new holder may be sending the same at this
+    ///   moment.
     /// - Returns: the events of lanes that did not wait there.
     private mutating func clear(_ delivered: [Outcome], afterLoss: Bool = false) throws -> [EventKey] {
         if delivered.isEmpty { return [] }
@@ -167,7 +171,8 @@ extension Connection {
         try advance(waiting, afterLoss: afterLoss)
         try advance(parked, afterLoss: afterLoss)
         let fromLanes = delivered.filter { if case .lane = $0.holder { true } else { false } }
-        // Rows of batches may hide missing rows of lanes in the count; then some events are looked up in vain.
+        // Rows of batches may hide missing rows of lanes in the count; then some events are looked
+        // up in vain.
         return waiting.count + parked.count < fromLanes.count || fromLanes.count < delivered.count
             ? fromLanes.map(\.delivery.event) : []
     }
@@ -186,7 +191,8 @@ extension Connection {
             }
         }
         if !entering.isEmpty {
-            // Adding to a lane lowers its due time first, so that it is never later than a row's; the lane is locked.
+            // Adding to a lane lowers its due time first, so that it is never later than a row's;
+            // the lane is locked.
             var earliest: [EndpointID: Duration] = [:]
             for (outcome, delay, _) in entering where !dueLanes.contains(outcome.delivery.endpoint) {
                 earliest[outcome.delivery.endpoint] = min(delay, earliest[outcome.delivery.endpoint] ?? delay)
@@ -199,7 +205,8 @@ extension Connection {
                      WHERE l.endpoint_id = ANY (ARRAY[w.endpoint_id]) AND l.due_at > outbox.due_in(w.delay)
                     """)
             }
-            // A batch that was claimed before may have been delivered by its former holder in the meantime.
+            // A batch that was claimed before may have been delivered by its former holder in the
+            // meantime.
             try query(
                 """
                 WITH delivered AS MATERIALIZED (\(deliveries(of: entering.map(\.0).filter(\.mayBeShared).map(\.delivery.event))))
@@ -238,7 +245,8 @@ extension Connection {
         return moved < moving.count ? moving.map(\.0.delivery.event) : []
     }
 
-    /// One statement deletes the waiting row and, where it deleted one or the delivery comes straight from a batch, parks it.
+    /// One statement deletes the waiting row and, where it deleted one or the delivery comes
+    /// straight from a batch, parks it.
     ///
     /// - Returns: the events of those that were not there.
     private mutating func bury(_ outcomes: [Outcome]) throws -> [EventKey] {
@@ -290,7 +298,8 @@ extension Connection {
                 """), afterLoss: false)
     }
 
-    /// Deletes batches whose every delivery is resolved, and returns those that were not ours to delete.
+    /// Deletes batches whose every delivery is resolved, and returns those that were not ours to
+    /// delete.
     private mutating func finish(_ batches: Set<HeldBatch>) throws -> [Holder] {
         if batches.isEmpty { return [] }
         let deleted = try query("\(deletion(of: batches)) RETURNING b.lease_id").all(LeaseID.self)
@@ -306,9 +315,9 @@ extension Connection {
             """
     }
 
-    /// A lost lease on a batch means that its new holder may have moved deliveries into a lane that we had already
-    /// delivered. Our recorded successes clear them; a replay that an operator asked for stays. Successes of a lane
-    /// clear rows as they are recorded.
+    /// A lost lease on a batch means that its new holder may have moved deliveries into a lane that
+    /// we had already delivered. Our recorded successes clear them; a replay that an operator asked
+    /// for stays. Successes of a lane clear rows as they are recorded.
     private mutating func heal(_ lost: Set<Holder>, events: [LeaseID: [EventKey]]) throws {
         for holder in lost {
             guard let lease = holder.batch?.lease, let events = events[lease], !events.isEmpty else { continue }

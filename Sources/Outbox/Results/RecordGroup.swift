@@ -6,8 +6,8 @@ package struct RecordGroup: Sendable {
     package var effects: [EndpointID: EndpointState.Event] = [:]
     /// The events of every batch that has outcomes here, to repair rows written under a lost lease.
     package var events: [LeaseID: [EventKey]] = [:]
-    /// Endpoints whose lanes another session has locked: outcomes that would change those are left for later, since no
-    /// lane's lock is waited for.
+    /// Endpoints whose lanes another session has locked: outcomes that would change those are left
+    /// for later, since no lane's lock is waited for.
     package internal(set) var locked: Set<EndpointID> = []
 
     package init() {}
@@ -35,13 +35,15 @@ extension Outcome {
     }
 }
 
-/// The result of a group commit: holders whose lease was gone, so that none of their state was written.
+/// The result of a group commit: holders whose lease was gone, so that none of their state was
+/// written.
 package struct RecordReceipt: Sendable {
     package var lost: Set<Holder> = []
-    /// The number of events that were sent and are not in this database, found here for the first time.
+    /// The number of events that were sent and are not in this database, found here for the first
+    /// time.
     package var ghosts = 0
-    /// Events of endpoints that could not be written, because another session was changing endpoints: to be written
-    /// later.
+    /// Events of endpoints that could not be written, because another session was changing
+    /// endpoints: to be written later.
     package var effects: [EndpointID: EndpointState.Event] = [:]
 
     package init() {}

@@ -1,6 +1,7 @@
 package import Postgres
 
-/// The result of a claim: the database's clock, whether there is news of the endpoints, and a batch when one was free.
+/// The result of a claim: the database's clock, whether there is news of the endpoints, and a batch
+/// when one was free.
 package struct BatchClaim: Sendable {
     package let now: Timestamp
     package let hasEndpointNews: Bool
@@ -13,14 +14,16 @@ package struct ClaimedBatch: Sendable {
     package var id: BatchID { held.id }
     /// The number of claims, this one included; more than one means that a worker lost it.
     package let claims: Int
-    /// The number of events cut into it; `events` has fewer only when rows are gone, which must never happen.
+    /// The number of events cut into it; `events` has fewer only when rows are gone, which must
+    /// never happen.
     package let size: Int
     /// Endpoints that already have its events in their lanes, in order.
     package let ordered: [EndpointID]
     package let events: [Event]
 }
 
-/// No batch that could be claimed lies before it. Without it a claim would begin at the dead rows of finished batches.
+/// No batch that could be claimed lies before it. Without it a claim would begin at the dead rows
+/// of finished batches.
 package struct BatchFloor: Sendable {
     /// The lowest batch of all.
     let lowest: BatchID
@@ -32,20 +35,22 @@ package struct BatchFloor: Sendable {
 }
 
 extension Connection {
-    /// Claims the free batch whose turn it is and reads its events, in one statement and so one short transaction. A
-    /// batch that lost its worker comes first.
+    /// Claims the free batch whose turn it is and reads its events, in one statement and so one
+    /// short transaction. A batch that lost its worker comes first.
     ///
     /// - Parameters:
-    ///   - lease: made by the caller, so that a claim whose response was lost can be given back (`releaseLeases`).
+    ///   - lease: made by the caller, so that a claim whose response was lost can be given back
+    ///     (`releaseLeases`).
     ///   - seen: how far this worker has read the endpoints.
     ///   - instance: which installation it must be; nil for any.
-    ///   - isSmall: only a batch of the many customers with few events; for a worker that has enough batches of the
-    ///     others.
+    ///   - isSmall: only a batch of the many customers with few events; for a worker that has
+    ///     enough batches of the others.
     package mutating func claimBatch(
         lease: LeaseID, worker: String, for duration: Duration, floor: BatchFloor = .none, isSmall: Bool = false,
         endpoints seen: EndpointsSeen = .nothing, instance: String? = nil
     ) throws -> BatchClaim {
-        // Ids go in as a subselect, not as `LIMIT $n`, which makes the planner expect a tenth of the table.
+        // Ids go in as a subselect, not as `LIMIT $n`, which makes the planner expect a tenth of
+        // the table.
         let small: SQL = isSmall ? "AND b.customer_id IS NULL" : ""
         let rows = try query(
             """
@@ -83,8 +88,9 @@ extension Connection {
         return BatchClaim(now: now, hasEndpointNews: hasEndpointNews, batch: batch)
     }
 
-    /// Where claims may begin to scan from now on: batches made later come after it. A cut that is under way may still
-    /// put batches into the turn of the last cut, even when batches of later turns were claimed meanwhile.
+    /// Where claims may begin to scan from now on: batches made later come after it. A cut that is
+    /// under way may still put batches into the turn of the last cut, even when batches of later
+    /// turns were claimed meanwhile.
     ///
     /// - Parameter floor: the previous floor; nothing claimable lay before it.
     package mutating func batchFloor(from floor: BatchFloor = .none) throws -> BatchFloor {
@@ -100,11 +106,12 @@ extension Connection {
             ?? .none
     }
 
-    /// The deliveries of these events that a former holder of the batch has resolved or moved into a lane.
+    /// The deliveries of these events that a former holder of the batch has resolved or moved into
+    /// a lane.
     ///
-    /// A failed attempt alone does not count: its worker may have lost the lease before it could record what comes
-    /// next. Nor does any row about another event of the same number: a failover may have lost that event, and its
-    /// attempts came later.
+    /// A failed attempt alone does not count: its worker may have lost the lease before it could
+    /// record what comes next. Nor does any row about another event of the same number: a failover
+    /// may have lost that event, and its attempts came later.
     package mutating func resolvedDeliveries(of events: [EventKey]) throws -> Set<DeliveryID> {
         let deliveries = try query(
             """
@@ -114,8 +121,8 @@ extension Connection {
             UNION SELECT event_id, event_at, endpoint_id FROM outbox.dead_letter WHERE event_id = ANY (\(events.map(\.id)))
             """
         ).all(as: DeliveryID.self)
-        // Compared here and not in the statement: a worker's plans have no hash, and would compare every row with every
-        // other.
+        // Compared here and not in the statement: a worker's plans have no hash, and would compare
+        // every row with every other.
         let wanted = Set(events)
         return Set(deliveries.filter { wanted.contains($0.event) })
     }

@@ -29,8 +29,8 @@ package final class Event: Sendable {
     /// W3C trace context of the operation that caused it.
     package let traceparent: String?
 
-    /// True when the service published the event about itself. Only endpoints that name the type get it, not those that
-    /// take `*`.
+    /// True when the service published the event about itself. Only endpoints that name the type
+    /// get it, not those that take `*`.
     package let isOperational: Bool
 
     /// Its approximate size in memory.
@@ -109,8 +109,9 @@ package final class Event: Sendable {
         return value
     }
 
-    /// A malformed value is ignored, as required of everyone who forwards it (W3C Trace Context 3.2, 4.3): version,
-    /// trace id, parent id, flags, in lower-case hexadecimal digits; later versions may say more behind them.
+    /// A malformed value is ignored, as required of everyone who forwards it (W3C Trace Context
+    /// 3.2, 4.3): version, trace id, parent id, flags, in lower-case hexadecimal digits; later
+    /// versions may say more behind them.
     private static func isTraceparent(_ text: String) -> Bool {
         let bytes = Array(text.utf8)
         guard bytes.count == 55 || (56...256).contains(bytes.count) && bytes[55] == UInt8(ascii: "-") else {

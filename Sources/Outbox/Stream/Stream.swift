@@ -2,7 +2,8 @@ package import Postgres
 
 /// The result of a call of `cut` (`outbox.cut_result`).
 package enum Cut: Sendable, Equatable {
-    /// The number of newly committed events that are now in batches; with none, nothing is left to do.
+    /// The number of newly committed events that are now in batches; with none, nothing is left to
+    /// do.
     case events(Int)
     /// No event came into a batch, and there is more to do at once.
     case more
@@ -13,8 +14,8 @@ package enum Cut: Sendable, Equatable {
 }
 
 extension Connection {
-    /// Turns newly committed events into batches, at most `budget` of them, so that a transaction with a million rows
-    /// cannot make one giant batch.
+    /// Turns newly committed events into batches, at most `budget` of them, so that a transaction
+    /// with a million rows cannot make one giant batch.
     package mutating func cut(batchSize: Int, budget: Int) throws -> Cut {
         let result = try query("SELECT events, state FROM outbox.cut(\(Int32(batchSize)), \(Int32(budget)))")
             .one(Int.self, String.self)
@@ -27,9 +28,9 @@ extension Connection {
         }
     }
 
-    /// Announces that a worker sleeps for this long, so that producers notify it. Producers see it at once, even if
-    /// this transaction rolls back. False where producers would not notify: a transaction that has notified could not
-    /// be prepared.
+    /// Announces that a worker sleeps for this long, so that producers notify it. Producers see it
+    /// at once, even if this transaction rolls back. False where producers would not notify: a
+    /// transaction that has notified could not be prepared.
     package mutating func sleep(for duration: Duration) throws -> Bool {
         try query(
             """
@@ -40,18 +41,21 @@ extension Connection {
         ).one(Bool.self)
     }
 
-    /// Announces that a worker is awake. Another worker that sleeps still scans every poll interval.
+    /// Announces that a worker is awake. Another worker that sleeps still scans every poll
+    /// interval.
     package mutating func wake() throws { try query("SELECT setval('outbox.asleep_until', 1)") }
 
-    /// Makes a copy of a database a home: its new events are delivered from here. In another cluster the stream
-    /// switches to that cluster's transaction ids. Returns how many events became batches. It is one transaction, in
-    /// which no producer publishes; its duration follows the number of events kept.
+    /// Makes a copy of a database a home: its new events are delivered from here. In another
+    /// cluster the stream switches to that cluster's transaction ids. Returns how many events
+    /// became batches. It is one transaction, in which no producer publishes; its duration follows
+    /// the number of events kept.
     ///
-    /// Throws a `PostgresError` with SQLSTATE `OB012` when the database cannot be told from its original, and neither
-    /// of the two options is set.
+    /// Throws a `PostgresError` with SQLSTATE `OB012` when the database cannot be told from its
+    /// original, and neither of the two options is set.
     ///
     /// - Parameters:
-    ///   - isNewInstance: the installation gets a new name, so that its webhook-ids differ from the original's.
+    ///   - isNewInstance: the installation gets a new name, so that its webhook-ids differ from the
+    ///     original's.
     ///   - disablesEndpoints: nothing is sent until an operator enables an endpoint.
     package mutating func rebase(
         batchSize: Int = 500, isNewInstance: Bool = false, disablesEndpoints: Bool = false
@@ -63,8 +67,8 @@ extension Connection {
         .one(Int.self)
     }
 
-    /// Removes some cuts that nothing reads any more, and returns how many; the newest thousand stay for
-    /// investigations.
+    /// Removes some cuts that nothing reads any more, and returns how many; the newest thousand
+    /// stay for investigations.
     mutating func trimHistory() throws -> Int {
         try query(
             """

@@ -3,15 +3,16 @@ import Glibc
 import Synchronization
 import Threads
 
-/// One connection to PostgreSQL. It belongs to one thread (see `ConnectionPool`) and blocks that thread while it waits,
-/// but never longer than the deadline of the statement.
+/// One connection to PostgreSQL. It belongs to one thread (see `ConnectionPool`) and blocks that
+/// thread while it waits, but never longer than the deadline of the statement.
 @safe
 public struct Connection: ~Copyable {
-    /// How long a statement may take unless the caller sets another deadline: well under a lease, well over any healthy
-    /// statement.
+    /// How long a statement may take unless the caller sets another deadline: well under a lease,
+    /// well over any healthy statement.
     public static let defaultDeadline = Duration.seconds(10)
 
-    /// The number of statements that this process has sent to any database, including `BEGIN` and `COMMIT`.
+    /// The number of statements that this process has sent to any database, including `BEGIN` and
+    /// `COMMIT`.
     public static var statementsSent: Int { sent.load(ordering: .relaxed) }
     private static let sent = Atomic<Int>(0)
 
@@ -21,8 +22,8 @@ public struct Connection: ~Copyable {
     package private(set) var isInTransaction = false
     private let session: SessionSetUp
     private let target: ConnectionTarget
-    /// True when a pooler between us and the server may give each transaction another server connection: then no
-    /// statement is prepared, and every transaction is set up again.
+    /// True when a pooler between us and the server may give each transaction another server
+    /// connection: then no statement is prepared, and every transaction is set up again.
     public private(set) var isPooled = false
     /// True once the connection can no longer be used.
     private(set) var isBroken = false
@@ -84,12 +85,14 @@ public struct Connection: ~Copyable {
 
     /// Runs one statement with its values as parameters and returns its rows.
     ///
-    /// The statement is prepared on its first use and then kept for the connection's life (at the protocol's level, so
-    /// that a transaction pooler can follow). Past the deadline it is cancelled; when even the cancel gets no response,
-    /// the connection is given up and the outcome is unknown (`PostgresError.isOutcomeUnknown`).
+    /// The statement is prepared on its first use and then kept for the connection's life (at the
+    /// protocol's level, so that a transaction pooler can follow). Past the deadline it is
+    /// cancelled; when even the cancel gets no response, the connection is given up and the outcome
+    /// is unknown (`PostgresError.isOutcomeUnknown`).
     ///
     /// - Parameters:
-    ///   - asText: every column comes as text and can be read as a `String` only, regardless of its type.
+    ///   - asText: every column comes as text and can be read as a `String` only, regardless of its
+    ///     type.
     ///   - mayCancel: false for a statement whose commit must not be cancelled (see `step`).
     @discardableResult
     public mutating func query(
@@ -105,7 +108,8 @@ public struct Connection: ~Copyable {
             let name = try prepare(sql, text, deadline: deadline)
             return try send(sql, prepared: name, deadline: deadline, asText: asText, mayCancel: mayCancel)
         } catch {
-            // A pooler or DISCARD ALL removed the statement: prepare it again, once, where that is safe.
+            // A pooler or DISCARD ALL removed the statement: prepare it again, once, where that is
+            // safe.
             guard error.sqlState == "26000" else { throw error }
             prepared[text] = nil
             if isInTransaction { throw error }
@@ -127,10 +131,11 @@ public struct Connection: ~Copyable {
         _ = try collect(deadline: deadline, step: .statement, mayCancel: mayCancel)
     }
 
-    /// Runs the body inside a transaction: commits when it returns, rolls back and rethrows when it throws.
+    /// Runs the body inside a transaction: commits when it returns, rolls back and rethrows when it
+    /// throws.
     ///
-    /// A `PostgresError` says which step failed; when the step is `commit` and the outcome is unknown, the caller must
-    /// read the outcome back.
+    /// A `PostgresError` says which step failed; when the step is `commit` and the outcome is
+    /// unknown, the caller must read the outcome back.
     public mutating func transaction<Value>(_ body: (inout Connection) throws -> Value) throws -> Value {
         precondition(!isInTransaction, "transactions do not nest")
         isInTransaction = true
@@ -140,7 +145,8 @@ public struct Connection: ~Copyable {
         do {
             value = try body(&self)
         } catch {
-            // The first error is the one to report; a rollback that fails means that the connection is lost anyway.
+            // The first error is the one to report; a rollback that fails means that the connection
+            // is lost anyway.
             if !isBroken { do { try step(.rollback, "ROLLBACK") } catch { isBroken = true } }
             throw error
         }
@@ -148,7 +154,8 @@ public struct Connection: ~Copyable {
         return value
     }
 
-    /// Waits until a notification arrives on a channel that this session listens to; false when the time is up.
+    /// Waits until a notification arrives on a channel that this session listens to; false when the
+    /// time is up.
     public mutating func waitForNotification(upTo limit: Duration) throws(PostgresError) -> Bool {
         let deadline = ContinuousClock.now + limit
         while true {
@@ -171,8 +178,8 @@ public struct Connection: ~Copyable {
     // MARK: The conversation
 
     private mutating func step(_ step: PostgresError.Step, _ text: String) throws(PostgresError) {
-        // A COMMIT is never cancelled: one that waits for a standby would then count as done without having reached the
-        // standby.
+        // A COMMIT is never cancelled: one that waits for a standby would then count as done
+        // without having reached the standby.
         do throws(PostgresError) { try script(text, within: Self.defaultDeadline, mayCancel: step != .commit) } catch {
             var error = error
             error.step = step
@@ -209,8 +216,8 @@ public struct Connection: ~Copyable {
         return try collect(deadline: deadline, step: .statement, mayCancel: mayCancel)
     }
 
-    /// Runs one statement without a name: unchanged inside a transaction, otherwise in a separate transaction with its
-    /// settings, in one round trip.
+    /// Runs one statement without a name: unchanged inside a transaction, otherwise in a separate
+    /// transaction with its settings, in one round trip.
     private mutating func queryPooled(
         _ sql: SQL, _ text: String, deadline: ContinuousClock.Instant, asText: Bool, mayCancel: Bool
     ) throws(PostgresError) -> Rows {
@@ -240,7 +247,8 @@ public struct Connection: ~Copyable {
         } catch {
             if !isBroken {
                 try check(unsafe PQexitPipelineMode(handle))
-                // The transaction is still open; an error in ending it means that the connection is lost.
+                // The transaction is still open; an error in ending it means that the connection is
+                // lost.
                 isInTransaction = true
                 defer { isInTransaction = false }
                 do throws(PostgresError) { try step(.rollback, "ROLLBACK") } catch { isBroken = true }
@@ -270,16 +278,19 @@ public struct Connection: ~Copyable {
                 }
                 if !isReady, !mayCancel, session.patience?.lasts == true {
                     waits += 1
-                    // Checked at the first deadline and then at intervals, since the check takes a connection.
+                    // Checked at the first deadline and then at intervals, since the check takes a
+                    // connection.
                     if waits % 10 == 1, !isStillCommitting() { throw unsafe lost(clearing: unsafe last) }
                     deadline = .now + .seconds(1)
                 } else if !isReady {
-                    // Past the deadline: ask the server to stop, then give it a moment to report the result.
+                    // Past the deadline: ask the server to stop, then give it a moment to report
+                    // the result.
                     if isCancelled || !mayCancel || !requestCancel() { throw unsafe lost(clearing: unsafe last) }
                     isCancelled = true
                     deadline = .now + .seconds(2)
                 } else if unsafe PQconsumeInput(handle) == 0, unsafe PQisBusy(handle) == 1 {
-                    // The end of the connection; a last message of the server would have been read before it.
+                    // The end of the connection; a last message of the server would have been read
+                    // before it.
                     throw unsafe lost(clearing: last)
                 }
                 continue
@@ -319,8 +330,8 @@ public struct Connection: ~Copyable {
     private mutating func lost(clearing result: OpaquePointer?, after failure: PostgresError? = nil) -> PostgresError {
         unsafe PQclear(result)
         isBroken = true
-        // The server's own last message, such as "terminating connection due to administrator command", means that it
-        // rolled back: the outcome is known.
+        // The server's own last message, such as "terminating connection due to administrator
+        // command", means that it rolled back: the outcome is known.
         if let failure, failure.kind == .server { return failure }
         return PostgresError(
             .connectionLost, step: .statement, message: "the connection to the database was lost",
@@ -331,8 +342,9 @@ public struct Connection: ~Copyable {
         if succeeded == 0 { throw unsafe lost(clearing: nil) }
     }
 
-    /// Asks the server to stop the statement; false when the request could not be sent in time. libpq waits without a
-    /// limit for the other side, so a separate thread does it, which is abandoned when it does not return.
+    /// Asks the server to stop the statement; false when the request could not be sent in time.
+    /// libpq waits without a limit for the other side, so a separate thread does it, which is
+    /// abandoned when it does not return.
     private func requestCancel() -> Bool {
         guard let cancel = unsafe PQgetCancel(handle) else { return false }
         let request = unsafe CancelRequest(cancel)
@@ -340,8 +352,9 @@ public struct Connection: ~Copyable {
         return request.isDelivered(within: .seconds(2))
     }
 
-    /// True while the server is still working on a commit that takes long. False when the server says that this session
-    /// is idle, or does not exist: then the response was lost on its way, as when a firewall drops a connection.
+    /// True while the server is still working on a commit that takes long. False when the server
+    /// says that this session is idle, or does not exist: then the response was lost on its way, as
+    /// when a firewall drops a connection.
     private func isStillCommitting() -> Bool {
         let process = Int(unsafe PQbackendPID(handle))
         // Without a connection for the check there is no reason to give up.

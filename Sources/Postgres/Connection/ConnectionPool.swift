@@ -3,12 +3,14 @@ import Threads
 
 /// A few connections to one database, each owned by its own thread, fed from one queue.
 ///
-/// Work is a synchronous closure that has exclusive use of a connection and runs on that connection's thread; only the
-/// boundary is async. Work that was posted always runs: a cancelled task still gets its response, because a half-known
-/// outcome is worse than a late one; the statements' deadlines bound the wait. A connection is made when work first
-/// needs it, and again after it broke; the caller decides whether and when to retry.
+/// Work is a synchronous closure that has exclusive use of a connection and runs on that
+/// connection's thread; only the boundary is async. Work that was posted always runs: a cancelled
+/// task still gets its response, because a half-known outcome is worse than a late one; the
+/// statements' deadlines bound the wait. A connection is made when work first needs it, and again
+/// after it broke; the caller decides whether and when to retry.
 ///
-/// Connections that must not wait behind others (recording, lease renewal) get a separate pool of size one.
+/// Connections that must not wait behind others (recording, lease renewal) get a separate pool of
+/// size one.
 public final class ConnectionPool: Sendable {
     private let queue = WorkQueue()
     private let threads: [Thread]
@@ -17,11 +19,11 @@ public final class ConnectionPool: Sendable {
     ///
     /// - Parameters:
     ///   - session: how every new connection is set up.
-    ///   - others: pools whose connections come first. As long as one of them has none, this pool does not connect:
-    ///     when there are not enough connections for all, work that is not started does no harm, and work that cannot
-    ///     be finished does.
-    ///   - isReserved: connections are made at once, and again as soon as one has broken, so that descriptors used by
-    ///     other parts of the process are not missing here.
+    ///   - others: pools whose connections come first. As long as one of them has none, this pool
+    ///     does not connect: when there are not enough connections for all, work that is not
+    ///     started does no harm, and work that cannot be finished does.
+    ///   - isReserved: connections are made at once, and again as soon as one has broken, so that
+    ///     descriptors used by other parts of the process are not missing here.
     public init(
         _ target: ConnectionTarget, size: Int, session: SessionSetUp = SessionSetUp(),
         after others: [ConnectionPool] = [],
@@ -45,7 +47,8 @@ public final class ConnectionPool: Sendable {
 
     /// Runs the closure on a connection and returns its result.
     ///
-    /// Throws the closure's error, or a `PostgresError` when no connection could be made or the pool is closed.
+    /// Throws the closure's error, or a `PostgresError` when no connection could be made or the
+    /// pool is closed.
     public func run<Value: Sendable>(
         _ body: @escaping @Sendable (inout Connection) throws -> Value
     ) async throws -> Value {
@@ -81,7 +84,8 @@ public final class ConnectionPool: Sendable {
         try await run { try $0.query(sql, within: limit).affected }
     }
 
-    /// Finishes the queued work, closes the connections and waits for the threads. Later work is refused.
+    /// Finishes the queued work, closes the connections and waits for the threads. Later work is
+    /// refused.
     public func close() async {
         queue.close(waking: threads.count)
         for thread in threads { await thread.end() }
@@ -124,8 +128,8 @@ private final class WorkQueue: Sendable {
     func work(target: ConnectionTarget, session: SessionSetUp, after others: [WorkQueue], isReserved: Bool) {
         var hasFailed = false
         while !isDone {
-            // Reserved connections are made at once, and retried at intervals after a failure, even when there is no
-            // work.
+            // Reserved connections are made at once, and retried at intervals after a failure, even
+            // when there is no work.
             let job = isReserved ? (hasFailed ? next(within: .milliseconds(500)) : nil) : next()
             if !isReserved, job == nil { return }
             do throws(PostgresError) {
@@ -187,7 +191,8 @@ private final class WorkQueue: Sendable {
             }
             if let job { return job }
             if isClosed { return nil }
-            // A signal may be left over from a job that was taken without waiting; then the loop runs once more.
+            // A signal may be left over from a job that was taken without waiting; then the loop
+            // runs once more.
             guard let limit else {
                 signal.wait()
                 continue

@@ -1,7 +1,8 @@
 import CPostgres
 
-/// Where a database is and how to reach it: a libpq connection string or URI, completed by `PG*` variables, password
-/// and service files exactly as libpq does it. An empty string means that the environment decides.
+/// Where a database is and how to reach it: a libpq connection string or URI, completed by `PG*`
+/// variables, password and service files exactly as libpq does it. An empty string means that the
+/// environment decides.
 public struct ConnectionTarget: Sendable {
     /// The string as libpq reads it; it may hold a password.
     package let conninfo: String
@@ -9,12 +10,14 @@ public struct ConnectionTarget: Sendable {
 
     /// Checks the string without connecting.
     ///
-    /// - Parameter name: shown as `application_name` in `pg_stat_activity`, unless the string sets its own.
-    /// - Throws: a `PostgresError` of kind configuration, which never quotes the string: it may hold a password.
+    /// - Parameter name: shown as `application_name` in `pg_stat_activity`, unless the string sets
+    ///   its own.
+    /// - Throws: a `PostgresError` of kind configuration, which never quotes the string: it may
+    ///   hold a password.
     public init(_ conninfo: String, name: String = "outbox") throws(PostgresError) {
         let options = try Self.options(conninfo)
-        // libpq quotes an invalid port, and the text that it takes for the port may be a piece of an unescaped
-        // password.
+        // libpq quotes an invalid port, and the text that it takes for the port may be a piece of
+        // an unescaped password.
         let ports = (options["port"] ?? "").split(separator: ",", omittingEmptySubsequences: true)
         guard ports.allSatisfy({ port in Int(port).map { (1...65535).contains($0) } ?? false }) else {
             throw PostgresError(
@@ -22,8 +25,8 @@ public struct ConnectionTarget: Sendable {
                 message: "the connection string has a port that is no number from 1 to 65535; "
                     + "a slash, colon or at sign in a password must be percent-encoded")
         }
-        // In a URI an at sign can only come from there: the text that libpq calls unknown would be part of the
-        // password.
+        // In a URI an at sign can only come from there: the text that libpq calls unknown would be
+        // part of the password.
         let isURI = conninfo.hasPrefix("postgres://") || conninfo.hasPrefix("postgresql://")
         if isURI, ["host", "dbname"].contains(where: { options[$0]?.utf8.contains(UInt8(ascii: "@")) == true }) {
             throw PostgresError(
@@ -82,8 +85,9 @@ public struct ConnectionTarget: Sendable {
         self.name = name
     }
 
-    /// The parameters for libpq. The values before `dbname` are defaults that the string may override: a dead peer is
-    /// noticed within about 15 seconds instead of the kernel's quarter of an hour.
+    /// The parameters for libpq. The values before `dbname` are defaults that the string may
+    /// override: a dead peer is noticed within about 15 seconds instead of the kernel's quarter of
+    /// an hour.
     var parameters: [(key: String, value: String)] {
         [
             ("fallback_application_name", name), ("connect_timeout", "10"), ("keepalives_idle", "10"),

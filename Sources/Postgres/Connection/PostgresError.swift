@@ -1,6 +1,7 @@
 import CPostgres
 
-/// Why a database step failed. `description` is safe to show to anyone: it holds neither values nor credentials.
+/// Why a database step failed. `description` is safe to show to anyone: it holds neither values nor
+/// credentials.
 public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDebugStringConvertible {
     /// The kind of failure; callers decide by this and by `sqlState`.
     public enum Kind: Sendable {
@@ -14,7 +15,8 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
         case deadline
         /// The server refused the statement; `sqlState` says why.
         case server
-        /// A value could not be sent or read as the requested type: our mistake or a foreign schema.
+        /// A value could not be sent or read as the requested type: our mistake or a foreign
+        /// schema.
         case value
     }
 
@@ -27,7 +29,8 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
     public let kind: Kind
     /// The step that failed.
     public internal(set) var step: Step
-    /// The five characters of the server's error code, for `kind` server and for refused connections.
+    /// The five characters of the server's error code, for `kind` server and for refused
+    /// connections.
     public let sqlState: String?
     /// The violated constraint, where the server names one.
     public let constraint: String?
@@ -52,17 +55,20 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
     /// The failure, safe to show to anyone.
     public var description: String {
         guard let sqlState else { return message }
-        // Class 22 quotes the value that it could not read; everything after the first colon may be data.
+        // Class 22 quotes the value that it could not read; everything after the first colon may be
+        // data.
         let safe = sqlState.hasPrefix("22") ? String(message.prefix { $0 != ":" }) : message
         return "\(safe) (SQLSTATE \(sqlState))"
     }
 
-    /// Everything that is known, including values that the server quoted: for a debugger, not for a log.
+    /// Everything that is known, including values that the server quoted: for a debugger, not for a
+    /// log.
     public var debugDescription: String {
         "PostgresError(\(kind), \(step.rawValue), \(sqlState ?? "-"), \(message), \(detail ?? "-"))"
     }
 
-    /// True when the statement or commit may have taken effect although we got no response: read back, never guess.
+    /// True when the statement or commit may have taken effect although we got no response: read
+    /// back, never guess.
     public var isOutcomeUnknown: Bool {
         kind == .connectionLost && (step == .statement || step == .commit)
     }
@@ -76,7 +82,8 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
         }
     }
 
-    /// True when the server refuses the values: they have the wrong form, or violate a table's constraint.
+    /// True when the server refuses the values: they have the wrong form, or violate a table's
+    /// constraint.
     public var isOfValues: Bool {
         switch kind {
         case .value: true
@@ -93,8 +100,9 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
             ].contains { message.contains($0) }
     }
 
-    /// True when no database responds, and one may respond later: a server that is starting, a name that does not
-    /// resolve yet, a database that does not exist yet. False when the server refuses the client.
+    /// True when no database responds, and one may respond later: a server that is starting, a name
+    /// that does not resolve yet, a database that does not exist yet. False when the server refuses
+    /// the client.
     public var mayPass: Bool {
         switch kind {
         case .unreachable: !refusesCredentials
@@ -106,7 +114,8 @@ public struct PostgresError: Error, Sendable, CustomStringConvertible, CustomDeb
         }
     }
 
-    /// Shutdown and recovery (57P0x), serialization and deadlock (40xxx), lock timeouts, read-only primaries in failover.
+    /// Shutdown and recovery (57P0x), serialization and deadlock (40xxx), lock timeouts, read-only
+    /// primaries in failover.
     private static let transientStates: Set<String> = [
         "57P01", "57P02", "57P03", "57P05", "57014", "40001", "40P01", "55P03", "25006", "25P03", "08006", "08003",
     ]
@@ -132,8 +141,8 @@ extension PostgresError {
             sqlState: state, constraint: field("n"), hint: field("H"), detail: field("D"))
     }
 
-    /// libpq's own message about a connection, on one line. libpq quotes a value that is invalid for its option, and
-    /// that may have been meant for another option: a password.
+    /// libpq's own message about a connection, on one line. libpq quotes a value that is invalid
+    /// for its option, and that may have been meant for another option: a password.
     static func ownWords(of handle: OpaquePointer) -> String {
         let words = unsafe String(cString: PQerrorMessage(handle))
         let line = String(words.reversed().drop { $0.isWhitespace }.reversed()).replacing("\n", with: "; ")

@@ -1,8 +1,8 @@
 /// The settings of a connection before it is used.
 ///
-/// A direct connection is set once. Behind a pooler in transaction mode the next transaction may run on another server
-/// connection, and settings of this one would remain for the next client: there the settings are part of every
-/// transaction, and nothing remains after it.
+/// A direct connection is set once. Behind a pooler in transaction mode the next transaction may
+/// run on another server connection, and settings of this one would remain for the next client:
+/// there the settings are part of every transaction, and nothing remains after it.
 public struct SessionSetUp: Sendable {
     /// Settings in addition to those of every connection, in order.
     public var settings: [(name: String, value: String)]
@@ -27,9 +27,9 @@ public struct SessionSetUp: Sendable {
         return session
     }
 
-    /// The settings of every connection: names mean PostgreSQL's own objects, regardless of the role's search_path; ISO
-    /// times in UTC; no JIT (it adds 7 ms to a claim); and no transaction that a stopped process holds open over its
-    /// row locks for longer than 10 s.
+    /// The settings of every connection: names mean PostgreSQL's own objects, regardless of the
+    /// role's search_path; ISO times in UTC; no JIT (it adds 7 ms to a claim); and no transaction
+    /// that a stopped process holds open over its row locks for longer than 10 s.
     private static let common = [
         ("search_path", "pg_catalog, pg_temp"), ("datestyle", "ISO"), ("timezone", "UTC"), ("jit", "off"),
         ("client_min_messages", "warning"), ("idle_in_transaction_session_timeout", "10s"), ("bytea_output", "hex"),
@@ -46,8 +46,9 @@ public struct SessionSetUp: Sendable {
             + (channel.map { "; LISTEN \"\($0)\"" } ?? "")
     }
 
-    /// A statement of a process that has died ends within seconds. Otherwise the server notices only when it sends something, and a
-    /// filter that takes for ever keeps a processor for ever. (A server on Windows refuses the setting.)
+    /// A statement of a process that has died ends within seconds. Otherwise the server notices
+    /// only when it sends something, and a filter that takes for ever keeps a processor for ever.
+    /// (A server on Windows refuses the setting.)
     private static let endsWithUs =
         ", pg_catalog.set_config('client_connection_check_interval', "
         + "CASE WHEN pg_catalog.strpos(pg_catalog.version(), 'Visual C') > 0 THEN '0' ELSE '5s' END, false)"
@@ -55,8 +56,8 @@ public struct SessionSetUp: Sendable {
     /// For a transaction that has begun, as one statement.
     var forTransaction: String { Self.select(all, isLocal: true) }
 
-    /// The beginning of a transaction, as a script: with commands only, because after a query its isolation could not
-    /// be changed.
+    /// The beginning of a transaction, as a script: with commands only, because after a query its
+    /// isolation could not be changed.
     var begin: String {
         Self.begin
             + all.map { "; SET LOCAL \($0.name) = \(Self.isList($0.name) ? $0.value : "'\($0.value)'")" }.joined()

@@ -1,8 +1,8 @@
 // swift-format-ignore-file: AllPublicDeclarationsHaveDocumentation
 // The conformances below say nothing that the protocol's own documentation does not.
 
-/// A value that can be sent as a parameter, in PostgreSQL's binary format (big-endian, as each type's `recv` function
-/// reads it).
+/// A value that can be sent as a parameter, in PostgreSQL's binary format (big-endian, as each
+/// type's `recv` function reads it).
 public protocol PostgresEncodable: Sendable {
     /// The type that the parameter is declared as (an OID of `pg_type`).
     static var postgresType: UInt32 { get }
@@ -72,7 +72,8 @@ extension Timestamp: PostgresEncodable {
         bytes.append(bigEndian: !isFinite ? microseconds : overflows ? .min + 1 : difference)
     }
 
-    /// PostgreSQL counts from 2000-01-01; the infinities are the two ends of the range, as in `Timestamp`.
+    /// PostgreSQL counts from 2000-01-01; the infinities are the two ends of the range, as in
+    /// `Timestamp`.
     static let postgresEpoch: Int64 = 946_684_800_000_000
 }
 
@@ -126,8 +127,8 @@ extension Array: PostgresEncodable where Element: PostgresEncodable {
     /// PostgreSQL has no type for arrays of arrays: nesting them is a programming error.
     public static var postgresArrayType: UInt32 { preconditionFailure("arrays of arrays have no type of their own") }
 
-    /// Dimensions, a flag for NULLs, the elements' type; per dimension its length and lower bound; then the elements,
-    /// each after its length (`array_recv` in PostgreSQL's source).
+    /// Dimensions, a flag for NULLs, the elements' type; per dimension its length and lower bound;
+    /// then the elements, each after its length (`array_recv` in PostgreSQL's source).
     public func encode(into bytes: inout [UInt8]) {
         bytes.append(bigEndian: Int32(isEmpty ? 0 : 1))
         bytes.append(bigEndian: Int32(1))

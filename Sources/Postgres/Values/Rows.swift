@@ -1,6 +1,7 @@
 import CPostgres
 
-/// The response to one statement. It owns libpq's result and frees it; values are copied out while it lives.
+/// The response to one statement. It owns libpq's result and frees it; values are copied out while
+/// it lives.
 @safe
 public struct Rows: ~Copyable {
     private let result: OpaquePointer

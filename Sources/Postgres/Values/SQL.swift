@@ -2,8 +2,8 @@
 ///
 ///     "SELECT name FROM outbox.endpoint WHERE id = \(id)"     // WHERE id = $1
 ///
-/// Text that is part of the statement itself, such as a limit which the planner must see, goes in as `\(raw:)`; only
-/// our own constants may.
+/// Text that is part of the statement itself, such as a limit which the planner must see, goes in
+/// as `\(raw:)`; only our own constants may.
 public struct SQL: ExpressibleByStringInterpolation, Sendable {
     /// The text around the parameters: one piece more than there are binds.
     private let pieces: [String]

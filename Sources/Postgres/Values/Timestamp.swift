@@ -1,4 +1,5 @@
-/// A point in time as PostgreSQL keeps it: microseconds since 1970-01-01 00:00 UTC, with the two infinities.
+/// A point in time as PostgreSQL keeps it: microseconds since 1970-01-01 00:00 UTC, with the two
+/// infinities.
 ///
 /// Stored timestamps always come from the database's clock. This type never reads a local clock.
 public struct Timestamp: Hashable, Comparable, Sendable, CustomStringConvertible {
@@ -26,7 +27,8 @@ public struct Timestamp: Hashable, Comparable, Sendable, CustomStringConvertible
         return Timestamp(microseconds: overflows ? (duration < .zero ? .min + 1 : .max - 1) : sum)
     }
 
-    /// How much later it is than another timestamp; the longest duration when the difference is larger.
+    /// How much later it is than another timestamp; the longest duration when the difference is
+    /// larger.
     public static func - (time: Timestamp, earlier: Timestamp) -> Duration {
         let (difference, overflows) = time.microseconds.subtractingReportingOverflow(earlier.microseconds)
         return .microseconds(overflows ? (time < earlier ? .min : .max) : difference)
@@ -61,9 +63,9 @@ public struct Timestamp: Hashable, Comparable, Sendable, CustomStringConvertible
 }
 
 extension Timestamp {
-    /// Reads RFC 3339, as in `2026-11-21T06:03:43.123Z` or with an offset such as `+02:00`, of the years 1 to 9999; nil
-    /// for any other text, including a day that its month does not have. Digits of a second beyond the sixth are cut
-    /// off.
+    /// Reads RFC 3339, as in `2026-11-21T06:03:43.123Z` or with an offset such as `+02:00`, of the
+    /// years 1 to 9999; nil for any other text, including a day that its month does not have.
+    /// Digits of a second beyond the sixth are cut off.
     public init?(rfc3339 text: String) {
         var rest = Array(text.utf8)[...]
         func number(_ digits: Int, _ range: ClosedRange<Int64>) -> Int64? {
@@ -114,8 +116,8 @@ extension Timestamp {
 }
 
 extension Duration {
-    /// The duration in whole microseconds, cut off towards zero; one of more than 292,000 years, as an interval in a
-    /// table may be, becomes the longest one.
+    /// The duration in whole microseconds, cut off towards zero; one of more than 292,000 years, as
+    /// an interval in a table may be, becomes the longest one.
     public var microseconds: Int64 {
         let (seconds, attoseconds) = components
         let (product, overflows) = seconds.multipliedReportingOverflow(by: 1_000_000)

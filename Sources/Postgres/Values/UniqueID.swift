@@ -1,6 +1,7 @@
 /// A 128-bit universally unique identifier (RFC 9562), written in the canonical lower-case form.
 ///
-/// Foundation's `UUID` would bring Foundation into the targets that wrap C; this is all we need of it.
+/// Foundation's `UUID` would bring Foundation into the targets that wrap C; this is all we need of
+/// it.
 public struct UniqueID: Hashable, Sendable, CustomStringConvertible {
     let high: UInt64
     let low: UInt64
@@ -21,7 +22,8 @@ public struct UniqueID: Hashable, Sendable, CustomStringConvertible {
         return UniqueID(high: high, low: low)
     }
 
-    /// Reads the canonical form, 8-4-4-4-12 hexadecimal digits of either case; nil for anything else.
+    /// Reads the canonical form, 8-4-4-4-12 hexadecimal digits of either case; nil for anything
+    /// else.
     public init?(_ text: String) {
         var text = text
         let value: UniqueID? = text.withUTF8 { unsafe UniqueID(ascii: $0) }

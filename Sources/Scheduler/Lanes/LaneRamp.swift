@@ -1,12 +1,14 @@
 import Outbox
 import Postgres
 
-/// How many requests at a time the owner of a lane makes to an endpoint that is failing, or has just asked for a rest.
+/// How many requests at a time the owner of a lane makes to an endpoint that is failing, or has
+/// just asked for a rest.
 ///
 ///     failing, no response yet ──► probing ──(a response)──► growing(1)
 ///     recovering, or rested  ──► growing(n) ──(a round that went well)──► growing(2n) ──(more than its cap)──► full
 ///
-/// What it does about its endpoint it asks for (`Step`), and is told what became of that. Pure: the answers and the cap are passed in.
+/// What it does about its endpoint it asks for (`Step`), and is told what became of that. Pure: the
+/// answers and the cap are passed in.
 struct LaneRamp: Equatable {
     enum Stage: Equatable {
         /// As many as the endpoint takes.
@@ -18,7 +20,8 @@ struct LaneRamp: Equatable {
     }
 
     private(set) var stage: Stage
-    /// It was failing when the lane was claimed: what goes out are probes, and only responses count.
+    /// It was failing when the lane was claimed: what goes out are probes, and only responses
+    /// count.
     let isFailing: Bool
     /// Since when it answers again; nil while it does not, and when it never failed.
     private(set) var recoveredAt: Timestamp?
@@ -72,8 +75,9 @@ struct LaneRamp: Equatable {
         return .goOn
     }
 
-    /// What became of what it asked for: what the endpoint is now, nil when the lane is not ours any more. Returns what is next; nil
-    /// when somebody else has to go on, because somebody has just found the endpoint failing.
+    /// What became of what it asked for: what the endpoint is now, nil when the lane is not ours
+    /// any more. Returns what is next; nil when somebody else has to go on, because somebody has
+    /// just found the endpoint failing.
     mutating func told(_ event: EndpointState.Event, _ state: EndpointState?, cap: Int) -> Step? {
         guard let state else { return nil }
         switch event {

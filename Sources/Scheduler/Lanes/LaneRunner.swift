@@ -5,7 +5,8 @@ import Postgres
 import ServiceLifecycle
 import Synchronization
 
-/// Claims lanes with due deliveries and works each one off, and looks after those that sleep meanwhile.
+/// Claims lanes with due deliveries and works each one off, and looks after those that sleep
+/// meanwhile.
 final class LaneRunner: Service {
     private let parts: EngineParts
     private let wakeups: LaneWakeups
@@ -15,8 +16,8 @@ final class LaneRunner: Service {
         wakeups = parts.laneWakeups
     }
 
-    /// How many lanes one process works on at a time; each has some deliveries in memory. As many as there are requests: who has a lane
-    /// may have one request in flight that takes minutes.
+    /// How many lanes one process works on at a time; each has some deliveries in memory. As many
+    /// as there are requests: who has a lane may have one request in flight that takes minutes.
     static let maxLanes = 4096
     private let full = Mutex(FullWarning())
 
@@ -64,8 +65,9 @@ final class LaneRunner: Service {
         }
     }
 
-    /// Wakes the lanes that sleep with something due in them, or whose endpoint takes nothing any more. When it is not time to look
-    /// at all of them, only at those that have just fallen asleep.
+    /// Wakes the lanes that sleep with something due in them, or whose endpoint takes nothing any
+    /// more. When it is not time to look at all of them, only at those that have just fallen
+    /// asleep.
     ///
     /// - Parameter lookAt: when to look at all of them.
     private func wakeDue(lookAt: inout ContinuousClock.Instant) async throws {
@@ -91,7 +93,8 @@ final class LaneRunner: Service {
         lookAt = min(nextLook, .now + min(untilDue ?? Self.betweenLooks, Self.betweenLooks))
     }
 
-    /// A customer has no more lanes than are free, where there are several: then half of them are left for the others.
+    /// A customer has no more lanes than are free, where there are several: then half of them are
+    /// left for the others.
     private func greedyCustomers(of lanes: [EndpointID], _ endpoints: EndpointDirectory.Snapshot) -> [String] {
         guard endpoints.hasSeveralCustomers, lanes.count >= Self.maxLanes / 2 else { return [] }
         let held = lanes.reduce(into: [ExactText: Int]()) {

@@ -5,18 +5,19 @@ import Postgres
 ///
 ///     floor ──page──► cursor ──page──► cursor ──► … ──(a second is over, or nothing is found)──► back to the floor
 ///
-/// Rows may be committed behind the cursor, so it never stays away from the floor for long; the floor moves up with what was
-/// delivered. Pure: times are passed in.
+/// Rows may be committed behind the cursor, so it never stays away from the floor for long; the
+/// floor moves up with what was delivered. Pure: times are passed in.
 struct LaneScan {
-    /// How long the cursor stays away from the floor, and how long what is known of the lane is believed.
+    /// How long the cursor stays away from the floor, and how long what is known of the lane is
+    /// believed.
     static let maxSweep = Duration.seconds(1)
 
     /// Nothing in the lane is due before.
     private(set) var floor: LaneFloor
     /// The next page begins after it.
     private(set) var cursor: LaneCursor
-    /// When the cursor was last at the floor, when the floor was last asked for, and when the lane was last asked whether what waits
-    /// in memory is still in it.
+    /// When the cursor was last at the floor, when the floor was last asked for, and when the lane
+    /// was last asked whether what waits in memory is still in it.
     private var (leftFloorAt, raisedAt, askedAt):
         (ContinuousClock.Instant, ContinuousClock.Instant, ContinuousClock.Instant)
 

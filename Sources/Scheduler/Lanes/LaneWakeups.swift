@@ -2,10 +2,12 @@ import Outbox
 import Postgres
 import Synchronization
 
-/// What lanes sleep on: those that this process holds with nothing due in them, and the runner that claims others.
+/// What lanes sleep on: those that this process holds with nothing due in them, and the runner that
+/// claims others.
 ///
-/// A lane that is through is kept for a while. Claiming and releasing it for every delivery would write its row three times for
-/// each, and its old versions stay, to be passed by at every look, for as long as anybody holds a snapshot.
+/// A lane that is through is kept for a while. Claiming and releasing it for every delivery would
+/// write its row three times for each, and its old versions stay, to be passed by at every look,
+/// for as long as anybody holds a snapshot.
 final class LaneWakeups: Sendable {
     private struct Sleeper {
         /// Nothing in the lane is due before.
@@ -27,7 +29,8 @@ final class LaneWakeups: Sendable {
 
     init(_ keeper: LeaseKeeper) { self.keeper = keeper }
 
-    /// Deliveries were added to these lanes: those that sleep here wake up, and somebody has to claim the others.
+    /// Deliveries were added to these lanes: those that sleep here wake up, and somebody has to
+    /// claim the others.
     func deliveriesWait(in lanes: Set<EndpointID>) {
         if lanes.isEmpty { return }
         wake(lanes)
@@ -52,8 +55,8 @@ final class LaneWakeups: Sendable {
     /// True while there is room for lanes that only sleep.
     var hasRoom: Bool { keeper.lanes.count < LaneRunner.maxLanes / 2 }
 
-    /// Takes note of a look at the lanes that sleep, or at those of them that nobody has looked at; returns each with the time
-    /// before which nothing in it is due.
+    /// Takes note of a look at the lanes that sleep, or at those of them that nobody has looked at;
+    /// returns each with the time before which nothing in it is due.
     func look(onlyNew: Bool) -> [EndpointID: LaneFloor] {
         state.withLock { state in
             let seen = state.sleepers.filter { !onlyNew || $0.value.isNew }

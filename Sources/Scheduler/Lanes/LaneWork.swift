@@ -13,10 +13,11 @@ struct LaneWork {
     private var scan: LaneScan
     /// The rates that the sender keeps to on our behalf.
     private var rates: [RateLimit] = []
-    /// A lane that was not released cleanly may hold a payload that kills its worker. What was in flight then is at the head
-    /// of the line; the first rows go one at a time, each presumed lethal until it has an outcome. Only a few: a receiver
-    /// that hangs would hold up all the others, and a killer further back meets the same treatment at the next claim,
-    /// nearer to the head.
+    /// A lane that was not released cleanly may hold a payload that kills its worker. What was in
+    /// flight then is at the head of the line; the first rows go one at a time, each presumed
+    /// lethal until it has an outcome. Only a few: a receiver that hangs would hold up all the
+    /// others, and a killer further back meets the same treatment at the next claim, nearer to the
+    /// head.
     private var suspects: Int
     private var ramp: LaneRamp
 
@@ -51,11 +52,12 @@ struct LaneWork {
     }
 
     mutating func run() async throws {
-        // Closed here and open in the database, for the moment that the two clocks or snapshots differ: without a pause it
-        // would be claimed and released at full speed.
+        // Closed here and open in the database, for the moment that the two clocks or snapshots
+        // differ: without a pause it would be claimed and released at full speed.
         if !isWorkable { try await Task.sleep(for: .milliseconds(100)) }
         while isWorkable {
-            // Found failing by others, or by ourselves a moment ago: the next owner begins with a probe.
+            // Found failing by others, or by ourselves a moment ago: the next owner begins with a
+            // probe.
             if ramp.stage == .full || !ramp.isFailing, endpoint?.state.breaker.failing != nil { return }
             try await takeUpRates()
             try await withdrawCancelled()
@@ -107,7 +109,8 @@ struct LaneWork {
             await lease.wait(untilUnresolvedAtMost: 0)
         }
         if !rates.isEmpty, !page.isEmpty {
-            // Nothing is taken into memory that cannot go out soon: an operator may still cancel it.
+            // Nothing is taken into memory that cannot go out soon: an operator may still cancel
+            // it.
             page = Array(page.prefix(parts.sender.startable(lane.endpoint, within: .seconds(2))))
             if page.isEmpty {
                 try await Task.sleep(for: .milliseconds(200))
@@ -133,8 +136,9 @@ struct LaneWork {
         return found.map { $0 != nil } ?? true
     }
 
-    /// Goes on where the last owner of the lane stopped: the attempt log says what it sent. What it sent and did not live to
-    /// record is not in there; its lease has ended since, and with it the short windows.
+    /// Goes on where the last owner of the lane stopped: the attempt log says what it sent. What it
+    /// sent and did not live to record is not in there; its lease has ended since, and with it the
+    /// short windows.
     private mutating func takeUpRates() async throws {
         let wanted = endpoint?.rates(at: parts.clock.now) ?? []
         if wanted == rates { return }
@@ -147,7 +151,8 @@ struct LaneWork {
             try $0.recentStarts(of: lane.endpoint, atMost: memory.count, within: memory.period)
         }
         let now = ContinuousClock.now
-        // The log's times are the last owner's idea of the database's clock, which may lag by as long as a claim took.
+        // The log's times are the last owner's idea of the database's clock, which may lag by as
+        // long as a claim took.
         let starts = ages.reversed().map { now - max(.zero, $0 - .milliseconds(100)) }
         parts.sender.limit(
             lane.endpoint, for: lease.holder, with: RateLimiter(wanted, starts: starts, now: now))
@@ -155,7 +160,8 @@ struct LaneWork {
 
     // MARK: Filtering
 
-    /// Those that the endpoint's filter holds for, and those that it was asked about before. The others are through.
+    /// Those that the endpoint's filter holds for, and those that it was asked about before. The
+    /// others are through.
     private mutating func wanted(_ page: [WaitingDelivery]) async throws -> [WaitingDelivery] {
         guard let endpoint, let filter = endpoint.configuration.filter else { return page }
         func isNew(_ delivery: WaitingDelivery) -> Bool {
@@ -212,7 +218,8 @@ struct LaneWork {
         return delivery.crashes >= Self.maxCrashes ? .workerCrashed : nil
     }
 
-    /// Sends one delivery while nothing else of the lane is in flight, with the crash written down beforehand.
+    /// Sends one delivery while nothing else of the lane is in flight, with the crash written down
+    /// beforehand.
     private func sendAlone(_ delivery: WaitingDelivery) async throws {
         guard let event = delivery.content else { return }
         await lease.wait(untilUnresolvedAtMost: 0)
@@ -261,7 +268,8 @@ struct LaneWork {
 
     // MARK: Recovery
 
-    /// Waits for what was sent, as far as the next page needs it; false when somebody else has to go on.
+    /// Waits for what was sent, as far as the next page needs it; false when somebody else has to
+    /// go on.
     private mutating func judgeRound(hadResponses answers: Int) async throws -> Bool {
         if ramp.triedBefore == nil, ramp.stage == .full, rates.isEmpty {
             try await wait(untilUnresolvedAtMost: WaitingDelivery.page / 2)
@@ -290,8 +298,8 @@ struct LaneWork {
         }
     }
 
-    /// What waits in memory may be cancelled meanwhile: once a second it is asked whether all of it is still in the lane, and what is
-    /// not does not go out.
+    /// What waits in memory may be cancelled meanwhile: once a second it is asked whether all of it
+    /// is still in the lane, and what is not does not go out.
     private mutating func withdrawCancelled() async throws {
         guard scan.isTimeToAsk(at: .now) else { return }
         let waiting = parts.sender.waiting(for: lane.endpoint)
@@ -300,8 +308,8 @@ struct LaneWork {
         parts.sender.withdraw(Set(waiting).subtracting(there), of: lane.endpoint)
     }
 
-    /// Lets something happen to the endpoint. Nil when somebody else changes it at this moment; nil in that when the lane is not ours
-    /// any more.
+    /// Lets something happen to the endpoint. Nil when somebody else changes it at this moment; nil
+    /// in that when the lane is not ours any more.
     private func change(by event: EndpointState.Event) async throws -> EndpointState?? {
         try await unlessLocked { [lane] in try $0.change(lane.endpoint, by: event, owning: lane.lease) }
     }
@@ -316,7 +324,8 @@ struct LaneWork {
         }
     }
 
-    /// Everything is through: with nothing left to try, a recovery is over, and so is what was set for the time after a pause.
+    /// Everything is through: with nothing left to try, a recovery is over, and so is what was set
+    /// for the time after a pause.
     private mutating func settle() async throws {
         if ramp.recoveredAt != nil {
             if ramp.stage != .full { _ = try await change(by: .rampedUp) }
@@ -325,8 +334,8 @@ struct LaneWork {
         if endpoint?.state.pause.drainRate != nil { _ = try await change(by: .drained) }
     }
 
-    /// Keeps the empty lane until something in it is due; false when it is to be released. One that is failing or recovering
-    /// begins anew with its next claim.
+    /// Keeps the empty lane until something in it is due; false when it is to be released. One that
+    /// is failing or recovering begins anew with its next claim.
     private mutating func sleep() async throws -> Bool {
         guard ramp.isOver, .now < keptUntil, wakeups.hasRoom else { return false }
         if scan.mustRaiseFloor(at: .now), try await !raiseFloor() { return false }

@@ -7,8 +7,9 @@ import Synchronization
 ///                    └──(trust ran out)──► doubtful ──(renewed)──► trusted
 ///                    └──(the database says so)──► lost, for good
 ///
-/// It is measured on the monotonic clock, from before the statement that claimed or renewed: it always ends before the database's
-/// `lease_until`. Only in the trusted state may a request be started, and only one that ends in it.
+/// It is measured on the monotonic clock, from before the statement that claimed or renewed: it
+/// always ends before the database's `lease_until`. Only in the trusted state may a request be
+/// started, and only one that ends in it.
 struct LeaseTrust: Sendable {
     private(set) var until: ContinuousClock.Instant
     private(set) var isLost = false
@@ -25,7 +26,8 @@ struct LeaseTrust: Sendable {
     mutating func lose() { isLost = true }
 }
 
-/// A batch or lane that this process holds: how long it may trust that, and how much of it is unresolved.
+/// A batch or lane that this process holds: how long it may trust that, and how much of it is
+/// unresolved.
 ///
 ///     claimed ──► trusted ──(renewed)──► trusted ──► every delivery recorded ──► deleted or released
 ///                    └──(trust ran out, or the database says so)──► lost: nothing more is sent under it
@@ -74,8 +76,9 @@ final class Lease: Sendable {
     /// How many deliveries are not recorded yet.
     var unresolved: Int { state.withLock { $0.unresolved } }
 
-    /// True when so many deliveries are the last ones of a batch that was ours throughout, and so is ours to delete: what was recorded
-    /// under a lease that was lost may be on another server, and is looked up by whoever claims the batch next.
+    /// True when so many deliveries are the last ones of a batch that was ours throughout, and so
+    /// is ours to delete: what was recorded under a lease that was lost may be on another server,
+    /// and is looked up by whoever claims the batch next.
     func ends(with count: Int) -> Bool { state.withLock { $0.unresolved == count && !$0.trust.isLost } }
 
     /// The database prolonged it.
@@ -118,8 +121,9 @@ final class Lease: Sendable {
         waiter?.resume()
     }
 
-    /// Waits until at most so many deliveries are unresolved. Only one task waits at a time. Every delivery is resolved some day:
-    /// requests end by their timeouts, and what the database cannot take is kept until it can.
+    /// Waits until at most so many deliveries are unresolved. Only one task waits at a time. Every
+    /// delivery is resolved some day: requests end by their timeouts, and what the database cannot
+    /// take is kept until it can.
     func wait(untilUnresolvedAtMost most: Int) async {
         await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
             let isDone = state.withLock { state in

@@ -4,10 +4,12 @@ import Postgres
 import ServiceLifecycle
 import Synchronization
 
-/// Writes what became of the requests. Everything that arrives while one transaction runs goes into the next one.
+/// Writes what became of the requests. Everything that arrives while one transaction runs goes into
+/// the next one.
 ///
-/// Nothing that was reported is ever dropped: a group that the database does not take is kept and tried again, and while
-/// too much is kept, no new work is claimed (`hasRoom`). A commit whose answer was lost is read back, never guessed.
+/// Nothing that was reported is ever dropped: a group that the database does not take is kept and
+/// tried again, and while too much is kept, no new work is claimed (`hasRoom`). A commit whose
+/// answer was lost is read back, never guessed.
 final class Recorder: Service {
     struct Report: Sendable {
         var outcome: Outcome
@@ -72,7 +74,8 @@ final class Recorder: Service {
         self.logger = logger
     }
 
-    /// False while outcomes pile up, or an outage of the database is not made up for: claim nothing more.
+    /// False while outcomes pile up, or an outage of the database is not made up for: claim nothing
+    /// more.
     var hasRoom: Bool { inbox.withLock { $0.hasRoom(for: maxUnrecorded) } }
 
     /// Changes what waits, and lets the next batch be claimed when there is room for it again.
@@ -93,7 +96,8 @@ final class Recorder: Service {
         wakeup.signal()
     }
 
-    /// From now on everybody only waits for the last outcomes: a database that takes nothing is given up after that time.
+    /// From now on everybody only waits for the last outcomes: a database that takes nothing is
+    /// given up after that time.
     func beginEnd(within limit: Duration) {
         inbox.withLock { $0.giveUpAt = .now + limit }
         Task.detached { [patience] in
@@ -132,8 +136,9 @@ final class Recorder: Service {
         }
     }
 
-    /// Lets reports gather for a moment: a commit then writes many of them. Nobody waits for a record but the batch that
-    /// is to be deleted, and what a crash can repeat stays a few milliseconds' worth.
+    /// Lets reports gather for a moment: a commit then writes many of them. Nobody waits for a
+    /// record but the batch that is to be deleted, and what a crash can repeat stays a few
+    /// milliseconds' worth.
     private func gather() async {
         let isWorthWaiting = inbox.withLock(\.isWorthGathering)
         // A cancelled process goes on at once.
@@ -219,8 +224,9 @@ final class Recorder: Service {
                 }))
     }
 
-    /// Something of a group is refused by the database for good, and keeps none of the rest from being recorded: what it is is found out
-    /// by halves. Of it less and less is written, and what is refused even so is left to the next claim of its batch.
+    /// Something of a group is refused by the database for good, and keeps none of the rest from
+    /// being recorded: what it is is found out by halves. Of it less and less is written, and what
+    /// is refused even so is left to the next claim of its batch.
     private func recordApart(
         _ reports: [Report], finished: [Lease], effects: [EndpointID: Said], refusal: PostgresError
     ) async {
@@ -261,8 +267,9 @@ final class Recorder: Service {
         await record([report], finished: finished, effects: effects)
     }
 
-    /// Somebody has a row of one endpoint locked, and keeps no other endpoint's outcomes from being recorded: which it is is found out by
-    /// halves, and what is to be written of it is left for a while.
+    /// Somebody has a row of one endpoint locked, and keeps no other endpoint's outcomes from being
+    /// recorded: which it is is found out by halves, and what is to be written of it is left for a
+    /// while.
     private func recordOthers(_ reports: [Report], finished: [Lease], effects: [EndpointID: Said]) async {
         let endpoints = Set(reports.map(\.outcome.delivery.endpoint)).union(effects.keys)
         if endpoints.isEmpty {
@@ -363,12 +370,13 @@ final class Recorder: Service {
                 try? await Task.sleep(for: .milliseconds(250))
             }
         }
-        // Without a response the group is written again: a repeated attempt row is better than a lost outcome.
+        // Without a response the group is written again: a repeated attempt row is better than a
+        // lost outcome.
         return false
     }
 
-    /// At the end of the process, with a database that takes nothing: the leases end by themselves, and the next holder
-    /// sends again what was not recorded.
+    /// At the end of the process, with a database that takes nothing: the leases end by themselves,
+    /// and the next holder sends again what was not recorded.
     private func giveUp(_ reports: [Report]) {
         let rest = inbox.withLock { $0.giveUp() }
         logger.error("stopping without recording", metadata: ["outcomes": "\(reports.count + rest.count)"])

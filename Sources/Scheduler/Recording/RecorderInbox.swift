@@ -1,6 +1,7 @@
 import Outbox
 
-/// What is to be recorded, and what was left because somebody else has an endpoint's rows locked. Pure: the time is passed in.
+/// What is to be recorded, and what was left because somebody else has an endpoint's rows locked.
+/// Pure: the time is passed in.
 struct RecorderInbox {
     /// What goes into one transaction.
     struct Work {
@@ -27,10 +28,11 @@ struct RecorderInbox {
     private var blocked: Set<EndpointID> = []
     /// Since when there has always been something left.
     private var leftSince: ContinuousClock.Instant?
-    /// Reported and not yet written, those of the group under way and those that were left included.
+    /// Reported and not yet written, those of the group under way and those that were left
+    /// included.
     private(set) var unrecorded = 0
-    /// The database took nothing, and what was reported meanwhile is not yet written: whatever is claimed now might be sent a second
-    /// time, because its first outcome is still here.
+    /// The database took nothing, and what was reported meanwhile is not yet written: whatever is
+    /// claimed now might be sent a second time, because its first outcome is still here.
     private(set) var isBehind = false
     /// When a database that takes nothing is waited for no longer.
     var giveUpAt: ContinuousClock.Instant?
@@ -74,8 +76,8 @@ struct RecorderInbox {
         return work
     }
 
-    /// Keeps what could not be written now. Our own locks last for milliseconds; an effect waits for its lock itself, and so is
-    /// tried less often.
+    /// Keeps what could not be written now. Our own locks last for milliseconds; an effect waits
+    /// for its lock itself, and so is tried less often.
     mutating func leave(_ reports: [Recorder.Report], _ effects: [EndpointID: Said], at now: ContinuousClock.Instant) {
         left += reports
         self.effects.merge(effects) { $0.merged(with: $1) }
@@ -105,7 +107,8 @@ struct RecorderInbox {
         settle()
     }
 
-    /// An outage is made up for when only that is left which somebody else has locked: it may stay for long.
+    /// An outage is made up for when only that is left which somebody else has locked: it may stay
+    /// for long.
     private mutating func settle() {
         if unrecorded <= left.count { isBehind = false }
     }

@@ -4,15 +4,16 @@ import Synchronization
 import Templates
 import Transport
 
-/// Access tokens from the OAuth2 client credentials grant (RFC 6749 4.4), fetched when a request needs one, by the same
-/// transport and so under the same address policy, and kept until shortly before they expire. However many requests wait
-/// for a token, one asks for it.
+/// Access tokens from the OAuth2 client credentials grant (RFC 6749 4.4), fetched when a request
+/// needs one, by the same transport and so under the same address policy, and kept until shortly
+/// before they expire. However many requests wait for a token, one asks for it.
 final class AccessTokens: Sendable {
     struct Token: Sendable {
         let value: String
         fileprivate let client: OAuthClient
         fileprivate let serial: Int
-        /// It took the place of one that a receiver had refused: another refusal is not the token's fault.
+        /// It took the place of one that a receiver had refused: another refusal is not the token's
+        /// fault.
         fileprivate let isReplacement: Bool
     }
 
@@ -48,7 +49,8 @@ final class AccessTokens: Sendable {
 
     /// Gives the completion a token: at once when one is known, otherwise on the transport thread.
     ///
-    /// - Parameter party: the customer that asks, whose turn it is when the token endpoint's name is looked up.
+    /// - Parameter party: the customer that asks, whose turn it is when the token endpoint's name
+    ///   is looked up.
     func token(for client: OAuthClient, of party: ExactText, _ completion: @escaping Completion) {
         let (known, isFirst) = state.withLock { state -> (Token?, Bool) in
             var entry = state.entries[client] ?? Entry()
@@ -62,14 +64,16 @@ final class AccessTokens: Sendable {
         if isFirst { fetch(client, of: party) }
     }
 
-    /// Forgets a token that a receiver answered with 401; true when a new one is worth another try at once.
+    /// Forgets a token that a receiver answered with 401; true when a new one is worth another try
+    /// at once.
     func reject(_ token: Token) -> Bool {
         state.withLock { state in
             var entry = state.entries[token.client] ?? Entry()
             if entry.token?.serial == token.serial { entry.token = nil }
             entry.wasRefused = true
             state.entries[token.client] = entry
-            // Asked of the token itself: others may have been refused at the same time, and each is repeated once.
+            // Asked of the token itself: others may have been refused at the same time, and each is
+            // repeated once.
             return !token.isReplacement
         }
     }
@@ -137,7 +141,8 @@ final class AccessTokens: Sendable {
         }
         let mark: [UInt8] = [0xEF, 0xBB, 0xBF]
         let json = try? JSON(exchange.body.starts(with: mark) ? Array(exchange.body.dropFirst(3)) : exchange.body)
-        // An error code is one of a few words; anything else may be anything. Some servers say it with a 200.
+        // An error code is one of a few words; anything else may be anything. Some servers say it
+        // with a 200.
         let code = json?.value(at: ["error"])?.text ?? ""
         let isCode = !code.isEmpty && code.utf8.allSatisfy { $0 == UInt8(ascii: "_") || (0x61...0x7A).contains($0) }
         guard (200...299).contains(status), !isCode else {

@@ -9,7 +9,8 @@ import Transport
 ///
 ///     token ─► request built ─► transport ─► verdict ─► what it says of the endpoint ─► report
 ///
-/// What takes long by what strangers sent is done on the threads of `computing`, the rest on the caller's or the transport's.
+/// What takes long by what strangers sent is done on the threads of `computing`, the rest on the
+/// caller's or the transport's.
 final class AttemptRunner: Sendable {
     /// How an attempt ended.
     enum Ending {
@@ -21,7 +22,8 @@ final class AttemptRunner: Sendable {
         case notStarted
     }
 
-    /// A request must end this long before its lease does, so that the outcome can still be written under it.
+    /// A request must end this long before its lease does, so that the outcome can still be written
+    /// under it.
     private static let margin = Duration.seconds(2)
     /// Above this a request is built, and a response judged, on the threads of `computing`.
     private static let large = 16 * 1024
@@ -52,9 +54,9 @@ final class AttemptRunner: Sendable {
         self.logger = logger
     }
 
-    /// True when a request to the endpoint may be started under the lease: both are open, and the request will have
-    /// ended before the lease may end. A timeout longer than the lease relies on renewals; then a good part of the lease
-    /// must be left.
+    /// True when a request to the endpoint may be started under the lease: both are open, and the
+    /// request will have ended before the lease may end. A timeout longer than the lease relies on
+    /// renewals; then a good part of the lease must be left.
     func mayStart(_ endpoint: Endpoint, isFromBatch: Bool = false, under held: Lease) -> Bool {
         guard endpoint.takes(isFromBatch: isFromBatch, at: clock.now) else { return false }
         return held.isTrusted(for: min(endpoint.timeout + Self.margin, lease / 3), at: .now)
@@ -196,8 +198,8 @@ final class AttemptRunner: Sendable {
 }
 
 extension Endpoint {
-    /// True when a request may be sent at that time. What was dispatched before its endpoint got a limit, or began to fail,
-    /// goes through the lane.
+    /// True when a request may be sent at that time. What was dispatched before its endpoint got a
+    /// limit, or began to fail, goes through the lane.
     func takes(isFromBatch: Bool, at now: Timestamp) -> Bool {
         isFromBatch ? accepts(.batch, at: now) && !isConstrained(at: now) : accepts(.laneOwner, at: now)
     }

@@ -2,8 +2,9 @@ import Bytewise
 import Synchronization
 import Threads
 
-/// Runs what takes long for its size, such as a template of a large event or rules on a large response, on threads of its own: the
-/// transport's thread serves everybody. Customers take turns, so that one that fills the pool delays itself.
+/// Runs what takes long for its size, such as a template of a large event or rules on a large
+/// response, on threads of its own: the transport's thread serves everybody. Customers take turns,
+/// so that one that fills the pool delays itself.
 final class ComputePool: Sendable {
     private struct State {
         var queue = TurnQueue<@Sendable () -> Void>()
@@ -16,8 +17,8 @@ final class ComputePool: Sendable {
 
     /// Starts the threads. Throws when the system has none left.
     ///
-    /// - Parameter threads: two by default: one job that takes long still leaves one for others. They have a lower priority than
-    ///   the transport's thread.
+    /// - Parameter threads: two by default: one job that takes long still leaves one for others.
+    ///   They have a lower priority than the transport's thread.
     init(threads count: Int = 2) throws {
         do {
             for number in 1...count {
@@ -35,7 +36,8 @@ final class ComputePool: Sendable {
         }
     }
 
-    /// Runs the job when it is its customer's turn; at once, on the calling thread, when the pool is stopped.
+    /// Runs the job when it is its customer's turn; at once, on the calling thread, when the pool
+    /// is stopped.
     func post(for customer: ExactText, _ job: @escaping @Sendable () -> Void) {
         let isTaken = state.withLock { state in
             if !state.isClosed { state.queue.add(job, of: customer) }

@@ -2,7 +2,8 @@ package import Outbox
 package import Postgres
 package import Transport
 
-/// Calls an endpoint once, on the path that deliveries take, and says step by step what came of it. Nothing is stored.
+/// Calls an endpoint once, on the path that deliveries take, and says step by step what came of it.
+/// Nothing is stored.
 package struct EndpointTest: Sendable {
     /// The checks, in order; the first that fails ends the trial.
     package enum Step: String, Sendable, CaseIterable {
@@ -26,8 +27,9 @@ package struct EndpointTest: Sendable {
         package internal(set) var attempt: Attempt?
 
         package var isSuccess: Bool { failure == nil }
-        /// Nobody said yes or no: no response came, or one that says that the endpoint itself is in trouble. Not so when the
-        /// request could not be made, for which whoever asks may be to blame.
+        /// Nobody said yes or no: no response came, or one that says that the endpoint itself is in
+        /// trouble. Not so when the request could not be made, for which whoever asks may be to
+        /// blame.
         package internal(set) var gotNoResponse = false
 
         init() {}
@@ -56,7 +58,8 @@ package struct EndpointTest: Sendable {
         self.trigger = trigger
     }
 
-    /// Runs the steps. The transport's own policy decides about addresses, as it does for deliveries.
+    /// Runs the steps. The transport's own policy decides about addresses, as it does for
+    /// deliveries.
     package func run(on transport: Transport) async -> Report {
         var report = Report()
         do throws(StepFailure) {

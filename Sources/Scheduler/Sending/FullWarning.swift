@@ -1,4 +1,5 @@
-/// When it is to be said that nothing is free: after ten seconds of it, and then every minute. Time is a parameter.
+/// When it is to be said that nothing is free: after ten seconds of it, and then every minute. Time
+/// is a parameter.
 struct FullWarning {
     /// Shorter than that is a burst.
     static let patience = Duration.seconds(10)

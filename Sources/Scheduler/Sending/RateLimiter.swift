@@ -1,8 +1,8 @@
 import DequeModule
 import Outbox
 
-/// Keeps to the rates of one endpoint. Only the owner of its lane sends to it, so that what this allows is all that is sent.
-/// Pure: time is a parameter.
+/// Keeps to the rates of one endpoint. Only the owner of its lane sends to it, so that what this
+/// allows is all that is sent. Pure: time is a parameter.
 struct RateLimiter {
     let limits: [RateLimit]
     /// When the last requests started, as many as the largest window holds; oldest first.
@@ -28,8 +28,9 @@ struct RateLimiter {
         )
     }
 
-    /// Goes on where somebody stopped whose last requests started then, oldest first. What a bucket held before that time is
-    /// not known; it counts as empty then, which can only make the next request later.
+    /// Goes on where somebody stopped whose last requests started then, oldest first. What a bucket
+    /// held before that time is not known; it counts as empty then, which can only make the next
+    /// request later.
     init(_ limits: [RateLimit], starts: [ContinuousClock.Instant], now: ContinuousClock.Instant) {
         self.init(limits)
         for start in starts { take(at: start) }
@@ -58,7 +59,8 @@ struct RateLimiter {
         for (limit, fullAt) in zip(limits, fullAt) {
             var time: ContinuousClock.Instant?
             if let burst = limit.burst {
-                // The bucket holds one more as soon as it is not farther from full than all but one of its drops.
+                // The bucket holds one more as soon as it is not farther from full than all but one
+                // of its drops.
                 time = fullAt.map { $0 - limit.period * (burst - 1) / limit.count }
             } else if history.count >= limit.count {
                 // So many starts ago: that one must have left the window.

@@ -4,16 +4,17 @@ import Outbox
 final class Send: Sendable {
     let event: Event
     let endpoint: EndpointID
-    /// Which attempt it is, from 1. Of a batch the number of its claims: a claim that was lost may have sent the request and not
-    /// lived to record it, so it counts as an attempt, and numbers stay unique.
+    /// Which attempt it is, from 1. Of a batch the number of its claims: a claim that was lost may
+    /// have sent the request and not lived to record it, so it counts as an attempt, and numbers
+    /// stay unique.
     let number: Int
     let trigger: Trigger
     let lease: Lease
-    /// A send from a batch that has not started by then, because its endpoint is at its cap, moves into the endpoint's
-    /// lane: one slow endpoint never keeps a batch open.
+    /// A send from a batch that has not started by then, because its endpoint is at its cap, moves
+    /// into the endpoint's lane: one slow endpoint never keeps a batch open.
     let startBy: ContinuousClock.Instant?
-    /// Set when its row says already that the worker died in this send: whatever happens instead must be written down.
-    /// So many crashes the row had before.
+    /// Set when its row says already that the worker died in this send: whatever happens instead
+    /// must be written down. So many crashes the row had before.
     let crashesBefore: Int?
     /// Others of its ordering key wait for it.
     let isOrdered: Bool

@@ -3,7 +3,8 @@ import DequeModule
 import Outbox
 import Postgres
 
-/// One moment on both clocks: the database's says what holds, the local one how long something takes.
+/// One moment on both clocks: the database's says what holds, the local one how long something
+/// takes.
 struct Moment {
     let database: Timestamp
     let local: ContinuousClock.Instant
@@ -32,14 +33,15 @@ private struct Load {
     func isWithin(_ other: Load) -> Bool { count < other.count && bytes < other.bytes }
 }
 
-/// What waits to be started and what is in flight, per endpoint and altogether. Every endpoint has its own queue and cap;
-/// starting goes round the endpoints, so that none waits behind another's queue. Bookkeeping only: it belongs under the
-/// sender's lock.
+/// What waits to be started and what is in flight, per endpoint and altogether. Every endpoint has
+/// its own queue and cap; starting goes round the endpoints, so that none waits behind another's
+/// queue. Bookkeeping only: it belongs under the sender's lock.
 ///
-/// Requests and bytes in flight are few, and whoever holds them may do so for minutes. So an endpoint gets another request only while
-/// it has less in flight than is free, and a customer the same, where there are several: however many take what they can, as much
-/// as each of them has is left for the next (dynamic thresholds: Choudhury and Hahne 1998). The last eighth is for first requests of
-/// endpoints, which need only that anything is free.
+/// Requests and bytes in flight are few, and whoever holds them may do so for minutes. So an
+/// endpoint gets another request only while it has less in flight than is free, and a customer the
+/// same, where there are several: however many take what they can, as much as each of them has is
+/// left for the next (dynamic thresholds: Choudhury and Hahne 1998). The last eighth is for first
+/// requests of endpoints, which need only that anything is free.
 struct SendQueues {
     /// How many sends from batches may wait before no more work is claimed.
     static let maxPending = 1000
@@ -65,7 +67,8 @@ struct SendQueues {
     private var resting: [EndpointID: ContinuousClock.Instant] = [:]
     /// What each customer's endpoints have in flight.
     private var customers: [ExactText: Share] = [:]
-    /// Endpoints that have more in flight than their share, or whose customers have, in the order in which they found that out.
+    /// Endpoints that have more in flight than their share, or whose customers have, in the order
+    /// in which they found that out.
     private var waitingForShare: Deque<EndpointID> = []
 
     init(maxInFlight: Int, maxBytes: Int) {
@@ -73,12 +76,14 @@ struct SendQueues {
         self.maxBytes = maxBytes
     }
 
-    /// What a customer's endpoints have in flight. A class, so that it is looked up once for as long as an endpoint is busy.
+    /// What a customer's endpoints have in flight. A class, so that it is looked up once for as
+    /// long as an endpoint is busy.
     private final class Share {
         var held = Load()
     }
 
-    /// What waits for one endpoint. A class, because a value taken out of a dictionary and put back is copied whole.
+    /// What waits for one endpoint. A class, because a value taken out of a dictionary and put back
+    /// is copied whole.
     private final class Queue {
         var sends: Deque<Send> = []
         var pending = Load()
@@ -104,7 +109,8 @@ struct SendQueues {
         pendingFromBatches.count < Self.maxPending * 2 && pendingFromBatches.bytes < maxBytes
     }
 
-    /// False while the events that wait for an endpoint take too much memory: read no more of its lane.
+    /// False while the events that wait for an endpoint take too much memory: read no more of its
+    /// lane.
     func hasRoom(for endpoint: EndpointID) -> Bool {
         (queues[endpoint]?.pending.bytes ?? 0) < maxBytesPerEndpoint
     }
@@ -149,10 +155,11 @@ struct SendQueues {
         }
     }
 
-    /// The next send that the caps allow, in turn by endpoint; it counts as in flight from here on. Without an endpoint it
-    /// is for one that is not known any more.
+    /// The next send that the caps allow, in turn by endpoint; it counts as in flight from here on.
+    /// Without an endpoint it is for one that is not known any more.
     ///
-    /// - Parameter hasSeveralCustomers: false when all endpoints are of one, who then shares with nobody.
+    /// - Parameter hasSeveralCustomers: false when all endpoints are of one, who then shares with
+    ///   nobody.
     mutating func next(
         _ endpoints: [EndpointID: Endpoint], hasSeveralCustomers: Bool = false, at now: Moment
     ) -> (send: Send, endpoint: Endpoint?, isRunningLow: Bool)? {
@@ -182,13 +189,14 @@ struct SendQueues {
         _ queue: Queue, _ send: Send, of endpoint: Endpoint?, _ hasSeveralCustomers: Bool
     ) -> Bool {
         let free = Load(count: maxInFlight, bytes: maxBytes) - inFlight
-        // However many have large events, as much is left as the last one takes; what is larger than an endpoint's share needs no more
-        // than that to be left.
+        // However many have large events, as much is left as the last one takes; what is larger
+        // than an endpoint's share needs no more than that to be left.
         if inFlight.count > 0, min(send.event.size, maxBytesPerEndpoint) > free.bytes / 2 { return false }
         if queue.inFlight.count > 0 {
             let forSeconds = free - Load(count: maxInFlight / 8, bytes: maxBytes / 8)
             if !queue.inFlight.isWithin(forSeconds) { return false }
-            // Lanes are where the slow endpoints are: a quarter of what may be in flight is not theirs to take, but for first requests.
+            // Lanes are where the slow endpoints are: a quarter of what may be in flight is not
+            // theirs to take, but for first requests.
             let forLanes = Load(count: maxInFlight / 4 * 3, bytes: maxBytes / 4 * 3) - inFlightFromLanes
             if !send.isFromBatch, !queue.inFlight.isWithin(forLanes) { return false }
         } else {
@@ -212,8 +220,9 @@ struct SendQueues {
         waitingForShare.append(id)
     }
 
-    /// Asks those again who wait for a share, the longest waiting first: a few when something has ended, which makes room for one or
-    /// two, and all of them now and then, since those few may be in no need of it any more.
+    /// Asks those again who wait for a share, the longest waiting first: a few when something has
+    /// ended, which makes room for one or two, and all of them now and then, since those few may be
+    /// in no need of it any more.
     mutating func askWhoWaitsForShare(atMost most: Int = .max) {
         for _ in 0..<min(most, waitingForShare.count) {
             guard let id = waitingForShare.popFirst(), let queue = queues[id] else { continue }
@@ -222,7 +231,8 @@ struct SendQueues {
         }
     }
 
-    /// True when the endpoint's rates do not let a request start now; otherwise it counts as started.
+    /// True when the endpoint's rates do not let a request start now; otherwise it counts as
+    /// started.
     private mutating func mustRest(_ endpoint: Endpoint, at now: Moment) -> Bool {
         let rates = endpoint.rates(at: now.database)
         guard let known = limiters[endpoint.id] else {
@@ -264,7 +274,8 @@ struct SendQueues {
         takeTurn(send.endpoint, queue)
     }
 
-    /// Takes out what waits and should not; the closure also learns whether its endpoint is at its cap.
+    /// Takes out what waits and should not; the closure also learns whether its endpoint is at its
+    /// cap.
     mutating func remove(_ endpoints: [EndpointID: Endpoint], where shouldGo: (Send, _ isAtCap: Bool) -> Bool) -> [Send]
     {
         if pending.count == 0 { return [] }

@@ -8,7 +8,8 @@ import Synchronization
 ///
 ///     dispatcher, lane runner ─► a queue per endpoint ─► attempt ─► recorder
 ///
-/// Decisions are made under the lock (`SendQueues`); attempts are made outside it (`AttemptRunner`).
+/// Decisions are made under the lock (`SendQueues`); attempts are made outside it
+/// (`AttemptRunner`).
 final class Sender: Service {
     private struct State {
         var queues: SendQueues
@@ -48,10 +49,12 @@ final class Sender: Service {
     /// False while even what is small has to wait.
     var hasRoomForSmall: Bool { state.withLock { $0.queues.hasRoomForSmall && !$0.isStopping } }
 
-    /// False while the events that wait for an endpoint take too much memory: read no more of its lane.
+    /// False while the events that wait for an endpoint take too much memory: read no more of its
+    /// lane.
     func hasRoom(for endpoint: EndpointID) -> Bool { state.withLock { $0.queues.hasRoom(for: endpoint) } }
 
-    /// From here on requests to the endpoint keep to these rates, on behalf of this holder of its lane.
+    /// From here on requests to the endpoint keep to these rates, on behalf of this holder of its
+    /// lane.
     func limit(_ endpoint: EndpointID, for holder: Holder, with limiter: RateLimiter) {
         state.withLock { $0.queues.limit(endpoint, for: holder, with: limiter) }
     }
@@ -69,7 +72,8 @@ final class Sender: Service {
     /// The events of the endpoint's lane that wait here to be sent.
     func waiting(for endpoint: EndpointID) -> [EventKey] { state.withLock { $0.queues.waiting(for: endpoint) } }
 
-    /// Takes out deliveries of a lane that wait here, and are not in the lane any more: somebody has cancelled them.
+    /// Takes out deliveries of a lane that wait here, and are not in the lane any more: somebody
+    /// has cancelled them.
     func withdraw(_ events: Set<EventKey>, of endpoint: EndpointID) {
         let withdrawn = state.withLock { state in
             state.queues.remove(directory.current.byID) { send, _ in
@@ -101,7 +105,8 @@ final class Sender: Service {
 
     func run() async {
         await withGracefulShutdownHandler {
-            // The tick moves what waited too long into the lanes; in between the rates of endpoints let some go.
+            // The tick moves what waited too long into the lanes; in between the rates of endpoints
+            // let some go.
             var lastExpiry = ContinuousClock.now
             while !wakeup.isStopped && !Task.isCancelled {
                 let next = state.withLock { $0.queues.nextStart }
@@ -166,8 +171,9 @@ final class Sender: Service {
 
     // MARK: Not starting
 
-    /// Moves what has waited too long for its endpoint, or belongs to one that is closed now, out of the queues. What
-    /// waits because this process is busy stays: in a lane it would wait for the same process.
+    /// Moves what has waited too long for its endpoint, or belongs to one that is closed now, out
+    /// of the queues. What waits because this process is busy stays: in a lane it would wait for
+    /// the same process.
     private func expire() {
         let now = ContinuousClock.now
         let databaseNow = clock.now
@@ -212,7 +218,8 @@ final class Sender: Service {
             metadata: ["why": "this worker \(complaint.detail)", "fix": "\(complaint.fix)"])
     }
 
-    /// What is not sent now waits in its lane: deliveries of a batch are moved there, deliveries of a lane still are there.
+    /// What is not sent now waits in its lane: deliveries of a batch are moved there, deliveries of
+    /// a lane still are there.
     private func putOff(_ sends: [Send]) {
         var reports: [Recorder.Report] = []
         for send in sends {
@@ -237,7 +244,8 @@ final class Sender: Service {
 
     // MARK: Stopping
 
-    /// Puts off what has not started, waits for what is in flight within the grace period, then stops the rest.
+    /// Puts off what has not started, waits for what is in flight within the grace period, then
+    /// stops the rest.
     private func drain() async {
         let pending = state.withLock { state in
             state.isStopping = true

@@ -1,8 +1,9 @@
-/// How many events the next cut may take, so that each fits its deadline whatever an event costs there: next to nothing, or a row for
-/// each of 15,000 endpoints that keep order.
+/// How many events the next cut may take, so that each fits its deadline whatever an event costs
+/// there: next to nothing, or a row for each of 15,000 endpoints that keep order.
 ///
-/// It begins small and doubles while cuts are full and quick; one that takes long halves it, and after one that ran into its deadline
-/// it begins anew (slow start and multiplicative decrease: Jacobson 1988).
+/// It begins small and doubles while cuts are full and quick; one that takes long halves it, and
+/// after one that ran into its deadline it begins anew (slow start and multiplicative decrease:
+/// Jacobson 1988).
 struct CutBudget {
     /// What the first cut may take.
     static let smallest = 16

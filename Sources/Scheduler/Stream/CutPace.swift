@@ -1,13 +1,15 @@
 import Outbox
 
-/// What the cutter does after a cut: how long it pauses, whether it wakes the dispatcher, and when it falls asleep. Pure.
+/// What the cutter does after a cut: how long it pauses, whether it wakes the dispatcher, and when
+/// it falls asleep. Pure.
 ///
 ///     events ──► short pauses ──(none)──► pauses that double ──(16 ms)──► asleep, until a producer notifies
 struct CutPace {
     enum Next: Equatable {
         case again
         case pause(Duration)
-        /// Until a notification or a scan that finds something, from pauses of that length on; where nobody listens, as `pause`.
+        /// Until a notification or a scan that finds something, from pauses of that length on;
+        /// where nobody listens, as `pause`.
         case sleep(from: Duration)
     }
 
@@ -38,7 +40,8 @@ struct CutPace {
             pause = Self.shortest * 2
             return Step(next: count >= most ? .again : .pause(Self.gathering(after: count)), wakesDispatcher: true)
         case .enough:
-            // Some thousand events ahead: time enough for these, not for what others commit meanwhile.
+            // Some thousand events ahead: time enough for these, not for what others commit
+            // meanwhile.
             defer { isAhead = true }
             pause = Self.shortest
             return Step(next: .pause(Self.betweenScans), wakesDispatcher: !isAhead)
@@ -56,7 +59,8 @@ struct CutPace {
     /// Something ended a sleep.
     mutating func woke() { pause = Self.shortest }
 
-    /// How long to let events gather after a cut of so many: next to nothing while they are few, and up to 10 ms in a
-    /// stream of them, where every cut, claim and record would otherwise be made for a handful.
+    /// How long to let events gather after a cut of so many: next to nothing while they are few,
+    /// and up to 10 ms in a stream of them, where every cut, claim and record would otherwise be
+    /// made for a handful.
     private static func gathering(after count: Int) -> Duration { shortest * min(max(1, count / 4), 10) }
 }

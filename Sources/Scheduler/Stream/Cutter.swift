@@ -6,10 +6,11 @@ import Synchronization
 
 /// Turns newly committed events into batches, and sleeps when there are none.
 ///
-/// Polling is the contract: everything works when no notification ever arrives. The pause between two looks grows from
-/// 1 ms while events flow to the poll interval. Before a long pause the worker says that it sleeps, looks once more, and
-/// then a producer's notification ends the pause; see `outbox.wake_worker`. Only a transaction that had written before and
-/// commits after may be missed by it, and waits as long as this worker has slept, at most a poll interval.
+/// Polling is the contract: everything works when no notification ever arrives. The pause between
+/// two looks grows from 1 ms while events flow to the poll interval. Before a long pause the worker
+/// says that it sleeps, looks once more, and then a producer's notification ends the pause; see
+/// `outbox.wake_worker`. Only a transaction that had written before and commits after may be missed
+/// by it, and waits as long as this worker has slept, at most a poll interval.
 final class Cutter: Service {
     private let pool: ConnectionPool
     /// A connection that listens; nil behind a transaction pooler.
@@ -50,7 +51,8 @@ final class Cutter: Service {
         }
     }
 
-    /// One cut, of as many events as fit its deadline. One that does not is said: nobody gets new events meanwhile.
+    /// One cut, of as many events as fit its deadline. One that does not is said: nobody gets new
+    /// events meanwhile.
     private func cut(_ connection: inout Connection) throws -> Cut {
         let most = budget.withLock { $0.events }
         let begin = ContinuousClock.now
@@ -67,8 +69,8 @@ final class Cutter: Service {
         }
     }
 
-    /// Sleeps until a producer notifies or a look finds something, and looks at growing intervals meanwhile. False when nobody would
-    /// notify, or at a stop: then poll.
+    /// Sleeps until a producer notifies or a look finds something, and looks at growing intervals
+    /// meanwhile. False when nobody would notify, or at a stop: then poll.
     private func sleep(_ listener: ConnectionPool, from shortest: Duration) async throws -> Bool {
         try await listener.run { [self] connection in
             if connection.isPooled { return false }

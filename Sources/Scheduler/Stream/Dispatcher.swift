@@ -3,7 +3,8 @@ import Outbox
 import Postgres
 import ServiceLifecycle
 
-/// Claims batches and gives each delivery of event and endpoint to the sender, or to the endpoint's lane.
+/// Claims batches and gives each delivery of event and endpoint to the sender, or to the endpoint's
+/// lane.
 final class Dispatcher: Service {
     private let parts: EngineParts
     private let wakeup: Wakeup
@@ -22,8 +23,9 @@ final class Dispatcher: Service {
             // With enough of one customer's flood in memory, others' few events still are claimed.
             let isSmall = !parts.sender.hasRoom
             if floorReadAt.map({ .now - $0 > .seconds(2) }) ?? true {
-                // Numbers and turns go back with a database that was put back: what it makes then lies before the floor. So
-                // that one is looked for from the beginning every now and then, whether or not anybody noticed.
+                // Numbers and turns go back with a database that was put back: what it makes then
+                // lies before the floor. So that one is looked for from the beginning every now and
+                // then, whether or not anybody noticed.
                 if .now - floorBeganAt > parts.configuration.lease { (floor, floorBeganAt) = (.none, .now) }
                 floor = try await parts.pool.run { [floor] in try $0.batchFloor(from: floor) }
                 floorReadAt = .now
@@ -48,7 +50,8 @@ final class Dispatcher: Service {
                     isSmall: isSmall, endpoints: seen, instance: instance)
             }
         } catch let error as PostgresError where error.isOutcomeUnknown {
-            // Whatever the lost response said: give it back, so that nobody has to wait for the lease to end.
+            // Whatever the lost response said: give it back, so that nobody has to wait for the
+            // lease to end.
             try await parts.pool.run { try $0.releaseLeases(of: leaseID) }
             throw error
         }
@@ -110,7 +113,8 @@ final class Dispatcher: Service {
             }
             return matching
         }
-        // A batch that keeps losing its workers goes to the lanes, where a lethal payload is found out alone.
+        // A batch that keeps losing its workers goes to the lanes, where a lethal payload is found
+        // out alone.
         let mayEndTheWorker = batch.claims >= parts.configuration.maxBatchClaims
         let verdicts = mayEndTheWorker ? [:] : try await askFilters(of: batch, &matches)
         let deliveries = matches.reduce(0) { $0 + $1.count }
@@ -148,7 +152,8 @@ final class Dispatcher: Service {
                 parts.recorder.submit(waiting)
                 parts.sender.enqueue(sends)
                 (sends, waiting) = ([], [])
-                // At a stop the rest goes in at once: the sender puts off what it cannot start any more.
+                // At a stop the rest goes in at once: the sender puts off what it cannot start any
+                // more.
                 while !(parts.sender.hasRoom && parts.recorder.hasRoom), !wakeup.isStopped, !Task.isCancelled {
                     await wakeup.wait(upTo: .milliseconds(50))
                 }
@@ -158,7 +163,8 @@ final class Dispatcher: Service {
         parts.sender.enqueue(sends)
     }
 
-    /// Asks the filters of those that match, and takes out what they do not hold for. What has no verdict is asked in its lane.
+    /// Asks the filters of those that match, and takes out what they do not hold for. What has no
+    /// verdict is asked in its lane.
     private func askFilters(of batch: ClaimedBatch, _ matches: inout [[Endpoint]]) async throws -> [DeliveryID:
         FilterVerdict]
     {

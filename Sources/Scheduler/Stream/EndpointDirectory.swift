@@ -4,7 +4,8 @@ import Outbox
 import Postgres
 import Synchronization
 
-/// The endpoints, as this process has read them: what has changed since then is read again, and nothing else.
+/// The endpoints, as this process has read them: what has changed since then is read again, and
+/// nothing else.
 final class EndpointDirectory: Sendable {
     /// Their settings at one time, read only, and their states, which change (`Endpoint.state`).
     struct Snapshot: Sendable {
@@ -77,7 +78,8 @@ final class EndpointDirectory: Sendable {
     /// What is known, without asking.
     var current: Snapshot { snapshot.withLock { $0 } }
 
-    /// What responses said of these endpoints is recorded: from now on only the database says how they are, which may have known more.
+    /// What responses said of these endpoints is recorded: from now on only the database says how
+    /// they are, which may have known more.
     func recorded(_ said: [EndpointID: Said]) {
         if said.isEmpty { return }
         let endpoints = current.byID
@@ -87,21 +89,23 @@ final class EndpointDirectory: Sendable {
 
     private func expire(_ endpoints: some Sequence<EndpointID>) { stale.withLock { $0.formUnion(endpoints) } }
 
-    /// The endpoints as they are now, by somebody who has just asked whether there is something new.
+    /// The endpoints as they are now, by somebody who has just asked whether there is something
+    /// new.
     func refreshed(hasNews: Bool) async throws -> Snapshot {
         confirmedAt.withLock { $0 = .now }
         return try await hasNews || stale.withLock({ !$0.isEmpty }) ? read() : current
     }
 
-    /// Asks for news, unless a claim has just done so: what waits in memory of an endpoint that was paused, disabled or deleted must
-    /// not go out because nobody claims anything meanwhile.
+    /// Asks for news, unless a claim has just done so: what waits in memory of an endpoint that was
+    /// paused, disabled or deleted must not go out because nobody claims anything meanwhile.
     func confirm(atLeastEvery period: Duration) async throws {
         if .now - confirmedAt.withLock({ $0 }) < period { return }
         let hasNews = try await pool.run { [seen = current.seen] in try $0.hasEndpointNews(since: seen) }
         _ = try await refreshed(hasNews: hasNews)
     }
 
-    /// Some endpoints cannot be called from here: what their secrets are worth only who has the key can tell.
+    /// Some endpoints cannot be called from here: what their secrets are worth only who has the key
+    /// can tell.
     var complaint: Complaint? {
         let defective = current.defective.sorted { $0.name < $1.name }
         guard let first = defective.first, let since = defectiveSince.withLock(\.self) else { return nil }

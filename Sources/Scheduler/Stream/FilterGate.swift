@@ -5,11 +5,12 @@ import Synchronization
 
 /// Asks endpoints' filters about events before those are sent.
 ///
-/// A SQL/JSON path can take for ever, and its owner must not hold up anybody else's deliveries. So the filters of a batch have a
-/// quarter of a second together. When that is over, the deliveries go to their lanes, and each lane asks for itself, on a connection
-/// for that: lanes without filters do not wait for it, and customers take turns on it. A page that takes too long is asked in smaller
-/// parts; an endpoint whose filter is slow with a single event is asked one event at a time, on one connection for all of those,
-/// and on no batch's behalf for a minute.
+/// A SQL/JSON path can take for ever, and its owner must not hold up anybody else's deliveries. So
+/// the filters of a batch have a quarter of a second together. When that is over, the deliveries go
+/// to their lanes, and each lane asks for itself, on a connection for that: lanes without filters
+/// do not wait for it, and customers take turns on it. A page that takes too long is asked in
+/// smaller parts; an endpoint whose filter is slow with a single event is asked one event at a
+/// time, on one connection for all of those, and on no batch's behalf for a minute.
 final class FilterGate: Sendable {
     private let batches: ConnectionPool
     private let lanes: ConnectionPool
@@ -18,12 +19,14 @@ final class FilterGate: Sendable {
     private let laneTurns = FairTurns()
     private let slowTurns = FairTurns()
     private let pace = Mutex(FilterPace())
-    /// Endpoints of batches that took too long: some of these are slow, and their lanes find out which.
+    /// Endpoints of batches that took too long: some of these are slow, and their lanes find out
+    /// which.
     private let onlyInLanes = Mutex<[EndpointID: ContinuousClock.Instant]>([:])
 
     /// How long a batch's filters may take, and those of a part of a page.
     private static let limit = Duration.milliseconds(250)
-    /// And when a single event is asked about again: the server may have been busy with something else.
+    /// And when a single event is asked about again: the server may have been busy with something
+    /// else.
     private static let lastLimit = Duration.seconds(1)
     private static let maxAtOnce = 2000
 
@@ -64,8 +67,8 @@ final class FilterGate: Sendable {
         return verdicts
     }
 
-    /// The verdicts of the first of these events: of one at least, and of as many as can be had in that time and while the lane is to
-    /// be worked on.
+    /// The verdicts of the first of these events: of one at least, and of as many as can be had in
+    /// that time and while the lane is to be worked on.
     func ask(
         _ events: [EventKey], of endpoint: Endpoint, _ filter: String, within limit: Duration,
         while isWorkable: () -> Bool

@@ -1,6 +1,7 @@
 import Outbox
 
-/// How many events a filter is asked about at a time, by what it took before. Pure: the time is passed in.
+/// How many events a filter is asked about at a time, by what it took before. Pure: the time is
+/// passed in.
 struct FilterPace: Sendable {
     private enum Pace {
         /// So many events were too many; an eighth of them is tried next.

@@ -12,8 +12,10 @@ enum Route: Equatable {
 
     /// - Parameters:
     ///   - deliverAt: the event is not to be sent before.
-    ///   - mayEndTheWorker: the batch keeps losing its workers, so a lethal payload is found out alone in its lane.
-    ///   - verdict: what the endpoint's filter says; nil when it has none, or could not be asked in time.
+    ///   - mayEndTheWorker: the batch keeps losing its workers, so a lethal payload is found out
+    ///     alone in its lane.
+    ///   - verdict: what the endpoint's filter says; nil when it has none, or could not be asked in
+    ///     time.
     static func of(
         deliverAt: Timestamp?, to endpoint: Endpoint, mayEndTheWorker: Bool, verdict: FilterVerdict?, at now: Timestamp
     ) -> Route {

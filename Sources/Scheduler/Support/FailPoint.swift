@@ -2,10 +2,11 @@
     import Glibc
 #endif
 
-/// Places at which a test can kill or stop the process, to prove what is left behind there. Debug builds only.
+/// Places at which a test can kill or stop the process, to prove what is left behind there. Debug
+/// builds only.
 ///
-/// `OUTBOX_FAIL_POINT` names them: `record.before=kill`, `send.before/poison=kill` (only for events of type poison),
-/// `claim.after@3=stop` (the third time). Several are separated by commas.
+/// `OUTBOX_FAIL_POINT` names them: `record.before=kill`, `send.before/poison=kill` (only for events
+/// of type poison), `claim.after@3=stop` (the third time). Several are separated by commas.
 enum FailPoint: String {
     /// Before the statement that claims a batch.
     case claimBefore = "claim.before"
@@ -26,8 +27,8 @@ enum FailPoint: String {
             guard !wanted.isEmpty else { return }
             for wish in wanted where wish.point == point.rawValue {
                 if let wanted = wish.subject, wanted != subject() { continue }
-                // To this thread: a stop that is sent to the process is taken by its main thread, when that gets a CPU, and until
-                // then this one goes on.
+                // To this thread: a stop that is sent to the process is taken by its main thread,
+                // when that gets a CPU, and until then this one goes on.
                 if wish.count.decrement() == 0 { raise(wish.signal) }
             }
         #endif

@@ -18,7 +18,8 @@ final class FairTurns: Sendable {
 
     private let state = Mutex(State())
 
-    /// Runs the body when it is the customer's turn. Throws a `CancellationError` when the task is cancelled before.
+    /// Runs the body when it is the customer's turn. Throws a `CancellationError` when the task is
+    /// cancelled before.
     func run<Value: Sendable>(for customer: ExactText, _ body: () async throws -> Value) async throws -> Value {
         try await wait(for: customer)
         defer { pass() }

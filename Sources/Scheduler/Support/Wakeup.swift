@@ -2,8 +2,8 @@ import Logging
 import ServiceLifecycle
 import Synchronization
 
-/// Lets one task sleep until there is something to do: until `signal`, `stop`, cancellation, or the time is up. A signal
-/// that comes while nobody sleeps is kept for the next sleep.
+/// Lets one task sleep until there is something to do: until `signal`, `stop`, cancellation, or the
+/// time is up. A signal that comes while nobody sleeps is kept for the next sleep.
 final class Wakeup: Sendable {
     private struct State {
         var isSignalled = false
@@ -74,9 +74,10 @@ final class Wakeup: Sendable {
 }
 
 extension Wakeup {
-    /// Does the work again and again until the process stops gracefully, asleep in between for as long as the work says
-    /// (nil: not at all). A failure is reported when it begins and then now and then; the pauses grow to two seconds,
-    /// spread so that many workers do not come back together.
+    /// Does the work again and again until the process stops gracefully, asleep in between for as
+    /// long as the work says (nil: not at all). A failure is reported when it begins and then now
+    /// and then; the pauses grow to two seconds, spread so that many workers do not come back
+    /// together.
     func run(
         complaint: Logger.Message, to logger: Logger, _ work: () async throws -> Duration?
     ) async {

@@ -1,11 +1,12 @@
 import Outbox
 import Synchronization
 
-/// Counts the failures of each endpoint, as this process sees them, and says when its breaker trips (`EndpointState`).
+/// Counts the failures of each endpoint, as this process sees them, and says when its breaker trips
+/// (`EndpointState`).
 ///
-/// It trips after ten failures in a row, or when half of a hundred outcomes within 30 seconds are failures: enough
-/// that a single lost packet or a deploy of some seconds does not count, little enough that a dead receiver costs nobody
-/// much.
+/// It trips after ten failures in a row, or when half of a hundred outcomes within 30 seconds are
+/// failures: enough that a single lost packet or a deploy of some seconds does not count, little
+/// enough that a dead receiver costs nobody much.
 final class FailureCounter: Sendable {
     static let maxInARow = 10
     static let share = (outcomes: 100, failures: 50, within: Duration.seconds(30))

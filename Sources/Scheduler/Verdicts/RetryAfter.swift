@@ -1,7 +1,8 @@
 package import Postgres
 
-/// What a receiver asks for with `Retry-After` (RFC 9110 10.2.3): seconds, or a date in any of the three forms of
-/// RFC 9110 5.6.7. libcurl's own reading is not used: it overflows, accepts `3600abc` and turns past dates negative.
+/// What a receiver asks for with `Retry-After` (RFC 9110 10.2.3): seconds, or a date in any of the
+/// three forms of RFC 9110 5.6.7. libcurl's own reading is not used: it overflows, accepts
+/// `3600abc` and turns past dates negative.
 package enum RetryAfter {
     /// The longest rest that a receiver can ask for.
     static let maxRest = Duration.seconds(24 * 3600)
@@ -11,7 +12,8 @@ package enum RetryAfter {
         let text = value.utf8
         guard !text.isEmpty, text.count <= 64 else { return nil }
         if text.allSatisfy({ $0 >= 48 && $0 <= 57 }) {
-            // Any number of digits is a valid number of seconds; beyond a day it makes no difference how many.
+            // Any number of digits is a valid number of seconds; beyond a day it makes no
+            // difference how many.
             let seconds = text.reduce(Int64(0)) { min($0 * 10 + Int64($1 - 48), 10_000_000) }
             return min(.seconds(seconds), maxRest)
         }
@@ -30,7 +32,8 @@ package enum RetryAfter {
         if words.count == 6, words[5] == "GMT", words[0].hasSuffix(","), days.contains(String(words[0].dropLast())) {
             return time(year: digits(words[3], 4), month: words[2], day: digits(words[1], 2), clock: words[4])
         }
-        // Sunday, 06-Nov-94 08:49:37 GMT; two digits mean the nearest such year, not more than 50 ahead
+        // Sunday, 06-Nov-94 08:49:37 GMT; two digits mean the nearest such year, not more than 50
+        // ahead
         if words.count == 4, words[3] == "GMT", words[0].hasSuffix(","), longDays.contains(String(words[0].dropLast()))
         {
             let parts = words[1].split(separator: "-").map(String.init)

@@ -36,7 +36,8 @@ enum RetryPolicy {
     ///
     /// - Parameters:
     ///   - number: which attempt this was; the schedule's n-th wait follows the n-th failure.
-    ///   - jitter: 0 up to 1; spreads the wait over 80 to 120 percent, so that failures do not return together.
+    ///   - jitter: 0 up to 1; spreads the wait over 80 to 120 percent, so that failures do not
+    ///     return together.
     static func judge(
         _ exchange: HTTPExchange, endpoint: Endpoint, number: Int, trigger: Trigger, now: Timestamp,
         jitter: @autoclosure () -> Double
@@ -68,7 +69,8 @@ enum RetryPolicy {
             resolution: retry(endpoint, number, atLeast: .zero, jitter), attempts: number)
         switch failure {
         case .cancelled:
-            // We stopped it ourselves: it may go out again at once, and costs an attempt only if it had gone out.
+            // We stopped it ourselves: it may go out again at once, and costs an attempt only if it
+            // had gone out.
             verdict.isAttempt = exchange.mayHaveBeenSent
             verdict.attempts = exchange.mayHaveBeenSent ? number : number - 1
             verdict.resolution = .wait(.zero, exchange.mayHaveBeenSent ? .retry : trigger)
@@ -99,8 +101,9 @@ enum RetryPolicy {
             verdict.endpointEvent = .gone(reason: "gone: the receiver answered 410")
             verdict.resolution = .wait(.zero, .retry)
         case 429, 503:
-            // The whole endpoint rests as long as the receiver asks; after a 429 that asks for nothing, until this delivery is tried
-            // again. A 503 that asks for nothing is a failure like any other: one instance of many may say it.
+            // The whole endpoint rests as long as the receiver asks; after a 429 that asks for
+            // nothing, until this delivery is tried again. A 503 that asks for nothing is a failure
+            // like any other: one instance of many may say it.
             let wish = exchange.retryAfter.flatMap { RetryAfter.parse($0, now: now) } ?? .zero
             verdict.resolution = retry(endpoint, number, atLeast: wish, jitter)
             verdict.isPutOff = wish > .zero || status == 429
@@ -116,8 +119,8 @@ enum RetryPolicy {
         return verdict
     }
 
-    /// What a receiver says in a word or two, such as Slack's `channel_not_found`; nothing of longer answers, which may hold
-    /// anything.
+    /// What a receiver says in a word or two, such as Slack's `channel_not_found`; nothing of
+    /// longer answers, which may hold anything.
     private static func word(_ body: [UInt8]) -> String {
         guard (1...64).contains(body.count), body.allSatisfy({ (0x61...0x7A).contains($0) || $0 == 0x5F }) else {
             return ""

@@ -1,7 +1,8 @@
 import Outbox
 import Transport
 
-/// What an exchange means: success or not, in which words, and what happens next. Pure: time and chance are parameters.
+/// What an exchange means: success or not, in which words, and what happens next. Pure: time and
+/// chance are parameters.
 struct Verdict: Sendable {
     var isSuccess: Bool
     var errorClass: String?
@@ -16,8 +17,9 @@ struct Verdict: Sendable {
     /// False when nothing was sent and nothing needs a line in the attempt log.
     var isAttempt = true
 
-    /// The receiver refused the access token, and a new one may do: at once, and once. What its rules call final stays so, and so does
-    /// the end of its schedule, but for the very first attempt: a token that ran out is no fault of the delivery's.
+    /// The receiver refused the access token, and a new one may do: at once, and once. What its
+    /// rules call final stays so, and so does the end of its schedule, but for the very first
+    /// attempt: a token that ran out is no fault of the delivery's.
     mutating func tryAgainWithNewToken() {
         switch resolution {
         case .wait: break
@@ -33,7 +35,8 @@ struct Verdict: Sendable {
 }
 
 extension Verdict {
-    /// True when this says something about the endpoint, and not about the one event that it was sent.
+    /// True when this says something about the endpoint, and not about the one event that it was
+    /// sent.
     var isEndpointFailure: Bool {
         // Who says when to come back is not out of order.
         guard !isSuccess, isAttempt, !isPutOff, errorClass != "cancelled" else { return false }

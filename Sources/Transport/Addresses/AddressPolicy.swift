@@ -1,10 +1,12 @@
 import Glibc
 
-/// Which addresses a request may connect to. It is checked on the socket's address at every new connection, where
-/// neither a spelling, nor a name that resolves elsewhere the second time, nor a redirect can get around it.
+/// Which addresses a request may connect to. It is checked on the socket's address at every new
+/// connection, where neither a spelling, nor a name that resolves elsewhere the second time, nor a
+/// redirect can get around it.
 ///
-/// It refuses all addresses that are not globally reachable unicast (IANA special-purpose registries, RFC 6890 and its
-/// updates), and IPv6 forms that carry such an IPv4 address; `allowing` permits the operator's own networks.
+/// It refuses all addresses that are not globally reachable unicast (IANA special-purpose
+/// registries, RFC 6890 and its updates), and IPv6 forms that carry such an IPv4 address;
+/// `allowing` permits the operator's own networks.
 package struct AddressPolicy: Sendable {
     private let allowed: [Network]
     private let refused: [SocketAddress]
@@ -13,8 +15,8 @@ package struct AddressPolicy: Sendable {
 
     /// A policy that permits the given networks although they are special, on every port.
     ///
-    /// - Parameter sockets: never to be called, even inside those networks: the database, and the sockets on which this
-    ///   service itself listens.
+    /// - Parameter sockets: never to be called, even inside those networks: the database, and the
+    ///   sockets on which this service itself listens.
     ///   - own: the addresses of this machine.
     package init(
         allowing networks: [Network] = [], refusing sockets: [SocketAddress] = [],
@@ -36,8 +38,9 @@ package struct AddressPolicy: Sendable {
         return allowed.contains { $0.contains(address) } || (isForeign(address) && Self.isUsual(port))
     }
 
-    /// The fault of a URL before its host is resolved, as the end of a sentence that begins with the URL; nil when
-    /// there is none. The addresses of a name are checked when a connection is made.
+    /// The fault of a URL before its host is resolved, as the end of a sentence that begins with
+    /// the URL; nil when there is none. The addresses of a name are checked when a connection is
+    /// made.
     package func refusal(of target: TargetURL) -> String? {
         let loopback = IPAddress.v4(0x7F00_0001)
         if let address = target.address ?? (target.isLocalName ? loopback : nil) {
@@ -55,7 +58,8 @@ package struct AddressPolicy: Sendable {
         return nil
     }
 
-    /// Ports below 1024 belong to services that are not receivers (mail, shells, files), and so do the others here.
+    /// Ports below 1024 belong to services that are not receivers (mail, shells, files), and so do
+    /// the others here.
     private static func isUsual(_ port: Int) -> Bool {
         port == 80 || port == 443 || (1024...65535).contains(port) && !unusualPorts.contains(port)
     }

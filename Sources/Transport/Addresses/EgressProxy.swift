@@ -1,8 +1,9 @@
 import CCurl
 import Glibc
 
-/// An HTTP proxy that all requests go through (`CONNECT`, even for http). The proxy resolves names and so decides on
-/// their addresses; here only literal addresses can still be refused, and the only connection is to the proxy itself.
+/// An HTTP proxy that all requests go through (`CONNECT`, even for http). The proxy resolves names
+/// and so decides on their addresses; here only literal addresses can still be refused, and the
+/// only connection is to the proxy itself.
 package struct EgressProxy: Sendable {
     /// The proxy's URL without credentials.
     let url: String
@@ -16,8 +17,8 @@ package struct EgressProxy: Sendable {
         package let description: String
     }
 
-    /// Reads `http://host:port` or `http://user:password@host:port`, both percent-encoded where they have to be, and resolves the
-    /// host, once: a proxy that moves needs a restart.
+    /// Reads `http://host:port` or `http://user:password@host:port`, both percent-encoded where
+    /// they have to be, and resolves the host, once: a proxy that moves needs a restart.
     package init(_ text: String) throws(ValidationError) {
         let (url, userInfo) = Self.split(text)
         let parts =

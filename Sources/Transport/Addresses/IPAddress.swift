@@ -17,7 +17,8 @@ package enum IPAddress: Hashable, Sendable, CustomStringConvertible {
         }
     }
 
-    /// Reads the usual text forms (`inet_pton`); shortened and non-decimal IPv4 spellings are not addresses here.
+    /// Reads the usual text forms (`inet_pton`); shortened and non-decimal IPv4 spellings are not
+    /// addresses here.
     package init?(_ text: String) {
         var bytes4 = in_addr()
         var bytes6 = in6_addr()
@@ -61,8 +62,8 @@ package enum IPAddress: Hashable, Sendable, CustomStringConvertible {
     }
 }
 
-/// An address and a port that something listens on; an unspecified address (`0.0.0.0`, `::`) stands for every address of
-/// this machine.
+/// An address and a port that something listens on; an unspecified address (`0.0.0.0`, `::`) stands
+/// for every address of this machine.
 package struct SocketAddress: Hashable, Sendable {
     package let address: IPAddress
     package let port: Int
@@ -81,7 +82,8 @@ package struct SocketAddress: Hashable, Sendable {
     }
 }
 
-/// A network in CIDR notation, such as `10.0.0.0/8` or `fd00::/8`; a bare address is a network of one.
+/// A network in CIDR notation, such as `10.0.0.0/8` or `fd00::/8`; a bare address is a network of
+/// one.
 package struct Network: Sendable, CustomStringConvertible {
     package let description: String
     private let base: IPAddress

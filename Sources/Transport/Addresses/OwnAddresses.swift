@@ -1,7 +1,8 @@
 import Glibc
 import Synchronization
 
-/// The addresses that this machine has on its interfaces. A request to one of them would come from inside the machine.
+/// The addresses that this machine has on its interfaces. A request to one of them would come from
+/// inside the machine.
 package enum OwnAddresses {
     private static let known = Mutex<(addresses: Set<IPAddress>, readAt: ContinuousClock.Instant)?>(nil)
     /// Interfaces rarely change; for this long a newly added address is not known.

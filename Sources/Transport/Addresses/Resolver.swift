@@ -3,12 +3,14 @@ import Glibc
 import Synchronization
 import Threads
 
-/// Resolves the names of receivers, on few threads: libcurl would start one for each request, and a silent name server
-/// keeps it for half a minute. A name has at most one lookup at a time, and one party has at most half of the threads.
+/// Resolves the names of receivers, on few threads: libcurl would start one for each request, and a
+/// silent name server keeps it for half a minute. A name has at most one lookup at a time, and one
+/// party has at most half of the threads.
 ///
-/// Addresses are kept for half a minute, since `getaddrinfo` does not tell how long they are valid, and for another one
-/// while they are looked up again. They are used for longer when that fails or takes long: a dead name server does not
-/// affect names that were resolved before (serve-stale: RFC 8767). A name that no longer exists loses its addresses.
+/// Addresses are kept for half a minute, since `getaddrinfo` does not tell how long they are valid,
+/// and for another one while they are looked up again. They are used for longer when that fails or
+/// takes long: a dead name server does not affect names that were resolved before (serve-stale: RFC
+/// 8767). A name that no longer exists loses its addresses.
 final class Resolver: Sendable {
     enum Outcome: Sendable, Equatable {
         case addresses([IPAddress])
@@ -31,7 +33,8 @@ final class Resolver: Sendable {
     static let stale = Duration.seconds(3600)
     /// How long a name that does not resolve is not looked up again.
     static let failed = Duration.seconds(5)
-    /// How long the first request of an idle name waits for a lookup before the old addresses are used.
+    /// How long the first request of an idle name waits for a lookup before the old addresses are
+    /// used.
     static let patience = Duration.seconds(1)
     /// The max number of kept names.
     private static let maxNames = 20_000
@@ -81,8 +84,8 @@ final class Resolver: Sendable {
         (maxThreads, self.fresh, self.lookup) = (max(2, threads), fresh, lookup)
     }
 
-    /// The known result for a name, without waiting; nil when the caller has to wait for it (`resolve`). A result that
-    /// is no longer fresh is looked up again meanwhile.
+    /// The known result for a name, without waiting; nil when the caller has to wait for it
+    /// (`resolve`). A result that is no longer fresh is looked up again meanwhile.
     func known(_ name: ExactText, for party: ExactText, at now: ContinuousClock.Instant = .now) -> Outcome? {
         let (outcome, isToBeAsked) = state.withLock { state -> (Outcome?, Bool) in
             guard let entry = state.entries[name] else { return (nil, false) }
@@ -102,7 +105,8 @@ final class Resolver: Sendable {
         return outcome
     }
 
-    /// The old addresses of a name whose lookup takes long; nil when there are none. Later requests do not wait for it.
+    /// The old addresses of a name whose lookup takes long; nil when there are none. Later requests
+    /// do not wait for it.
     func fallBack(_ name: ExactText, at now: ContinuousClock.Instant = .now) -> [IPAddress]? {
         state.withLock { state in
             guard let entry = state.entries[name], let addresses = entry.addresses, now - entry.resolvedAt < Self.stale
@@ -112,7 +116,8 @@ final class Resolver: Sendable {
         }
     }
 
-    /// Looks up a name when it is the party's turn; where that fails, its old addresses are the result. The completion is called once, on any thread.
+    /// Looks up a name when it is the party's turn; where that fails, its old addresses are the
+    /// result. The completion is called once, on any thread.
     func resolve(_ name: ExactText, for party: ExactText, completion: @escaping @Sendable (Outcome) -> Void) {
         let (isClosed, needsThread) = state.withLock { state -> (Bool, Bool) in
             if state.isClosed { return (true, false) }
@@ -130,8 +135,8 @@ final class Resolver: Sendable {
         signal.signal()
     }
 
-    /// Ends the threads after their current lookups. The caller does not wait for that: a name server may be silent for
-    /// long.
+    /// Ends the threads after their current lookups. The caller does not wait for that: a name
+    /// server may be silent for long.
     func stop() {
         let waiting = state.withLock { state in
             state.isClosed = true
@@ -173,7 +178,8 @@ final class Resolver: Sendable {
         }
     }
 
-    /// The next question of a party that has threads left, about a name that somebody waits for and no thread looks up.
+    /// The next question of a party that has threads left, about a name that somebody waits for and
+    /// no thread looks up.
     private func takeQuestion(_ state: inout State) -> Question? {
         let running = state.running
         while let question = state.queue.next(without: { running[$0, default: 0] >= maxThreads / 2 }) {
@@ -228,7 +234,8 @@ final class Resolver: Sendable {
         guard status == 0 else {
             let isOurs = status == EAI_MEMORY || status == EAI_SYSTEM || !TransferEvidence.canOpenFiles()
             let reason = unsafe String(cString: gai_strerror(status))
-            // Not a name without addresses: one family may have none while the other's lookup failed.
+            // Not a name without addresses: one family may have none while the other's lookup
+            // failed.
             let isFinal = status == EAI_NONAME
             return .failure(
                 Failure(

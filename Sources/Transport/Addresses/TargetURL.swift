@@ -7,10 +7,12 @@ package struct TargetURL: Sendable {
     package let port: Int
     /// The host as an address, when it is an address in any spelling that libcurl understands.
     package let address: IPAddress?
-    /// True for names that mean this machine without a lookup (RFC 6761 6.3, and usual hosts files).
+    /// True for names that mean this machine without a lookup (RFC 6761 6.3, and usual hosts
+    /// files).
     package let isLocalName: Bool
 
-    /// Why a URL cannot be an endpoint's. The description does not repeat the URL: it may hold a token.
+    /// Why a URL cannot be an endpoint's. The description does not repeat the URL: it may hold a
+    /// token.
     package struct ValidationError: Error, Sendable, CustomStringConvertible {
         package let description: String
     }
@@ -67,7 +69,8 @@ package struct TargetURL: Sendable {
         guard let port = part(CURLUPART_PORT, CURLU_DEFAULT_PORT).flatMap({ Int($0) }), port > 0 else {
             throw ValidationError(description: "has no usable port")
         }
-        // A host that ends in a number is meant as an address (WHATWG URL 3.5), even when it is not valid.
+        // A host that ends in a number is meant as an address (WHATWG URL 3.5), even when it is not
+        // valid.
         let last = host.split(separator: ".").last ?? ""
         let isNumber = last.allSatisfy(\.isNumber) || last.lowercased().hasPrefix("0x")
         guard host.hasPrefix("[") || !isNumber || IPAddress(host) != nil else {

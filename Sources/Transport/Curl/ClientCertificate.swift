@@ -2,10 +2,11 @@ import Bytewise
 import COpenSSL
 
 extension HTTPRequest.TLS {
-    /// The certificate as libcurl gets it: with a mark of the key behind it, where readers of PEM skip it. libcurl
-    /// shares connections between requests with the same certificates and authorities, and does not compare keys: an
-    /// endpoint that names another endpoint's certificate, which is public, could use a connection that the other key
-    /// has opened. The mark is the key's digest (SHA-256).
+    /// The certificate as libcurl gets it: with a mark of the key behind it, where readers of PEM
+    /// skip it. libcurl shares connections between requests with the same certificates and
+    /// authorities, and does not compare keys: an endpoint that names another endpoint's
+    /// certificate, which is public, could use a connection that the other key has opened. The mark
+    /// is the key's digest (SHA-256).
     var markedCertificate: String? {
         guard let certificate else { return nil }
         let bytes = Array((key?.text ?? "").utf8)
@@ -20,8 +21,8 @@ extension HTTPRequest.TLS {
         return certificate.text + "\n# \(digest.map { String($0, radix: 16) }.joined(separator: "."))\n"
     }
 
-    /// Why no connection can be made with this certificate and key; nil when one can, as far as that can be checked
-    /// without a receiver.
+    /// Why no connection can be made with this certificate and key; nil when one can, as far as
+    /// that can be checked without a receiver.
     package var defect: String? {
         guard let certificate, let key else { return nil }
         let (certificateBytes, keyBytes) = (Array(certificate.utf8), Array(key.utf8))

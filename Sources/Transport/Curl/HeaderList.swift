@@ -1,11 +1,12 @@
 import CCurl
 
-/// The list of header lines that libcurl reads while a request is sent: a copy of the request's block, and one node per
-/// line that points into it. Memory is kept for the next request; libcurl's own list would take some twenty allocations
-/// for each request.
+/// The list of header lines that libcurl reads while a request is sent: a copy of the request's
+/// block, and one node per line that points into it. Memory is kept for the next request; libcurl's
+/// own list would take some twenty allocations for each request.
 @safe
 final class HeaderList {
-    /// Without this line libcurl asks receivers of large bodies for permission first and waits a second for it.
+    /// Without this line libcurl asks receivers of large bodies for permission first and waits a
+    /// second for it.
     private static let last = Array("Expect:\0".utf8)
 
     private var text = UnsafeMutableRawBufferPointer.allocate(byteCount: 1024, alignment: 1)

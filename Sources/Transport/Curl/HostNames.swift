@@ -1,7 +1,8 @@
 import Bytewise
 import DequeModule
 
-/// The hosts of URLs, and what libcurl has been told of their addresses. It belongs to the transport thread.
+/// The hosts of URLs, and what libcurl has been told of their addresses. It belongs to the
+/// transport thread.
 final class HostNames {
     struct Host: Hashable {
         let name: ExactText
@@ -41,7 +42,8 @@ final class HostNames {
     /// Takes back what a request was to tell libcurl that never began.
     func forget(_ host: Host) { told[host] = [] }
 
-    /// The lines of `CURLOPT_RESOLVE` for libcurl before a request to the host; none when libcurl knows the addresses.
+    /// The lines of `CURLOPT_RESOLVE` for libcurl before a request to the host; none when libcurl
+    /// knows the addresses.
     func entries(for host: Host, at addresses: [IPAddress]) -> [String] {
         if told[host] == addresses { return [] }
         var lines: [String] = []

@@ -1,11 +1,11 @@
 import CCurl
 import Threads
 
-/// The minimum cost of sending with libcurl: the same request again and again, without checks, records or a database. A
-/// benchmark compares the service with it.
+/// The minimum cost of sending with libcurl: the same request again and again, without checks,
+/// records or a database. A benchmark compares the service with it.
 package enum RawLoop {
-    /// Sends a number of POST requests, a number of them at a time, and returns how long that took and how many did not
-    /// get a 2xx. Runs on its own thread.
+    /// Sends a number of POST requests, a number of them at a time, and returns how long that took
+    /// and how many did not get a 2xx. Runs on its own thread.
     package static func run(
         url: String, headers: HTTPHeaders, body: [UInt8], requests: Int, inFlight: Int
     ) async throws -> (time: Duration, failures: Int) {

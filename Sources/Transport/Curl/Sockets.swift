@@ -2,11 +2,13 @@ import CCurl
 import COpenSSL
 import Glibc
 
-/// The sockets of a transport's connections, by both their ends. libcurl does not report the socket of a connection
-/// that it reuses. Belongs to the transport thread; remaining connections are closed when that has ended.
+/// The sockets of a transport's connections, by both their ends. libcurl does not report the socket
+/// of a connection that it reuses. Belongs to the transport thread; remaining connections are
+/// closed when that has ended.
 @safe
 final class Sockets {
-    /// Both ends of a connection: several connections to different hosts may have the same local port.
+    /// Both ends of a connection: several connections to different hosts may have the same local
+    /// port.
     struct Ends: Hashable {
         let local: SocketAddress
         let remote: SocketAddress
@@ -45,10 +47,10 @@ final class Sockets {
         if descriptors[known] == descriptor { descriptors[known] = nil }
     }
 
-    /// Called when a response was read to its end, and the connection may be used again: the receiver's bytes are
-    /// acknowledged at once. The system would acknowledge them only with the next request, and a receiver's system
-    /// holds a second small piece back until then (RFC 9293 3.7.4): that request would release the piece, which would
-    /// then be taken for its response.
+    /// Called when a response was read to its end, and the connection may be used again: the
+    /// receiver's bytes are acknowledged at once. The system would acknowledge them only with the
+    /// next request, and a receiver's system holds a second small piece back until then (RFC 9293
+    /// 3.7.4): that request would release the piece, which would then be taken for its response.
     ///
     /// - Parameter isEmpty: nothing can follow; otherwise the connection is not used again.
     func rest(_ ends: Ends, isEmpty: Bool) {
@@ -58,15 +60,16 @@ final class Sockets {
         _ = unsafe setsockopt(descriptor, Int32(IPPROTO_TCP), TCP_QUICKACK, &on, socklen_t(MemoryLayout<Int32>.size))
     }
 
-    /// True for one of the last descriptors that this process may have: they are reserved for the database, the log and
-    /// the runtime, which ends the process when it cannot open a file.
+    /// True for one of the last descriptors that this process may have: they are reserved for the
+    /// database, the log and the runtime, which ends the process when it cannot open a file.
     static func isReserved(_ descriptor: Int32) -> Bool {
         var limit = rlimit()
         guard unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return false }
         return UInt(descriptor) + 32 >= limit.rlim_cur
     }
 
-    /// Whether the system has a route to an address. Checked with a datagram socket, which sends nothing.
+    /// Whether the system has a route to an address. Checked with a datagram socket, which sends
+    /// nothing.
     static func hasRoute(to address: UnsafeRawPointer, length: UInt32) -> Bool {
         let family = unsafe Int32(address.assumingMemoryBound(to: sockaddr.self).pointee.sa_family)
         let descriptor = socket(family, Int32(SOCK_DGRAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
@@ -77,8 +80,9 @@ final class Sockets {
             || ![EADDRNOTAVAIL, ENETUNREACH, EAFNOSUPPORT].contains(errno)
     }
 
-    /// True when a connection that is to be used again is quiet: it is not closed, and has no unread bytes that would
-    /// be taken for the response to the next request. An unknown connection is not quiet.
+    /// True when a connection that is to be used again is quiet: it is not closed, and has no
+    /// unread bytes that would be taken for the response to the next request. An unknown connection
+    /// is not quiet.
     ///
     /// - Parameter session: its TLS session, nil without TLS.
     func isQuiet(_ ends: Ends, session: UnsafeMutableRawPointer?) -> Bool {

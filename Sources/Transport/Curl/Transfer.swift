@@ -2,8 +2,8 @@ import Bytewise
 import CCurl
 import Glibc
 
-/// One easy handle with everything that libcurl borrows from it. It belongs to the transport thread and serves many
-/// requests, one after the other.
+/// One easy handle with everything that libcurl borrows from it. It belongs to the transport thread
+/// and serves many requests, one after the other.
 @safe
 final class Transfer {
     let handle: UnsafeMutableRawPointer
@@ -55,8 +55,8 @@ final class Transfer {
         unsafe errorText.deallocate()
     }
 
-    /// The options that are the same for every request. Unknown options would mean a libcurl older than 7.88, which the
-    /// build refuses.
+    /// The options that are the same for every request. Unknown options would mean a libcurl older
+    /// than 7.88, which the build refuses.
     private func setConstantOptions() {
         let context = unsafe Unmanaged.passUnretained(self).toOpaque()
         unsafe curl_set_pointer(handle, CURLOPT_PRIVATE, context)
@@ -82,13 +82,15 @@ final class Transfer {
         // The proxy's response is not the receiver's.
         unsafe curl_set_long(handle, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1)
         unsafe curl_set_long(handle, CURLOPT_NETRC, 0)
-        // Without this, name resolution outlives every other time limit (10 s were measured for a limit of 1 s).
+        // Without this, name resolution outlives every other time limit (10 s were measured for a
+        // limit of 1 s).
         unsafe curl_set_long(handle, CURLOPT_QUICK_EXIT, 1)
         // Addresses that libcurl was given hold until they are replaced.
         if proxy == nil { unsafe curl_set_long(handle, CURLOPT_DNS_CACHE_TIMEOUT, -1) }
         // A TLS peer is verified when it connects; without a bound that trust would last forever.
         unsafe curl_set_long(handle, CURLOPT_MAXLIFETIME_CONN, 300)
-        // Idle connections are dropped before common servers drop them, which would race with the next request.
+        // Idle connections are dropped before common servers drop them, which would race with the
+        // next request.
         unsafe curl_set_long(handle, CURLOPT_MAXAGE_CONN, 50)
         unsafe curl_set_data_callback(handle, CURLOPT_WRITEFUNCTION) { bytes, size, count, context in
             guard let transfer = unsafe Transfer.from(context) else { return 0 }
@@ -232,7 +234,8 @@ final class Transfer {
         report()
     }
 
-    /// Passes on the exchange and releases the request: an idle handle keeps neither body nor response.
+    /// Passes on the exchange and releases the request: an idle handle keeps neither body nor
+    /// response.
     private func report() {
         (exchange.retryAfter, exchange.requestID) = (header.retryAfter, header.requestID)
         let exchange = exchange
@@ -258,7 +261,8 @@ final class Transfer {
         let family = unsafe address.pointee.family
         let ip = unsafe IPAddress(UnsafeRawPointer(address) + offset, family: family)
         let port = unsafe IPAddress.port(UnsafeRawPointer(address) + offset)
-        // One forbidden address of the host blocks the transfer: libcurl would otherwise go on to the next address.
+        // One forbidden address of the host blocks the transfer: libcurl would otherwise go on to
+        // the next address.
         let isAllowed = ip.map {
             proxy?.sockets.contains(SocketAddress($0, port: port)) ?? policy.allows($0, port: port)
         }
@@ -266,8 +270,8 @@ final class Transfer {
             wasBlocked = true
             return -1
         }
-        // Where IPv6 is switched off, the system reports such an address as not available, as it does when we have no
-        // ports left. Then the next address of the host is tried.
+        // Where IPv6 is switched off, the system reports such an address as not available, as it
+        // does when we have no ports left. Then the next address of the host is tried.
         guard
             unsafe family != AF_INET6
                 || Sockets.hasRoute(to: UnsafeRawPointer(address) + offset, length: address.pointee.addrlen)
@@ -288,8 +292,9 @@ final class Transfer {
         return descriptor
     }
 
-    /// Called right before a request is written. The second call in one transfer means that a reused connection died
-    /// and libcurl is about to send the request again without reporting it: we must decide and record that.
+    /// Called right before a request is written. The second call in one transfer means that a
+    /// reused connection died and libcurl is about to send the request again without reporting it:
+    /// we must decide and record that.
     private func beforeSending(on ends: Sockets.Ends?) -> Int32 {
         if opened.isEmpty, sends == 0 {
             guard let ends, unsafe sockets.isQuiet(ends, session: curl_tls_session(handle)) else {
@@ -309,7 +314,8 @@ final class Transfer {
     private func complete(_ result: CURLcode) {
         measure()
         exchange.mayHaveBeenSent = sends > 0
-        // The status line decides: a receiver that responded with 2xx has taken the event, however its body ended.
+        // The status line decides: a receiver that responded with 2xx has taken the event, however
+        // its body ended.
         if let status = header.answered {
             exchange.status = status
             exchange.isBodyComplete = result == CURLE_OK && received <= keptBody

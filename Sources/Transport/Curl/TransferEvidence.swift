@@ -26,7 +26,8 @@ struct TransferEvidence {
         if wasBlocked { return .blockedAddress }
         if lacksDescriptors || isOurShortage { return .localResources }
         if sends > 1 { return .connectionLost }
-        // The text decides only where it is libcurl's own: other messages quote a receiver's certificate.
+        // The text decides only where it is libcurl's own: other messages quote a receiver's
+        // certificate.
         if result == CURLE_PROXY || result == CURLE_RECV_ERROR && text.hasPrefix("CONNECT tunnel failed") {
             return .proxy
         }
@@ -48,12 +49,12 @@ struct TransferEvidence {
         }
     }
 
-    /// True when we, and not the receiver, lacked a resource: before anything went out. Afterwards libcurl also calls a
-    /// response that is too large for it "out of memory".
+    /// True when we, and not the receiver, lacked a resource: before anything went out. Afterwards
+    /// libcurl also calls a response that is too large for it "out of memory".
     private var isOurShortage: Bool {
         guard sends == 0 else { return false }
-        // The proxy is ours. A proxy that reports that it cannot reach the receiver, or is still trying, is not our
-        // shortage.
+        // The proxy is ours. A proxy that reports that it cannot reach the receiver, or is still
+        // trying, is not our shortage.
         if hasProxy, proxyStatus == 407 { return true }
         switch result {
         case CURLE_OUT_OF_MEMORY, CURLE_FAILED_INIT, CURLE_NOT_BUILT_IN, CURLE_UNKNOWN_OPTION, CURLE_UNRECOVERABLE_POLL,
@@ -63,7 +64,8 @@ struct TransferEvidence {
         case CURLE_SSL_CACERT_BADFILE: return !hasAuthorities
         // The proxy is ours, and the receiver got no request.
         case CURLE_COULDNT_RESOLVE_PROXY: return true
-        // A resolver's thread that could not be started is reported as a name that does not resolve.
+        // A resolver's thread that could not be started is reported as a name that does not
+        // resolve.
         case CURLE_COULDNT_RESOLVE_HOST: return text.hasPrefix("getaddrinfo() thread failed to start")
         case CURLE_RECV_ERROR, CURLE_SEND_ERROR, CURLE_GOT_NOTHING, CURLE_WEIRD_SERVER_REPLY:
             return hasProxy && proxyStatus == 0
@@ -73,11 +75,11 @@ struct TransferEvidence {
         }
     }
 
-    /// The exact fault of the receiver's TLS: by the verification's code where there is one, otherwise by the library's
-    /// message.
+    /// The exact fault of the receiver's TLS: by the verification's code where there is one,
+    /// otherwise by the library's message.
     private var tlsFailure: HTTPExchange.Failure? {
-        // In TLS 1.3 a client is refused after its handshake is over. Where the connection is gone before libcurl could
-        // read the address of its other end, that error is the only evidence.
+        // In TLS 1.3 a client is refused after its handshake is over. Where the connection is gone
+        // before libcurl could read the address of its other end, that error is the only evidence.
         let words = ["certificate required", "alert bad certificate", "alert unknown ca", "getpeername() failed"]
         // When we refuse a certificate, the message quotes the certificate's text.
         if isTLS, result != CURLE_PEER_FAILED_VERIFICATION, words.contains(where: text.contains) {
@@ -122,7 +124,8 @@ struct TransferEvidence {
     static let blocked =
         "the host's address is private, local or otherwise special; OUTBOX_ALLOW_NETWORKS lets networks through"
 
-    /// Whether there are descriptors for a resolver: without any, every name looks as if it did not exist.
+    /// Whether there are descriptors for a resolver: without any, every name looks as if it did not
+    /// exist.
     static func canOpenFiles() -> Bool {
         let descriptors = (0..<3).map { _ in unsafe open("/dev/null", O_RDONLY | O_CLOEXEC) }
         defer { for descriptor in descriptors where descriptor >= 0 { close(descriptor) } }

@@ -2,18 +2,20 @@ import CCurl
 import DequeModule
 import Threads
 
-/// The state of the transport thread: the transfers in progress, those that may be used again, and the requests that
-/// are still to be started.
+/// The state of the transport thread: the transfers in progress, those that may be used again, and
+/// the requests that are still to be started.
 @safe
 final class TransportLoop {
-    /// How many requests one turn of the loop starts: a few at a time, so that responses that have already arrived are
-    /// read first. The number in flight then depends on how long the receivers take, and not on how many requests are
-    /// waiting: thousands of requests to a fast receiver would only wait for each other.
+    /// How many requests one turn of the loop starts: a few at a time, so that responses that have
+    /// already arrived are read first. The number in flight then depends on how long the receivers
+    /// take, and not on how many requests are waiting: thousands of requests to a fast receiver
+    /// would only wait for each other.
     private static let minStarts = 64
 
-    /// `curl_multi_perform` checks every transfer however few are ready, so with many of them the loop waits a little
-    /// for more responses before it calls it again: 4 ms with 2,000 in flight, which are rarely faster. Measured there,
-    /// this is as fast as epoll with `curl_multi_socket_action`, which in turn is a sixth slower with 64.
+    /// `curl_multi_perform` checks every transfer however few are ready, so with many of them the
+    /// loop waits a little for more responses before it calls it again: 4 ms with 2,000 in flight,
+    /// which are rarely faster. Measured there, this is as fast as epoll with
+    /// `curl_multi_socket_action`, which in turn is a sixth slower with 64.
     private static let minActive = 256
     private static let pausePerTransfer = Duration.microseconds(2)
 
@@ -97,8 +99,8 @@ final class TransportLoop {
     func startSome() {
         for _ in 0..<max(Self.minStarts, active.count / 8) {
             guard let start = waiting.popFirst() else { return }
-            // The proxy resolves names, so this process never sees the address; a literal address can only be checked
-            // here.
+            // The proxy resolves names, so this process never sees the address; a literal address
+            // can only be checked here.
             if proxy != nil, let reason = literalRefusal(start.request.url) {
                 start.completion(.unsent(.blockedAddress, "the URL \(reason)"))
                 continue
@@ -118,14 +120,15 @@ final class TransportLoop {
         }
     }
 
-    /// Begins a request to a host whose addresses are known. One forbidden address refuses all of them: which one a connection is
-    /// made to is not ours to choose.
+    /// Begins a request to a host whose addresses are known. One forbidden address refuses all of
+    /// them: which one a connection is made to is not ours to choose.
     private func begin(_ start: Transport.Start, to host: HostNames.Host, at outcome: Resolver.Outcome) {
         switch outcome {
         case .failure(let failure):
             start.completion(.unsent(failure.isOurs ? .localResources : .dns, failure.text))
         case .addresses(let addresses):
-            // Addresses that libcurl already has were checked when it got them; each new socket is checked in any case.
+            // Addresses that libcurl already has were checked when it got them; each new socket is
+            // checked in any case.
             guard names.isTold(host, addresses) || addresses.allSatisfy({ policy.allows($0, port: host.port) }) else {
                 return start.completion(.unsent(.blockedAddress, TransferEvidence.blocked))
             }
@@ -149,8 +152,8 @@ final class TransportLoop {
         active[start.id] = transfer
     }
 
-    /// Gives up requests whose host has no address in the time that a connection may take; those whose host had one
-    /// earlier go there.
+    /// Gives up requests whose host has no address in the time that a connection may take; those
+    /// whose host had one earlier go there.
     func expireNames() {
         let now = ContinuousClock.now
         guard !naming.isEmpty, now - lastExpiry > .milliseconds(100) else { return }

@@ -7,7 +7,8 @@ package struct HTTPExchange: Sendable {
         case tlsExpired = "tls_expired"
         /// It is signed by itself.
         case tlsSelfSigned = "tls_self_signed"
-        /// No trusted authority signed it, or the receiver does not send the intermediate certificates.
+        /// No trusted authority signed it, or the receiver does not send the intermediate
+        /// certificates.
         case tlsUnknownIssuer = "tls_unknown_issuer"
         /// It is for another host.
         case tlsWrongHost = "tls_wrong_host"
@@ -45,20 +46,22 @@ package struct HTTPExchange: Sendable {
         package var total: Duration = .zero
     }
 
-    /// The status, once the response's header was complete: it decides, even when the body then broke off.
+    /// The status, once the response's header was complete: it decides, even when the body then
+    /// broke off.
     package internal(set) var status: Int?
     /// Set when there is no status.
     package internal(set) var failure: Failure?
     /// The error, in libcurl's words; safe to store: no header, body or query is in it.
     package internal(set) var message: String?
-    /// The beginning of the body (`HTTPRequest.keptBody`), as sent (never decompressed; empty when the body is
-    /// compressed for its transfer).
+    /// The beginning of the body (`HTTPRequest.keptBody`), as sent (never decompressed; empty when
+    /// the body is compressed for its transfer).
     package internal(set) var body: [UInt8] = []
     /// True when that is the whole body, and it ended properly.
     package internal(set) var isBodyComplete = false
     /// The value of `Retry-After`, unparsed; with several, the first.
     package internal(set) var retryAfter: String?
-    /// The receiver's own id for the request (`X-Request-Id`, `X-Cws-TransactionId` and their like).
+    /// The receiver's own id for the request (`X-Request-Id`, `X-Cws-TransactionId` and their
+    /// like).
     package internal(set) var requestID: String?
     package internal(set) var timing = Timing()
     /// False when certainly no byte of the request reached the receiver.

@@ -1,7 +1,8 @@
 /// One request header whose name and value are safe to put on the wire.
 ///
-/// libcurl sends header strings verbatim: a line break in one becomes another header, and a framing header of the
-/// caller's choice becomes a request-smuggling tool. So a header can only be made through this check (RFC 9110 5.1, 5.5).
+/// libcurl sends header strings verbatim: a line break in one becomes another header, and a framing
+/// header of the caller's choice becomes a request-smuggling tool. So a header can only be made
+/// through this check (RFC 9110 5.1, 5.5).
 package struct HTTPHeader: Sendable, Hashable {
     package let name: String
     package let value: String
@@ -31,7 +32,8 @@ package struct HTTPHeader: Sendable, Hashable {
         try self.init(own: name, value: value)
     }
 
-    /// Checks one of our own headers, whose name is a constant: only the value may come from outside.
+    /// Checks one of our own headers, whose name is a constant: only the value may come from
+    /// outside.
     package init(own name: String, value: String) throws(ValidationError) {
         try Self.check(Array(value.utf8)[...], of: name)
         self.name = name
@@ -50,8 +52,8 @@ package struct HTTPHeader: Sendable, Hashable {
         self.value = value
     }
 
-    /// Connection management, framing and the headers that we set: `Host` decides where a proxy sends the request, the
-    /// others where it ends.
+    /// Connection management, framing and the headers that we set: `Host` decides where a proxy
+    /// sends the request, the others where it ends.
     private static let refusedNames: Set<String> = [
         "host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "trailers",
         "upgrade", "expect", "http2-settings", "content-encoding", "user-agent", "traceparent",
@@ -75,7 +77,8 @@ package struct HTTPHeader: Sendable, Hashable {
     }
 }
 
-/// The headers of a request in one block of bytes, as libcurl takes them: lines that each end in a NUL.
+/// The headers of a request in one block of bytes, as libcurl takes them: lines that each end in a
+/// NUL.
 package struct HTTPHeaders: Sendable, ExpressibleByArrayLiteral {
     private(set) var lines: [UInt8] = []
     package private(set) var count = 0

@@ -21,12 +21,14 @@ package struct HTTPRequest: Sendable {
     /// For name resolution, TCP and TLS together.
     package var connectTimeout: Duration
 
-    /// How much of the response's body is kept, in bytes, and the max that is read so that the connection can be kept.
+    /// How much of the response's body is kept, in bytes, and the max that is read so that the
+    /// connection can be kept.
     package var keptBody = 16 * 1024
     package static let maxBody = 256 * 1024
     /// The trusted authorities and our identity, where they differ from the system's.
     package var tls = TLS()
-    /// The customer that the request is for: what takes long for one, such as a name that does not resolve, delays no other.
+    /// The customer that the request is for: what takes long for one, such as a name that does not
+    /// resolve, delays no other.
     package var party = ExactText("")
     /// HTTP/2 where the receiver offers it (ALPN); otherwise, and by default, HTTP/1.1.
     package var allowsHTTP2 = false
@@ -46,7 +48,8 @@ package struct HTTPRequest: Sendable {
         }
     }
 
-    /// A request with the service's default limits: 15 s as Standard Webhooks advises, 5 s of it to connect.
+    /// A request with the service's default limits: 15 s as Standard Webhooks advises, 5 s of it to
+    /// connect.
     package init(
         method: Method = .post, url: String, headers: HTTPHeaders = [], body: [UInt8] = [],
         timeout: Duration = .seconds(15), connectTimeout: Duration = .seconds(5)

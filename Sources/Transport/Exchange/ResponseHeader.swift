@@ -20,8 +20,8 @@ struct ResponseHeader {
             : "the response's first line is no status line of HTTP/1.1 with a status of 100 to 599"
     }
 
-    /// True when a body is announced where none may be: it comes later if at all, and would be taken for the next
-    /// response (RFC 9112 6.3).
+    /// True when a body is announced where none may be: it comes later if at all, and would be
+    /// taken for the next response (RFC 9112 6.3).
     var hasForbiddenBody: Bool { announcesBody && (status == 204 || status == 304) }
 
     /// Reads a line; false when the response must not be read on.
@@ -56,10 +56,12 @@ struct ResponseHeader {
 
     /// Keeps the fields that are used; false when the response must not be read on.
     ///
-    /// No request asks for a compressed response, and libcurl would decompress one that is compressed for the transfer
-    /// (RFC 9112 7.2) on the thread that serves all endpoints, without a limit on the input that produces no output.
+    /// No request asks for a compressed response, and libcurl would decompress one that is
+    /// compressed for the transfer (RFC 9112 7.2) on the thread that serves all endpoints, without
+    /// a limit on the input that produces no output.
     private mutating func keep(_ name: Slice<UnsafeRawBufferPointer>, value: Slice<UnsafeRawBufferPointer>) -> Bool {
-        // Compared in place: strings of every name of every response would cost a hundredth of a delivery.
+        // Compared in place: strings of every name of every response would cost a hundredth of a
+        // delivery.
         func isNamed(_ text: String) -> Bool {
             unsafe name.count == text.utf8.count
                 && name.elementsEqual(text.utf8) { (0x41...0x5A).contains($0) ? $0 | 0x20 == $1 : $0 == $1 }
@@ -79,7 +81,8 @@ struct ResponseHeader {
         return true
     }
 
-    /// The beginning of a field's value, without the white space around it and the end of its line (RFC 9110 5.5).
+    /// The beginning of a field's value, without the white space around it and the end of its line
+    /// (RFC 9110 5.5).
     private func text(_ value: Slice<UnsafeRawBufferPointer>) -> String {
         func isSpace(_ byte: UInt8) -> Bool { byte == 0x20 || (0x09...0x0D).contains(byte) }
         var text = unsafe value.prefix(200).drop(while: isSpace)

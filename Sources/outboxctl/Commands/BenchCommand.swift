@@ -101,7 +101,8 @@ struct BenchCommand: AsyncParsableCommand {
             }
             defer { group.cancelAll() }
             if let value = try await group.next(), let value { return value }
-            // Interrupted: the body notices that it is cancelled, tidies up and throws. Whatever it says then is only that.
+            // Interrupted: the body notices that it is cancelled, tidies up and throws. Whatever it
+            // says then is only that.
             group.cancelAll()
             _ = await group.nextResult()
             throw CancellationError()

@@ -68,7 +68,8 @@ struct DatabaseCommand: AsyncParsableCommand {
                 return try await plan.run()
             }
             let limit = lockTimeout?.duration ?? .seconds(30)
-            // The embedded cluster migrates when it is opened; then there is nothing left to do here.
+            // The embedded cluster migrates when it is opened; then there is nothing left to do
+            // here.
             let applied = try await Session.run(options, checkingSchema: false) {
                 try Migrator.migrate(&$0, lockTimeout: limit)
             }

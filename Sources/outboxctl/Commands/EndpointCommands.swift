@@ -29,8 +29,8 @@ struct EndpointCommand: AsyncParsableCommand {
         func run() async throws {
             var configuration = EndpointConfiguration(name: name, url: url)
             try changes.change()(&configuration)
-            // Beside the embedded database the key may lie; for another one, whoever made it in some folder would be the only one to
-            // have it.
+            // Beside the embedded database the key may lie; for another one, whoever made it in
+            // some folder would be the only one to have it.
             let settings = try Settings(options)
             if try settings.databaseURL() == nil { _ = try settings.keyring(creating: true) }
             let secret =

@@ -70,7 +70,8 @@ extension EndpointCommand {
                 let old = valid.filter { $0.secret.fingerprint != secret.fingerprint }
                 var fields = [("rotated", jsonString(endpoint)), ("fingerprint", jsonString(secret.fingerprint))]
                 var text = "rotated \(endpoint); "
-                // What is so, and not what was asked for: one may have been to end earlier, one of the other kind does not end.
+                // What is so, and not what was asked for: one may have been to end earlier, one of
+                // the other kind does not end.
                 text +=
                     old.isEmpty
                     ? "no other secret is valid"

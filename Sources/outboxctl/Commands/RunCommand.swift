@@ -133,8 +133,8 @@ private struct ClusterKeeper: Service {
     }
 }
 
-/// Says that the process is ready, when all its databases were there: the last service to start, which ends at the first signal and so
-/// stops the others.
+/// Says that the process is ready, when all its databases were there: the last service to start,
+/// which ends at the first signal and so stops the others.
 private struct Ready: Service {
     let line: String
     let arrivals: AsyncStream<Void>
@@ -158,8 +158,9 @@ private struct Ready: Service {
     }
 }
 
-/// The signals that end the process: the first one gracefully, another one at once. Two within a second are one: who stops a group of
-/// processes may reach each twice. A hang-up, as of the terminal, ends nothing.
+/// The signals that end the process: the first one gracefully, another one at once. Two within a
+/// second are one: who stops a group of processes may reach each twice. A hang-up, as of the
+/// terminal, ends nothing.
 private final class StopSignals: Sendable {
     private let arrival: AsyncStream<Void>
     private let began = Mutex<ContinuousClock.Instant?>(nil)
@@ -169,7 +170,8 @@ private final class StopSignals: Sendable {
         let signals = await UnixSignalsSequence(trapping: .sigterm, .sigint, .sighup)
         let (arrival, report) = AsyncStream<Void>.makeStream()
         self.arrival = arrival
-        // The second signal ends the process, however long the stop takes: so this task belongs to the process.
+        // The second signal ends the process, however long the stop takes: so this task belongs to
+        // the process.
         Task {
             for await signal in signals {
                 if signal == .sighup {

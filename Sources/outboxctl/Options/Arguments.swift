@@ -15,7 +15,8 @@ struct DurationArgument: ExpressibleByArgument {
     }
 }
 
-/// A point in time on the command line: RFC 3339, `now`, or `-1h` and its like, counted back from now.
+/// A point in time on the command line: RFC 3339, `now`, or `-1h` and its like, counted back from
+/// now.
 struct TimeArgument: ExpressibleByArgument {
     let timestamp: Timestamp
 
@@ -75,7 +76,8 @@ func textArgument(_ argument: String) throws -> [UInt8] {
     return Array(data)
 }
 
-/// JSON given as `textArgument` takes it, or an error: a byte that is not UTF-8 would not arrive as it is.
+/// JSON given as `textArgument` takes it, or an error: a byte that is not UTF-8 would not arrive as
+/// it is.
 func jsonArgument(_ argument: String) throws -> String {
     guard let text = String(validating: try textArgument(argument), as: UTF8.self) else {
         throw Problem(.invalidValue, "the text is not UTF-8, as JSON has to be")

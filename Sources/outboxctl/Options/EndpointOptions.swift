@@ -258,8 +258,8 @@ struct EndpointOptions: ParsableArguments {
         }
     }
 
-    /// The one line of a file that holds a credential, without its end. What looks right in an editor and is not, as a byte order mark,
-    /// is refused here and not by the receiver.
+    /// The one line of a file that holds a credential, without its end. What looks right in an
+    /// editor and is not, as a byte order mark, is refused here and not by the receiver.
     private func line(_ argument: String) throws -> String {
         var bytes = try textArgument(argument)[...]
         func refusal(_ what: String, _ hint: String) -> Problem {

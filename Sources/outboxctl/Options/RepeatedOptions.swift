@@ -1,7 +1,8 @@
 import ArgumentParser
 import Foundation
 
-/// An option that takes one value refuses a second one: the parser would take the last without a word.
+/// An option that takes one value refuses a second one: the parser would take the last without a
+/// word.
 enum RepeatedOptions {
     /// What the parser says of itself (`--experimental-dump-help`), as far as it is asked here.
     private struct Tool: Decodable {

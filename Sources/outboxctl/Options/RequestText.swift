@@ -12,7 +12,8 @@ extension Endpoint {
 }
 
 extension HTTPRequest {
-    /// A command line that sends this request, for any shell; secrets are masked unless they are to be shown.
+    /// A command line that sends this request, for any shell; secrets are masked unless they are to
+    /// be shown.
     func curl(for endpoint: Endpoint, revealing: Bool) -> String {
         var words = ["curl", "--silent", "--show-error", "--globoff", "--path-as-is", "--request", method.rawValue]
         words += ["--url", quoted(revealing ? url : Masking.url(url))]
@@ -24,10 +25,12 @@ extension HTTPRequest {
         return words.joined(separator: " ")
     }
 
-    /// One word for a shell. Whoever pastes it sees all that is in it: what could move the cursor or hide text is escaped.
+    /// One word for a shell. Whoever pastes it sees all that is in it: what could move the cursor
+    /// or hide text is escaped.
     private func quoted(_ text: String) -> String {
         guard text.unicodeScalars.contains(where: isTreacherous) else {
-            // Scalar by scalar: a quote with a mark behind it is another character, and the same quote to a shell.
+            // Scalar by scalar: a quote with a mark behind it is another character, and the same
+            // quote to a shell.
             return "'" + text.unicodeScalars.map { $0 == "'" ? "'\\''" : String($0) }.joined() + "'"
         }
         let escaped = text.unicodeScalars.map { scalar in

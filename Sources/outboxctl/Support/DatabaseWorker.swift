@@ -5,8 +5,8 @@ import Postgres
 import Scheduler
 import ServiceLifecycle
 
-/// One database's worker: it waits until the database is there, and then runs its engine. Each of several has one, so that one database
-/// that is away holds up no other.
+/// One database's worker: it waits until the database is there, and then runs its engine. Each of
+/// several has one, so that one database that is away holds up no other.
 struct DatabaseWorker: Service {
     let session: Session
     let configuration: EngineConfiguration
@@ -29,8 +29,8 @@ struct DatabaseWorker: Service {
         ).run()
     }
 
-    /// The engine, as soon as its database is there: who starts both may start this first. Nil when the process was asked to end
-    /// meanwhile.
+    /// The engine, as soon as its database is there: who starts both may start this first. Nil when
+    /// the process was asked to end meanwhile.
     private func whenDatabaseIsThere() async throws -> Engine? {
         var tries = 0
         while !isStopping {

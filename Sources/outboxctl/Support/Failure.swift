@@ -7,7 +7,8 @@ import StandardWebhooks
 import Threads
 import Transport
 
-/// An error as the user gets it: what failed, why, what to do next, and the exit code (docs/cli.md, "Exit codes").
+/// An error as the user gets it: what failed, why, what to do next, and the exit code (docs/cli.md,
+/// "Exit codes").
 struct Failure {
     enum Exit: Int32 {
         case no = 1

@@ -12,8 +12,8 @@ enum StandardError {
     /// Writes a line before the process ends.
     static func say(_ line: String) { write(Array((line + "\n").utf8)) }
 
-    /// Writes a line of the log, unless that would wait for somebody who does not read: no delivery waits for a log. The next line
-    /// that is written says how many were lost.
+    /// Writes a line of the log, unless that would wait for somebody who does not read: no delivery
+    /// waits for a log. The next line that is written says how many were lost.
     static func log(_ line: String) {
         lost.withLock { lost in
             var place = pollfd(fd: 2, events: Int16(POLLOUT), revents: 0)
@@ -38,7 +38,8 @@ enum StandardError {
     }
 }
 
-/// Log lines on stderr: text for people, JSON for machines. A line break in a message cannot start a line of its own.
+/// Log lines on stderr: text for people, JSON for machines. A line break in a message cannot start
+/// a line of its own.
 struct LineLogHandler: LogHandler {
     var logLevel: Logger.Level
     var metadata: Logger.Metadata = [:]

@@ -67,7 +67,8 @@ enum Output: String, ExpressibleByArgument, CaseIterable {
     }
 }
 
-/// Text that cannot move the cursor or change the terminal: control characters, C1 and bidirectional marks are escaped.
+/// Text that cannot move the cursor or change the terminal: control characters, C1 and
+/// bidirectional marks are escaped.
 func printable(_ text: String) -> String {
     var result = ""
     for scalar in text.unicodeScalars {
@@ -82,7 +83,8 @@ func printable(_ text: String) -> String {
     return result
 }
 
-/// True for what is not seen and changes what is: control characters (C0, C1, DEL), bidirectional marks and separators of lines.
+/// True for what is not seen and changes what is: control characters (C0, C1, DEL), bidirectional
+/// marks and separators of lines.
 func isTreacherous(_ scalar: Unicode.Scalar) -> Bool {
     switch scalar.value {
     case ..<0x20, 0x7F...0x9F, 0x061C, 0x200E...0x200F, 0x2028...0x202E, 0x2066...0x2069: true
@@ -90,8 +92,8 @@ func isTreacherous(_ scalar: Unicode.Scalar) -> Bool {
     }
 }
 
-/// Prints a JSON text. Between its tokens there is none of these characters but white space, so that escaping them everywhere is
-/// escaping them inside strings.
+/// Prints a JSON text. Between its tokens there is none of these characters but white space, so
+/// that escaping them everywhere is escaping them inside strings.
 func printJSON(_ text: String) { print(escapedJSON(text)) }
 
 func escapedJSON(_ text: String) -> String {

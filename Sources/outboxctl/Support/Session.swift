@@ -12,7 +12,8 @@ struct Session: Sendable {
     let target: ConnectionTarget
     let cluster: EmbeddedCluster?
 
-    /// Opens the configured database; without one, joins or starts the embedded cluster and migrates it.
+    /// Opens the configured database; without one, joins or starts the embedded cluster and
+    /// migrates it.
     static func open(_ settings: Settings, as name: String = "outboxctl") async throws -> Session {
         let url = try settings.databaseURL()
         if url == nil, try !settings.value(of: .databases).isEmpty {
@@ -35,10 +36,11 @@ struct Session: Sendable {
         }
     }
 
-    /// Runs an operator's use cases, in the name of the session's role, and closes everything afterwards.
+    /// Runs an operator's use cases, in the name of the session's role, and closes everything
+    /// afterwards.
     ///
-    /// - Parameter isWatching: the use case checks the schema itself, since it waits for no lock longer than it takes to find out who
-    ///   has it; it gets a second connection for that.
+    /// - Parameter isWatching: the use case checks the schema itself, since it waits for no lock
+    ///   longer than it takes to find out who has it; it gets a second connection for that.
     static func operate<Value: Sendable>(
         _ options: GlobalOptions, isWatching: Bool = false, _ body: (Operator) async throws -> Value
     ) async throws -> Value {
@@ -115,8 +117,8 @@ struct Session: Sendable {
     }
 }
 
-/// Every request in flight is a descriptor, and the usual soft limit of 1024 is a default, not a wish.
-/// Returns how many there may be now.
+/// Every request in flight is a descriptor, and the usual soft limit of 1024 is a default, not a
+/// wish. Returns how many there may be now.
 @discardableResult func raiseDescriptorLimit() -> Int {
     var limit = rlimit()
     guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return 1024 }

@@ -3,7 +3,8 @@ import Logging
 import Postgres
 import Transport
 
-/// Everything that is known of one setting: what it is called, what it may be, and what it is when nobody says.
+/// Everything that is known of one setting: what it is called, what it may be, and what it is when
+/// nobody says.
 ///
 /// The key is a member of the configuration file; `OUTBOX_` and the upper-case key is the variable.
 struct Setting<Value: Sendable>: AnySetting {

@@ -38,7 +38,8 @@ struct GlobalOptions: ParsableArguments {
     var format: Output { json ? .json : output }
 }
 
-/// The settings of this process: of flag, environment, file and default the first that says something.
+/// The settings of this process: of flag, environment, file and default the first that says
+/// something.
 struct Settings {
     enum Origin: String { case flag, environment, file, `default` }
 
@@ -89,7 +90,8 @@ struct Settings {
         }
     }
 
-    /// The value of a setting. Throws a `SettingError` that names it, as whoever set it knows it, and says what would be right.
+    /// The value of a setting. Throws a `SettingError` that names it, as whoever set it knows it,
+    /// and says what would be right.
     func value<Value>(of setting: Setting<Value>) throws -> Value {
         let (text, origin) = try text(of: setting)
         do { return try setting.parse(text) } catch { throw Self.invalid(setting, origin, error) }
@@ -141,7 +143,8 @@ struct Settings {
 
     private static let libpqVariables = ["PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE"]
 
-    /// Throws for a variable that begins like ours and is none: a slip of the pen would otherwise be a default.
+    /// Throws for a variable that begins like ours and is none: a slip of the pen would otherwise
+    /// be a default.
     private static func refuseUnknown(_ names: some Collection<String>) throws {
         for name in names.sorted() where name.hasPrefix("OUTBOX_") {
             let setting = name.hasSuffix("_FILE") ? String(name.dropLast(5)) : name
@@ -153,8 +156,9 @@ struct Settings {
         }
     }
 
-    /// True for what is not ours to judge: of the test suite, and what Kubernetes tells every container of a service whose
-    /// name begins with `outbox` (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
+    /// True for what is not ours to judge: of the test suite, and what Kubernetes tells every
+    /// container of a service whose name begins with `outbox`
+    /// (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
     private static func isForOthers(_ name: String) -> Bool {
         name == "OUTBOX_FAIL_POINT" || name.hasPrefix("OUTBOX_TEST_")
             || name.wholeMatch(
@@ -163,7 +167,8 @@ struct Settings {
             ) != nil
     }
 
-    /// `NAME`, or the contents of the file that `NAME_FILE` names, as container platforms hand out secrets.
+    /// `NAME`, or the contents of the file that `NAME_FILE` names, as container platforms hand out
+    /// secrets.
     private static func fromEnvironment(_ name: String, _ environment: [String: String]) throws -> String? {
         if let value = environment[name], !value.isEmpty { return value }
         guard !name.hasSuffix("_FILE"), let path = environment[name + "_FILE"] else { return nil }
@@ -175,11 +180,12 @@ struct Settings {
 
     // MARK: The key file
 
-    /// The keys that endpoint secrets are sealed with. The default file is made when it is first needed; one that was
-    /// named must exist.
+    /// The keys that endpoint secrets are sealed with. The default file is made when it is first
+    /// needed; one that was named must exist.
     func keyring(creating: Bool) throws -> Keyring {
         let (path, origin) = try text(of: Setting.secretKeyFile)
-        // The folder is not named by anybody either: in one of somebody else's, the file is their choice.
+        // The folder is not named by anybody either: in one of somebody else's, the file is their
+        // choice.
         let folder = (path as NSString).deletingLastPathComponent
         var status = stat()
         if origin == .default, lstat(folder, &status) == 0,

@@ -7,9 +7,11 @@ enum SettingsFile {
     /// What is looked for when none is named.
     static let names = ["outbox.json", "outbox.yaml", "outbox.yml"]
 
-    /// The members of the file by their keys, as text: a number or a truth value as it is written, a list joined by commas.
+    /// The members of the file by their keys, as text: a number or a truth value as it is written,
+    /// a list joined by commas.
     ///
-    /// Throws a `SettingError` that names the file, and the key that is unknown or of a type that no setting has.
+    /// Throws a `SettingError` that names the file, and the key that is unknown or of a type that
+    /// no setting has.
     ///
     /// - Parameter named: the path that was asked for; nil for one of `names`, if there is one.
     static func read(_ named: String?) throws -> (path: String, values: [String: String]) {

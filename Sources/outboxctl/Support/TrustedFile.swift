@@ -1,7 +1,7 @@
 import Foundation
 
-/// A file whose words this process obeys or whose secrets it uses: only of ours or of root's making. In a folder of somebody else,
-/// anything may lie under any name.
+/// A file whose words this process obeys or whose secrets it uses: only of ours or of root's
+/// making. In a folder of somebody else, anything may lie under any name.
 enum TrustedFile {
     /// Who else may do what with it.
     enum Privacy {
