@@ -32,7 +32,11 @@ import Testing
                 id: BatchID(rawValue: 1), lease: .random(), server: ServerStart(time: .distantPast))
             let holder: Holder = isFromLane ? .lane(endpoint, .random()) : .batch(batch)
             let lease = Lease(holder, claims: 1, unresolved: 1, trustedUntil: .now + .seconds(60))
-            queues.add(Send(event: event, endpoint: endpoint, number: 1, trigger: .first, lease: lease, startBy: nil))
+            let customer = endpoints[endpoint]?.customerID ?? ""
+            queues.add(
+                Send(
+                    event: event, endpoint: endpoint, of: customer, number: 1, trigger: .first, lease: lease,
+                    startBy: nil))
         }
     }
 
@@ -131,6 +135,37 @@ import Testing
         let other = endpoint("two")
         add(40, to: other)
         #expect(count(start(hasSeveralCustomers: true), other) == 19)
+    }
+
+    @Test mutating func `customers take turns, whatever the number of their endpoints`() {
+        let many = (0..<1000).map { _ in endpoint("many") }
+        for id in many { add(1, to: id) }
+        let few = endpoint("few")
+        add(5, to: few)
+        let first = Array(start(hasSeveralCustomers: true).prefix(10))
+        #expect(count(first, few) == 5)
+    }
+
+    @Test mutating func `a request with a large event costs its customer more turns`() {
+        let (large, small) = (endpoint("large"), endpoint("small"))
+        add(4, to: large, bytes: 32 * 1024)
+        add(20, to: small)
+        let started = start(hasSeveralCustomers: true)
+        let places = started.indices.filter { started[$0].endpoint == large }
+        // One of 32 KiB counts as three.
+        #expect(places.count == 4)
+        #expect(zip(places, places.dropFirst()).allSatisfy { $1 - $0 == 4 }, "\(places)")
+    }
+
+    @Test mutating func `a customer has no more waiting than is left, and whoever has nothing gets room`() {
+        let (one, two) = (endpoint("one"), endpoint("two"))
+        #expect(queues.room(for: ["one"], hasSeveralCustomers: false) == ["one": 1000])
+        #expect(queues.room(for: ["one"], hasSeveralCustomers: true) == ["one": 500])
+        add(500, to: one)
+        #expect(queues.room(for: ["one", "two"], hasSeveralCustomers: true) == ["one": 0, "two": 250])
+        add(700, to: two)
+        #expect(queues.room(for: ["one", "three"], hasSeveralCustomers: true) == ["one": 0, "three": 16])
+        #expect(queues.hasRoomForSmall)
     }
 
     @Test mutating func `who waits for a share is asked again, however many wait before it for longer`() {

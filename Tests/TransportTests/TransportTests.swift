@@ -240,11 +240,12 @@ import Transport
         let url = ledger.url
         async let first = transport.send(HTTPRequest(url: url, timeout: .seconds(60)))
         #expect(await eventually { ledger.all.count == 1 })
+        let last = transport.submit(HTTPRequest(url: url, timeout: .seconds(60))) { _ in }
         await transport.stop()
         #expect(await first.failure == .cancelled)
         #expect(await transport.send(HTTPRequest(url: url)).failure == .cancelled)
         // What comes after the end finds nothing to touch.
-        transport.cancel(1)
+        transport.cancel(last)
         await transport.stop()
         ledger.receiver.stop()
     }

@@ -95,6 +95,7 @@ private struct RequestBuilder {
             timeout: endpoint.timeout, connectTimeout: endpoint.configuration.connectTimeout)
         request.tls = endpoint.tls
         request.party = endpoint.customerID
+        request.affinity = endpoint.id.hashValue
         request.allowsHTTP2 = endpoint.configuration.allowsHTTP2
         if endpoint.rules.readBody { request.keptBody = HTTPRequest.maxBody }
         try fillHeaders(&request)

@@ -20,6 +20,10 @@ package struct ClaimedBatch: Sendable {
     /// Endpoints that already have its events in their lanes, in order.
     package let ordered: [EndpointID]
     package let events: [Event]
+
+    package init(held: HeldBatch, claims: Int, size: Int, ordered: [EndpointID], events: [Event]) {
+        (self.held, self.claims, self.size, self.ordered, self.events) = (held, claims, size, ordered, events)
+    }
 }
 
 /// No batch that could be claimed lies before it. Without it a claim would begin at the dead rows
@@ -45,13 +49,18 @@ extension Connection {
     ///   - instance: which installation it must be; nil for any.
     ///   - isSmall: only a batch of the many customers with few events; for a worker that has
     ///     enough batches of the others.
+    ///   - customers: no batch of these alone; for a worker that has enough of theirs.
+    ///   - customers: customers of which this worker has enough batches.
     package mutating func claimBatch(
         lease: LeaseID, worker: String, for duration: Duration, floor: BatchFloor = .none, isSmall: Bool = false,
-        endpoints seen: EndpointsSeen = .nothing, instance: String? = nil
+        excluding customers: [String] = [], endpoints seen: EndpointsSeen = .nothing, instance: String? = nil
     ) throws -> BatchClaim {
         // Ids go in as a subselect, not as `LIMIT $n`, which makes the planner expect a tenth of
         // the table.
-        let small: SQL = isSmall ? "AND b.customer_id IS NULL" : ""
+        let small: SQL =
+            isSmall
+            ? "AND b.customer_id IS NULL"
+            : customers.isEmpty ? "" : "AND (b.customer_id IS NULL OR b.customer_id <> ALL (\(customers)))"
         let rows = try query(
             """
             WITH claimed AS (

@@ -1,3 +1,4 @@
+import Bytewise
 import Outbox
 import Postgres
 
@@ -238,7 +239,8 @@ struct LaneWork {
 
     private func send(_ event: Event, _ delivery: WaitingDelivery, crashesBefore: Int?) -> Send {
         Send(
-            event: event, endpoint: lane.endpoint, number: delivery.attempts + 1, trigger: delivery.trigger,
+            event: event, endpoint: lane.endpoint, of: endpoint?.customerID ?? "", number: delivery.attempts + 1,
+            trigger: delivery.trigger,
             lease: lease, startBy: nil, crashesBefore: crashesBefore, isOrdered: delivery.isOrdered)
     }
 

@@ -107,18 +107,28 @@ final class Lease: Sendable {
         }
     }
 
-    /// Pairs were recorded, or given up unsent.
+    /// So many more deliveries of the batch, or fewer, will be resolved; returns how many there are
+    /// now.
+    func expect(_ more: Int) -> Int {
+        state.withLock { state in
+            state.unresolved += more
+            return state.unresolved
+        }
+    }
+
+    /// Deliveries were recorded, or given up unsent; returns how many are left.
     ///
     /// - Parameter events: which, where it is a lane's.
-    func resolve(_ count: Int, events: [EventKey] = []) {
-        let waiter = state.withLock { state -> CheckedContinuation<Void, Never>? in
+    @discardableResult func resolve(_ count: Int, events: [EventKey] = []) -> Int {
+        let (left, waiter) = state.withLock { state -> (Int, CheckedContinuation<Void, Never>?) in
             state.unresolved -= count
             state.inFlight.subtract(events)
-            guard let waiter = state.waiter, state.unresolved <= waiter.most else { return nil }
+            guard let waiter = state.waiter, state.unresolved <= waiter.most else { return (state.unresolved, nil) }
             state.waiter = nil
-            return waiter.continuation
+            return (state.unresolved, waiter.continuation)
         }
         waiter?.resume()
+        return left
     }
 
     /// Waits until at most so many deliveries are unresolved. Only one task waits at a time. Every

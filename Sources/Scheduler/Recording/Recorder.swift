@@ -197,7 +197,13 @@ final class Recorder: Service {
                     "a lease was lost; its state is its new holder's to write", metadata: ["lease": "\(lease.holder)"])
             }
             if lease.holder.batch != nil, lease.unresolved == tally.count { keeper.forget(lease) }
-            lease.resolve(tally.count, events: tally.laneEvents)
+            let unresolved = lease.resolve(tally.count, events: tally.laneEvents)
+            // Its last deliveries were made while these were being written.
+            if let batch = lease.holder.batch, unresolved == 0, !lease.isLost, tally.count > 0,
+                !written.finishedBatches.contains(batch)
+            {
+                finish(lease)
+            }
         }
         // Of what was left before, too.
         let leftEffects = effects.filter { written.locked.contains($0.key) }

@@ -95,6 +95,7 @@ final class AccessTokens: Sendable {
             return finish(client, .failure(Failure(description: "the token request cannot be built: \(error)")))
         }
         request.party = party
+        request.affinity = party.hashValue
         transport.submit(request) { exchange in
             self.finish(client, Self.read(exchange, of: client))
         }

@@ -1,9 +1,12 @@
+import Bytewise
 import Outbox
 
 /// One delivery that is to be sent, under a lease.
 final class Send: Sendable {
     let event: Event
     let endpoint: EndpointID
+    /// The endpoint's, with whom others share what there is.
+    let customer: ExactText
     /// Which attempt it is, from 1. Of a batch the number of its claims: a claim that was lost may
     /// have sent the request and not lived to record it, so it counts as an attempt, and numbers
     /// stay unique.
@@ -21,11 +24,12 @@ final class Send: Sendable {
     let isFromBatch: Bool
 
     init(
-        event: Event, endpoint: EndpointID, number: Int, trigger: Trigger, lease: Lease,
+        event: Event, endpoint: EndpointID, of customer: ExactText, number: Int, trigger: Trigger, lease: Lease,
         startBy: ContinuousClock.Instant?, crashesBefore: Int? = nil, isOrdered: Bool = false
     ) {
         self.event = event
         self.endpoint = endpoint
+        self.customer = customer
         self.number = number
         self.trigger = trigger
         self.lease = lease

@@ -33,9 +33,13 @@ private struct Load {
     func isWithin(_ other: Load) -> Bool { count < other.count && bytes < other.bytes }
 }
 
-/// What waits to be started and what is in flight, per endpoint and altogether. Every endpoint has
-/// its own queue and cap; starting goes round the endpoints, so that none waits behind another's
-/// queue. Bookkeeping only: it belongs under the sender's lock.
+/// What waits to be started and what is in flight, per endpoint, per customer and altogether.
+/// Bookkeeping only: it belongs under the sender's lock.
+///
+///     turn:  customer ─► its endpoints in turn ─► one request ─► the next customer
+///
+/// Customers take turns, whatever the number of their endpoints, and each start costs its customer
+/// a turn and one more for every 16 KiB (deficit round robin: Shreedhar and Varghese 1996).
 ///
 /// Requests and bytes in flight are few, and whoever holds them may do so for minutes. So an
 /// endpoint gets another request only while it has less in flight than is free, and a customer the
@@ -45,6 +49,12 @@ private struct Load {
 struct SendQueues {
     /// How many sends from batches may wait before no more work is claimed.
     static let maxPending = 1000
+    /// So many sends a customer may have waiting, however many the others have.
+    private static let minRoom = 16
+    /// How many bytes cost as much as a request.
+    private static let bytesPerTurn = 16 * 1024
+    /// No customer owes more turns than that.
+    private static let maxDebt = 64
     /// When so few are left, more should be claimed.
     static let minPending = maxPending / 2
 
@@ -54,8 +64,8 @@ struct SendQueues {
     private var maxBytesPerEndpoint: Int { maxBytes / 8 }
 
     private var queues: [EndpointID: Queue] = [:]
-    /// Endpoints that may have something to start, in turn.
-    private var turn: Deque<EndpointID> = []
+    /// Customers with endpoints that may have something to start, in turn.
+    private var turn: Deque<Customer> = []
     private var pending = Load()
     /// Of those, the ones from batches: only they are bounded here, lanes bound themselves.
     private var pendingFromBatches = Load()
@@ -65,21 +75,32 @@ struct SendQueues {
     private var limiters: [EndpointID: (holder: Holder, limiter: RateLimiter)] = [:]
     /// Endpoints that wait for their rates, and until when the first of them does.
     private var resting: [EndpointID: ContinuousClock.Instant] = [:]
-    /// What each customer's endpoints have in flight.
-    private var customers: [ExactText: Share] = [:]
-    /// Endpoints that have more in flight than their share, or whose customers have, in the order
-    /// in which they found that out.
+    private var customers: [ExactText: Customer] = [:]
+    /// Endpoints that have more in flight than their share, and customers that have, each in the
+    /// order in which that was found out.
     private var waitingForShare: Deque<EndpointID> = []
+    private var customersWaitingForShare: Deque<Customer> = []
 
     init(maxInFlight: Int, maxBytes: Int) {
         self.maxInFlight = maxInFlight
         self.maxBytes = maxBytes
     }
 
-    /// What a customer's endpoints have in flight. A class, so that it is looked up once for as
-    /// long as an endpoint is busy.
-    private final class Share {
-        var held = Load()
+    /// What a customer's endpoints have waiting and in flight.
+    private final class Customer {
+        let id: ExactText
+        var inFlight = Load()
+        var pendingFromBatches = Load()
+        /// Its endpoints that may have something to start, in turn.
+        var turn: Deque<EndpointID> = []
+        var isInTurn = false
+        var isWaitingForShare = false
+        /// How many turns it has; one that has none lets the others go first.
+        var credit = 0
+        /// Its endpoints that have anything here.
+        var endpoints = 0
+
+        init(_ id: ExactText) { self.id = id }
     }
 
     /// What waits for one endpoint. A class, because a value taken out of a dictionary and put back
@@ -90,8 +111,9 @@ struct SendQueues {
         var inFlight = Load()
         var isInTurn = false
         var isWaitingForShare = false
-        /// Its customer's, from the first request that is in flight on.
-        var share: Share?
+        let customer: Customer
+
+        init(_ customer: Customer) { self.customer = customer }
 
         var isIdle: Bool { sends.isEmpty && inFlight.count == 0 }
 
@@ -109,6 +131,18 @@ struct SendQueues {
         pendingFromBatches.count < Self.maxPending * 2 && pendingFromBatches.bytes < maxBytes
     }
 
+    /// How many more sends from batches each of these customers may have waiting: alone what is
+    /// left, and among others no more than is left then, so that something always is. Whoever has
+    /// nothing waiting gets some in any case.
+    func room(for customers: [ExactText], hasSeveralCustomers: Bool) -> [ExactText: Int] {
+        let free = pendingFromBatches.bytes < maxBytes ? Self.maxPending - pendingFromBatches.count : 0
+        return customers.reduce(into: [:]) { rooms, id in
+            let own = self.customers[id]?.pendingFromBatches.count ?? 0
+            let share = hasSeveralCustomers ? (free - own) / 2 : free
+            rooms[id] = max(share, own == 0 && hasRoomForSmall ? Self.minRoom : 0)
+        }
+    }
+
     /// False while the events that wait for an endpoint take too much memory: read no more of its
     /// lane.
     func hasRoom(for endpoint: EndpointID) -> Bool {
@@ -118,13 +152,32 @@ struct SendQueues {
     var isAnythingInFlight: Bool { inFlight.count > 0 }
 
     mutating func add(_ send: Send) {
-        let queue = queues[send.endpoint] ?? Queue()
-        if queue.isIdle { queues[send.endpoint] = queue }
+        let queue = queue(for: send)
         queue.sends.append(send)
         queue.pending += send
         pending += send
-        if send.isFromBatch { pendingFromBatches += send }
+        if send.isFromBatch {
+            pendingFromBatches += send
+            queue.customer.pendingFromBatches += send
+        }
         takeTurn(send.endpoint, queue)
+    }
+
+    private mutating func queue(for send: Send) -> Queue {
+        if let queue = queues[send.endpoint] { return queue }
+        let customer = customers[send.customer] ?? Customer(send.customer)
+        if customer.endpoints == 0 { customers[send.customer] = customer }
+        customer.endpoints += 1
+        let queue = Queue(customer)
+        queues[send.endpoint] = queue
+        return queue
+    }
+
+    /// Nothing of the endpoint is here any more.
+    private mutating func forget(_ endpoint: EndpointID, _ queue: Queue) {
+        queues[endpoint] = nil
+        queue.customer.endpoints -= 1
+        if queue.customer.endpoints == 0 { customers[queue.customer.id] = nil }
     }
 
     /// From here on sends to the endpoint keep to these rates.
@@ -165,15 +218,29 @@ struct SendQueues {
     ) -> (send: Send, endpoint: Endpoint?, isRunningLow: Bool)? {
         if !resting.isEmpty { wakeRested(endpoints, at: now) }
         guard inFlight.count < maxInFlight, inFlight.bytes < maxBytes else { return nil }
-        for _ in 0..<turn.count {
-            guard let id = turn.popFirst(), let queue = queues[id] else { continue }
+        while let customer = turn.first {
+            guard !customer.turn.isEmpty else {
+                turn.removeFirst()
+                customer.isInTurn = false
+                continue
+            }
+            if customer.credit <= 0 {
+                customer.credit += 1
+                turn.append(turn.removeFirst())
+                continue
+            }
+            if hasSeveralCustomers, customer.inFlight.count > 0, !customer.inFlight.isWithin(free) {
+                waitForShare(turn.removeFirst())
+                continue
+            }
+            guard let id = customer.turn.popFirst(), let queue = queues[id] else { continue }
             queue.isInTurn = false
             let endpoint = endpoints[id]
             guard !queue.isAtCap(endpoint, maxBytes: maxBytesPerEndpoint), let first = queue.sends.first else {
                 // At its cap: a finished request of this endpoint brings it back into the turn.
                 continue
             }
-            guard hasShare(queue, first, of: endpoint, hasSeveralCustomers) else {
+            guard hasShare(queue, first) else {
                 waitForShare(id, queue)
                 continue
             }
@@ -184,33 +251,21 @@ struct SendQueues {
         return nil
     }
 
+    private var free: Load { Load(count: maxInFlight, bytes: maxBytes) - inFlight }
+
     /// True when the endpoint may have another request in flight beside what the others have.
-    private mutating func hasShare(
-        _ queue: Queue, _ send: Send, of endpoint: Endpoint?, _ hasSeveralCustomers: Bool
-    ) -> Bool {
-        let free = Load(count: maxInFlight, bytes: maxBytes) - inFlight
+    private func hasShare(_ queue: Queue, _ send: Send) -> Bool {
+        let free = free
         // However many have large events, as much is left as the last one takes; what is larger
         // than an endpoint's share needs no more than that to be left.
         if inFlight.count > 0, min(send.event.size, maxBytesPerEndpoint) > free.bytes / 2 { return false }
-        if queue.inFlight.count > 0 {
-            let forSeconds = free - Load(count: maxInFlight / 8, bytes: maxBytes / 8)
-            if !queue.inFlight.isWithin(forSeconds) { return false }
-            // Lanes are where the slow endpoints are: a quarter of what may be in flight is not
-            // theirs to take, but for first requests.
-            let forLanes = Load(count: maxInFlight / 4 * 3, bytes: maxBytes / 4 * 3) - inFlightFromLanes
-            if !send.isFromBatch, !queue.inFlight.isWithin(forLanes) { return false }
-        } else {
-            queue.share = share(of: endpoint?.customerID ?? "")
-        }
-        guard hasSeveralCustomers, let held = queue.share?.held, held.count > 0 else { return true }
-        return held.isWithin(free)
-    }
-
-    private mutating func share(of customer: ExactText) -> Share {
-        if let known = customers[customer] { return known }
-        let share = Share()
-        customers[customer] = share
-        return share
+        if queue.inFlight.count == 0 { return true }
+        let forSeconds = free - Load(count: maxInFlight / 8, bytes: maxBytes / 8)
+        if !queue.inFlight.isWithin(forSeconds) { return false }
+        // Lanes are where the slow endpoints are: a quarter of what may be in flight is not
+        // theirs to take, but for first requests.
+        let forLanes = Load(count: maxInFlight / 4 * 3, bytes: maxBytes / 4 * 3) - inFlightFromLanes
+        return send.isFromBatch || queue.inFlight.isWithin(forLanes)
     }
 
     /// It is asked again when something has ended.
@@ -218,6 +273,12 @@ struct SendQueues {
         if queue.isWaitingForShare { return }
         queue.isWaitingForShare = true
         waitingForShare.append(id)
+    }
+
+    private mutating func waitForShare(_ customer: Customer) {
+        customer.isInTurn = false
+        customer.isWaitingForShare = true
+        customersWaitingForShare.append(customer)
     }
 
     /// Asks those again who wait for a share, the longest waiting first: a few when something has
@@ -228,6 +289,11 @@ struct SendQueues {
             guard let id = waitingForShare.popFirst(), let queue = queues[id] else { continue }
             queue.isWaitingForShare = false
             takeTurn(id, queue)
+        }
+        for _ in 0..<min(most, customersWaitingForShare.count) {
+            guard let customer = customersWaitingForShare.popFirst() else { continue }
+            customer.isWaitingForShare = false
+            takeTurn(customer)
         }
     }
 
@@ -251,10 +317,17 @@ struct SendQueues {
     private mutating func start(_ send: Send, _ queue: Queue, _ id: EndpointID) -> Send {
         queue.pending -= send
         pending -= send
-        if send.isFromBatch { pendingFromBatches -= send } else { inFlightFromLanes += send }
+        if send.isFromBatch {
+            pendingFromBatches -= send
+            queue.customer.pendingFromBatches -= send
+        } else {
+            inFlightFromLanes += send
+        }
         queue.inFlight += send
         inFlight += send
-        queue.share?.held += send
+        queue.customer.inFlight += send
+        let cost = 1 + send.event.size / Self.bytesPerTurn
+        queue.customer.credit = max(queue.customer.credit - cost, -Self.maxDebt)
         takeTurn(id, queue)
         return send
     }
@@ -268,9 +341,9 @@ struct SendQueues {
         if !send.isFromBatch { inFlightFromLanes -= send }
         guard let queue = queues[send.endpoint] else { return }
         queue.inFlight -= send
-        queue.share?.held -= send
+        queue.customer.inFlight -= send
         askWhoWaitsForShare(atMost: 4)
-        if queue.isIdle { queues[send.endpoint] = nil }
+        if queue.isIdle { return forget(send.endpoint, queue) }
         takeTurn(send.endpoint, queue)
     }
 
@@ -281,18 +354,21 @@ struct SendQueues {
         if pending.count == 0 { return [] }
         var removed: [Send] = []
         for (id, queue) in queues {
-            let isAtCap = queue.isWaitingForShare || queue.isAtCap(endpoints[id], maxBytes: maxBytesPerEndpoint)
+            let isAtCap =
+                queue.isWaitingForShare || queue.customer.isWaitingForShare
+                || queue.isAtCap(endpoints[id], maxBytes: maxBytesPerEndpoint)
             let before = removed.count
             queue.sends.removeAll { send in
                 let goes = shouldGo(send, isAtCap)
                 if goes {
                     removed.append(send)
                     queue.pending -= send
+                    if send.isFromBatch { queue.customer.pendingFromBatches -= send }
                 }
                 return goes
             }
             // An endpoint without anything to start is passed over when its turn comes.
-            if removed.count > before, queue.isIdle { queues[id] = nil }
+            if removed.count > before, queue.isIdle { forget(id, queue) }
         }
         for send in removed {
             pending -= send
@@ -320,6 +396,15 @@ struct SendQueues {
     private mutating func takeTurn(_ id: EndpointID, _ queue: Queue) {
         if queue.isInTurn || queue.isWaitingForShare || queue.sends.isEmpty { return }
         queue.isInTurn = true
-        turn.append(id)
+        queue.customer.turn.append(id)
+        takeTurn(queue.customer)
+    }
+
+    private mutating func takeTurn(_ customer: Customer) {
+        if customer.isInTurn || customer.isWaitingForShare || customer.turn.isEmpty { return }
+        customer.isInTurn = true
+        // What it did not use before is no claim to more now.
+        customer.credit = min(customer.credit, 1)
+        turn.append(customer)
     }
 }

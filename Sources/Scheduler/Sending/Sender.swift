@@ -1,3 +1,4 @@
+import Bytewise
 import Logging
 import Outbox
 import Postgres
@@ -48,6 +49,12 @@ final class Sender: Service {
 
     /// False while even what is small has to wait.
     var hasRoomForSmall: Bool { state.withLock { $0.queues.hasRoomForSmall && !$0.isStopping } }
+
+    /// How many more sends from batches may wait here, by customer.
+    func room(for customers: [ExactText]) -> [ExactText: Int] {
+        let hasSeveral = directory.current.hasSeveralCustomers
+        return state.withLock { $0.queues.room(for: customers, hasSeveralCustomers: hasSeveral) }
+    }
 
     /// False while the events that wait for an endpoint take too much memory: read no more of its
     /// lane.

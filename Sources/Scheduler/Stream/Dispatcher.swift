@@ -1,3 +1,4 @@
+import Bytewise
 import Logging
 import Outbox
 import Postgres
@@ -15,10 +16,17 @@ final class Dispatcher: Service {
         self.wakeup = wakeup
     }
 
+    /// So many batches may wait here for room at a time; with more the oldest goes to the lanes.
+    private static let maxFeeds = 16
+    /// With so many of a customer's batches here none of its own is claimed: others take their turn.
+    private static let maxFeedsPerCustomer = 2
+
     func run() async {
         var floor = BatchFloor.none
         var (floorReadAt, floorBeganAt): (ContinuousClock.Instant?, ContinuousClock.Instant) = (nil, .now)
+        var feeds: [BatchFeed] = []
         await wakeup.run(complaint: "cannot claim events; trying again", to: parts.logger) {
+            try await handOn(&feeds)
             guard parts.sender.hasRoomForSmall, parts.recorder.hasRoom else { return .milliseconds(50) }
             // With enough of one customer's flood in memory, others' few events still are claimed.
             let isSmall = !parts.sender.hasRoom
@@ -30,24 +38,28 @@ final class Dispatcher: Service {
                 floor = try await parts.pool.run { [floor] in try $0.batchFloor(from: floor) }
                 floorReadAt = .now
             }
-            let isMore = try await claim(floor: floor, isSmall: isSmall)
-            return isMore ? nil : isSmall ? .milliseconds(50) : parts.configuration.pollInterval / 4
+            let isMore = try await claim(floor: floor, isSmall: isSmall, &feeds)
+            if isMore { return nil }
+            if !feeds.isEmpty { return .milliseconds(10) }
+            return isSmall ? .milliseconds(50) : parts.configuration.pollInterval / 4
         }
+        await end(&feeds)
     }
 
     /// Claims and dispatches one batch; false when none was free.
-    private func claim(floor: BatchFloor, isSmall: Bool) async throws -> Bool {
+    private func claim(floor: BatchFloor, isSmall: Bool, _ feeds: inout [BatchFeed]) async throws -> Bool {
         FailPoint.reach(.claimBefore)
         let leaseID = LeaseID.random()
         // From before the statement: our trust must end before the database's lease does.
         let asked = ContinuousClock.now
+        let greedy = greedyCustomers(feeds)
         let claim: BatchClaim
         do {
             claim = try await parts.pool.run {
                 [configuration = parts.configuration, instance = parts.instance, seen = parts.directory.current.seen] in
                 try $0.claimBatch(
                     lease: leaseID, worker: configuration.worker, for: configuration.lease, floor: floor,
-                    isSmall: isSmall, endpoints: seen, instance: instance)
+                    isSmall: isSmall, excluding: greedy, endpoints: seen, instance: instance)
             }
         } catch let error as PostgresError where error.isOutcomeUnknown {
             // Whatever the lost response said: give it back, so that nobody has to wait for the
@@ -66,21 +78,34 @@ final class Dispatcher: Service {
                 "events of a batch are gone from the event table",
                 metadata: ["batch": "\(batch.id)", "missing": "\(batch.size - batch.events.count)"])
         }
+        var feed: BatchFeed
         do {
             let endpoints = try await parts.directory.refreshed(hasNews: claim.hasEndpointNews)
-            try await dispatch(batch, to: endpoints, claimedAt: asked)
+            feed = try await begin(batch, to: endpoints, claimedAt: asked)
+            try await plan(&feed)
         } catch {
             // Nothing of it was dispatched: let another have it, or us again.
             try await parts.pool.run { try $0.releaseLeases(of: leaseID, countsAsClaim: true) }
             throw error
         }
+        handOnWhatFits(&feed)
+        if !feed.isPlanned || !feed.isHandedOn { feeds.append(feed) }
         return true
     }
 
-    private func dispatch(
+    /// Customers of whose events enough wait here.
+    private func greedyCustomers(_ feeds: [BatchFeed]) -> [String] {
+        guard feeds.count >= Self.maxFeedsPerCustomer else { return [] }
+        let held = feeds.reduce(into: [ExactText: Int]()) { held, feed in
+            for customer in feed.customers { held[customer, default: 0] += 1 }
+        }
+        return held.filter { $0.value >= Self.maxFeedsPerCustomer }
+            .map { String(decoding: $0.key.utf8, as: UTF8.self) }
+    }
+
+    private func begin(
         _ batch: ClaimedBatch, to endpoints: EndpointDirectory.Snapshot, claimedAt: ContinuousClock.Instant
-    ) async throws {
-        // A former holder may have got somewhere: what it resolved or moved is not sent again.
+    ) async throws -> BatchFeed {
         var resolved: Set<DeliveryID> = []
         if batch.claims > 1 {
             let ghosts: Int
@@ -97,79 +122,76 @@ final class Dispatcher: Service {
                     metadata: ["events": "\(ghosts)"])
             }
         }
-        let now = parts.clock.now
+        // One delivery more than there are stands for the events that none was made of yet.
+        let lease = Lease(
+            .batch(batch.held), claims: batch.claims, events: batch.events.map(\.key), unresolved: 1,
+            trustedUntil: claimedAt + parts.configuration.lease)
+        return BatchFeed(
+            batch, under: lease, to: endpoints, resolved: resolved, until: .now + parts.configuration.lease / 2)
+    }
+
+    // MARK: Making deliveries
+
+    /// Makes deliveries of the next events: those that can be sent wait in the feed for room, the
+    /// others go to their lanes.
+    private func plan(_ feed: inout BatchFeed) async throws {
+        var next = feed
+        let events = next.nextEvents()
+        let batch = feed.batch
         var routed: Set<EndpointID> = []
-        var matches = batch.events.map { event in
+        var matches = events.map { event in
             var matching: [Endpoint] = []
-            endpoints.forEach(wanting: event) { endpoint in
+            feed.endpoints.forEach(wanting: event) { endpoint in
                 // Where order is kept, the cut has put it into the lane already.
                 if batch.ordered.contains(endpoint.id) {
                     routed.insert(endpoint.id)
                     return
                 }
-                if resolved.isEmpty || !resolved.contains(DeliveryID(event: event.key, endpoint: endpoint.id)) {
-                    matching.append(endpoint)
-                }
+                let id = DeliveryID(event: event.key, endpoint: endpoint.id)
+                if feed.resolved.isEmpty || !feed.resolved.contains(id) { matching.append(endpoint) }
             }
             return matching
         }
         // A batch that keeps losing its workers goes to the lanes, where a lethal payload is found
         // out alone.
         let mayEndTheWorker = batch.claims >= parts.configuration.maxBatchClaims
-        let verdicts = mayEndTheWorker ? [:] : try await askFilters(of: batch, &matches)
-        let deliveries = matches.reduce(0) { $0 + $1.count }
+        let verdicts = mayEndTheWorker ? [:] : try await askFilters(of: events, &matches)
+        // Nothing throws from here on.
+        feed = next
         parts.laneWakeups.deliveriesWait(in: routed)
-        let lease = Lease(
-            .batch(batch.held), claims: batch.claims, events: batch.events.map(\.key), unresolved: deliveries,
-            trustedUntil: claimedAt + parts.configuration.lease)
-        if deliveries == 0 { return parts.recorder.finish(lease) }
-        parts.keeper.keep(lease)
+        let count = matches.reduce(0) { $0 + $1.count }
+        if feed.lease.expect(count - (feed.isPlanned ? 1 : 0)) == 0 { return parts.recorder.finish(feed.lease) }
+        parts.keeper.keep(feed.lease)
 
-        var sends: [Send] = []
-        var waiting: [Recorder.Report] = []
-        for (event, matching) in zip(batch.events, matches) {
+        let now = parts.clock.now
+        var reports: [Recorder.Report] = []
+        for (event, matching) in zip(events, matches) {
             for endpoint in matching {
                 let delivery = DeliveryID(event: event.key, endpoint: endpoint.id)
-                let route = Route.of(
+                func report(_ resolution: Resolution, note: (String, String)? = nil) {
+                    reports.append(
+                        Recorder.Report(delivery, under: feed.lease, attempts: 0, resolution: resolution, note: note))
+                }
+                switch Route.of(
                     deliverAt: event.deliverAt, to: endpoint, mayEndTheWorker: mayEndTheWorker,
                     verdict: verdicts[delivery], at: now)
-                func report(_ resolution: Resolution, note: (String, String)? = nil) {
-                    waiting.append(
-                        Recorder.Report(delivery, under: lease, attempts: 0, resolution: resolution, note: note))
-                }
-                switch route {
+                {
                 case .dead(let reason, let text): report(.dead(reason), note: (reason.rawValue, text))
                 case .wait(let rest): report(.wait(rest, .first))
-                case .send:
-                    sends.append(
-                        Send(
-                            event: event, endpoint: endpoint.id, number: batch.claims, trigger: .first, lease: lease,
-                            startBy: .now + parts.configuration.softDeadline))
-                }
-            }
-            // A batch for many endpoints goes in as the sender takes it, not all at once.
-            if sends.count + waiting.count >= Self.maxAtOnce {
-                parts.recorder.submit(waiting)
-                parts.sender.enqueue(sends)
-                (sends, waiting) = ([], [])
-                // At a stop the rest goes in at once: the sender puts off what it cannot start any
-                // more.
-                while !(parts.sender.hasRoom && parts.recorder.hasRoom), !wakeup.isStopped, !Task.isCancelled {
-                    await wakeup.wait(upTo: .milliseconds(50))
+                case .send: feed.add(BatchFeed.Waiting(event: event, endpoint: endpoint))
                 }
             }
         }
-        parts.recorder.submit(waiting)
-        parts.sender.enqueue(sends)
+        parts.recorder.submit(reports)
     }
 
     /// Asks the filters of those that match, and takes out what they do not hold for. What has no
     /// verdict is asked in its lane.
-    private func askFilters(of batch: ClaimedBatch, _ matches: inout [[Endpoint]]) async throws -> [DeliveryID:
+    private func askFilters(of events: [Event], _ matches: inout [[Endpoint]]) async throws -> [DeliveryID:
         FilterVerdict]
     {
         var questions: [FilterGate.Question] = []
-        for (event, matching) in zip(batch.events, matches) {
+        for (event, matching) in zip(events, matches) {
             for endpoint in matching {
                 if let filter = endpoint.configuration.filter {
                     questions.append(FilterGate.Question(event: event.key, endpoint: endpoint.id, filter: filter))
@@ -181,12 +203,72 @@ final class Dispatcher: Service {
         for (question, verdict) in zip(questions, try await parts.filters.askForBatch(questions)) {
             if let verdict { verdicts[DeliveryID(event: question.event, endpoint: question.endpoint)] = verdict }
         }
-        for (place, event) in batch.events.enumerated() {
+        for (place, event) in events.enumerated() {
             matches[place].removeAll { verdicts[DeliveryID(event: event.key, endpoint: $0.id)] == .holdsNot }
         }
         return verdicts
     }
 
-    /// How many deliveries are handed on at a time.
-    private static let maxAtOnce = 1000
+    // MARK: Handing on
+
+    /// Hands on what there is room for, and forgets the feeds that are through.
+    private func handOn(_ feeds: inout [BatchFeed]) async throws {
+        for place in feeds.indices {
+            let isLate = .now >= feeds[place].until || feeds.count - place > Self.maxFeeds
+            repeat {
+                if feeds[place].isHandedOn, !feeds[place].isPlanned {
+                    guard parts.recorder.hasRoom else { break }
+                    try await plan(&feeds[place])
+                }
+                if isLate { moveToLanes(&feeds[place]) } else { handOnWhatFits(&feeds[place]) }
+            } while feeds[place].isHandedOn && !feeds[place].isPlanned
+        }
+        // What is left of a lost one is its new holder's.
+        feeds.removeAll { $0.isHandedOn && $0.isPlanned || $0.lease.isLost }
+    }
+
+    private func handOnWhatFits(_ feed: inout BatchFeed) {
+        if feed.isHandedOn { return }
+        let rooms = parts.sender.room(for: feed.customers)
+        enqueue(feed.take(rooms), of: feed)
+    }
+
+    private func enqueue(_ deliveries: [BatchFeed.Waiting], of feed: BatchFeed) {
+        let startBy = ContinuousClock.now + parts.configuration.softDeadline
+        parts.sender.enqueue(
+            deliveries.map {
+                Send(
+                    event: $0.event, endpoint: $0.endpoint.id, of: $0.endpoint.customerID, number: feed.batch.claims,
+                    trigger: .first, lease: feed.lease, startBy: startBy)
+            })
+    }
+
+    private func moveToLanes(_ feed: inout BatchFeed) {
+        let lease = feed.lease
+        parts.recorder.submit(
+            feed.takeAll().map {
+                Recorder.Report(
+                    DeliveryID(event: $0.event.key, endpoint: $0.endpoint.id), under: lease, attempts: 0,
+                    resolution: .wait(.zero, .first))
+            })
+    }
+
+    /// At a stop everything goes on at once: the sender puts off what it cannot start any more. What
+    /// cannot be had in time, the next worker finds in the batch.
+    private func end(_ feeds: inout [BatchFeed]) async {
+        let deadline = ContinuousClock.now + parts.configuration.grace
+        for place in feeds.indices {
+            do {
+                while true {
+                    enqueue(feeds[place].takeAll(), of: feeds[place])
+                    if feeds[place].isPlanned || .now >= deadline { break }
+                    try await plan(&feeds[place])
+                }
+            } catch {
+                parts.logger.warning(
+                    "a batch was left; it goes on when its lease has ended",
+                    metadata: ["batch": "\(feeds[place].batch.id)", "error": "\(error)"])
+            }
+        }
+    }
 }

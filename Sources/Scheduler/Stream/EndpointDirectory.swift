@@ -47,6 +47,14 @@ final class EndpointDirectory: Sendable {
         /// The same, known to be so at a later time.
         func asSeen(_ seen: EndpointsSeen) -> Snapshot { Snapshot(self, seen: seen) }
 
+        /// How many endpoints get the event at most, without looking at each.
+        func mostWanting(_ event: Event) -> Int {
+            let patterns = event.possiblePatterns(withPrefixes: hasPrefixes)
+            return (event.customerID == "*" ? ["*"] : [event.customerID, "*"]).reduce(0) { sum, customer in
+                patterns.reduce(sum) { $0 + (byKey[Key(customer: customer, pattern: $1)]?.count ?? 0) }
+            }
+        }
+
         /// Calls the body with every endpoint that gets the event.
         func forEach(wanting event: Event, _ body: (Endpoint) -> Void) {
             let patterns = event.possiblePatterns(withPrefixes: hasPrefixes)

@@ -136,7 +136,7 @@ final class Transfer {
     }
 
     /// Loads the next request into the handle.
-    func prepare(_ start: Transport.Start) {
+    func prepare(_ start: TransportThread.Start) {
         let request = start.request
         id = start.id
         completion = start.completion

@@ -26,25 +26,25 @@ final class TransportLoop {
     private let resolved: @Sendable (UInt64, Resolver.Outcome) -> Void
     private let names = HostNames()
     /// Requests that wait for the address of their host.
-    private var naming: [UInt64: Transport.Start] = [:]
+    private var naming: [UInt64: TransportThread.Start] = [:]
     private var lastExpiry = ContinuousClock.now
     private let sockets = Sockets()
-    private let capacity: Int
+    private let kept: Int
     private var active: [UInt64: Transfer] = [:]
     private var idle: [Transfer] = []
-    private var waiting: Deque<Transport.Start> = []
+    private var waiting: Deque<TransportThread.Start> = []
 
     /// - Parameter resolved: tells the loop, as a command, what came of the name of a request.
     init(
         _ multi: UnsafeMutableRawPointer, policy: AddressPolicy, proxy: EgressProxy?, resolver: Resolver?,
-        capacity: Int,
+        kept: Int,
         resolved: @escaping @Sendable (UInt64, Resolver.Outcome) -> Void
     ) {
         unsafe self.multi = multi
         (self.resolver, self.resolved) = (resolver, resolved)
         self.policy = policy
         self.proxy = proxy
-        self.capacity = capacity
+        self.kept = kept
     }
 
     /// True while requests wait to be started.
@@ -71,11 +71,11 @@ final class TransportLoop {
             }
             active[transfer.id] = nil
             transfer.finish(result)
-            if idle.count < capacity { idle.append(transfer) }
+            if idle.count < kept { idle.append(transfer) }
         }
     }
 
-    func take(_ command: Transport.Command) {
+    func take(_ command: TransportThread.Command) {
         switch command {
         case .start(let start): waiting.append(start)
         case .resolved(let id, let outcome):
@@ -122,7 +122,7 @@ final class TransportLoop {
 
     /// Begins a request to a host whose addresses are known. One forbidden address refuses all of
     /// them: which one a connection is made to is not ours to choose.
-    private func begin(_ start: Transport.Start, to host: HostNames.Host, at outcome: Resolver.Outcome) {
+    private func begin(_ start: TransportThread.Start, to host: HostNames.Host, at outcome: Resolver.Outcome) {
         switch outcome {
         case .failure(let failure):
             start.completion(.unsent(failure.isOurs ? .localResources : .dns, failure.text))
@@ -136,7 +136,7 @@ final class TransportLoop {
         }
     }
 
-    private func begin(_ start: Transport.Start, telling entries: [String] = [], of host: HostNames.Host? = nil) {
+    private func begin(_ start: TransportThread.Start, telling entries: [String] = [], of host: HostNames.Host? = nil) {
         guard let transfer = idle.popLast() ?? Transfer(policy: policy, proxy: proxy, sockets: sockets) else {
             if let host { names.forget(host) }
             return start.completion(.unsent(.localResources, "out of memory"))

@@ -30,6 +30,8 @@ package struct HTTPRequest: Sendable {
     /// The customer that the request is for: what takes long for one, such as a name that does not
     /// resolve, delays no other.
     package var party = ExactText("")
+    /// Requests of the same affinity share connections; others may go through another thread.
+    package var affinity = 0
     /// HTTP/2 where the receiver offers it (ALPN); otherwise, and by default, HTTP/1.1.
     package var allowsHTTP2 = false
 
