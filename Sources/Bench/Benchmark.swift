@@ -33,6 +33,8 @@ package struct Benchmark: Sendable {
         /// Ten thousand endpoints of other customers: their cost while idle, while one of them
         /// changes every second, and per event.
         case directory
+        /// A healthy endpoint beside each kind of party that takes what it can within every limit.
+        case shares
 
         /// The phases that run by default; the others take minutes.
         package static let usual: Set<Phase> = [.loop, .producers, .drain, .steady]
@@ -64,6 +66,11 @@ package struct Benchmark: Sendable {
         package var inFlight = 128
         /// The user's own sink in place of the built-in one; `{n}` is the endpoint's number.
         package var url: String?
+        /// Only these parties of the shares; nil for all that can be had.
+        package var parties: [String]?
+        /// A receiver that speaks HTTP/2, and the authorities to trust for it, for the shares.
+        package var http2URL: String?
+        package var http2Authorities: String?
 
         package init() {}
     }
@@ -100,11 +107,15 @@ package struct Benchmark: Sendable {
         if plan.phases.contains(.loop) { report.loop = try await measureLoop(sink) }
         for phase in Phase.allCases where phase != .loop && plan.phases.contains(phase) {
             try Task.checkCancellation()
+            if phase == .shares {
+                report.shares = try await measureShares(sink)
+                continue
+            }
             try await Scratch.with(beside: target) { scratch in
                 let bench = try Bench(benchmark: self, scratch: scratch, sink: sink)
                 defer { bench.removeKey() }
                 switch phase {
-                case .loop: break
+                case .loop, .shares: break
                 case .producers: report.producers = try await bench.measureProducers()
                 case .drain: report.drain = try await bench.measureDrain()
                 case .steady: report.steady = try await bench.measureSteady()
@@ -121,6 +132,23 @@ package struct Benchmark: Sendable {
             report.drain?.shareOfLoop = drain.deliveriesPerSecond / loop.requestsPerSecond
         }
         return report
+    }
+
+    /// Each party in a database of its own; its receivers are on a thread of their own.
+    private func measureShares(_ sink: Sink?) async throws -> [Report.Share] {
+        var shares: [Report.Share] = []
+        for party in Party.allCases
+        where plan.parties?.contains(party.rawValue) ?? (party != .http2 || plan.http2URL != nil) {
+            try Task.checkCancellation()
+            let hostile = try Sink(delay: .zero, failRate: 0)
+            defer { hostile.stop() }
+            try await Scratch.with(beside: target) { scratch in
+                let bench = try Bench(benchmark: self, scratch: scratch, sink: sink)
+                defer { bench.removeKey() }
+                shares.append(try await bench.measureShare(party, hostile: hostile))
+            }
+        }
+        return shares
     }
 
     func url(endpoint: Int, sink: Sink?) -> String {
@@ -202,13 +230,13 @@ struct Bench: Sendable {
 
     /// Creates the endpoint that the sink knows by this number.
     @discardableResult
-    func createEndpoint(_ number: Int, _ body: (inout EndpointConfiguration) -> Void = { _ in }) async throws
-        -> EndpointID
-    {
+    func createEndpoint(
+        _ number: Int, _ body: (inout EndpointConfiguration) throws -> Void = { _ in }
+    ) async throws -> EndpointID {
         var configuration = EndpointConfiguration(
             name: "bench-\(number)", url: benchmark.url(endpoint: number, sink: sink))
         configuration.maxInFlight = plan.inFlight
-        body(&configuration)
+        try body(&configuration)
         return try await scratch.pool.run { [configuration, keyring] in
             try $0.createEndpoint(configuration, secret: .generate(), keyring: keyring)
         }

@@ -179,6 +179,22 @@ package struct Report: Codable, Sendable {
         init(endpoints: Int, events: Int) { (self.endpoints, self.events) = (endpoints, events) }
     }
 
+    /// A healthy endpoint alone and beside a party that takes what it can.
+    package struct Share: Codable, Sendable {
+        let party: String
+        var alone: Percentiles?
+        var beside: Percentiles?
+        var p95Ratio = 0.0
+        /// The share of the offered events that were delivered while they were offered, or within
+        /// two seconds after.
+        var deliveredShare = 0.0
+        /// The largest of the workers, at its peak, before the party came and after.
+        var workerMemoryBytes = 0
+        var workerMemoryBytesBeside = 0
+
+        init(party: String) { self.party = party }
+    }
+
     /// One event for each of twenty endpoints, through their lanes; the next one when all have got
     /// their responses.
     package struct Rounds: Codable, Sendable {
@@ -204,6 +220,7 @@ package struct Report: Codable, Sendable {
     package var scheduled: Scheduled?
     package var directory: Directory?
     package var flapping: Flapping?
+    package var shares: [Share]?
 
     init(plan: Benchmark.Plan) {
         version = outboxVersion
@@ -306,6 +323,16 @@ package struct Report: Codable, Sendable {
                 ("  idle", text(directory.idleProcessorShare)),
                 ("  one changes every second", text(directory.changingProcessorShare)),
             ]
+        }
+        for share in shares ?? [] {
+            guard let alone = share.alone, let beside = share.beside else { continue }
+            lines.append(
+                (
+                    "beside \(share.party)",
+                    "p95 \(decimal(beside.p95, 1)) ms, alone \(decimal(alone.p95, 1)) (\(decimal(share.p95Ratio, 2)) times), "
+                        + "delivered \(decimal(share.deliveredShare, 2)) of what was offered, worker "
+                        + "\(share.workerMemoryBytesBeside >> 20) MiB, alone \(share.workerMemoryBytes >> 20)"
+                ))
         }
         let width = lines.map(\.0.count).max() ?? 0
         return lines.map { "\($0.padding(toLength: width + 2, withPad: " ", startingAt: 0))\($1)" }.joined(

@@ -27,6 +27,13 @@ final class Sink: Sendable {
         case refuse
         /// No response.
         case silence
+        /// The usual response, so much later.
+        case slow(Duration)
+        /// A JSON text of so many bytes; and so much later.
+        case large(Int)
+        case slowLarge(Int, Duration)
+        /// Status 500 for a share of the requests.
+        case failSometimes(Double)
     }
 
     /// From now on; nil for the usual response.
@@ -86,6 +93,8 @@ final class Sink: Sendable {
         var connections: [Int32: SinkConnection] = [:]
         var due: [Due] = []
         var nextDue = 0
+        // Of endpoints that have a delay of their own.
+        var slow: [Due] = []
         while !isStopping.load(ordering: .relaxed) {
             var timeout: Int32 = -1
             if nextDue < due.count {
@@ -95,6 +104,7 @@ final class Sink: Sendable {
                     ? 0
                     : Int32(left.components.seconds * 1000 + left.components.attoseconds / 1_000_000_000_000_000 + 1)
             }
+            if !slow.isEmpty { timeout = timeout < 0 ? 20 : min(timeout, 20) }
             poller.wait(upTo: timeout) { descriptor in
                 if descriptor == listening {
                     accept(into: &connections)
@@ -103,8 +113,10 @@ final class Sink: Sendable {
                 guard let connection = connections[descriptor] else { return }
                 let isOpen = connection.read { key in
                     keys.withLock { $0.append(key) }
-                    guard let bytes = answer(to: Int(key % 4096)) else { return }
-                    if delay == .zero {
+                    guard let (bytes, later) = answer(to: Int(key % 4096)) else { return }
+                    if let later {
+                        slow.append(Due(at: .now + later, connection: connection, answer: bytes))
+                    } else if delay == .zero {
                         answer(connection, bytes)
                     } else {
                         due.append(Due(at: .now + delay, connection: connection, answer: bytes))
@@ -118,6 +130,10 @@ final class Sink: Sendable {
             // The delay is the same for all, so the responses fall due in the order of the
             // requests.
             let now = ContinuousClock.now
+            if !slow.isEmpty {
+                for due in slow where due.at <= now { answer(due.connection, due.answer) }
+                slow.removeAll { $0.at <= now }
+            }
             while nextDue < due.count, due[nextDue].at <= now {
                 answer(due[nextDue].connection, due[nextDue].answer)
                 nextDue += 1
@@ -144,19 +160,31 @@ final class Sink: Sendable {
         }
     }
 
-    /// Nil for none.
-    private func answer(to endpoint: Int) -> [UInt8]? {
+    /// The response and, where the endpoint has one, its own delay; nil for none.
+    private func answer(to endpoint: Int) -> ([UInt8], Duration?)? {
         switch manners.withLock({ $0[endpoint] }) {
-        case .fail: Self.failure
-        case .refuse: Self.refusal
+        case .fail: (Self.failure, nil)
+        case .refuse: (Self.refusal, nil)
         case .silence: nil
-        case nil: failRate > 0 && Double.random(in: 0..<1) < failRate ? Self.failure : Self.success
+        case .slow(let delay): (Self.success, delay)
+        case .large(let size): (Self.large(size), nil)
+        case .slowLarge(let size, let delay): (Self.large(size), delay)
+        case .failSometimes(let rate): (Double.random(in: 0..<1) < rate ? Self.failure : Self.success, nil)
+        case nil: (failRate > 0 && Double.random(in: 0..<1) < failRate ? Self.failure : Self.success, nil)
         }
     }
 
     private func answer(_ connection: SinkConnection, _ bytes: [UInt8]) {
         connection.write(bytes)
         count.wrappingAdd(1, ordering: .relaxed)
+    }
+
+    /// JSON of about so many bytes.
+    private static func large(_ size: Int) -> [UInt8] {
+        let body = #"{"filler":""# + String(repeating: "abcdefgh", count: size / 8) + #""}"#
+        return Array(
+            "HTTP/1.1 200 OK\r\nContent-Length: \(body.utf8.count)\r\nContent-Type: application/json\r\n\r\n\(body)"
+                .utf8)
     }
 
     private static let success = Array(
@@ -191,9 +219,18 @@ private final class SinkConnection {
     }
 
     func write(_ bytes: [UInt8]) {
-        // A closed peer is noticed at the next read; the responses are small enough for any socket
+        // A closed peer is noticed at the next read; few responses are too large for the socket's
         // buffer.
-        if !isClosed { _ = bytes.withUnsafeBytes { send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) } }
+        var sent = 0
+        while !isClosed, sent < bytes.count {
+            let count = bytes.withUnsafeBytes {
+                send(descriptor, $0.baseAddress.map { $0 + sent }, $0.count - sent, Int32(MSG_NOSIGNAL))
+            }
+            if count > 0 { sent += count; continue }
+            guard count < 0, errno == EAGAIN else { return }
+            var wanted = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
+            if poll(&wanted, 1, 100) <= 0 { return }
+        }
     }
 
     /// Reads the available bytes and passes on each complete request's key; false at the

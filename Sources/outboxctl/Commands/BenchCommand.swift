@@ -36,9 +36,14 @@ struct BenchCommand: AsyncParsableCommand {
     @Option(
         name: .long, parsing: .upToNextOption,
         help:
-            "Only these phases: loop, producers, drain, steady (these four when none is named); neighbours, flood, recovery, scheduled, flapping, directory."
+            "Only these phases: loop, producers, drain, steady (these four when none is named); neighbours, flood, recovery, scheduled, flapping, directory, shares."
     )
     var phases: [Benchmark.Phase] = []
+    @Option(name: .long, parsing: .upToNextOption, help: "Only these parties of the shares, such as slow or fan_out.")
+    var parties: [String] = []
+    @Option(name: .customLong("http2-url"), help: "A receiver that speaks HTTP/2, for the shares.") var http2URL:
+        String?
+    @Option(name: .customLong("http2-ca"), help: "A file with the authorities to trust for it.") var http2CA: String?
 
     func validate() throws {
         for (name, value, range) in [
@@ -76,6 +81,9 @@ struct BenchCommand: AsyncParsableCommand {
         plan.duration = duration?.duration ?? plan.duration
         plan.inFlight = inFlight
         plan.url = url
+        plan.parties = parties.isEmpty ? nil : parties
+        plan.http2URL = http2URL
+        plan.http2Authorities = try http2CA.map { try String(contentsOfFile: $0, encoding: .utf8) }
         let session = try await Session.open(try Settings(options))
         let benchmark = Benchmark(plan, on: session.target, progress: Progress())
         let result: Result<Report, any Error>
