@@ -16,6 +16,8 @@ let withFailPoints: [SwiftSetting] = common + [.define("FAIL_POINTS", .when(conf
 let crypto: Target.Dependency = .product(name: "Crypto", package: "swift-crypto")
 let deque: Target.Dependency = .product(name: "DequeModule", package: "swift-collections")
 let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
+let metrics: Target.Dependency = .product(name: "Metrics", package: "swift-metrics")
+let metricsTestKit: Target.Dependency = .product(name: "MetricsTestKit", package: "swift-metrics")
 let lifecycle: Target.Dependency = .product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
 let signals: Target.Dependency = .product(name: "UnixSignals", package: "swift-service-lifecycle")
 let histogram: Target.Dependency = .product(name: "Histogram", package: "hdrhistogram-swift")
@@ -37,6 +39,7 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-configuration", from: "1.4.0", traits: []),
         .package(url: "https://github.com/jpsim/Yams", from: "6.2.0"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
+        .package(url: "https://github.com/apple/swift-metrics", from: "2.5.0"),
         .package(url: "https://github.com/apple/swift-crypto", from: "4.5.0"),
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
         .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", from: "0.2.0"),
@@ -67,7 +70,9 @@ let package = Package(
             swiftSettings: common),
         .target(
             name: "Scheduler",
-            dependencies: ["Bytewise", "Outbox", "Postgres", "Templates", "Transport", deque, logging, lifecycle],
+            dependencies: [
+                "Bytewise", "Outbox", "Postgres", "Templates", "Transport", deque, logging, lifecycle, metrics,
+            ],
             swiftSettings: withFailPoints),
         .target(name: "EmbeddedPostgres", dependencies: ["Postgres"], swiftSettings: common),
         .target(name: "Receiver", dependencies: ["Threads"], swiftSettings: common),
@@ -128,7 +133,7 @@ let package = Package(
             name: "SchedulerTests",
             dependencies: [
                 "Bytewise", "Scheduler", "Outbox", "Postgres", "StandardWebhooks", "Transport", "Receiver",
-                "TestSupport", "Threads", logging,
+                "TestSupport", "Threads", logging, metrics, metricsTestKit,
             ],
             swiftSettings: withFailPoints),
         .testTarget(

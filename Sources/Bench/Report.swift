@@ -188,6 +188,8 @@ package struct Report: Codable, Sendable {
         /// The share of the offered events that were delivered while they were offered, or within
         /// two seconds after.
         var deliveredShare = 0.0
+        /// How many responses the party gave meanwhile.
+        var partyResponses = 0
         /// The largest of the workers, at its peak, before the party came and after.
         var workerMemoryBytes = 0
         var workerMemoryBytesBeside = 0
@@ -330,7 +332,7 @@ package struct Report: Codable, Sendable {
                 (
                     "beside \(share.party)",
                     "p95 \(decimal(beside.p95, 1)) ms, alone \(decimal(alone.p95, 1)) (\(decimal(share.p95Ratio, 2)) times), "
-                        + "delivered \(decimal(share.deliveredShare, 2)) of what was offered, worker "
+                        + "delivered \(decimal(share.deliveredShare, 2)) of what was offered; party \(share.partyResponses) responses, worker "
                         + "\(share.workerMemoryBytesBeside >> 20) MiB, alone \(share.workerMemoryBytes >> 20)"
                 ))
         }

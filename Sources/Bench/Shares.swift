@@ -61,6 +61,7 @@ extension Bench {
                 // What comes later than that is not kept up with.
                 try await Task.sleep(for: .seconds(2))
                 group.cancelAll()
+                report.partyResponses = hostile.served
                 return beside
             }
             let answered = try await answers(of: id)
@@ -98,7 +99,7 @@ extension Bench {
         case .rules:
             try await endpoints(1...4, hostile, .large(250_000)) { configuration in
                 configuration.rules.checks = try (1...32).map {
-                    try Check("deny glob *a*b*c*d*e*f*g*h*\($0)*j")
+                    try Check("deny glob filler *a*b*c*d*e*f*g*h*\($0)*j")
                 }
             }
         case .template:

@@ -82,18 +82,21 @@ package struct Engine: Sendable {
             pool: pool, lanes: lanes, directory: directory, clock: clock, keeper: keeper, recorder: recorder,
             sender: sender,
             filters: FilterGate(batches: pool, lanes: filtering, slow: slowFiltering, logger: logger),
-            laneWakeups: laneWakeups, instance: instance, configuration: configuration, logger: logger)
+            laneWakeups: laneWakeups, memory: EventMemory(limit: configuration.maxEventBytes), instance: instance,
+            configuration: configuration, logger: logger)
         let dispatcher = Dispatcher(parts, wakeup: claiming)
         let laneRunner = LaneRunner(parts)
         let cutter = Cutter(
             pool: pool, listener: listener, configuration: configuration, logger: logger, waking: claiming)
-        let janitor = Janitor(pool: keeping, configuration: configuration, logger: logger) {
-            [sender.complaint, laneRunner.complaint, recorder.complaint, directory.complaint].compactMap(\.self)
+        let budgets = Budgets(
+            Budget.all(of: parts, attempts: attempts, transport: transport), logger: logger)
+        let janitor = Janitor(pool: keeping, budgets: budgets, configuration: configuration, logger: logger) {
+            [recorder.complaint, directory.complaint].compactMap(\.self)
         }
         // Lanes stop after the sender has let go of their requests, and before the last outcomes
         // are recorded.
         let watch = DirectoryWatch(directory: directory, logger: logger)
-        services = [pools, recorder, keeper, watch, laneRunner, sender, cutter, dispatcher, janitor]
+        services = [pools, recorder, keeper, watch, laneRunner, sender, cutter, dispatcher, budgets, janitor]
     }
 
     /// As long as a group of records takes. What was not to be had then is tried again later, and
@@ -137,6 +140,7 @@ struct EngineParts: Sendable {
     let sender: Sender
     let filters: FilterGate
     let laneWakeups: LaneWakeups
+    let memory: EventMemory
     /// The installation that this process works for; claims in another one find nothing.
     let instance: String
     let configuration: EngineConfiguration

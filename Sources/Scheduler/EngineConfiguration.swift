@@ -32,10 +32,12 @@ package struct EngineConfiguration: Sendable {
     package var maxBatchClaims = 3
     /// Requests in flight, all endpoints together.
     package var maxInFlight = 4096
-    /// Bytes of the events that are in flight, all endpoints together; one endpoint has at most an
-    /// eighth of it, and as much again may wait to be started. What a process takes is a small
+    /// Bytes that requests in flight may take, all endpoints together: of their events, and of
+    /// their responses where these may be large. One endpoint has at most an eighth of it. Twice as
+    /// much may be taken by all events here (`EventMemory`). So what a process takes is a small
     /// multiple of this, however much is waiting.
     package var maxBytes = 64 << 20
+    var maxEventBytes: Int { 2 * maxBytes }
     /// Outcomes that may wait to be recorded before no more work is claimed.
     package var maxUnrecorded = 10_000
     /// How long a graceful stop waits for requests in flight.

@@ -21,17 +21,19 @@ final class Janitor: Service {
     }
 
     private let pool: ConnectionPool
-    /// What to complain of now.
+    private let budgets: Budgets
+    /// What else to complain of now.
     private let complaints: @Sendable () -> [Complaint]
     private let configuration: EngineConfiguration
     private let logger: Logger
     private let wakeup = Wakeup()
 
     init(
-        pool: ConnectionPool, configuration: EngineConfiguration, logger: Logger,
+        pool: ConnectionPool, budgets: Budgets, configuration: EngineConfiguration, logger: Logger,
         complaints: @escaping @Sendable () -> [Complaint]
     ) {
         self.pool = pool
+        self.budgets = budgets
         self.complaints = complaints
         self.configuration = configuration
         self.logger = logger
@@ -51,11 +53,14 @@ final class Janitor: Service {
                         logger.error("a lock holds others up", metadata: ["who": "\(wait[1] ?? "")"])
                     }
                     told = Set(waits.map { $0[2] })
-                    let complaints = complaints()
+                    let complaints = budgets.complaints() + complaints()
+                    let readings = budgets.readings.map {
+                        BudgetUse(name: $0.kind.rawValue, used: $0.used, limit: $0.limit)
+                    }
                     let timeline = try await pool.run { [configuration] in
                         try $0.heartbeat(
                             worker: configuration.worker, host: configuration.host, pid: configuration.pid,
-                            complaints: complaints)
+                            complaints: complaints, budgets: readings)
                         return try $0.noteTimeline()
                     }
                     if let timeline {

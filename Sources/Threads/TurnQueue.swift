@@ -12,6 +12,9 @@ package struct TurnQueue<Waiter: Sendable>: Sendable {
 
     package var isEmpty: Bool { turns.isEmpty }
 
+    /// How many waiters each customer has.
+    package var counts: [ExactText: Int] { waiting.mapValues(\.count) }
+
     /// Adds a waiter behind the others of its customer.
     package mutating func add(_ waiter: Waiter, of customer: ExactText) {
         if waiting[customer] == nil { turns.append(customer) }

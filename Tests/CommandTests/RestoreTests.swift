@@ -155,7 +155,9 @@ import Testing
             })
         let limited = try await copy.pool.run { try $0.endpointID("limited") }
         #expect(
-            try await copy.pool.run { try $0.lanePage(of: limited, after: .start(.none), recoveredAt: nil).isEmpty })
+            try await copy.pool.run {
+                try $0.lanePage(of: limited, after: .start(.none), recoveredAt: nil).deliveries.isEmpty
+            })
         #expect(await cutRefusal(copy) == "OB010")
         let doctor = try await ChildProcess.run(["doctor"], environment: environment)
         #expect(doctor.output.contains("restored_database"))

@@ -50,7 +50,7 @@ import Testing
             spilled.finishedBatches = [batch.held]
             #expect(try connection.record(spilled, worker: "w").lost.isEmpty)
             #expect(try connection.earliestDue(in: [endpoint: from]).due.count == 1)
-            let page = try connection.lanePage(of: endpoint, after: .start(from), recoveredAt: nil)
+            let page = try connection.lanePage(of: endpoint, after: .start(from), recoveredAt: nil).deliveries
             #expect(page.count == 2)
             var delivered = RecordGroup()
             delivered.outcomes = outcomes(.lane(endpoint, lane), .delivered)

@@ -85,7 +85,7 @@ import Testing
             }
             #expect(lanes.lanes.count == 1)
             let page = try await pool.run {
-                try $0.lanePage(of: endpoint, after: .start(.none), recoveredAt: nil)
+                try $0.lanePage(of: endpoint, after: .start(.none), recoveredAt: nil).deliveries
             }
             #expect(page.count == 200)
             try await pool.execute("UPDATE outbox.lane SET lease_until = '-infinity'")

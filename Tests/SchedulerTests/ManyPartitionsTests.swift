@@ -78,7 +78,7 @@ import Testing
             try $0.claimBatch(lease: .random(), worker: "w", for: .seconds(60)).batch?.events.count ?? 0
         }
         try await locks("page", pool) {
-            let page = try $0.lanePage(of: endpoint, after: .start(.none), recoveredAt: nil)
+            let page = try $0.lanePage(of: endpoint, after: .start(.none), recoveredAt: nil).deliveries
             #expect(page.allSatisfy { $0.content != nil })
             return page.count
         }
@@ -428,7 +428,7 @@ import Testing
         var (pages, cursor): ([[String]], LaneCursor) = ([], .start(.none))
         while true {
             let page = try await database.pool.run { [cursor] in
-                try $0.lanePage(of: endpoint, after: cursor, recoveredAt: nil)
+                try $0.lanePage(of: endpoint, after: cursor, recoveredAt: nil).deliveries
             }
             guard let last = page.last else { break }
             pages.append(page.map { "\($0.event.id)\($0.content == nil ? " gone" : "")" })

@@ -339,7 +339,7 @@ import Testing
         let page = try await database.pool.run { connection in
             let claim = try connection.claimLanes(lease: lease, worker: "w", for: .seconds(60), excluding: [])
             #expect(claim.lanes.count == 1)
-            return try connection.lanePage(of: id, after: .start(.none), recoveredAt: nil)
+            return try connection.lanePage(of: id, after: .start(.none), recoveredAt: nil).deliveries
         }
         #expect(page.map(\.event.id.rawValue) == [1])
         let first = try #require(page.first)

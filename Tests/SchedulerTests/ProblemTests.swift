@@ -142,13 +142,13 @@ import Testing
             }
         ) {
             try await database.publish(2)
-            let isSaid = try await eventually { try await !problems(database, "worker_full").isEmpty }
+            let isSaid = try await eventually { try await !problems(database, "requests_full").isEmpty }
             #expect(isSaid)
-            let found = try await problems(database, "worker_full")
-            #expect(found.first?.detail.contains("worker test has all in flight") == true, "\(found)")
+            let found = try await problems(database, "requests_full")
+            #expect(found.first?.detail.contains("worker test uses 8 of 8 requests in flight") == true, "\(found)")
             #expect(found.first?.detail.contains(": 1 requests, ") == true, "\(found)")
             mayAnswer.isSet = true
-            #expect(try await eventually { try await problems(database, "worker_full").isEmpty })
+            #expect(try await eventually { try await problems(database, "requests_full").isEmpty })
         }
         ledger.receiver.stop()
     }

@@ -266,7 +266,11 @@ CREATE TABLE outbox.event (
     occurred_at    outbox.event_time,
     ordering_key   outbox.ordering_key,
     deliver_at     outbox.event_time,
-    headers        outbox.headers NOT NULL DEFAULT '{}'
+    headers        outbox.headers NOT NULL DEFAULT '{}',
+    -- Of both bodies, as they lie in a worker's memory. Stored, since the size of a compressed body
+    -- could only be found out by reading it.
+    bytes          int NOT NULL GENERATED ALWAYS AS (
+        coalesce(octet_length(before::text), 0) + coalesce(octet_length(after::text), 0)) STORED
 ) PARTITION BY RANGE (created_at);
 CREATE INDEX ON outbox.event (id);
 CREATE INDEX ON outbox.event (tx, id);
@@ -614,7 +618,9 @@ CREATE TABLE outbox.worker (
     started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- Faults that only this worker knows of, as {"problem":…, "since":…, "detail":…, "fix":…}.
-    complaints   jsonb NOT NULL DEFAULT '[]'
+    complaints   jsonb NOT NULL DEFAULT '[]',
+    -- What customers share in it: {"requests": {"used":…, "limit":…}, …}.
+    budgets      jsonb NOT NULL DEFAULT '{}'
 ) WITH (fillfactor = 50);
 
 CREATE TABLE outbox.audit (

@@ -36,8 +36,7 @@ CREATE FUNCTION outbox_private.note_stray() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO outbox.stray (tx, id, created_at, customer_id, bytes)
-    VALUES (NEW.tx, NEW.id, NEW.created_at, NEW.customer_id,
-            outbox.stored_size(NEW.before, NEW.after));
+    VALUES (NEW.tx, NEW.id, NEW.created_at, NEW.customer_id, NEW.bytes);
     RETURN NULL;
 END $$;
 

@@ -55,13 +55,6 @@
 SELECT pg_catalog.set_config('standard_conforming_strings', 'on', true);
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
--- The stored size of an event's bodies, known without reading them. (Not IMMUTABLE, since
--- pg_column_size is not either: the planner would not inline it into the statement, and a call
--- costs more than the rest of a cut.)
-CREATE FUNCTION outbox.stored_size(before json, after json) RETURNS int
-LANGUAGE sql STABLE PARALLEL SAFE
-RETURN coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0);
-
 -- True when the stream was cut elsewhere: the database is a copy, or its transaction ids have
 -- started over. (An upgraded cluster looks the same; rebasing it changes nothing.)
 CREATE FUNCTION outbox.is_restored(k outbox.cut) RETURNS boolean
@@ -92,8 +85,7 @@ LANGUAGE plpgsql STABLE
 SET enable_sort = off SET jit = off SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     before timestamptz := coalesce((SELECT max(c.before) FROM outbox.closed c), '-infinity');
-    events text := 'SELECT e.tx, e.id, e.created_at, e.customer_id::text,
-                           outbox.stored_size(e.before, e.after) AS bytes
+    events text := 'SELECT e.tx, e.id, e.created_at, e.customer_id::text, e.bytes
                       FROM outbox.event e
                      WHERE e.created_at >= $6 AND ';
     strays text := 'SELECT e.tx, e.id, e.created_at, e.customer_id, e.bytes
@@ -531,7 +523,7 @@ BEGIN
                  WHERE c.connamespace = 'outbox'::regnamespace
                    AND c.contype = 'f') made;
         CREATE TEMPORARY TABLE uncut ON COMMIT DROP AS
-        SELECT e.id, e.created_at, outbox.stored_size(e.before, e.after) AS bytes
+        SELECT e.id, e.created_at, e.bytes
           FROM outbox.event e
          -- A negative age means over two thousand million transactions.
          WHERE is_foreign AND age(e.xmin) BETWEEN 0 AND restored - 1

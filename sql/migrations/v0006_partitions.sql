@@ -104,7 +104,8 @@ CREATE FUNCTION outbox.make_partition(
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 BEGIN
     EXECUTE format(
-        'CREATE TABLE outbox.%I (LIKE outbox.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)',
+        'CREATE TABLE outbox.%I '
+        '(LIKE outbox.%I INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING CONSTRAINTS)',
         name, parent);
     PERFORM outbox.attach_partition(parent, name, lower, upper);
     RETURN true;
@@ -170,6 +171,7 @@ DECLARE
     key    name := CASE parent WHEN 'event' THEN 'created_at' ELSE 'started_at' END;
     oldest timestamptz;
     few    boolean;
+    columns text;
     p      record;
 BEGIN
     -- To attach a partition PostgreSQL reads the whole DEFAULT partition.
@@ -209,11 +211,19 @@ BEGIN
         IF few THEN RETURN NULL; END IF;
     END IF;
     EXECUTE format(
-        'CREATE TABLE outbox.%I (LIKE outbox.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)',
+        'CREATE TABLE outbox.%I '
+        '(LIKE outbox.%I INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING CONSTRAINTS)',
         p.name, parent);
+    -- What is generated is made anew.
+    SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) INTO STRICT columns
+      FROM pg_attribute a
+     WHERE a.attrelid = source::regclass
+       AND a.attnum > 0
+       AND NOT a.attisdropped
+       AND a.attgenerated = '';
     EXECUTE format('WITH moved AS (DELETE FROM %s WHERE %I >= $1 AND %I < $2 RETURNING *) '
-                   'INSERT INTO outbox.%I SELECT * FROM moved',
-                   source, key, key, p.name)
+                   'INSERT INTO outbox.%I (%s) SELECT %s FROM moved',
+                   source, key, key, p.name, columns, columns)
       USING p.lower, p.upper;
     PERFORM outbox.attach_partition(parent, p.name, p.lower, p.upper);
     RETURN p.name;

@@ -116,7 +116,7 @@ GRANT EXECUTE ON FUNCTION outbox.stream_backlog() TO outbox_worker, outbox_reade
 GRANT EXECUTE ON FUNCTION
     outbox.close_partition(), outbox.delete_strays(int), outbox.cut(int, int),
     outbox.require_read_committed(), outbox.require_leases(bigint, bigint),
-    outbox.stored_size(json, json), outbox.make_partitions(), outbox.make_next_partition(),
+    outbox.make_partitions(), outbox.make_next_partition(),
     outbox.empty_expired_partition(), outbox.drop_expired_partition(),
     outbox.move_default_rows(name), outbox.delete_expired_rows(name, int),
     outbox.webhook_id(bigint, timestamptz), outbox.partition_bounds(timestamptz)

@@ -75,6 +75,14 @@ package struct WaitingDelivery: Sendable {
     }
 }
 
+/// Due deliveries of a lane, with their events.
+package struct LanePage: Sendable {
+    package let deliveries: [WaitingDelivery]
+    /// The bytes of the first one's event, when it was too large to be read; then there are no
+    /// deliveries here.
+    package let needed: Int?
+}
+
 /// How far a lane's reader has got; rows before it are in flight or were moved.
 package struct LaneCursor: Sendable, Equatable {
     package let dueAt: Timestamp
@@ -156,14 +164,18 @@ extension Connection {
         ).map { row throws(PostgresError) in .microseconds(try row[0] as Int64) }
     }
 
-    /// The due deliveries of a lane after the cursor, oldest first, at most `WaitingDelivery.page`.
+    /// The due deliveries of a lane after the cursor, oldest first, at most `WaitingDelivery.page`,
+    /// and no more than the bytes allow.
     ///
     /// - Parameters:
     ///   - recoveredAt: deliveries last tried before this time are due, too.
     ///   - instance: which installation it must be; nil for any.
+    ///   - bytes: the max of their events together.
+    ///   - memory: where the events are accounted for.
     package mutating func lanePage(
-        of endpoint: EndpointID, after cursor: LaneCursor, recoveredAt: Timestamp?, instance: String? = nil
-    ) throws -> [WaitingDelivery] {
+        of endpoint: EndpointID, after cursor: LaneCursor, recoveredAt: Timestamp?, instance: String? = nil,
+        atMost bytes: Int = EventMemory.mostAtATime, in memory: EventMemory? = nil
+    ) throws -> LanePage {
         // statement_timestamp() is stable and so can bound the index scan; clock_timestamp()
         // cannot. Deliveries that were tried and are not due have an index of their own, so that a
         // million untried rows cost nothing.
@@ -187,24 +199,30 @@ extension Connection {
             } else { waiting }
         let found = try query(
             """
-            WITH page AS MATERIALIZED (\(rows))
+            WITH page AS MATERIALIZED (\(rows)),
+            -- In the order of the page, so far as few partitions have them.
+            found AS (
+                SELECT e.*, sum(e.bytes) OVER (ORDER BY e.ordinality ROWS UNBOUNDED PRECEDING) AS bytes_so_far
+                  FROM outbox.first_events_at(
+                           ARRAY(SELECT d.event_id FROM page d ORDER BY d.due_at, d.event_id),
+                           ARRAY(SELECT d.event_at FROM page d ORDER BY d.due_at, d.event_id)) WITH ORDINALITY e)
             SELECT d.event_id, d.event_at, d.due_at, d.attempts, d.crashes, d.trigger, d.ordering_key IS NOT NULL, \(raw: Event.noColumns)
               FROM page d
             UNION ALL
-            -- In the order of the page, so far as few partitions have them, and as many bytes as a worker takes at a time.
             SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, \(raw: Event.columns)
-              FROM (SELECT e.*, sum(outbox.stored_size(e.before, e.after)) OVER (
-                               ORDER BY e.ordinality ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
-                      FROM outbox.first_events_at(
-                               ARRAY(SELECT d.event_id FROM page d ORDER BY d.due_at, d.event_id),
-                               ARRAY(SELECT d.event_at FROM page d ORDER BY d.due_at, d.event_id)) WITH ORDINALITY e) e
-             WHERE coalesce(e.bytes_before, 0) < outbox.max_bytes_at_a_time()
+              FROM found e WHERE e.bytes_so_far <= \(Int64(bytes))
+            UNION ALL
+            -- The size of the first, when it alone is too large.
+            SELECT NULL, NULL, NULL, e.bytes, NULL, NULL, NULL, \(raw: Event.noColumns)
+              FROM found e WHERE e.ordinality = 1 AND e.bytes > \(Int64(bytes))
             """)
         var (page, events): ([WaitingDelivery], [EventKey: Event]) = ([], [:])
+        var needed: Int?
         // SQL promises no order of the rows: neither of deliveries nor of events.
         _ = try found.map { row throws(PostgresError) in
             guard let id = try row[0] as EventID? else {
-                let event = try Event(row: row, from: 7)
+                if let bytes = try row[3] as Int? { return needed = bytes }
+                let event = try Event(row: row, from: 7, in: memory)
                 return events[event.key] = event
             }
             page.append(
@@ -218,7 +236,7 @@ extension Connection {
         // Deliveries after the last event that was read are left for another page. When no event
         // was read, the first one's row is gone, and nothing is known of the others.
         let last = page.lastIndex { $0.content != nil } ?? 0
-        return Array(page.prefix(last + 1))
+        return LanePage(deliveries: needed == nil ? Array(page.prefix(last + 1)) : [], needed: needed)
     }
 
     /// Which of these deliveries are still in the lane.

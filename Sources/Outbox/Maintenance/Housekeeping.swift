@@ -2,20 +2,24 @@ import FoundationEssentials
 package import Postgres
 
 extension Connection {
-    /// Reports that this worker process is alive, and its complaints; the first report adds its
-    /// row.
+    /// Reports that this worker process is alive, its complaints and how much of its budgets is
+    /// taken; the first report adds its row.
     package mutating func heartbeat(
-        worker: String, host: String, pid: Int, complaints: [Complaint] = []
+        worker: String, host: String, pid: Int, complaints: [Complaint] = [], budgets: [BudgetUse] = []
     ) throws {
         try query(
             """
-            INSERT INTO outbox.worker AS w (id, version, host, pid, complaints)
+            INSERT INTO outbox.worker AS w (id, version, host, pid, complaints, budgets)
             VALUES (\(worker), \(outboxVersion), \(host), \(Int32(pid)), (
                 SELECT coalesce(jsonb_agg(jsonb_build_object(
                            'problem', c.problem, 'since', clock_timestamp() - c.age, 'detail', c.detail, 'fix', c.fix)), '[]')
                   FROM unnest(\(complaints.map(\.problem)), \(complaints.map(\.age)), \(complaints.map(\.detail)), \(complaints.map(\.fix)))
-                       AS c(problem, age, detail, fix)))
-            ON CONFLICT (id) DO UPDATE SET heartbeat_at = clock_timestamp(), complaints = excluded.complaints
+                       AS c(problem, age, detail, fix)), (
+                SELECT coalesce(jsonb_object_agg(b.name, jsonb_build_object('used', b.used, 'limit', b.most)), '{}')
+                  FROM unnest(\(budgets.map(\.name)), \(budgets.map { Int64($0.used) }), \(budgets.map { Int64($0.limit) }))
+                       AS b(name, used, most)))
+            ON CONFLICT (id) DO UPDATE SET heartbeat_at = clock_timestamp(), complaints = excluded.complaints,
+                                           budgets = excluded.budgets
             """)
     }
 
@@ -174,6 +178,15 @@ package struct Complaint: Sendable {
         self.detail = detail
         self.fix = fix
     }
+}
+
+/// How much of a budget that customers share in a worker is taken.
+package struct BudgetUse: Sendable {
+    package let name: String
+    package let used: Int
+    package let limit: Int
+
+    package init(name: String, used: Int, limit: Int) { (self.name, self.used, self.limit) = (name, used, limit) }
 }
 
 /// The result of one round of housekeeping.

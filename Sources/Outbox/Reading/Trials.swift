@@ -7,7 +7,7 @@ extension Connection {
         let found = try query(
             "SELECT \(raw: Event.columns) FROM outbox.events_at(\([key.id]), \([key.createdAt])) e"
         )
-        .first { row throws(PostgresError) in try Event(row: row, from: 0) }
+        .first { row throws(PostgresError) in try Event(row: row, from: 0, in: nil) }
         guard let found else {
             throw Problem(.notFound, "event \(key.id) not found", next: UseCase("event.list"))
         }

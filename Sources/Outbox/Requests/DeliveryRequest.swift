@@ -97,7 +97,7 @@ private struct RequestBuilder {
         request.party = endpoint.customerID
         request.affinity = endpoint.id.hashValue
         request.allowsHTTP2 = endpoint.configuration.allowsHTTP2
-        if endpoint.rules.readBody { request.keptBody = HTTPRequest.maxBody }
+        request.keptBody += endpoint.responseBytes
         try fillHeaders(&request)
         if let template = endpoint.urlTemplate {
             request.url = String(decoding: try fill(template, "the URL"), as: UTF8.self)

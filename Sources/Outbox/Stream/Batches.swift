@@ -50,10 +50,12 @@ extension Connection {
     ///   - isSmall: only a batch of the many customers with few events; for a worker that has
     ///     enough batches of the others.
     ///   - customers: no batch of these alone; for a worker that has enough of theirs.
+    ///   - memory: where the events are accounted for.
     ///   - customers: customers of which this worker has enough batches.
     package mutating func claimBatch(
         lease: LeaseID, worker: String, for duration: Duration, floor: BatchFloor = .none, isSmall: Bool = false,
-        excluding customers: [String] = [], endpoints seen: EndpointsSeen = .nothing, instance: String? = nil
+        excluding customers: [String] = [], endpoints seen: EndpointsSeen = .nothing, instance: String? = nil,
+        in memory: EventMemory? = nil
     ) throws -> BatchClaim {
         // Ids go in as a subselect, not as `LIMIT $n`, which makes the planner expect a tenth of
         // the table.
@@ -87,7 +89,9 @@ extension Connection {
         var events: [Event] = []
         // SQL promises no order of the rows: one that has a time, and the events.
         _ = try rows.map { row throws(PostgresError) in
-            guard let time = try row[0] as Timestamp? else { return events.append(try Event(row: row, from: 7)) }
+            guard let time = try row[0] as Timestamp? else {
+                return events.append(try Event(row: row, from: 7, in: memory))
+            }
             (now, hasEndpointNews) = (time, try row[1])
             guard let id = try row[2] as BatchID? else { return }
             held = HeldBatch(id: id, lease: lease, server: ServerStart(time: try row[6]))

@@ -34,7 +34,9 @@ package final class Event: Sendable {
     package let isOperational: Bool
 
     /// Its approximate size in memory.
-    package var size: Int { 512 + (before?.count ?? 0) + (after?.count ?? 0) + (context?.count ?? 0) }
+    package let size: Int
+    /// Who has to account for it; nil outside a worker.
+    private let account: EventMemory.Account?
 
     /// The last built body: endpoints with the same format share its bytes.
     private let lastBody = Mutex<(format: Endpoint.Format, bytes: [UInt8])?>(nil)
@@ -44,12 +46,13 @@ package final class Event: Sendable {
         lastBody.withLock { last in
             if let last, last.format == format { return last.bytes }
             let bytes = Payload.body(of: self, format: format, webhookID: webhookID)
+            account?.take(bytes.count - (last?.bytes.count ?? 0))
             last = (format, bytes)
             return bytes
         }
     }
 
-    /// The columns that `init(row:from:)` reads, of a table or alias named `e`.
+    /// The columns that `init(row:from:in:)` reads, of a table or alias named `e`.
     static let columns = """
         e.id, e.created_at, e.customer_id, e.type, e.change_type, e.transaction_id, e.identity, e.before, e.after, \
         coalesce(e.occurred_at, e.created_at), e.deliver_at, nullif(e.headers, '{}')::text, e.ordering_key
@@ -58,8 +61,14 @@ package final class Event: Sendable {
     /// NULLs in their place.
     static let noColumns = Array(repeating: "NULL", count: 13).joined(separator: ", ")
 
+    deinit { account?.release(size + (lastBody.withLock { $0?.bytes.count } ?? 0)) }
+
+    private static func size(_ parts: [UInt8]?...) -> Int { parts.reduce(512) { $0 + ($1?.count ?? 0) } }
+
     /// Reads the columns, starting at the given place.
-    init(row: Row, from first: Int) throws(PostgresError) {
+    ///
+    /// - Parameter memory: where it is accounted for as long as it lives.
+    init(row: Row, from first: Int, in memory: EventMemory?) throws(PostgresError) {
         id = try row[first]
         createdAt = try row[first + 1]
         customerID = ExactText(try row[first + 2])
@@ -75,6 +84,9 @@ package final class Event: Sendable {
         context = (try row[first + 11] as String?).map { Array($0.utf8) }
         orderingKey = try row[first + 12]
         traceparent = context.flatMap(Self.traceparent)
+        size = Self.size(before, after, context)
+        account = memory?.account(of: customerID)
+        account?.take(size)
     }
 
     package init(
@@ -97,6 +109,8 @@ package final class Event: Sendable {
         self.context = context
         self.orderingKey = orderingKey
         traceparent = context.flatMap(Self.traceparent)
+        size = Self.size(before, after, context)
+        account = nil
     }
 
     static func isOperational(_ type: ExactText) -> Bool { type.utf8.starts(with: "outbox.".utf8) }

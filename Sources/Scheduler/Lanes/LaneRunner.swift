@@ -3,7 +3,6 @@ import Logging
 import Outbox
 import Postgres
 import ServiceLifecycle
-import Synchronization
 
 /// Claims lanes with due deliveries and works each one off, and looks after those that sleep
 /// meanwhile.
@@ -19,18 +18,6 @@ final class LaneRunner: Service {
     /// How many lanes one process works on at a time; each has some deliveries in memory. As many
     /// as there are requests: who has a lane may have one request in flight that takes minutes.
     static let maxLanes = 4096
-    private let full = Mutex(FullWarning())
-
-    /// All the lanes that a process may have are taken.
-    var complaint: Complaint? {
-        full.withLock { $0.age(at: .now) }.map { age in
-            Complaint(
-                "lanes_full", age: age,
-                detail:
-                    "works on \(Self.maxLanes) lanes, and takes no other before one is through",
-                fix: "Their endpoints answer slowly: give them a shorter timeout, or start another worker")
-        }
-    }
     /// How soon deliveries are seen that another worker has added to a lane that sleeps here.
     private static let betweenLooks = Duration.milliseconds(50)
 
@@ -42,10 +29,6 @@ final class LaneRunner: Service {
                 if wakeups.takeClaimWish() || claimAt <= .now {
                     // A bounded number of lanes at a time, and none while the process stops.
                     let isFull = parts.keeper.lanes.count >= Self.maxLanes
-                    if full.withLock({ $0.isDue(isFull: isFull, at: .now) }), let complaint {
-                        parts.logger.warning(
-                            "lanes wait for each other", metadata: ["why": "this worker \(complaint.detail)"])
-                    }
                     guard !parts.sender.isStopping, !isFull else {
                         claimAt = .now
                         return .milliseconds(100)

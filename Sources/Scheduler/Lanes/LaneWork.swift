@@ -21,6 +21,8 @@ struct LaneWork {
     /// head.
     private var suspects: Int
     private var ramp: LaneRamp
+    /// The size of the next event, when there was not room enough to read it.
+    private var neededBytes = 0
 
     private static let maxSuspects = 10
     /// With more leases than that in this process each lane has less in memory.
@@ -62,11 +64,13 @@ struct LaneWork {
             if ramp.stage == .full || !ramp.isFailing, endpoint?.state.breaker.failing != nil { return }
             try await takeUpRates()
             try await withdrawCancelled()
-            guard parts.recorder.hasRoom, parts.sender.hasRoom(for: lane.endpoint) else {
+            let room = parts.memory.room(
+                for: endpoint?.customerID ?? "", atLeast: neededBytes, isFirst: lease.unresolved == 0)
+            guard parts.recorder.hasRoom, parts.sender.hasRoom(for: lane.endpoint), let room else {
                 try await Task.sleep(for: .milliseconds(50))
                 continue
             }
-            switch try await nextPage() {
+            switch try await nextPage(in: room) {
             case .nothing:
                 try await settle()
                 guard try await sleep() else { return }
@@ -89,13 +93,20 @@ struct LaneWork {
         case nothing
     }
 
-    private mutating func nextPage() async throws -> Page {
+    /// - Parameter room: what its events may take.
+    private mutating func nextPage(in room: EventMemory.Room) async throws -> Page {
         if scan.mustBeginAgain(at: .now) { try await beginAgain() }
         // What is in flight now is not sent again, also when it is resolved while the page is read.
         let inFlight = lease.inFlight
-        let found = try await parts.lanes.run { [lane, cursor = scan.cursor, ramp, instance = parts.instance] in
-            try $0.lanePage(of: lane.endpoint, after: cursor, recoveredAt: ramp.triedBefore, instance: instance)
+        let read = try await parts.lanes.run {
+            [lane, cursor = scan.cursor, ramp, instance = parts.instance, memory = parts.memory] in
+            try $0.lanePage(
+                of: lane.endpoint, after: cursor, recoveredAt: ramp.triedBefore, instance: instance, atMost: room.bytes,
+                in: memory)
         }
+        neededBytes = read.needed ?? 0
+        if read.needed != nil { return .notYet }
+        let found = read.deliveries
         if found.isEmpty {
             // Rows may have been added behind the cursor: look again from the start.
             if inFlight.isEmpty, scan.isAtFloor { return .nothing }
@@ -239,7 +250,8 @@ struct LaneWork {
 
     private func send(_ event: Event, _ delivery: WaitingDelivery, crashesBefore: Int?) -> Send {
         Send(
-            event: event, endpoint: lane.endpoint, of: endpoint?.customerID ?? "", number: delivery.attempts + 1,
+            event: event, endpoint: lane.endpoint, of: endpoint?.customerID ?? "",
+            responseBytes: endpoint?.responseBytes ?? 0, number: delivery.attempts + 1,
             trigger: delivery.trigger,
             lease: lease, startBy: nil, crashesBefore: crashesBefore, isOrdered: delivery.isOrdered)
     }

@@ -30,7 +30,7 @@ final class AttemptRunner: Sendable {
 
     private let transport: Transport
     private let tokens: AccessTokens
-    private let computing: ComputePool
+    let computing: ComputePool
     private let failures = FailureCounter()
     private let recorder: Recorder
     private let directory: EndpointDirectory

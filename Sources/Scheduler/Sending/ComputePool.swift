@@ -8,10 +8,12 @@ import Threads
 final class ComputePool: Sendable {
     private struct State {
         var queue = TurnQueue<@Sendable () -> Void>()
+        var running = 0
         var isClosed = false
     }
 
     private let state = Mutex(State())
+    private let count: Int
     private let signal = ThreadSemaphore()
     private let threads = Mutex<[Thread]>([])
 
@@ -20,6 +22,7 @@ final class ComputePool: Sendable {
     /// - Parameter threads: two by default: one job that takes long still leaves one for others.
     ///   They have a lower priority than the transport's thread.
     init(threads count: Int = 2) throws {
+        self.count = count
         do {
             for number in 1...count {
                 let thread = try Thread("compute \(number)") {
@@ -46,6 +49,18 @@ final class ComputePool: Sendable {
         if isTaken { signal.signal() } else { job() }
     }
 
+    /// How many threads run a job; full is a pool for which jobs wait.
+    var reading: Budget.Reading {
+        state.withLock { Budget.Reading(used: $0.running, limit: count, isFull: !$0.queue.isEmpty) }
+    }
+
+    /// The customers whose jobs wait, most first.
+    var holders: [String] {
+        state.withLock(\.queue.counts).sorted { $0.value > $1.value }.prefix(3).map {
+            "customer \($0.key): \($0.value) jobs"
+        }
+    }
+
     /// Runs what was posted, and ends the threads.
     func stop() async {
         state.withLock { $0.isClosed = true }
@@ -57,8 +72,17 @@ final class ComputePool: Sendable {
     /// Waits for a job; nil when the pool is stopped and nothing is left.
     private func next() -> (@Sendable () -> Void)? {
         while true {
-            let (job, isClosed) = state.withLock { ($0.queue.next(), $0.isClosed) }
-            if let job { return job }
+            let (job, isClosed) = state.withLock { state in
+                let job = state.queue.next()
+                if job != nil { state.running += 1 }
+                return (job, state.isClosed)
+            }
+            if let job {
+                return {
+                    job()
+                    self.state.withLock { $0.running -= 1 }
+                }
+            }
             if isClosed { return nil }
             signal.wait()
         }

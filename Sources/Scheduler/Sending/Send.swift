@@ -22,9 +22,12 @@ final class Send: Sendable {
     /// Others of its ordering key wait for it.
     let isOrdered: Bool
     let isFromBatch: Bool
+    /// How much memory it takes while it is in flight, beside the few KiB that each does.
+    let bytes: Int
 
     init(
-        event: Event, endpoint: EndpointID, of customer: ExactText, number: Int, trigger: Trigger, lease: Lease,
+        event: Event, endpoint: EndpointID, of customer: ExactText, responseBytes: Int = 0, number: Int,
+        trigger: Trigger, lease: Lease,
         startBy: ContinuousClock.Instant?, crashesBefore: Int? = nil, isOrdered: Bool = false
     ) {
         self.event = event
@@ -37,5 +40,6 @@ final class Send: Sendable {
         self.crashesBefore = crashesBefore
         self.isOrdered = isOrdered
         isFromBatch = lease.holder.batch != nil
+        bytes = event.size + responseBytes
     }
 }

@@ -17,12 +17,12 @@ private struct Load {
 
     static func += (load: inout Load, send: Send) {
         load.count += 1
-        load.bytes += send.event.size
+        load.bytes += send.bytes
     }
 
     static func -= (load: inout Load, send: Send) {
         load.count -= 1
-        load.bytes -= send.event.size
+        load.bytes -= send.bytes
     }
 
     static func - (load: Load, other: Load) -> Load {
@@ -258,7 +258,7 @@ struct SendQueues {
         let free = free
         // However many have large events, as much is left as the last one takes; what is larger
         // than an endpoint's share needs no more than that to be left.
-        if inFlight.count > 0, min(send.event.size, maxBytesPerEndpoint) > free.bytes / 2 { return false }
+        if inFlight.count > 0, min(send.bytes, maxBytesPerEndpoint) > free.bytes / 2 { return false }
         if queue.inFlight.count == 0 { return true }
         let forSeconds = free - Load(count: maxInFlight / 8, bytes: maxBytes / 8)
         if !queue.inFlight.isWithin(forSeconds) { return false }
@@ -326,7 +326,7 @@ struct SendQueues {
         queue.inFlight += send
         inFlight += send
         queue.customer.inFlight += send
-        let cost = 1 + send.event.size / Self.bytesPerTurn
+        let cost = 1 + send.bytes / Self.bytesPerTurn
         queue.customer.credit = max(queue.customer.credit - cost, -Self.maxDebt)
         takeTurn(id, queue)
         return send
@@ -377,9 +377,16 @@ struct SendQueues {
         return removed
     }
 
-    /// True while nothing is free but for first requests of endpoints.
-    var isFull: Bool {
-        inFlight.count >= maxInFlight - maxInFlight / 8 || inFlight.bytes >= maxBytes - maxBytes / 8
+    /// What is taken of requests and bytes. Full is what has nothing free but for first requests of
+    /// endpoints.
+    var taken: (requests: Taken, bytes: Taken) {
+        (Taken(used: inFlight.count, limit: maxInFlight), Taken(used: inFlight.bytes, limit: maxBytes))
+    }
+
+    struct Taken {
+        let used: Int
+        let limit: Int
+        var isFull: Bool { used >= limit - limit / 8 }
     }
 
     /// Who has the most in flight.

@@ -15,7 +15,6 @@ final class Sender: Service {
     private struct State {
         var queues: SendQueues
         var isStopping = false
-        var full = FullWarning()
     }
 
     private let attempts: AttemptRunner
@@ -195,34 +194,26 @@ final class Sender: Service {
         }
         putOff(expired)
         if !expired.isEmpty { claiming.signal() }
-        sayWhoHoldsAll()
     }
 
-    /// Nothing has been free for ten seconds.
-    var complaint: Complaint? {
+    // MARK: What is taken
+
+    /// The requests in flight, or the bytes that they take.
+    func reading(_ kind: Budget.Kind) -> Budget.Reading {
+        state.withLock { state in
+            let taken = state.queues.taken
+            return kind == .requests
+                ? Budget.Reading(used: taken.requests.used, limit: taken.requests.limit, isFull: taken.requests.isFull)
+                : Budget.Reading(used: taken.bytes.used, limit: taken.bytes.limit, isFull: taken.bytes.isFull)
+        }
+    }
+
+    /// The endpoints that have most in flight.
+    var holders: [String] {
         let endpoints = directory.current.byID
-        guard
-            let (age, holders) = state.withLock({ state in
-                state.full.age(at: .now).map { ($0, state.queues.holders(most: 3)) }
-            })
-        else { return nil }
-        let text = holders.map { id, requests, bytes in
+        return state.withLock { $0.queues.holders(most: 3) }.map { id, requests, bytes in
             "\(endpoints[id]?.name ?? id.description): \(requests) requests, \(bytes) bytes"
         }
-        return Complaint(
-            "worker_full", age: age,
-            detail: "has all in flight that it may; most of that: \(text.joined(separator: "; "))",
-            fix:
-                "Endpoints wait for each other. Find out why these answer so slowly, or give them a shorter timeout; "
-                + "or start another worker, or raise OUTBOX_MAX_IN_FLIGHT")
-    }
-
-    private func sayWhoHoldsAll() {
-        let isDue = state.withLock { $0.full.isDue(isFull: $0.queues.isFull, at: .now) }
-        guard isDue, let complaint else { return }
-        logger.warning(
-            "endpoints wait for each other",
-            metadata: ["why": "this worker \(complaint.detail)", "fix": "\(complaint.fix)"])
     }
 
     /// What is not sent now waits in its lane: deliveries of a batch are moved there, deliveries of

@@ -27,7 +27,9 @@ final class Dispatcher: Service {
         var feeds: [BatchFeed] = []
         await wakeup.run(complaint: "cannot claim events; trying again", to: parts.logger) {
             try await handOn(&feeds)
-            guard parts.sender.hasRoomForSmall, parts.recorder.hasRoom else { return .milliseconds(50) }
+            guard parts.sender.hasRoomForSmall, parts.recorder.hasRoom, parts.memory.hasRoomForBatch else {
+                return .milliseconds(50)
+            }
             // With enough of one customer's flood in memory, others' few events still are claimed.
             let isSmall = !parts.sender.hasRoom
             if floorReadAt.map({ .now - $0 > .seconds(2) }) ?? true {
@@ -56,10 +58,13 @@ final class Dispatcher: Service {
         let claim: BatchClaim
         do {
             claim = try await parts.pool.run {
-                [configuration = parts.configuration, instance = parts.instance, seen = parts.directory.current.seen] in
+                [
+                    configuration = parts.configuration, instance = parts.instance,
+                    seen = parts.directory.current.seen, memory = parts.memory
+                ] in
                 try $0.claimBatch(
                     lease: leaseID, worker: configuration.worker, for: configuration.lease, floor: floor,
-                    isSmall: isSmall, excluding: greedy, endpoints: seen, instance: instance)
+                    isSmall: isSmall, excluding: greedy, endpoints: seen, instance: instance, in: memory)
             }
         } catch let error as PostgresError where error.isOutcomeUnknown {
             // Whatever the lost response said: give it back, so that nobody has to wait for the
@@ -238,7 +243,8 @@ final class Dispatcher: Service {
         parts.sender.enqueue(
             deliveries.map {
                 Send(
-                    event: $0.event, endpoint: $0.endpoint.id, of: $0.endpoint.customerID, number: feed.batch.claims,
+                    event: $0.event, endpoint: $0.endpoint.id, of: $0.endpoint.customerID,
+                    responseBytes: $0.endpoint.responseBytes, number: feed.batch.claims,
                     trigger: .first, lease: feed.lease, startBy: startBy)
             })
     }

@@ -1,3 +1,4 @@
+package import Bytewise
 import CCurl
 import Glibc
 import Synchronization
@@ -108,6 +109,26 @@ package final class Transport: Sendable {
         } onCancel: {
             if let ticket = started.withLock({ $0 }) { cancel(ticket) }
         }
+    }
+
+    /// How many threads look up a name, how many there may be, and for which parties' names others
+    /// are waited for.
+    package var names: (running: Int, limit: Int, waiting: [ExactText: Int]) {
+        resolver?.taken ?? (0, 0, [:])
+    }
+
+    /// How many descriptors this process has open, and how many it may have; nil where the system
+    /// does not say.
+    package static var descriptors: (open: Int, limit: Int)? {
+        var limit = rlimit()
+        guard unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0,
+            let folder = unsafe opendir("/proc/self/fd")
+        else { return nil }
+        defer { unsafe closedir(folder) }
+        var count = 0
+        // Two names are none, and one descriptor is the folder's own.
+        while unsafe readdir(folder) != nil { count += 1 }
+        return (max(0, count - 3), Int(clamping: limit.rlim_cur))
     }
 
     /// Stops a request; its completion reports `cancelled`. One that is over is ignored.

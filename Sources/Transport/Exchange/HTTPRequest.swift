@@ -23,7 +23,8 @@ package struct HTTPRequest: Sendable {
 
     /// How much of the response's body is kept, in bytes, and the max that is read so that the
     /// connection can be kept.
-    package var keptBody = 16 * 1024
+    package var keptBody = usuallyKeptBody
+    package static let usuallyKeptBody = 16 * 1024
     package static let maxBody = 256 * 1024
     /// The trusted authorities and our identity, where they differ from the system's.
     package var tls = TLS()

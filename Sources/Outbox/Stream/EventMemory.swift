@@ -1,0 +1,102 @@
+package import Bytewise
+import Synchronization
+
+/// The memory that events take in this process, as they lie there: bodies as the producer wrote
+/// them, and bodies built from them. What does not fit is not read.
+///
+/// A customer's share is what is left: it may read more while its events take less than is free, so
+/// that however many customers have slow endpoints, as much as each of them has is left for the
+/// next (dynamic thresholds: Choudhury and Hahne 1998). Of the last quarter only batches are read,
+/// and lanes of which nothing is here.
+package final class EventMemory: Sendable {
+    /// What one customer's events take. Counted down by the last owner of each event.
+    package final class Account: Sendable {
+        fileprivate let used = Atomic(0)
+        private let memory: EventMemory
+
+        fileprivate init(_ memory: EventMemory) { self.memory = memory }
+
+        func take(_ bytes: Int) {
+            used.wrappingAdd(bytes, ordering: .relaxed)
+            memory.taken.wrappingAdd(bytes, ordering: .relaxed)
+        }
+
+        func release(_ bytes: Int) {
+            used.wrappingSubtract(bytes, ordering: .relaxed)
+            memory.taken.wrappingSubtract(bytes, ordering: .relaxed)
+        }
+    }
+
+    /// In bytes.
+    package let limit: Int
+    private let taken = Atomic(0)
+    private let accounts = Mutex<[ExactText: Account]>([:])
+    /// So many customers are kept in mind whose events are gone.
+    private static let maxIdleAccounts = 1000
+
+    /// - Parameter limit: in bytes.
+    package init(limit: Int) { self.limit = limit }
+
+    /// How much events take now, in bytes.
+    package var used: Int { taken.load(ordering: .relaxed) }
+
+    /// The account of a customer.
+    func account(of customer: ExactText) -> Account {
+        accounts.withLock { accounts in
+            if let known = accounts[customer] { return known }
+            if accounts.count > Self.maxIdleAccounts {
+                accounts = accounts.filter { $0.value.used.load(ordering: .relaxed) > 0 }
+            }
+            let made = Account(self)
+            accounts[customer] = made
+            return made
+        }
+    }
+
+    /// The customers whose events take most, with how much, in bytes.
+    package func holders(most: Int) -> [(customer: ExactText, bytes: Int)] {
+        accounts.withLock { accounts in
+            accounts.map { ($0.key, $0.value.used.load(ordering: .relaxed)) }.sorted { $0.1 > $1.1 }.prefix(most)
+                .map { ($0.0, $0.1) }
+        }
+    }
+
+    /// True while a batch may be read.
+    package var hasRoomForBatch: Bool { limit - used >= Self.mostAtATime }
+
+    /// Room for events that are being read.
+    package final class Room: Sendable {
+        /// How much may be read.
+        package let bytes: Int
+        private let memory: EventMemory
+
+        fileprivate init(_ bytes: Int, of memory: EventMemory) {
+            (self.bytes, self.memory) = (bytes, memory)
+            memory.taken.wrappingAdd(bytes, ordering: .relaxed)
+        }
+
+        deinit { memory.taken.wrappingSubtract(bytes, ordering: .relaxed) }
+    }
+
+    /// Room for some of a customer's events, to be read for a lane now and to be held while they are;
+    /// nil when there is none.
+    ///
+    /// - Parameters:
+    ///   - needed: the bytes of the first one, where that is known to be large.
+    ///   - isFirst: nothing of the lane is here.
+    package func room(for customer: ExactText, atLeast needed: Int = 0, isFirst: Bool) -> Room? {
+        accounts.withLock { accounts in
+            let free = limit - used
+            let forLanes = isFirst ? free : free - limit / 4
+            let own = accounts[customer]?.used.load(ordering: .relaxed) ?? 0
+            let least = max(Self.leastAtATime, needed)
+            // One that is larger than all that there may be goes alone.
+            guard forLanes >= least && (isFirst || own < forLanes) || used == 0 else { return nil }
+            return Room(max(least, min(Self.mostAtATime, forLanes / 16)), of: self)
+        }
+    }
+
+    /// A part of what is free, so that something always is.
+    package static let mostAtATime = 1 << 20
+    private static let leastAtATime = 64 << 10
+}

@@ -1,0 +1,87 @@
+import Bytewise
+import Outbox
+import Postgres
+import TestSupport
+import Testing
+
+/// What events take in memory is counted as it lies there, and what does not fit is not read.
+@Suite(.timeLimit(.minutes(15))) struct EventMemoryTests {
+    private let mebibyte = 1 << 20
+
+    @Test func `a page takes a part of what is free, and a lane of which something is here leaves the last quarter`() {
+        let memory = EventMemory(limit: 64 * mebibyte)
+        var rooms: [EventMemory.Room] = []
+        while let room = memory.room(for: "one", isFirst: false) { rooms.append(room) }
+        #expect(memory.used <= 48 * mebibyte && memory.used > 46 * mebibyte)
+        #expect(rooms.first?.bytes == mebibyte && rooms.last.map { $0.bytes < 100_000 } == true)
+        // First pages have the rest, each a part of it.
+        while let room = memory.room(for: "one", isFirst: true) { rooms.append(room) }
+        #expect(memory.used <= 64 * mebibyte && memory.used > 63 * mebibyte)
+        #expect(!memory.hasRoomForBatch)
+        rooms = []
+        #expect(memory.used == 0 && memory.hasRoomForBatch)
+    }
+
+    @Test func `an event that is larger than all that is free waits until it is alone`() {
+        let memory = EventMemory(limit: 2 * mebibyte)
+        let small = memory.room(for: "one", isFirst: true)
+        #expect(small != nil)
+        #expect(memory.room(for: "two", atLeast: 3 * mebibyte, isFirst: true) == nil)
+        withExtendedLifetime(small) {}
+        let alone = EventMemory(limit: 2 * mebibyte)
+        #expect(alone.room(for: "two", atLeast: 3 * mebibyte, isFirst: true)?.bytes == 3 * mebibyte)
+    }
+
+    /// Ten events of a mebibyte that compress to nothing, waiting in a lane.
+    private func database() async throws -> (TestDatabase, EndpointID) {
+        let database = try await TestCluster.database()
+        let endpoint = try await database.endpoint("e", url: "http://127.0.0.1:9/")
+        try await database.script(
+            """
+            INSERT INTO outbox.event (type, after, customer_id) SELECT 't', to_json(repeat('x', 1000000)), 'c' FROM generate_series(1, 10);
+            INSERT INTO outbox.delivery (event_id, endpoint_id, event_at, due_at, trigger)
+            SELECT id, '\(endpoint.id)', created_at, created_at, 'first' FROM outbox.event
+            """)
+        return (database, endpoint.id)
+    }
+
+    @Test func `a page is as large as its events are in memory, however small they lie in the database`() async throws {
+        let (database, endpoint) = try await database()
+        #expect(try await database.number("SELECT sum(pg_column_size(after)) FROM outbox.event") < mebibyte)
+        let memory = EventMemory(limit: 64 * mebibyte)
+        var page: LanePage? = try await database.pool.run {
+            try $0.lanePage(of: endpoint, after: .start(.none), recoveredAt: nil, atMost: 3_500_000, in: memory)
+        }
+        #expect(page?.deliveries.map(\.event.id.rawValue) == [1, 2, 3])
+        #expect((3_000_000...3_010_000).contains(memory.used))
+        #expect(memory.holders(most: 3).map(\.customer) == ["c"])
+        // A body that was built from it lies beside it.
+        _ = page?.deliveries.first?.content?.body(.standard, webhookID: "evt_1")
+        #expect((4_000_000...4_020_000).contains(memory.used))
+        page = nil
+        // The task that read it lets go of it when it has ended.
+        #expect(await eventually { memory.used == 0 }, "\(memory.used)")
+        #expect(memory.holders(most: 3).allSatisfy { $0.bytes == 0 })
+    }
+
+    @Test func `an event for which there is not room is not read, and its size is said`() async throws {
+        let (database, endpoint) = try await database()
+        let memory = EventMemory(limit: 64 * mebibyte)
+        let page = try await database.pool.run {
+            try $0.lanePage(of: endpoint, after: .start(.none), recoveredAt: nil, atMost: 999_999, in: memory)
+        }
+        #expect(page.deliveries.isEmpty && page.needed == 1_000_002 && memory.used == 0)
+    }
+
+    @Test func `a batch ends at a mebibyte of what its events are in memory`() async throws {
+        let (database, _) = try await database()
+        #expect(try await database.pool.run { try $0.cut(batchSize: 500, budget: 5000) } == .events(10))
+        #expect(try await database.number("SELECT max(size) FROM outbox.batch") <= 2)
+        let memory = EventMemory(limit: 64 * mebibyte)
+        let claim = try await database.pool.run {
+            try $0.claimBatch(lease: .random(), worker: "w", for: .seconds(60), in: memory)
+        }
+        #expect(claim.batch?.events.isEmpty == false)
+        #expect(memory.used <= 2_100_000 && memory.used >= 1_000_000)
+    }
+}
