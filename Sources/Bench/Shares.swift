@@ -60,13 +60,18 @@ extension Bench {
                     for: [Self.healthy], times: times, apart: apart, title: "beside \(party.rawValue)")
                 // What comes later than that is not kept up with.
                 try await Task.sleep(for: .seconds(2))
-                group.cancelAll()
                 report.partyResponses = hostile.served
+                group.cancelAll()
+                // A party that could not act would make a fine figure.
+                while let _ = try await group.next() {}
                 return beside
             }
             let answered = try await answers(of: id)
             report.alone = percentiles(alone, answered)
             report.beside = percentiles(beside, answered)
+            if report.partyResponses == 0, ![.silent, .names, .http2].contains(party) {
+                throw Benchmark.Failure(description: "the party \(party.rawValue) got no request")
+            }
             report.deliveredShare = Double(beside.count { answered[$0.event] != nil }) / Double(beside.count)
             report.workerMemoryBytesBeside = workers.map(\.peakMemory).max() ?? 0
             for worker in workers { worker.kill() }
@@ -175,12 +180,12 @@ extension Bench {
         {
             let filler: SQL =
                 compresses
-                ? "repeat('x', \(bytes))"
-                : "(SELECT string_agg(md5(random()::text || i::text), '') FROM generate_series(1, \(bytes / 32 + 1)) n)"
+                ? "repeat('x', \(Int32(bytes)))"
+                : "(SELECT string_agg(md5(random()::text || n::text), '') FROM generate_series(1, \(Int32(bytes / 32 + 1))) n)"
             try await pool.execute(
                 """
                 INSERT INTO outbox.event (type, after, customer_id)
-                SELECT 'bench.event', json_build_object('z', 'z', 'filler', \(filler)), \(customer) FROM generate_series(1, \(count)) i
+                SELECT 'bench.event', json_build_object('z', 'z', 'filler', \(filler)), \(customer) FROM generate_series(1, \(Int32(count))) i
                 """, within: .seconds(60))
         }
         do {
@@ -218,14 +223,14 @@ extension Bench {
                         try await pool.execute(
                             """
                             INSERT INTO outbox.event (type, after, customer_id)
-                            SELECT 'bench.event', json_build_object('filler', repeat(md5(random()::text), \(bytes / 32 + 1))),
-                                   'life-' || (random() * 199)::int FROM generate_series(1, \(share))
+                            SELECT 'bench.event', json_build_object('filler', repeat(md5(random()::text), \(Int32(bytes / 32 + 1)))),
+                                   'life-' || (random() * 199)::int FROM generate_series(1, \(Int32(share)))
                             """)
                     }
                     try await Task.sleep(for: .milliseconds(500))
                 }
             }
             while true { try await Task.sleep(for: .seconds(1)) }
-        } catch is CancellationError {}
+        } catch { if !Task.isCancelled { throw error } }
     }
 }

@@ -2,6 +2,8 @@
 // curl_multi_setopt. They are inline, so no C target is needed, and typed, so no call is ever cast to a fixed signature.
 #pragma once
 #include <curl/curl.h>
+#include <stdint.h>
+#include <string.h>
 #include <sys/socket.h>
 
 static inline CURLcode curl_set_long(CURL *handle, CURLoption option, long value) {
@@ -42,6 +44,19 @@ static inline void *curl_tls_session(CURL *handle) {
 typedef int (*curl_shim_prereq_callback)(void *, char *, char *, int, int);
 static inline CURLcode curl_set_prereq_callback(CURL *handle, curl_shim_prereq_callback callback) {
     return curl_easy_setopt(handle, CURLOPT_PREREQFUNCTION, callback);
+}
+// How many bytes a TCP connection has received so far (tcpi_bytes_received, since Linux 4.1), 0 where the system does not
+// say. By its place: the C library's own struct tcp_info ends before it.
+static inline uint64_t tcp_bytes_received(int descriptor) {
+    unsigned char info[256] = { 0 };
+    socklen_t length = sizeof info;
+    uint64_t bytes = 0;
+    // IPPROTO_TCP, TCP_INFO
+    if (getsockopt(descriptor, 6, 11, info, &length) == 0 && length >= 136) memcpy(&bytes, info + 128, sizeof bytes);
+    return bytes;
+}
+static inline CURLcode curl_set_progress_callback(CURL *handle, curl_xferinfo_callback callback) {
+    return curl_easy_setopt(handle, CURLOPT_XFERINFOFUNCTION, callback);
 }
 static inline CURLcode curl_get_long(CURL *handle, CURLINFO info, long *value) {
     return curl_easy_getinfo(handle, info, value);

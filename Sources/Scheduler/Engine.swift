@@ -71,7 +71,7 @@ package struct Engine: Sendable {
             configuration: configuration, logger: logger)
         let transport = try Transport(
             policy: configuration.policy.refusing(sockets), proxy: configuration.proxy,
-            capacity: configuration.maxInFlight)
+            capacity: configuration.maxInFlight, threads: configuration.transportThreads)
         let attempts = try AttemptRunner(
             transport: transport, recorder: recorder, directory: directory, clock: clock, instance: instance,
             lease: configuration.lease, logger: logger)

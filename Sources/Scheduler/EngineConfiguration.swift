@@ -38,6 +38,8 @@ package struct EngineConfiguration: Sendable {
     /// multiple of this, however much is waiting.
     package var maxBytes = 64 << 20
     var maxEventBytes: Int { 2 * maxBytes }
+    /// Threads that send requests; one sends some ten thousand a second.
+    package var transportThreads = 1
     /// Outcomes that may wait to be recorded before no more work is claimed.
     package var maxUnrecorded = 10_000
     /// How long a graceful stop waits for requests in flight.

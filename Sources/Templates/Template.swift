@@ -51,6 +51,7 @@ package struct Template: Sendable {
     package let kind: Kind
     package let source: String
     let parts: [Part]
+    private let parameterCount: Int
 
     /// Reads and checks a template.
     package init(_ source: String, kind: Kind) throws(ValidationError) {
@@ -61,6 +62,7 @@ package struct Template: Sendable {
         self.source = source
         var reader = TemplateReader(Array(source.utf8), kind: kind)
         parts = try reader.parts()
+        parameterCount = parts.count { if case .parameter = $0 { true } else { false } }
         // Filled with placeholders as long as the parameters themselves, so that an error's place
         // is the place in the template.
         let sample = parts.reduce(into: [UInt8]()) { $0 += $1.standIn }
@@ -70,6 +72,11 @@ package struct Template: Sendable {
     /// The parameters, in order.
     package var parameters: [Parameter] {
         parts.compactMap { if case .parameter(let parameter, _, _) = $0 { parameter } else { nil } }
+    }
+
+    /// About how many bytes are read and written to fill it with values of so many bytes.
+    package func cost(of size: Int) -> Int {
+        min(source.utf8.count + parameterCount * size, Self.maxRenderedLength + size)
     }
 
     /// True when every rendering is the same.

@@ -36,4 +36,27 @@ import Testing
         #expect(!Glob(long).matches(String(repeating: "abx", count: 79) + "aax"))
         #expect(Glob("*" + long).matches("x" + String(repeating: "abx", count: 80)))
     }
+
+    @Test func `rules cost so many steps at most, and the one that passes them is named`() throws {
+        var rules = ResponseRules()
+        let body = Array(#"{"v":"\#(String(repeating: "ab", count: 125_000))"}"#.utf8)
+        // Patterns of fewer than 64 characters: all of them fit, whatever they are.
+        rules.checks = try (1...32).map { try Check("deny glob v *a*b*a*b*a*b*\($0)*z") }
+        try rules.validate()
+        #expect(rules.judge(body, isComplete: true) == .success)
+        #expect(rules.cost(of: body.count) <= ResponseRules.maxSteps)
+
+        let long = "*" + String(repeating: "a*", count: 100)
+        rules.checks = try (1...32).map { try Check("deny glob v \(long)\($0)*z") }
+        try rules.validate()
+        guard case .failure(let text) = rules.judge(body, isComplete: true) else {
+            Issue.record("it was judged")
+            return
+        }
+        // 250,008 bytes are compared once, and four times for each rule: 16 rules fit.
+        #expect(text.hasPrefix("rule 17 (deny glob v *a*a*"), "\(text.prefix(40))")
+        #expect(text.contains("take more than 16777216 steps for a response of 250008 bytes"))
+        // A small response costs less.
+        #expect(rules.judge(Array(#"{"v":"b"}"#.utf8), isComplete: true) == .success)
+    }
 }

@@ -157,6 +157,25 @@ import Testing
         #expect(zip(places, places.dropFirst()).allSatisfy { $1 - $0 == 4 }, "\(places)")
     }
 
+    @Test mutating func `a request that a template made larger counts as that until it ends`() {
+        let (grown, other) = (endpoint(), endpoint())
+        add(2, to: grown)
+        let first = start()
+        #expect(first.count == 2)
+        queues.grow(first[0], by: 900 * 1024)
+        #expect(queues.taken.bytes.used > 900 * 1024 && queues.taken.bytes.isFull)
+        // An eighth is one endpoint's most.
+        add(1, to: grown)
+        #expect(start().isEmpty)
+        add(1, to: other)
+        #expect(start().count == 1)
+        queues.finish(first[0])
+        #expect(queues.taken.bytes.used < 2048)
+        #expect(start().count == 1)
+        // An event that waited for a share does not count twice.
+        for send in first.dropFirst() { queues.finish(send) }
+    }
+
     @Test mutating func `a customer has no more waiting than is left, and whoever has nothing gets room`() {
         let (one, two) = (endpoint("one"), endpoint("two"))
         #expect(queues.room(for: ["one"], hasSeveralCustomers: false) == ["one": 1000])

@@ -139,6 +139,13 @@ def http2(name, connection):
                     state.close_connection(last_stream_id=0)
                     connection.sendall(state.data_to_send())
                     return
+            elif isinstance(event, h2.events.StreamEnded) and name == "h2_empty":
+                # Frames without data, for ever: nothing of a response, and always something to read.
+                state.send_headers(event.stream_id, [(":status", "200")])
+                connection.sendall(state.data_to_send())
+                frames = (b"\0\0\0\0\0" + struct.pack(">I", event.stream_id)) * 3000
+                while True:
+                    connection.sendall(frames)
             elif isinstance(event, h2.events.StreamEnded) and name == "h2":
                 state.send_headers(event.stream_id, [(":status", "200")])
                 state.send_data(event.stream_id, b"two", end_stream=True)
@@ -181,7 +188,7 @@ def serve(name, listener):
 
 ports = {}
 for name in ["good", "expired", "self_signed", "wrong_host", "missing_intermediate", "full_chain", "old_protocol",
-             "client_required", "h2", "h2_refused", "h2_goaway", "good12", "unasked", "unasked12", "pending", "garbage"]:
+             "client_required", "h2", "h2_refused", "h2_goaway", "h2_empty", "good12", "unasked", "unasked12", "pending", "garbage"]:
     listener = socket.create_server(("127.0.0.1", 0))
     ports[name] = listener.getsockname()[1]
     threading.Thread(target=serve, args=(name, listener), daemon=True).start()

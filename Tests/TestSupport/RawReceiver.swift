@@ -10,9 +10,13 @@ package final class RawReceiver: Sendable {
     private let accepted = Atomic(0)
     private let received = Mutex<[String]>([])
     private let answer: @Sendable (Int) -> [UInt8]
+    private let endless: [UInt8]?
 
-    /// - Parameter answer: gets the number of the connection.
-    package init(answer: @escaping @Sendable (Int) -> [UInt8]) throws {
+    /// - Parameters:
+    ///   - endless: what comes after each answer again and again, for as long as it is read.
+    ///   - answer: gets the number of the connection.
+    package init(endless: [UInt8]? = nil, answer: @escaping @Sendable (Int) -> [UInt8]) throws {
+        self.endless = endless
         signal(SIGPIPE, SIG_IGN)
         listener = try LoopbackListener(port: 0)
         self.answer = answer
@@ -57,6 +61,10 @@ package final class RawReceiver: Sendable {
                 read.removeSubrange(..<end.upperBound)
                 let bytes = answer(number)
                 guard bytes.withUnsafeBytes({ send(connection, $0.baseAddress, $0.count, 0) }) == bytes.count else {
+                    return
+                }
+                if let endless {
+                    while endless.withUnsafeBytes({ send(connection, $0.baseAddress, $0.count, 0) }) > 0 {}
                     return
                 }
             }

@@ -1,3 +1,4 @@
+import Receiver
 import TestSupport
 import Testing
 import Transport
@@ -26,6 +27,61 @@ import Transport
         request.tls = tls
         request.allowsHTTP2 = http2
         return request
+    }
+
+    /// Requests to such a receiver end by themselves long before their time, and others beside them
+    /// go on.
+    private func expectHarmless(
+        _ flooding: HTTPRequest, _ transport: Transport, hasBegun: @escaping @Sendable () -> Bool
+    ) async throws -> [HTTPExchange] {
+        let ledger = try Ledger()
+        var request = flooding
+        request.timeout = .seconds(600)
+        let flooded = (1...3).map { [request] _ in Task { await transport.send(request) } }
+        #expect(await eventually { hasBegun() })
+        for _ in 1...100 { #expect(await transport.send(HTTPRequest(url: ledger.url)).status == 200) }
+        var exchanges: [HTTPExchange] = []
+        for task in flooded { exchanges.append(await task.value) }
+        ledger.receiver.stop()
+        return exchanges
+    }
+
+    @Test(.timeLimit(.minutes(2)))
+    func `a receiver of HTTP/2 that sends empty frames for ever is left, and delays nobody`()
+        async throws
+    {
+        try await with { servers, transport in
+            let trusting = HTTPRequest.TLS(authorities: try servers.pem("ca"))
+            let exchanges = try await expectHarmless(
+                request(servers.url("h2_empty"), trusting, http2: true), transport
+            ) { servers.requests("h2_empty") == 3 }
+            // Its status says that it has taken the event.
+            #expect(exchanges.allSatisfy { $0.status == 200 && !$0.isBodyComplete })
+        }
+    }
+
+    @Test(
+        .timeLimit(.minutes(2)),
+        arguments: [
+            // An extension of a chunk that never ends.
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;",
+            // Trailers, one after the other.
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+            // Responses that are none yet.
+            "HTTP/1.1 100 Continue\r\n\r\n",
+        ])
+    func `a receiver that sends for ever what is no response is left, and delays nobody`(head: String) async throws {
+        let endless = head.hasSuffix(";") ? "extension" : head.hasSuffix("0\r\n") ? "X-A: b\r\n" : head
+        let receiver = try RawReceiver(
+            endless: Array(repeating: Array(endless.utf8), count: 65_536 / endless.utf8.count).flatMap(\.self)
+        ) { _ in Array(head.utf8) }
+        let transport = try Transport(policy: local)
+        var request = HTTPRequest(url: receiver.url)
+        request.method = .get
+        let exchanges = try await expectHarmless(request, transport) { receiver.requests.count == 3 }
+        #expect(exchanges.allSatisfy { $0.status == (head.contains("200") ? 200 : nil) && !$0.isBodyComplete })
+        await transport.stop()
+        receiver.stop()
     }
 
     @Test func `each way of being wrong is a class of its own, and never leads to a request`() async throws {

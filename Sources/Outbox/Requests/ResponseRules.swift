@@ -29,8 +29,8 @@ package struct ResponseRules: Sendable, Equatable {
 
     package init() {}
 
-    /// Every response of an endpoint is judged on the one thread that serves all endpoints: these
-    /// bounds limit the cost.
+    /// These bounds limit what is stored and shown; what judging a response may cost, `maxSteps`
+    /// does.
     func validate() throws {
         guard checks.count <= 32, throttled.count <= 8 else {
             throw Problem(.invalidValue, "more than 32 rules, or more than 8 texts that mean too many requests")
@@ -64,10 +64,21 @@ package struct ResponseRules: Sendable, Equatable {
         case failure(String)
     }
 
+    /// What judging one response may cost: a step is a comparison of a byte of the response, or of a
+    /// character with 64 places of a pattern. Thirty-two patterns of 64 characters on a response of
+    /// 256 KiB fit; a slow machine judges as a fast one does.
+    static let maxSteps = 16 << 20
+
+    /// At most so many steps are needed for a body of that size.
+    package func cost(of size: Int) -> Int {
+        checks.reduce((1 + throttled.count) * size) { $0 + $1.steps(on: size) }
+    }
+
     /// Judges the body of a response whose status is a success.
     package func judge(_ body: [UInt8], isComplete: Bool) -> Finding {
         guard readBody else { return .success }
         guard isComplete else { return .failure("the response's body was cut off or is too long to be judged") }
+        var steps = Self.maxSteps - (1 + throttled.count) * body.count
         if throttled.contains(where: { ByteSearch($0.utf8).isFound(in: body) }) { return .throttled }
         var document: JSON?
         do throws(JSON.ParseError) {
@@ -80,6 +91,12 @@ package struct ResponseRules: Sendable, Equatable {
             return .failure("response is not \(form == .jsonp ? "JSONP" : "JSON") (\(error))")
         }
         for (index, check) in checks.enumerated() {
+            steps -= check.steps(on: body.count)
+            if steps < 0 {
+                return .failure(
+                    "rule \(index + 1) (\(check)) was not judged: the rules up to it take more than \(Self.maxSteps) steps "
+                        + "for a response of \(body.count) bytes; use fewer of them, or shorter patterns")
+            }
             if let found = check.failure(in: body, document) {
                 return .failure("rule \(index + 1) (\(check)) failed: \(found)")
             }
@@ -147,6 +164,15 @@ package struct Check: Sendable, Equatable, CustomStringConvertible {
 
     package var description: String {
         ((isDenial ? ["deny"] : []) + [kind.rawValue, key, value]).filter { !$0.isEmpty }.joined(separator: " ")
+    }
+
+    /// What it costs at most on a body of so many bytes.
+    fileprivate func steps(on size: Int) -> Int {
+        switch kind {
+        case .glob: size * (1 + value.utf8.count / 64)
+        case .text, .contains, .string: size
+        case .number, .boolean, .null, .exists: 0
+        }
     }
 
     var readsJSON: Bool { kind != .text && kind != .contains }

@@ -25,8 +25,9 @@ final class AttemptRunner: Sendable {
     /// A request must end this long before its lease does, so that the outcome can still be written
     /// under it.
     private static let margin = Duration.seconds(2)
-    /// Above this a request is built, and a response judged, on the threads of `computing`.
-    private static let large = 16 * 1024
+    /// What costs more than so many bytes or steps is built and judged on the threads of
+    /// `computing`; below it takes some microseconds.
+    private static let large = 64 * 1024
 
     private let transport: Transport
     private let tokens: AccessTokens
@@ -64,9 +65,14 @@ final class AttemptRunner: Sendable {
 
     /// Starts the attempt.
     ///
-    /// - Parameter ended: called once, on any thread, possibly before this returns.
-    func run(_ send: Send, to endpoint: Endpoint, _ ended: @escaping @Sendable (Ending) -> Void) {
-        let attempt = Running(send: send, endpoint: endpoint, ended: ended)
+    /// - Parameters:
+    ///   - grew: called before it is sent when its body is so many bytes larger than its event.
+    ///   - ended: called once, on any thread, possibly before this returns.
+    func run(
+        _ send: Send, to endpoint: Endpoint, grew: @escaping @Sendable (Int) -> Void,
+        _ ended: @escaping @Sendable (Ending) -> Void
+    ) {
+        let attempt = Running(send: send, endpoint: endpoint, grew: grew, ended: ended)
         guard let client = endpoint.oauth else { return build(attempt) }
         guard mayStart(endpoint, isFromBatch: send.isFromBatch, under: send.lease) else { return ended(.notStarted) }
         tokens.token(for: client, of: endpoint.customerID) { result in
@@ -88,6 +94,7 @@ final class AttemptRunner: Sendable {
     private struct Running: Sendable {
         let send: Send
         let endpoint: Endpoint
+        let grew: @Sendable (Int) -> Void
         let ended: @Sendable (Ending) -> Void
         var token: AccessTokens.Token?
         var startedAt: Timestamp?
@@ -101,10 +108,9 @@ final class AttemptRunner: Sendable {
     }
 
     private func build(_ attempt: Running) {
-        let isLarge =
-            attempt.send.event.size > Self.large
-            || attempt.endpoint.configuration.template.map { $0.source.utf8.count > Self.large } ?? false
-        if !isLarge { return submit(attempt) }
+        let size = attempt.send.event.size
+        let cost = attempt.endpoint.configuration.template.map { $0.cost(of: size) } ?? 0
+        if max(size, cost) <= Self.large { return submit(attempt) }
         computing.post(for: attempt.endpoint.customerID) { self.submit(attempt) }
     }
 
@@ -132,6 +138,8 @@ final class AttemptRunner: Sendable {
             return attempt.ended(.unsent)
         }
         started.note = delivery.note
+        let growth = delivery.request.body.count - send.event.size
+        if growth > Self.large { attempt.grew(growth) }
         FailPoint.reach(.sendBefore, subject: send.event.type.text)
         transport.submit(delivery.request) { [started] exchange in
             FailPoint.reach(.sendAfter, subject: send.event.type.text)
@@ -141,7 +149,8 @@ final class AttemptRunner: Sendable {
 
     /// Runs on the transport thread.
     private func complete(_ attempt: Running, _ exchange: HTTPExchange) {
-        guard attempt.endpoint.rules.readBody, exchange.body.count > Self.large else {
+        let rules = attempt.endpoint.rules
+        guard rules.readBody, rules.cost(of: exchange.body.count) > Self.large else {
             return conclude(attempt, exchange)
         }
         computing.post(for: attempt.endpoint.customerID) { self.conclude(attempt, exchange) }

@@ -76,6 +76,8 @@ struct SendQueues {
     /// Endpoints that wait for their rates, and until when the first of them does.
     private var resting: [EndpointID: ContinuousClock.Instant] = [:]
     private var customers: [ExactText: Customer] = [:]
+    /// By how much requests in flight are larger than their events, where that is much.
+    private var grown: [ObjectIdentifier: Int] = [:]
     /// Endpoints that have more in flight than their share, and customers that have, each in the
     /// order in which that was found out.
     private var waitingForShare: Deque<EndpointID> = []
@@ -335,8 +337,23 @@ struct SendQueues {
     /// Once per descent, not once per request.
     private func isRunningLow(_ send: Send) -> Bool { send.isFromBatch && pendingFromBatches.count == Self.minPending }
 
+    /// A send that is in flight takes more memory than its event: a template has made more of it.
+    mutating func grow(_ send: Send, by bytes: Int) {
+        grown[ObjectIdentifier(send), default: 0] += bytes
+        add(bytes, for: send)
+    }
+
+    private mutating func add(_ bytes: Int, for send: Send) {
+        inFlight.bytes += bytes
+        if !send.isFromBatch { inFlightFromLanes.bytes += bytes }
+        guard let queue = queues[send.endpoint] else { return }
+        queue.inFlight.bytes += bytes
+        queue.customer.inFlight.bytes += bytes
+    }
+
     /// The send is not in flight any more.
     mutating func finish(_ send: Send) {
+        if !grown.isEmpty, let bytes = grown.removeValue(forKey: ObjectIdentifier(send)) { add(-bytes, for: send) }
         inFlight -= send
         if !send.isFromBatch { inFlightFromLanes -= send }
         guard let queue = queues[send.endpoint] else { return }

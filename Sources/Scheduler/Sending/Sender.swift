@@ -139,7 +139,9 @@ final class Sender: Service {
                 notStarted(send)
                 continue
             }
-            attempts.run(send, to: endpoint) { ending in
+            attempts.run(send, to: endpoint, grew: { bytes in self.state.withLock { $0.queues.grow(send, by: bytes) } })
+            {
+                ending in
                 switch ending {
                 case .sent:
                     self.finished(send)

@@ -29,6 +29,18 @@ final class Sockets {
         }
     }
 
+    private let floods: Floods
+
+    init(floods: Floods) { self.floods = floods }
+
+    /// A request is sent on a connection, which may bring its response.
+    func expectResponse(on ends: Ends) {
+        if let descriptor = descriptors[ends] { floods.expectResponse(on: descriptor) }
+    }
+
+    /// True when the connection has brought more than it may.
+    func isFlooded(_ ends: Ends) -> Bool { descriptors[ends].map(floods.isFlooded) ?? false }
+
     private var descriptors: [Ends: Int32] = [:]
     private var ends: [Int32: Ends] = [:]
 
@@ -43,6 +55,7 @@ final class Sockets {
 
     /// Forgets a socket that is closed.
     func forget(_ descriptor: Int32) {
+        floods.forget(descriptor)
         guard let known = ends.removeValue(forKey: descriptor) else { return }
         if descriptors[known] == descriptor { descriptors[known] = nil }
     }

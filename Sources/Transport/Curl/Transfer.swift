@@ -36,6 +36,7 @@ final class Transfer {
     /// How long its host's address was waited for.
     private var naming = Duration.zero
     private let resolves = LineList()
+    private var wasFlooded = false
     private var wasBlocked = false
     private var lacksDescriptors = false
 
@@ -104,6 +105,12 @@ final class Transfer {
                 ? size * count : 0
         }
         unsafe curl_set_pointer(handle, CURLOPT_HEADERDATA, context)
+        unsafe curl_set_long(handle, CURLOPT_NOPROGRESS, 0)
+        unsafe curl_set_progress_callback(handle) { context, _, _, _, _ in
+            guard let transfer = unsafe Transfer.from(context) else { return 1 }
+            return transfer.noteFlood() ? 1 : 0
+        }
+        unsafe curl_set_pointer(handle, CURLOPT_XFERINFODATA, context)
         unsafe curl_set_open_socket_callback(handle) { context, purpose, address in
             guard let transfer = unsafe Transfer.from(context), let address = unsafe address else { return -1 }
             return unsafe transfer.openSocket(address)
@@ -188,6 +195,7 @@ final class Transfer {
         opened.removeAll(keepingCapacity: true)
         metStaleConnection = false
         wasBlocked = false
+        wasFlooded = false
         lacksDescriptors = false
         unsafe errorText[0] = 0
     }
@@ -292,6 +300,15 @@ final class Transfer {
         return descriptor
     }
 
+    /// Called in each turn of the loop; true when the transfer is to be ended, because its receiver
+    /// floods.
+    private func noteFlood() -> Bool {
+        // Few have a part of their response.
+        guard header.hasBegun, let ends else { return false }
+        wasFlooded = wasFlooded || sockets.isFlooded(ends)
+        return wasFlooded
+    }
+
     /// Called right before a request is written. The second call in one transfer means that a
     /// reused connection died and libcurl is about to send the request again without reporting it:
     /// we must decide and record that.
@@ -306,6 +323,7 @@ final class Transfer {
         }
         sends += 1
         self.ends = ends
+        if let ends { sockets.expectResponse(on: ends) }
         return sends > 1 ? CURL_PREREQFUNC_ABORT : CURL_PREREQFUNC_OK
     }
 
@@ -314,6 +332,8 @@ final class Transfer {
     private func complete(_ result: CURLcode) {
         measure()
         exchange.mayHaveBeenSent = sends > 0
+        // When it was ended from outside the loop, too.
+        exchange.isFlood = wasFlooded || result != CURLE_OK && ends.map(sockets.isFlooded) ?? false
         // The status line decides: a receiver that responded with 2xx has taken the event, however
         // its body ended.
         if let status = header.answered {
@@ -325,6 +345,11 @@ final class Transfer {
             result == CURLE_OK
             ? header.defect
             : unsafe errorText[0] == 0 ? String(cString: curl_easy_strerror(result)) : String(cString: errorText)
+        if exchange.isFlood {
+            exchange.failure = .protocolError
+            exchange.message = "the receiver keeps sending bytes that are no part of a response"
+            return
+        }
         let evidence = evidence(result, text)
         exchange.failure = evidence.failure
         exchange.message = evidence.message

@@ -2,6 +2,7 @@ package import Bytewise
 import CCurl
 import Glibc
 import Synchronization
+import Threads
 
 /// Sends HTTP requests, thousands at a time, on a few threads.
 ///
@@ -14,9 +15,15 @@ import Synchronization
 ///
 /// A receiver of HTTP/2 chooses how many frames libcurl reads in one go, and an endpoint's own
 /// certificates are parsed for each connection. Both take time of the thread that the request is on,
-/// so these requests have one apart from all others.
+/// so these requests have one apart from all others, and so have those to receivers that
+/// have flooded us (`Floods`).
 package final class Transport: Sendable {
     private let threads: [TransportThread]
+    /// Affinities whose receivers have flooded us, and until when they have the thread apart.
+    private let flooding = Mutex<[Int: ContinuousClock.Instant]>([:])
+    private static let floodRest = Duration.seconds(600)
+    /// How often the threads are looked after.
+    private static let lookPeriod = Duration.milliseconds(20)
     private let apart: TransportThread
     /// Nil where a proxy resolves the names.
     private let resolver: Resolver?
@@ -52,6 +59,7 @@ package final class Transport: Sendable {
                 try start(count == 1 ? "transport" : "transport \($0)", kept: capacity / count)
             }
             apart = try start("transport apart", kept: capacity / 8)
+            try Thread("transport watch") { [started] in Self.watch(started) }
         } catch {
             // Those that started would wait for ever.
             resolver?.stop()
@@ -87,9 +95,31 @@ package final class Transport: Sendable {
     @discardableResult
     package func submit(_ request: HTTPRequest, completion: @escaping @Sendable (HTTPExchange) -> Void) -> Ticket {
         let thread =
-            request.allowsHTTP2 || request.tls != HTTPRequest.TLS()
+            request.allowsHTTP2 || request.tls != HTTPRequest.TLS() || isFlooding(request.affinity)
             ? apart : threads[Int(UInt(bitPattern: request.affinity) % UInt(threads.count))]
-        return Ticket(thread: thread, id: thread.submit(request, completion: completion))
+        let id = thread.submit(request) { exchange in
+            if exchange.isFlood { self.flooding.withLock { $0[request.affinity] = .now + Self.floodRest } }
+            completion(exchange)
+        }
+        return Ticket(thread: thread, id: id)
+    }
+
+    private func isFlooding(_ affinity: Int) -> Bool {
+        flooding.withLock { flooding in
+            if flooding.isEmpty { return false }
+            let now = ContinuousClock.now
+            flooding = flooding.filter { $0.value > now }
+            return flooding[affinity] != nil
+        }
+    }
+
+    /// Ends floods that keep a thread in libcurl; returns when all threads have ended.
+    private static func watch(_ threads: [TransportThread]) {
+        var last = threads.map { _ in UInt64(0) }
+        while threads.contains(where: { !$0.isClosed }) {
+            Thread.pause(lookPeriod)
+            for place in threads.indices { last[place] = threads[place].endFloods(since: last[place]) }
+        }
     }
 
     /// Sends a request and waits for its exchange. Cancelling the task stops the request; the

@@ -28,7 +28,7 @@ final class TransportLoop {
     /// Requests that wait for the address of their host.
     private var naming: [UInt64: TransportThread.Start] = [:]
     private var lastExpiry = ContinuousClock.now
-    private let sockets = Sockets()
+    private let sockets: Sockets
     private let kept: Int
     private var active: [UInt64: Transfer] = [:]
     private var idle: [Transfer] = []
@@ -37,7 +37,7 @@ final class TransportLoop {
     /// - Parameter resolved: tells the loop, as a command, what came of the name of a request.
     init(
         _ multi: UnsafeMutableRawPointer, policy: AddressPolicy, proxy: EgressProxy?, resolver: Resolver?,
-        kept: Int,
+        kept: Int, sockets: Sockets,
         resolved: @escaping @Sendable (UInt64, Resolver.Outcome) -> Void
     ) {
         unsafe self.multi = multi
@@ -45,6 +45,7 @@ final class TransportLoop {
         self.policy = policy
         self.proxy = proxy
         self.kept = kept
+        self.sockets = sockets
     }
 
     /// True while requests wait to be started.
@@ -137,7 +138,8 @@ final class TransportLoop {
     }
 
     private func begin(_ start: TransportThread.Start, telling entries: [String] = [], of host: HostNames.Host? = nil) {
-        guard let transfer = idle.popLast() ?? Transfer(policy: policy, proxy: proxy, sockets: sockets) else {
+        guard let transfer = idle.popLast() ?? Transfer(policy: policy, proxy: proxy, sockets: sockets)
+        else {
             if let host { names.forget(host) }
             return start.completion(.unsent(.localResources, "out of memory"))
         }

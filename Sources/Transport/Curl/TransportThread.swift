@@ -43,6 +43,9 @@ final class TransportThread: Sendable {
     // that is open.
     private nonisolated(unsafe) let multi: UnsafeMutableRawPointer
     private let thread = Mutex<Thread?>(nil)
+    private let floods = Floods()
+    /// Odd while libcurl has the thread, and another number each time.
+    private let turn = Atomic<UInt64>(0)
     /// Nil where a proxy resolves the names.
     private let resolver: Resolver?
 
@@ -116,6 +119,9 @@ final class TransportThread: Sendable {
         await thread.withLock(\.self)?.end()
     }
 
+    /// True from `close` or `stop` on.
+    var isClosed: Bool { inbox.withLock(\.isClosed) }
+
     /// As `stop`, without waiting.
     func close() {
         inbox.withLock { inbox in
@@ -128,11 +134,21 @@ final class TransportThread: Sendable {
         unsafe curl_multi_wakeup(multi)
     }
 
+    /// Sees to it that no receiver keeps the thread in libcurl for longer than two of these looks;
+    /// called now and then by another thread.
+    ///
+    /// - Parameter last: what the last look has returned.
+    func endFloods(since last: UInt64) -> UInt64 {
+        let now = turn.load(ordering: .relaxed)
+        if now == last, now % 2 == 1 { floods.end() }
+        return now
+    }
+
     // MARK: The transport thread
 
     private func loop(_ policy: AddressPolicy, _ proxy: EgressProxy?, kept: Int) {
         let loop = unsafe TransportLoop(
-            multi, policy: policy, proxy: proxy, resolver: resolver, kept: kept
+            multi, policy: policy, proxy: proxy, resolver: resolver, kept: kept, sockets: Sockets(floods: floods)
         ) { [weak self] id, outcome in
             self?.inbox.withLock { inbox in
                 if !inbox.isClosed { self?.append(.resolved(id: id, outcome), to: &inbox) }
@@ -140,7 +156,9 @@ final class TransportThread: Sendable {
         }
         var commands: [Command] = []
         while true {
+            turn.wrappingAdd(1, ordering: .relaxed)
             loop.finishReady()
+            turn.wrappingAdd(1, ordering: .relaxed)
             // Swapped, so that both arrays keep their memory.
             commands.removeAll(keepingCapacity: true)
             let (isClosed, mayWait) = inbox.withLock { inbox in

@@ -5,10 +5,17 @@ struct ResponseHeader {
     private(set) var isComplete = false
     /// True when the next line is a status line.
     private var isBeginning = true
+    /// Of all lines: of interim responses and trailers, too.
+    private var length = 0
+    /// More than libcurl itself takes of the header (300 KiB).
+    static let maxLength = 512 * 1024
     /// True when it announces a body.
     private(set) var announcesBody = false
     private(set) var retryAfter: String?
     private(set) var requestID: String?
+
+    /// True when a line has come.
+    var hasBegun: Bool { length > 0 }
 
     /// The status of a received response; nil for no response, and for an invalid status.
     var answered: Int? { isComplete && (100...599).contains(status) ? status : nil }
@@ -26,12 +33,16 @@ struct ResponseHeader {
 
     /// Reads a line; false when the response must not be read on.
     mutating func read(_ line: UnsafeRawBufferPointer) -> Bool {
+        length += line.count
+        if length > Self.maxLength { return false }
         // Trailers are not header fields (RFC 9110 6.5).
         if isComplete { return true }
         // A field may have a name that begins like a status line.
         if isBeginning, unsafe line.starts(with: "http/".utf8, by: { $0 | 0x20 == $1 | 0x20 }) {
             // The fields of an interim response do not belong to the final one.
+            let length = length
             self = ResponseHeader()
+            self.length = length
             isBeginning = false
             // "HTTP/1.1 200": three digits after the first space.
             let digits = unsafe line.drop { $0 != UInt8(ascii: " ") }.dropFirst().prefix(3)

@@ -67,6 +67,7 @@ struct Run: AsyncParsableCommand {
                 configuration.grace = try settings.value(of: .grace)
                 configuration.pollInterval = try settings.value(of: .pollInterval)
                 configuration.listens = try settings.value(of: .listenNotifications)
+                configuration.transportThreads = try settings.value(of: .transportThreads)
                 let inFlight = try settings.value(of: .maxInFlight)
                 configuration.maxInFlight = min(
                     inFlight, Transport.capacity(descriptors: descriptors / sessions.count))

@@ -230,4 +230,17 @@ extension Setting where Value == Int {
             return number
         }
     }
+
+    static var transportThreads: Self {
+        Self(
+            "transport_threads", fallback: "\(max(1, ProcessInfo.processInfo.activeProcessorCount / 2))",
+            shownFallback: "one for two processors",
+            help: "threads that send requests; endpoints are spread over them"
+        ) { text throws(InvalidSetting) in
+            guard let number = Int(text), (1...64).contains(number) else {
+                throw InvalidSetting(reason: "must be a number from 1 to 64")
+            }
+            return number
+        }
+    }
 }

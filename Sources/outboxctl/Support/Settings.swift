@@ -47,7 +47,7 @@ struct Settings {
     static let all: [any AnySetting] = [
         Setting.databaseURL, Setting.databases, Setting.instance, Setting.secretKeyFile, Setting.allowNetworks,
         Setting.egressProxy, Setting.logLevel, Setting.logFormat, Setting.lease, Setting.grace, Setting.pollInterval,
-        Setting.listenNotifications, Setting.maxInFlight, Setting.postgresBin,
+        Setting.listenNotifications, Setting.maxInFlight, Setting.transportThreads, Setting.postgresBin,
     ]
 
     let environment: [String: String]
