@@ -8,8 +8,9 @@ struct Glob: Sendable, Equatable {
     private let length: Int
     /// States that remain at any character: a star stands there.
     private let loops: [UInt64]
-    /// For each character of the pattern, its places; `any` for all other characters.
-    private let places: [Unicode.Scalar: [UInt64]]
+    /// For each character of ASCII its places, a few words each; then those of all other characters.
+    private let ascii: [UInt64]
+    private let others: [Unicode.Scalar: [UInt64]]
     private let any: [UInt64]
 
     init(_ text: String) {
@@ -31,27 +32,75 @@ struct Glob: Sendable, Equatable {
             }
         }
         (self.length, self.loops, self.any) = (length, loops, any)
-        self.places = places.mapValues { own in own.indices.map { own[$0] | any[$0] } }
+        others = places.mapValues { own in own.indices.map { own[$0] | any[$0] } }
+        ascii = (0..<128).flatMap { [others] in others[Unicode.Scalar(UInt8($0))] ?? any }
     }
 
     /// True when the pattern takes the whole text.
     func matches(_ text: String) -> Bool {
+        var text = text
+        return text.withUTF8 { bytes in
+            loops.count == 1 ? matchesInOneWord(bytes) : matchesInWords(bytes)
+        }
+    }
+
+    /// Most patterns have fewer than 64 characters.
+    private func matchesInOneWord(_ text: UnsafeBufferPointer<UInt8>) -> Bool {
+        let loops = loops[0]
         // State n: the first n characters of the pattern are matched.
-        var states = [UInt64](repeating: 0, count: loops.count)
+        var states: UInt64 = 1
+        var place = 0
+        while place < text.count {
+            let byte = text[place]
+            let taken: UInt64
+            if byte < 0x80 {
+                taken = ascii[Int(byte)]
+                place += 1
+            } else {
+                taken = (others[Self.scalar(in: text, at: &place)] ?? any)[0]
+            }
+            states = (states & taken) << 1 | states & loops
+            if states == 0 { return false }
+        }
+        return states >> UInt64(length) & 1 == 1
+    }
+
+    private func matchesInWords(_ text: UnsafeBufferPointer<UInt8>) -> Bool {
+        let words = loops.count
+        var states = [UInt64](repeating: 0, count: words)
         states[0] = 1
-        for scalar in text.unicodeScalars {
-            let taken = places[scalar] ?? any
+        var place = 0
+        while place < text.count {
+            let byte = text[place]
+            let other: [UInt64]?
+            if byte < 0x80 {
+                other = nil
+                place += 1
+            } else {
+                other = others[Self.scalar(in: text, at: &place)] ?? any
+            }
             var carry: UInt64 = 0
-            var isAlive = false
-            for word in states.indices {
-                let moved = states[word] & taken[word]
+            var isAlive: UInt64 = 0
+            for word in 0..<words {
+                let moved = states[word] & (other.map { $0[word] } ?? ascii[Int(byte) * words + word])
                 let next = moved << 1 | carry | states[word] & loops[word]
                 carry = moved >> 63
                 states[word] = next
-                isAlive = isAlive || next != 0
+                isAlive |= next
             }
-            if !isAlive { return false }
+            if isAlive == 0 { return false }
         }
         return states[length / 64] >> UInt64(length % 64) & 1 == 1
+    }
+
+    /// The character that begins here with a byte of at least 0x80, in valid UTF-8, and moves the
+    /// place behind it.
+    private static func scalar(in text: UnsafeBufferPointer<UInt8>, at place: inout Int) -> Unicode.Scalar {
+        let first = text[place]
+        let count = first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4
+        var value = UInt32(first) & (0x7F >> UInt32(count))
+        for next in text[(place + 1)..<(place + count)] { value = value << 6 | UInt32(next & 0x3F) }
+        place += count
+        return Unicode.Scalar(value) ?? "\u{FFFD}"
     }
 }

@@ -66,7 +66,7 @@ struct LaneWork {
             try await withdrawCancelled()
             let room = parts.memory.room(
                 for: endpoint?.customerID ?? "", atLeast: neededBytes, isFirst: lease.unresolved == 0)
-            guard parts.recorder.hasRoom, parts.sender.hasRoom(for: lane.endpoint), let room else {
+            guard parts.recorder.hasRoom, let room else {
                 try await Task.sleep(for: .milliseconds(50))
                 continue
             }

@@ -66,9 +66,9 @@ struct SendQueues {
     private var queues: [EndpointID: Queue] = [:]
     /// Customers with endpoints that may have something to start, in turn.
     private var turn: Deque<Customer> = []
-    private var pending = Load()
+    private var pending = 0
     /// Of those, the ones from batches: only they are bounded here, lanes bound themselves.
-    private var pendingFromBatches = Load()
+    private var pendingFromBatches = 0
     private var inFlight = Load()
     private var inFlightFromLanes = Load()
     /// The rates of the endpoints whose lanes are ours, and for which claim of the lane they count.
@@ -92,7 +92,7 @@ struct SendQueues {
     private final class Customer {
         let id: ExactText
         var inFlight = Load()
-        var pendingFromBatches = Load()
+        var pendingFromBatches = 0
         /// Its endpoints that may have something to start, in turn.
         var turn: Deque<EndpointID> = []
         var isInTurn = false
@@ -109,7 +109,6 @@ struct SendQueues {
     /// is copied whole.
     private final class Queue {
         var sends: Deque<Send> = []
-        var pending = Load()
         var inFlight = Load()
         var isInTurn = false
         var isWaitingForShare = false
@@ -126,29 +125,23 @@ struct SendQueues {
     }
 
     /// False while enough waits to be started: claim nothing more.
-    var hasRoom: Bool { pendingFromBatches.count < Self.maxPending && pendingFromBatches.bytes < maxBytes }
+    var hasRoom: Bool { pendingFromBatches < Self.maxPending }
 
     /// As much again for batches of customers with few events.
     var hasRoomForSmall: Bool {
-        pendingFromBatches.count < Self.maxPending * 2 && pendingFromBatches.bytes < maxBytes
+        pendingFromBatches < Self.maxPending * 2
     }
 
     /// How many more sends from batches each of these customers may have waiting: alone what is
     /// left, and among others no more than is left then, so that something always is. Whoever has
     /// nothing waiting gets some in any case.
     func room(for customers: [ExactText], hasSeveralCustomers: Bool) -> [ExactText: Int] {
-        let free = pendingFromBatches.bytes < maxBytes ? Self.maxPending - pendingFromBatches.count : 0
+        let free = Self.maxPending - pendingFromBatches
         return customers.reduce(into: [:]) { rooms, id in
-            let own = self.customers[id]?.pendingFromBatches.count ?? 0
+            let own = self.customers[id]?.pendingFromBatches ?? 0
             let share = hasSeveralCustomers ? (free - own) / 2 : free
             rooms[id] = max(share, own == 0 && hasRoomForSmall ? Self.minRoom : 0)
         }
-    }
-
-    /// False while the events that wait for an endpoint take too much memory: read no more of its
-    /// lane.
-    func hasRoom(for endpoint: EndpointID) -> Bool {
-        (queues[endpoint]?.pending.bytes ?? 0) < maxBytesPerEndpoint
     }
 
     var isAnythingInFlight: Bool { inFlight.count > 0 }
@@ -156,11 +149,10 @@ struct SendQueues {
     mutating func add(_ send: Send) {
         let queue = queue(for: send)
         queue.sends.append(send)
-        queue.pending += send
-        pending += send
+        pending += 1
         if send.isFromBatch {
-            pendingFromBatches += send
-            queue.customer.pendingFromBatches += send
+            pendingFromBatches += 1
+            queue.customer.pendingFromBatches += 1
         }
         takeTurn(send.endpoint, queue)
     }
@@ -317,11 +309,10 @@ struct SendQueues {
     }
 
     private mutating func start(_ send: Send, _ queue: Queue, _ id: EndpointID) -> Send {
-        queue.pending -= send
-        pending -= send
+        pending -= 1
         if send.isFromBatch {
-            pendingFromBatches -= send
-            queue.customer.pendingFromBatches -= send
+            pendingFromBatches -= 1
+            queue.customer.pendingFromBatches -= 1
         } else {
             inFlightFromLanes += send
         }
@@ -335,7 +326,7 @@ struct SendQueues {
     }
 
     /// Once per descent, not once per request.
-    private func isRunningLow(_ send: Send) -> Bool { send.isFromBatch && pendingFromBatches.count == Self.minPending }
+    private func isRunningLow(_ send: Send) -> Bool { send.isFromBatch && pendingFromBatches == Self.minPending }
 
     /// A send that is in flight takes more memory than its event: a template has made more of it.
     mutating func grow(_ send: Send, by bytes: Int) {
@@ -368,7 +359,7 @@ struct SendQueues {
     /// cap.
     mutating func remove(_ endpoints: [EndpointID: Endpoint], where shouldGo: (Send, _ isAtCap: Bool) -> Bool) -> [Send]
     {
-        if pending.count == 0 { return [] }
+        if pending == 0 { return [] }
         var removed: [Send] = []
         for (id, queue) in queues {
             let isAtCap =
@@ -379,8 +370,7 @@ struct SendQueues {
                 let goes = shouldGo(send, isAtCap)
                 if goes {
                     removed.append(send)
-                    queue.pending -= send
-                    if send.isFromBatch { queue.customer.pendingFromBatches -= send }
+                    if send.isFromBatch { queue.customer.pendingFromBatches -= 1 }
                 }
                 return goes
             }
@@ -388,8 +378,8 @@ struct SendQueues {
             if removed.count > before, queue.isIdle { forget(id, queue) }
         }
         for send in removed {
-            pending -= send
-            if send.isFromBatch { pendingFromBatches -= send }
+            pending -= 1
+            if send.isFromBatch { pendingFromBatches -= 1 }
         }
         return removed
     }

@@ -55,10 +55,6 @@ final class Sender: Service {
         return state.withLock { $0.queues.room(for: customers, hasSeveralCustomers: hasSeveral) }
     }
 
-    /// False while the events that wait for an endpoint take too much memory: read no more of its
-    /// lane.
-    func hasRoom(for endpoint: EndpointID) -> Bool { state.withLock { $0.queues.hasRoom(for: endpoint) } }
-
     /// From here on requests to the endpoint keep to these rates, on behalf of this holder of its
     /// lane.
     func limit(_ endpoint: EndpointID, for holder: Holder, with limiter: RateLimiter) {
@@ -134,7 +130,9 @@ final class Sender: Service {
     // MARK: Starting
 
     private func pump() {
-        while let (send, endpoint) = next() {
+        // The rest is the sender's own task's: whoever calls this has other work.
+        for _ in 0..<Self.maxStarts {
+            guard let (send, endpoint) = next() else { return }
             guard let endpoint else {
                 notStarted(send)
                 continue
@@ -156,7 +154,11 @@ final class Sender: Service {
                 }
             }
         }
+        wakeup.signal()
     }
+
+    /// How many requests are started in one go.
+    private static let maxStarts = 128
 
     private func finished(_ send: Send) { state.withLock { $0.queues.finish(send) } }
 

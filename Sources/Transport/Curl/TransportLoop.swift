@@ -18,6 +18,7 @@ final class TransportLoop {
     /// `curl_multi_socket_action`, which in turn is a sixth slower with 64.
     private static let minActive = 256
     private static let pausePerTransfer = Duration.microseconds(2)
+    private static let minEnded = 4
 
     private let multi: UnsafeMutableRawPointer
     private let policy: AddressPolicy
@@ -32,7 +33,12 @@ final class TransportLoop {
     private let kept: Int
     private var active: [UInt64: Transfer] = [:]
     private var idle: [Transfer] = []
-    private var waiting: Deque<TransportThread.Start> = []
+    /// By customer: the many requests of one wait for each other, and not others for them.
+    private var waiting = TurnQueue<TransportThread.Start>()
+    /// Those whose host has an address now: they have waited already.
+    private var named: Deque<TransportThread.Start> = []
+    /// How many transfers ended in the last turn.
+    private var ended = 0
 
     /// - Parameter resolved: tells the loop, as a command, what came of the name of a request.
     init(
@@ -49,13 +55,14 @@ final class TransportLoop {
     }
 
     /// True while requests wait to be started.
-    var isStarting: Bool { !waiting.isEmpty }
+    var isStarting: Bool { !waiting.isEmpty || !named.isEmpty }
 
     /// Runs libcurl, and passes on the transfers that have ended.
     func finishReady() {
         var running: Int32 = 0
         unsafe curl_multi_perform(multi, &running)
         var remaining: Int32 = 0
+        ended = 0
         while let message = unsafe curl_multi_info_read(multi, &remaining) {
             guard unsafe message.pointee.msg == CURLMSG_DONE, let handle = unsafe message.pointee.easy_handle else {
                 continue
@@ -71,6 +78,7 @@ final class TransportLoop {
                 result = CURLE_OUT_OF_MEMORY
             }
             active[transfer.id] = nil
+            ended += 1
             transfer.finish(result)
             if idle.count < kept { idle.append(transfer) }
         }
@@ -78,12 +86,11 @@ final class TransportLoop {
 
     func take(_ command: TransportThread.Command) {
         switch command {
-        case .start(let start): waiting.append(start)
+        case .start(let start): waiting.add(start, of: start.request.party)
         case .resolved(let id, let outcome):
             guard var start = naming.removeValue(forKey: id) else { return }
             start.outcome = outcome
-            // It has waited already.
-            waiting.prepend(start)
+            named.append(start)
         case .cancel(let id):
             if let transfer = active.removeValue(forKey: id) {
                 unsafe curl_multi_remove_handle(multi, transfer.handle)
@@ -91,15 +98,17 @@ final class TransportLoop {
                 transfer.abandon()
             } else if let start = naming.removeValue(forKey: id) {
                 start.completion(.unsent(.cancelled, "cancelled before it was sent"))
-            } else if let place = waiting.firstIndex(where: { $0.id == id }) {
-                waiting.remove(at: place).completion(.unsent(.cancelled, "cancelled before it was sent"))
+            } else if let place = named.firstIndex(where: { $0.id == id }) {
+                named.remove(at: place).completion(.unsent(.cancelled, "cancelled before it was sent"))
+            } else if let start = waiting.remove(where: { $0.id == id }).first {
+                start.completion(.unsent(.cancelled, "cancelled before it was sent"))
             }
         }
     }
 
     func startSome() {
         for _ in 0..<max(Self.minStarts, active.count / 8) {
-            guard let start = waiting.popFirst() else { return }
+            guard let start = named.popFirst() ?? waiting.next() else { return }
             // The proxy resolves names, so this process never sees the address; a literal address
             // can only be checked here.
             if proxy != nil, let reason = literalRefusal(start.request.url) {
@@ -178,7 +187,8 @@ final class TransportLoop {
     /// Sleeps until a transfer has work, a command arrives or a second is over.
     func wait() {
         unsafe curl_multi_poll(multi, nil, 0, naming.isEmpty ? 1000 : 100, nil)
-        if active.count > Self.minActive { Thread.pause(Self.pausePerTransfer * active.count) }
+        // Of slow receivers few are ready at a time, and those few need not wait for others.
+        if active.count > Self.minActive, ended >= Self.minEnded { Thread.pause(Self.pausePerTransfer * active.count) }
     }
 
     /// Ends everything, and frees libcurl's handle.
@@ -187,7 +197,9 @@ final class TransportLoop {
             unsafe curl_multi_remove_handle(multi, transfer.handle)
             transfer.abandon()
         }
-        for start in waiting + naming.values { start.completion(.unsent(.cancelled, "the transport is stopped")) }
+        for start in waiting.remove(where: { _ in true }) + named + naming.values {
+            start.completion(.unsent(.cancelled, "the transport is stopped"))
+        }
         // Closes the connections, which the sockets are told.
         unsafe curl_multi_cleanup(multi)
     }
