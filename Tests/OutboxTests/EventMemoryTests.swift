@@ -8,18 +8,33 @@ import Testing
 @Suite(.timeLimit(.minutes(15))) struct EventMemoryTests {
     private let mebibyte = 1 << 20
 
-    @Test func `a page takes a part of what is free, and a lane of which something is here leaves the last quarter`() {
+    @Test func `a customer has as much as is left for others, however many lanes it has`() {
         let memory = EventMemory(limit: 64 * mebibyte)
         var rooms: [EventMemory.Room] = []
         while let room = memory.room(for: "one", isFirst: false) { rooms.append(room) }
-        #expect(memory.used <= 48 * mebibyte && memory.used > 46 * mebibyte)
-        #expect(rooms.first?.bytes == mebibyte && rooms.last.map { $0.bytes < 100_000 } == true)
-        // First pages have the rest, each a part of it.
+        #expect((22...25).contains(memory.used / mebibyte))
         while let room = memory.room(for: "one", isFirst: true) { rooms.append(room) }
-        #expect(memory.used <= 64 * mebibyte && memory.used > 63 * mebibyte)
-        #expect(!memory.hasRoomForBatch)
+        #expect((26...29).contains(memory.used / mebibyte))
+        #expect(memory.greedy.isEmpty)
+        // Whoever has nothing gets a full page, and then a share of what is left.
+        var first = memory.room(for: "two", isFirst: true)
+        #expect(first.map { $0.bytes >= mebibyte } == true)
+        first = nil
+        for customer in 0..<1000 {
+            while let room = memory.room(for: ExactText("\(customer)"), isFirst: true) { rooms.append(room) }
+        }
+        // The last eighth is for batches.
+        #expect(memory.used <= 56 * mebibyte && memory.used > 54 * mebibyte && memory.hasRoomForBatch)
         rooms = []
-        #expect(memory.used == 0 && memory.hasRoomForBatch)
+        #expect(memory.used == 0)
+    }
+
+    @Test func `a customer that has more than is free is greedy`() throws {
+        let memory = EventMemory(limit: 8 * mebibyte)
+        let large = try #require(memory.room(for: "one", atLeast: 5 * mebibyte, isFirst: true))
+        #expect(memory.greedy == ["one"])
+        withExtendedLifetime(large) {}
+        #expect(memory.room(for: "two", isFirst: true) != nil)
     }
 
     @Test func `an event that is larger than all that is free waits until it is alone`() {

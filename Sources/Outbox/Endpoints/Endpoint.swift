@@ -52,6 +52,15 @@ package final class Endpoint: Sendable {
     /// processes, only one of them sends: the owner of its lane.
     /// What a response may take, in bytes, beyond what every response may: rules read more of it.
     package var responseBytes: Int { rules.readBody ? HTTPRequest.maxBody - HTTPRequest.usuallyKeptBody : 0 }
+    /// What a request with the event may take in flight beside the event: its response, and what a
+    /// template makes of it.
+    package func bytesInFlight(for event: Event) -> Int { responseBytes + bodyBytes(for: event) }
+
+    /// What a template may make of the event, at most; nothing without one.
+    package func bodyBytes(for event: Event) -> Int {
+        guard configuration.format == .template, let template = configuration.template else { return 0 }
+        return template.cost(of: event.size)
+    }
     package var maxInFlight: Int { min(configuration.maxInFlight, configuration.maxConcurrency ?? .max) }
     /// Whether requests may go to it. Only this part of an endpoint changes.
     package let known: KnownState

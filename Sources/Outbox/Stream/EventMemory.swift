@@ -7,7 +7,7 @@ import Synchronization
 /// A customer's share is what is left: it may read more while its events take less than is free, so
 /// that however many customers have slow endpoints, as much as each of them has is left for the
 /// next (dynamic thresholds: Choudhury and Hahne 1998). Of the last quarter only batches are read,
-/// and lanes of which nothing is here.
+/// and lanes of which nothing is here; of the last eighth only batches.
 package final class EventMemory: Sendable {
     /// What one customer's events take. Counted down by the last owner of each event.
     package final class Account: Sendable {
@@ -31,6 +31,8 @@ package final class EventMemory: Sendable {
     package let limit: Int
     private let taken = Atomic(0)
     private let accounts = Mutex<[ExactText: Account]>([:])
+    /// Rooms are given one at a time.
+    private let rooms = Mutex(())
     /// So many customers are kept in mind whose events are gone.
     private static let maxIdleAccounts = 1000
 
@@ -64,35 +66,47 @@ package final class EventMemory: Sendable {
     /// True while a batch may be read.
     package var hasRoomForBatch: Bool { limit - used >= Self.mostAtATime }
 
-    /// Room for events that are being read.
+    /// Room for events that are being read. It counts as their customer's until it is let go of:
+    /// after the read, when the events count themselves.
     package final class Room: Sendable {
         /// How much may be read.
         package let bytes: Int
-        private let memory: EventMemory
+        private let account: Account
 
-        fileprivate init(_ bytes: Int, of memory: EventMemory) {
-            (self.bytes, self.memory) = (bytes, memory)
-            memory.taken.wrappingAdd(bytes, ordering: .relaxed)
+        fileprivate init(_ bytes: Int, for account: Account) {
+            (self.bytes, self.account) = (bytes, account)
+            account.take(bytes)
         }
 
-        deinit { memory.taken.wrappingSubtract(bytes, ordering: .relaxed) }
+        deinit { account.release(bytes) }
     }
 
-    /// Room for some of a customer's events, to be read for a lane now and to be held while they are;
-    /// nil when there is none.
+    /// Room for some of a customer's events, to be read for a lane now; nil when there is none.
     ///
     /// - Parameters:
     ///   - needed: the bytes of the first one, where that is known to be large.
     ///   - isFirst: nothing of the lane is here.
     package func room(for customer: ExactText, atLeast needed: Int = 0, isFirst: Bool) -> Room? {
-        accounts.withLock { accounts in
+        let account = account(of: customer)
+        return rooms.withLock { _ in
             let free = limit - used
-            let forLanes = isFirst ? free : free - limit / 4
-            let own = accounts[customer]?.used.load(ordering: .relaxed) ?? 0
+            let forLanes = free - (isFirst ? forBatches : max(forBatches, limit / 4))
+            let own = account.used.load(ordering: .relaxed)
             let least = max(Self.leastAtATime, needed)
             // One that is larger than all that there may be goes alone.
-            guard forLanes >= least && (isFirst || own < forLanes) || used == 0 else { return nil }
-            return Room(max(least, min(Self.mostAtATime, forLanes / 16)), of: self)
+            guard forLanes >= least && own < forLanes || used == 0 else { return nil }
+            return Room(max(least, min(Self.mostAtATime, forLanes / 16)), for: account)
+        }
+    }
+
+    /// What no lane takes: two batches fit, where there is little, too.
+    private var forBatches: Int { max(limit / 8, min(2 * Self.mostAtATime, limit / 2)) }
+
+    /// Customers that have more here than is free.
+    package var greedy: [ExactText] {
+        let free = limit - used
+        return accounts.withLock { accounts in
+            accounts.filter { $0.value.used.load(ordering: .relaxed) > free }.map(\.key)
         }
     }
 

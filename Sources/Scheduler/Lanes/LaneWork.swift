@@ -64,13 +64,11 @@ struct LaneWork {
             if ramp.stage == .full || !ramp.isFailing, endpoint?.state.breaker.failing != nil { return }
             try await takeUpRates()
             try await withdrawCancelled()
-            let room = parts.memory.room(
-                for: endpoint?.customerID ?? "", atLeast: neededBytes, isFirst: lease.unresolved == 0)
-            guard parts.recorder.hasRoom, let room else {
+            guard parts.recorder.hasRoom else {
                 try await Task.sleep(for: .milliseconds(50))
                 continue
             }
-            switch try await nextPage(in: room) {
+            switch try await nextPage() {
             case .nothing:
                 try await settle()
                 guard try await sleep() else { return }
@@ -93,16 +91,13 @@ struct LaneWork {
         case nothing
     }
 
-    /// - Parameter room: what its events may take.
-    private mutating func nextPage(in room: EventMemory.Room) async throws -> Page {
+    private mutating func nextPage() async throws -> Page {
         if scan.mustBeginAgain(at: .now) { try await beginAgain() }
         // What is in flight now is not sent again, also when it is resolved while the page is read.
         let inFlight = lease.inFlight
-        let read = try await parts.lanes.run {
-            [lane, cursor = scan.cursor, ramp, instance = parts.instance, memory = parts.memory] in
-            try $0.lanePage(
-                of: lane.endpoint, after: cursor, recoveredAt: ramp.triedBefore, instance: instance, atMost: room.bytes,
-                in: memory)
+        guard let read = try await readPage() else {
+            try await Task.sleep(for: .milliseconds(50))
+            return .notYet
         }
         neededBytes = read.needed ?? 0
         if read.needed != nil { return .notYet }
@@ -131,6 +126,20 @@ struct LaneWork {
         }
         if let last = page.last ?? found.last { scan.advance(past: last) }
         return page.isEmpty ? .notYet : .deliveries(page)
+    }
+
+    /// Nil when there is no room for its events. Room is taken when a connection is there, and let
+    /// go of as soon as the events are: they count themselves.
+    private func readPage() async throws -> LanePage? {
+        let (customer, needed, isFirst) = (endpoint?.customerID ?? "", neededBytes, lease.unresolved == 0)
+        return try await parts.lanes.run {
+            [lane, cursor = scan.cursor, ramp, instance = parts.instance, memory = parts.memory] in
+            guard let room = memory.room(for: customer, atLeast: needed, isFirst: isFirst) else { return nil }
+            defer { withExtendedLifetime(room) {} }
+            return try $0.lanePage(
+                of: lane.endpoint, after: cursor, recoveredAt: ramp.triedBefore, instance: instance, atMost: room.bytes,
+                in: memory)
+        }
     }
 
     /// Back to the first row, as far as that is known.
@@ -251,7 +260,7 @@ struct LaneWork {
     private func send(_ event: Event, _ delivery: WaitingDelivery, crashesBefore: Int?) -> Send {
         Send(
             event: event, endpoint: lane.endpoint, of: endpoint?.customerID ?? "",
-            responseBytes: endpoint?.responseBytes ?? 0, number: delivery.attempts + 1,
+            also: endpoint?.bytesInFlight(for: event) ?? 0, number: delivery.attempts + 1,
             trigger: delivery.trigger,
             lease: lease, startBy: nil, crashesBefore: crashesBefore, isOrdered: delivery.isOrdered)
     }

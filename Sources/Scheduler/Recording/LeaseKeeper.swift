@@ -48,7 +48,11 @@ final class LeaseKeeper: Service {
     }
 
     private func renew() async {
-        let leases = held.withLock { $0 }
+        // A lost batch is not kept from its next holder, however much of it is unresolved here.
+        let leases = held.withLock { held in
+            held = held.filter { $0.key.batch == nil || !$0.value.isLost }
+            return held
+        }
         if leases.isEmpty { return }
         var wanted = HeldLeases()
         for holder in leases.keys {

@@ -66,7 +66,8 @@ final class AttemptRunner: Sendable {
     /// Starts the attempt.
     ///
     /// - Parameters:
-    ///   - grew: called before it is sent when its body is so many bytes larger than its event.
+    ///   - grew: called before it is sent when its body is so many bytes larger than was counted;
+    ///     less than 0 when it is smaller.
     ///   - ended: called once, on any thread, possibly before this returns.
     func run(
         _ send: Send, to endpoint: Endpoint, grew: @escaping @Sendable (Int) -> Void,
@@ -138,8 +139,9 @@ final class AttemptRunner: Sendable {
             return attempt.ended(.unsent)
         }
         started.note = delivery.note
-        let growth = delivery.request.body.count - send.event.size
-        if growth > Self.large { attempt.grew(growth) }
+        // Usually it is much less than it might have been.
+        let growth = delivery.request.body.count - endpoint.bodyBytes(for: send.event)
+        if endpoint.configuration.format == .template { attempt.grew(growth) }
         FailPoint.reach(.sendBefore, subject: send.event.type.text)
         transport.submit(delivery.request) { [started] exchange in
             FailPoint.reach(.sendAfter, subject: send.event.type.text)

@@ -26,7 +26,7 @@ final class Send: Sendable {
     let bytes: Int
 
     init(
-        event: Event, endpoint: EndpointID, of customer: ExactText, responseBytes: Int = 0, number: Int,
+        event: Event, endpoint: EndpointID, of customer: ExactText, also bytes: Int = 0, number: Int,
         trigger: Trigger, lease: Lease,
         startBy: ContinuousClock.Instant?, crashesBefore: Int? = nil, isOrdered: Bool = false
     ) {
@@ -40,6 +40,6 @@ final class Send: Sendable {
         self.crashesBefore = crashesBefore
         self.isOrdered = isOrdered
         isFromBatch = lease.holder.batch != nil
-        bytes = event.size + responseBytes
+        self.bytes = event.size + bytes
     }
 }

@@ -76,7 +76,7 @@ struct SendQueues {
     /// Endpoints that wait for their rates, and until when the first of them does.
     private var resting: [EndpointID: ContinuousClock.Instant] = [:]
     private var customers: [ExactText: Customer] = [:]
-    /// By how much requests in flight are larger than their events, where that is much.
+    /// By how much requests in flight are larger than was counted.
     private var grown: [ObjectIdentifier: Int] = [:]
     /// Endpoints that have more in flight than their share, and customers that have, each in the
     /// order in which that was found out.
@@ -328,7 +328,8 @@ struct SendQueues {
     /// Once per descent, not once per request.
     private func isRunningLow(_ send: Send) -> Bool { send.isFromBatch && pendingFromBatches == Self.minPending }
 
-    /// A send that is in flight takes more memory than its event: a template has made more of it.
+    /// A send that is in flight takes more memory than was counted, or less: a template has made so
+    /// much of its event.
     mutating func grow(_ send: Send, by bytes: Int) {
         grown[ObjectIdentifier(send), default: 0] += bytes
         add(bytes, for: send)

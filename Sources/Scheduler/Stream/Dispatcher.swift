@@ -20,6 +20,8 @@ final class Dispatcher: Service {
     private static let maxFeeds = 16
     /// With so many of a customer's batches here none of its own is claimed: others take their turn.
     private static let maxFeedsPerCustomer = 2
+    /// So many deliveries of a batch are moved to the lanes at a stop.
+    private static let maxAtStop = 1000
 
     func run() async {
         var floor = BatchFloor.none
@@ -45,7 +47,7 @@ final class Dispatcher: Service {
             if !feeds.isEmpty { return .milliseconds(10) }
             return isSmall ? .milliseconds(50) : parts.configuration.pollInterval / 4
         }
-        await end(&feeds)
+        end(&feeds)
     }
 
     /// Claims and dispatches one batch; false when none was free.
@@ -98,14 +100,18 @@ final class Dispatcher: Service {
         return true
     }
 
-    /// Customers of whose events enough wait here.
+    /// Customers of whose events enough wait here, or who have more in memory than is free.
     private func greedyCustomers(_ feeds: [BatchFeed]) -> [String] {
+        let inMemory = parts.directory.current.hasSeveralCustomers ? parts.memory.greedy : []
+        return (customersInSeveral(feeds) + inMemory).map(\.text)
+    }
+
+    private func customersInSeveral(_ feeds: [BatchFeed]) -> [ExactText] {
         guard feeds.count >= Self.maxFeedsPerCustomer else { return [] }
         let held = feeds.reduce(into: [ExactText: Int]()) { held, feed in
             for customer in feed.customers { held[customer, default: 0] += 1 }
         }
-        return held.filter { $0.value >= Self.maxFeedsPerCustomer }
-            .map { String(decoding: $0.key.utf8, as: UTF8.self) }
+        return held.filter { $0.value >= Self.maxFeedsPerCustomer }.map(\.key)
     }
 
     private func begin(
@@ -218,15 +224,21 @@ final class Dispatcher: Service {
 
     /// Hands on what there is room for, and forgets the feeds that are through.
     private func handOn(_ feeds: inout [BatchFeed]) async throws {
+        // What is sent must be recorded: with too much unrecorded all of it waits.
+        guard parts.recorder.hasRoom else { return }
+        let crowding = feeds.count > Self.maxFeeds ? customersInSeveral(feeds) : []
         for place in feeds.indices {
-            let isLate = .now >= feeds[place].until || feeds.count - place > Self.maxFeeds
+            // Whoever has much waiting here leaves first.
+            moveToLanes(feeds[place].take(crowding), of: feeds[place])
+            let isLate = .now >= feeds[place].until || crowding.isEmpty && feeds.count - place > Self.maxFeeds
             repeat {
-                if feeds[place].isHandedOn, !feeds[place].isPlanned {
-                    guard parts.recorder.hasRoom else { break }
-                    try await plan(&feeds[place])
+                if feeds[place].isHandedOn, !feeds[place].isPlanned { try await plan(&feeds[place]) }
+                if isLate {
+                    moveToLanes(feeds[place].takeAll(), of: feeds[place])
+                } else {
+                    handOnWhatFits(&feeds[place])
                 }
-                if isLate { moveToLanes(&feeds[place]) } else { handOnWhatFits(&feeds[place]) }
-            } while feeds[place].isHandedOn && !feeds[place].isPlanned
+            } while feeds[place].isHandedOn && !feeds[place].isPlanned && parts.recorder.hasRoom
         }
         // What is left of a lost one is its new holder's.
         feeds.removeAll { $0.isHandedOn && $0.isPlanned || $0.lease.isLost }
@@ -244,36 +256,31 @@ final class Dispatcher: Service {
             deliveries.map {
                 Send(
                     event: $0.event, endpoint: $0.endpoint.id, of: $0.endpoint.customerID,
-                    responseBytes: $0.endpoint.responseBytes, number: feed.batch.claims,
+                    also: $0.endpoint.bytesInFlight(for: $0.event), number: feed.batch.claims,
                     trigger: .first, lease: feed.lease, startBy: startBy)
             })
     }
 
-    private func moveToLanes(_ feed: inout BatchFeed) {
-        let lease = feed.lease
+    private func moveToLanes(_ deliveries: [BatchFeed.Waiting], of feed: BatchFeed) {
         parts.recorder.submit(
-            feed.takeAll().map {
+            deliveries.map {
                 Recorder.Report(
-                    DeliveryID(event: $0.event.key, endpoint: $0.endpoint.id), under: lease, attempts: 0,
+                    DeliveryID(event: $0.event.key, endpoint: $0.endpoint.id), under: feed.lease, attempts: 0,
                     resolution: .wait(.zero, .first))
             })
     }
 
-    /// At a stop everything goes on at once: the sender puts off what it cannot start any more. What
-    /// cannot be had in time, the next worker finds in the batch.
-    private func end(_ feeds: inout [BatchFeed]) async {
-        let deadline = ContinuousClock.now + parts.configuration.grace
+    /// At a stop a little goes on at once: the sender puts off what it cannot start any more. Of more,
+    /// whose records would stand before those of requests that end now, the next worker finds in the
+    /// batch what is not done.
+    private func end(_ feeds: inout [BatchFeed]) {
         for place in feeds.indices {
-            do {
-                while true {
-                    enqueue(feeds[place].takeAll(), of: feeds[place])
-                    if feeds[place].isPlanned || .now >= deadline { break }
-                    try await plan(&feeds[place])
-                }
-            } catch {
-                parts.logger.warning(
-                    "a batch was left; it goes on when its lease has ended",
-                    metadata: ["batch": "\(feeds[place].batch.id)", "error": "\(error)"])
+            if feeds[place].isPlanned, feeds[place].count <= Self.maxAtStop {
+                enqueue(feeds[place].takeAll(), of: feeds[place])
+            } else {
+                parts.logger.info(
+                    "a batch is left to another worker; it goes on when its lease has ended",
+                    metadata: ["batch": "\(feeds[place].batch.id)"])
             }
         }
     }

@@ -38,8 +38,14 @@ final class Sockets {
         if let descriptor = descriptors[ends] { floods.expectResponse(on: descriptor) }
     }
 
-    /// True when the connection has brought more than it may.
-    func isFlooded(_ ends: Ends) -> Bool { descriptors[ends].map(floods.isFlooded) ?? false }
+    /// A request on the connection is over.
+    func responseEnded(on ends: Ends) { if let descriptor = descriptors[ends] { floods.responseEnded(on: descriptor) } }
+
+    /// True when the connection has brought more than it may, or was ended and closed for that.
+    func isFlooded(_ ends: Ends) -> Bool { descriptors[ends].map(floods.isFlooded) ?? ended.contains(ends) }
+
+    /// Connections that were closed because they brought too much, and whose requests are not over.
+    private var ended: Set<Ends> = []
 
     private var descriptors: [Ends: Int32] = [:]
     private var ends: [Int32: Ends] = [:]
@@ -48,6 +54,7 @@ final class Sockets {
     func note(_ opened: [Int32], _ wanted: Ends) {
         for descriptor in opened where Ends(descriptor) == wanted {
             forget(descriptor)
+            ended.remove(wanted)
             ends[descriptor] = wanted
             descriptors[wanted] = descriptor
         }
@@ -55,8 +62,13 @@ final class Sockets {
 
     /// Forgets a socket that is closed.
     func forget(_ descriptor: Int32) {
-        floods.forget(descriptor)
+        let isFlood = floods.forget(descriptor)
         guard let known = ends.removeValue(forKey: descriptor) else { return }
+        if isFlood {
+            // Ends come again some day.
+            if ended.count >= 1000 { ended = [] }
+            ended.insert(known)
+        }
         if descriptors[known] == descriptor { descriptors[known] = nil }
     }
 

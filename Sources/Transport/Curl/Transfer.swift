@@ -37,6 +37,8 @@ final class Transfer {
     private var naming = Duration.zero
     private let resolves = LineList()
     private var wasFlooded = false
+    /// Its connection is to bring its response.
+    private var isExpected = false
     private var wasBlocked = false
     private var lacksDescriptors = false
 
@@ -196,6 +198,7 @@ final class Transfer {
         metStaleConnection = false
         wasBlocked = false
         wasFlooded = false
+        isExpected = false
         lacksDescriptors = false
         unsafe errorText[0] = 0
     }
@@ -245,6 +248,7 @@ final class Transfer {
     /// Passes on the exchange and releases the request: an idle handle keeps neither body nor
     /// response.
     private func report() {
+        if let ends, isExpected { sockets.responseEnded(on: ends) }
         (exchange.retryAfter, exchange.requestID) = (header.retryAfter, header.requestID)
         let exchange = exchange
         let completion = completion
@@ -323,7 +327,10 @@ final class Transfer {
         }
         sends += 1
         self.ends = ends
-        if let ends { sockets.expectResponse(on: ends) }
+        if let ends, !isExpected {
+            isExpected = true
+            sockets.expectResponse(on: ends)
+        }
         return sends > 1 ? CURL_PREREQFUNC_ABORT : CURL_PREREQFUNC_OK
     }
 

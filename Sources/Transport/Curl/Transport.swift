@@ -116,7 +116,7 @@ package final class Transport: Sendable {
     /// Ends floods that keep a thread in libcurl; returns when all threads have ended.
     private static func watch(_ threads: [TransportThread]) {
         var last = threads.map { _ in UInt64(0) }
-        while threads.contains(where: { !$0.isClosed }) {
+        while threads.contains(where: { !$0.hasEnded }) {
             Thread.pause(lookPeriod)
             for place in threads.indices { last[place] = threads[place].endFloods(since: last[place]) }
         }

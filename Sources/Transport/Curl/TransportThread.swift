@@ -119,8 +119,9 @@ final class TransportThread: Sendable {
         await thread.withLock(\.self)?.end()
     }
 
-    /// True from `close` or `stop` on.
-    var isClosed: Bool { inbox.withLock(\.isClosed) }
+    /// True when the thread has ended, or is about to.
+    var hasEnded: Bool { ended.load(ordering: .relaxed) }
+    private let ended = Atomic(false)
 
     /// As `stop`, without waiting.
     func close() {
@@ -167,7 +168,10 @@ final class TransportThread: Sendable {
                 return (inbox.isClosed, inbox.isAsleep)
             }
             for command in commands { loop.take(command) }
-            if isClosed { return loop.close() }
+            if isClosed {
+                loop.close()
+                return ended.store(true, ordering: .relaxed)
+            }
             loop.expireNames()
             loop.startSome()
             // Only when the lock says so: nobody wakes a thread that was not about to sleep.
