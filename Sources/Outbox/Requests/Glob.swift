@@ -8,7 +8,8 @@ struct Glob: Sendable, Equatable {
     private let length: Int
     /// States that remain at any character: a star stands there.
     private let loops: [UInt64]
-    /// For each character of ASCII its places, a few words each; then those of all other characters.
+    /// For each character of ASCII its places, a few words each; then those of all other
+    /// characters.
     private let ascii: [UInt64]
     private let others: [Unicode.Scalar: [UInt64]]
     private let any: [UInt64]

@@ -64,9 +64,9 @@ package struct ResponseRules: Sendable, Equatable {
         case failure(String)
     }
 
-    /// What judging one response may cost: a step is a comparison of a byte of the response, or of a
-    /// character with 64 places of a pattern. Thirty-two patterns of 64 characters on a response of
-    /// 256 KiB fit; a slow machine judges as a fast one does.
+    /// What judging one response may cost: a step is a comparison of a byte of the response, or of
+    /// a character with 64 places of a pattern. Thirty-two patterns of 64 characters on a response
+    /// of 256 KiB fit; a slow machine judges as a fast one does.
     static let maxSteps = 16 << 20
 
     /// At most so many steps are needed for a body of that size.

@@ -9,8 +9,8 @@ import Postgres
 ///     events, those for few endpoints first ─► a part of the deliveries ─► by customer, as there is room
 ///
 /// An event may be for ten thousand endpoints of its customer. Its deliveries are handed on as that
-/// customer's earlier ones go out, and nobody else's wait for that: neither others in the batch, nor
-/// the next batches.
+/// customer's earlier ones go out, and nobody else's wait for that: neither others in the batch,
+/// nor the next batches.
 struct BatchFeed {
     let batch: ClaimedBatch
     let lease: Lease

@@ -18,7 +18,8 @@ final class Dispatcher: Service {
 
     /// So many batches may wait here for room at a time; with more the oldest goes to the lanes.
     private static let maxFeeds = 16
-    /// With so many of a customer's batches here none of its own is claimed: others take their turn.
+    /// With so many of a customer's batches here none of its own is claimed: others take their
+    /// turn.
     private static let maxFeedsPerCustomer = 2
     /// So many deliveries of a batch are moved to the lanes at a stop.
     private static let maxAtStop = 1000
@@ -270,9 +271,9 @@ final class Dispatcher: Service {
             })
     }
 
-    /// At a stop a little goes on at once: the sender puts off what it cannot start any more. Of more,
-    /// whose records would stand before those of requests that end now, the next worker finds in the
-    /// batch what is not done.
+    /// At a stop a little goes on at once: the sender puts off what it cannot start any more. Of
+    /// more, whose records would stand before those of requests that end now, the next worker finds
+    /// in the batch what is not done.
     private func end(_ feeds: inout [BatchFeed]) {
         for place in feeds.indices {
             if feeds[place].isPlanned, feeds[place].count <= Self.maxAtStop {

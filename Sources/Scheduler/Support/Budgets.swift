@@ -4,8 +4,8 @@ import Outbox
 import ServiceLifecycle
 import Synchronization
 
-/// Watches the budgets of this process: a gauge of each, a line in the log when one has been used up
-/// for a while and when it is free again, and what `problems` says of it.
+/// Watches the budgets of this process: a gauge of each, a line in the log when one has been used
+/// up for a while and when it is free again, and what `problems` says of it.
 final class Budgets: Service {
     private struct Watch {
         let budget: Budget

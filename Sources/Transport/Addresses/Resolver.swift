@@ -147,7 +147,8 @@ final class Resolver: Sendable {
         for completion in waiting { completion(.failure(Failure(text: "the transport is stopped", isOurs: true))) }
     }
 
-    /// How many threads look up a name, how many there may be, and for which parties questions wait.
+    /// How many threads look up a name, how many there may be, and for which parties questions
+    /// wait.
     var taken: (running: Int, limit: Int, waiting: [ExactText: Int]) {
         state.withLock { ($0.lookedUp.count, maxThreads, $0.queue.counts) }
     }

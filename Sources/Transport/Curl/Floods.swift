@@ -7,7 +7,8 @@ import Synchronization
 ///
 /// libcurl reads it for as long as it comes, in HTTP/2 within one call, and looks at no time limit
 /// meanwhile. So the loop asks in each of its turns about connections with a part of a response
-/// (`isFlooded`), and another thread ends them when the loop does not come to its next turn (`end`).
+/// (`isFlooded`), and another thread ends them when the loop does not come to its next turn
+/// (`end`).
 final class Floods: Sendable {
     /// What a connection may receive for each request, in bytes: the longest header and body, in
     /// chunks of one byte.

@@ -14,9 +14,9 @@ import Threads
 /// must be short and never block.
 ///
 /// A receiver of HTTP/2 chooses how many frames libcurl reads in one go, and an endpoint's own
-/// certificates are parsed for each connection. Both take time of the thread that the request is on,
-/// so these requests have one apart from all others, and so have those to receivers that
-/// have flooded us (`Floods`).
+/// certificates are parsed for each connection. Both take time of the thread that the request is
+/// on, so these requests have one apart from all others, and so have those to receivers that have
+/// flooded us (`Floods`).
 package final class Transport: Sendable {
     private let threads: [TransportThread]
     /// Affinities whose receivers have flooded us, and until when they have the thread apart.
@@ -128,8 +128,8 @@ package final class Transport: Sendable {
         let started = Mutex<Ticket?>(nil)
         return await withTaskCancellationHandler {
             await withCheckedContinuation { continuation in
-                // Checked under the lock that the handler takes: the handler of an already cancelled
-                // task has run by now, and its cancel would otherwise overtake the start.
+                // Checked under the lock that the handler takes: the handler of an already
+                // cancelled task has run by now, and its cancel would otherwise overtake the start.
                 let isCancelled = started.withLock { started in
                     if !Task.isCancelled { started = submit(request) { continuation.resume(returning: $0) } }
                     return Task.isCancelled && started == nil
