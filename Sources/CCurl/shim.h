@@ -55,9 +55,6 @@ static inline uint64_t tcp_bytes_received(int descriptor) {
     if (getsockopt(descriptor, 6, 11, info, &length) == 0 && length >= 136) memcpy(&bytes, info + 128, sizeof bytes);
     return bytes;
 }
-static inline CURLcode curl_set_progress_callback(CURL *handle, curl_xferinfo_callback callback) {
-    return curl_easy_setopt(handle, CURLOPT_XFERINFOFUNCTION, callback);
-}
 static inline CURLcode curl_get_long(CURL *handle, CURLINFO info, long *value) {
     return curl_easy_getinfo(handle, info, value);
 }

@@ -4,38 +4,58 @@ import DequeModule
 /// The next waiter for a resource with one user at a time: customers take turns, and within a
 /// customer the first waiter comes first. However many waiters one customer has, another customer's
 /// next waiter waits for at most one turn of each customer.
-package struct TurnQueue<Waiter: Sendable>: Sendable {
-    private var waiting: [ExactText: Deque<Waiter>] = [:]
-    private var turns: Deque<ExactText> = []
+package struct TurnQueue<Waiter: Sendable>: ~Copyable {
+    /// One customer's waiters. A class, so that it is looked up once for as long as there are any.
+    private final class Line {
+        let customer: ExactText
+        var waiters: Deque<Waiter> = []
+        var isInTurn = false
+
+        init(_ customer: ExactText) { self.customer = customer }
+    }
+
+    private var lines: [ExactText: Line] = [:]
+    private var turns: Deque<Line> = []
+    /// So many lines are kept that nobody stands in: a customer comes again and again.
+    private static var maxIdle: Int { 64 }
 
     package init() {}
 
     package var isEmpty: Bool { turns.isEmpty }
 
     /// How many waiters each customer has.
-    package var counts: [ExactText: Int] { waiting.mapValues(\.count) }
+    package var counts: [ExactText: Int] {
+        lines.compactMapValues { $0.waiters.isEmpty ? nil : $0.waiters.count }
+    }
 
     /// Adds a waiter behind the others of its customer.
     package mutating func add(_ waiter: Waiter, of customer: ExactText) {
-        if waiting[customer] == nil { turns.append(customer) }
-        waiting[customer, default: []].append(waiter)
+        let line = line(of: customer)
+        line.waiters.append(waiter)
+        if line.isInTurn { return }
+        line.isInTurn = true
+        turns.append(line)
+    }
+
+    private mutating func line(of customer: ExactText) -> Line {
+        if let known = lines[customer] { return known }
+        if lines.count >= Self.maxIdle, lines.count > 2 * turns.count { lines = lines.filter { $0.value.isInTurn } }
+        let line = Line(customer)
+        lines[customer] = line
+        return line
     }
 
     /// Removes and returns the next waiter; nil when there is none, or all waiters are of customers
     /// that are left out for now.
     package mutating func next(without isLeftOut: (ExactText) -> Bool = { _ in false }) -> Waiter? {
         for _ in turns.indices {
-            guard let customer = turns.popFirst() else { return nil }
-            if isLeftOut(customer) {
-                turns.append(customer)
+            guard let line = turns.popFirst() else { return nil }
+            if isLeftOut(line.customer) {
+                turns.append(line)
                 continue
             }
-            guard var own = waiting.removeValue(forKey: customer) else { continue }
-            let waiter = own.popFirst()
-            if !own.isEmpty {
-                waiting[customer] = own
-                turns.append(customer)
-            }
+            let waiter = line.waiters.popFirst()
+            if line.waiters.isEmpty { line.isInTurn = false } else { turns.append(line) }
             return waiter
         }
         return nil
@@ -44,12 +64,14 @@ package struct TurnQueue<Waiter: Sendable>: Sendable {
     /// Removes and returns the waiters for which the closure is true.
     package mutating func remove(where isWanted: (Waiter) -> Bool) -> [Waiter] {
         var removed: [Waiter] = []
-        for (customer, own) in waiting {
-            removed += own.filter(isWanted)
-            let left = own.filter { !isWanted($0) }
-            waiting[customer] = left.isEmpty ? nil : left
+        for line in lines.values {
+            removed += line.waiters.filter(isWanted)
+            line.waiters.removeAll(where: isWanted)
         }
-        turns.removeAll { waiting[$0] == nil }
+        turns.removeAll { line in
+            line.isInTurn = !line.waiters.isEmpty
+            return !line.isInTurn
+        }
         return removed
     }
 }

@@ -156,7 +156,13 @@ import Testing
             }
         }
         try await database.endpoint("direct", url: ledger.url) { $0.customerID = "direct" }
-        try await TestWorker.run(database, configure: { $0.maxBytes = 4 << 20 }) {
+        try await TestWorker.run(
+            database,
+            configure: { configuration in
+                configuration.maxBytes = 4 << 20
+                configuration.lease = .seconds(300)
+            }
+        ) {
             try await publish(1, of: "many", database)
             #expect(await eventually { ledger.all.count == 200 })
             // They are empty and sleep now; a batch of somebody else is read as ever.

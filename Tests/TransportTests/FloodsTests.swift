@@ -45,10 +45,11 @@ import Threads
             floods.expectResponse(on: pair.ours)
             send(3, pair)
             #expect(!floods.isFlooded(pair.ours))
-            floods.responseEnded(on: pair.ours)
+            // Most of it were its chunks.
+            floods.responseEnded(on: pair.ours, bytes: 500_000)
         }
         floods.expectResponse(on: pair.ours)
-        send(5, pair)
+        send(8, pair)
         #expect(floods.isFlooded(pair.ours))
         floods.end()
         // Whoever reads finds the end.
@@ -64,13 +65,13 @@ import Threads
         for _ in 1...34 { floods.expectResponse(on: pair.ours) }
         send(16, pair)
         #expect(!floods.isFlooded(pair.ours))
-        for _ in 1...33 { floods.responseEnded(on: pair.ours) }
+        for _ in 1...33 { floods.responseEnded(on: pair.ours, bytes: 100) }
         send(5, pair)
         #expect(floods.isFlooded(pair.ours))
         floods.end()
         #expect(floods.forget(pair.ours))
         // Nobody speaks of it any more.
-        floods.responseEnded(on: pair.ours)
+        floods.responseEnded(on: pair.ours, bytes: 100)
         #expect(!floods.isFlooded(pair.ours))
         for descriptor in [pair.ours, pair.theirs] { close(descriptor) }
     }

@@ -6,7 +6,7 @@ import Threads
 /// response, on threads of its own: the transport's thread serves everybody. Customers take turns,
 /// so that one that fills the pool delays itself.
 final class ComputePool: Sendable {
-    private struct State {
+    private struct State: ~Copyable {
         var queue = TurnQueue<@Sendable () -> Void>()
         var running = 0
         var isClosed = false
@@ -56,7 +56,7 @@ final class ComputePool: Sendable {
 
     /// The customers whose jobs wait, most first.
     var holders: [String] {
-        state.withLock(\.queue.counts).sorted { $0.value > $1.value }.prefix(3).map {
+        state.withLock { $0.queue.counts }.sorted { $0.value > $1.value }.prefix(3).map {
             "customer \($0.key): \($0.value) jobs"
         }
     }

@@ -42,8 +42,12 @@ struct BatchFeed {
         self.endpoints = endpoints
         self.resolved = resolved
         self.until = until
-        // By number among equals: the sort is stable.
-        events = batch.events.map { ($0, endpoints.mostWanting($0)) }.sorted { $0.1 < $1.1 }[...]
+        let count = endpoints.byID.count
+        // By number among equals: the sort is stable. Few are made at once.
+        events =
+            count * batch.events.count <= Self.maxAtOnce
+            ? batch.events.map { ($0, count) }[...]
+            : batch.events.map { ($0, endpoints.mostWanting($0)) }.sorted { $0.1 < $1.1 }[...]
     }
 
     /// True when deliveries were made of all events.

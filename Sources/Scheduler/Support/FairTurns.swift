@@ -9,7 +9,7 @@ final class FairTurns: Sendable {
         let continuation: CheckedContinuation<Bool, Never>
     }
 
-    private struct State {
+    private struct State: ~Copyable {
         var isTaken = false
         var queue = TurnQueue<Waiter>()
         var numbers = 0

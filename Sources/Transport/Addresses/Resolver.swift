@@ -51,7 +51,7 @@ final class Resolver: Sendable {
         let party: ExactText
     }
 
-    private struct State {
+    private struct State: ~Copyable {
         var entries: [ExactText: Entry] = [:]
         var waiting: [ExactText: [@Sendable (Outcome) -> Void]] = [:]
         /// The parties that wait for a name which no thread looks up yet: each may be the next one.
@@ -162,7 +162,10 @@ final class Resolver: Sendable {
             let unanswered = state.withLock { state -> [@Sendable (Outcome) -> Void] in
                 state.threads -= 1
                 if state.threads > 0 { return [] }
-                defer { (state.waiting, state.asking, state.queue, state.queued) = ([:], [:], TurnQueue(), 0) }
+                defer {
+                    (state.waiting, state.asking, state.queued) = ([:], [:], 0)
+                    state.queue = TurnQueue()
+                }
                 return state.waiting.values.flatMap(\.self)
             }
             for completion in unanswered { completion(.failure(Failure(text: error.description, isOurs: true))) }

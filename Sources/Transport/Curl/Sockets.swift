@@ -38,8 +38,10 @@ final class Sockets {
         if let descriptor = descriptors[ends] { floods.expectResponse(on: descriptor) }
     }
 
-    /// A request on the connection is over.
-    func responseEnded(on ends: Ends) { if let descriptor = descriptors[ends] { floods.responseEnded(on: descriptor) } }
+    /// A request on the connection is over, with a response of so many bytes.
+    func responseEnded(on ends: Ends, bytes: Int) {
+        if let descriptor = descriptors[ends] { floods.responseEnded(on: descriptor, bytes: bytes) }
+    }
 
     /// True when the connection has brought more than it may, or was ended and closed for that.
     func isFlooded(_ ends: Ends) -> Bool { descriptors[ends].map(floods.isFlooded) ?? ended.contains(ends) }

@@ -36,7 +36,6 @@ final class Transfer {
     /// How long its host's address was waited for.
     private var naming = Duration.zero
     private let resolves = LineList()
-    private var wasFlooded = false
     /// Its connection is to bring its response.
     private var isExpected = false
     private var wasBlocked = false
@@ -107,12 +106,6 @@ final class Transfer {
                 ? size * count : 0
         }
         unsafe curl_set_pointer(handle, CURLOPT_HEADERDATA, context)
-        unsafe curl_set_long(handle, CURLOPT_NOPROGRESS, 0)
-        unsafe curl_set_progress_callback(handle) { context, _, _, _, _ in
-            guard let transfer = unsafe Transfer.from(context) else { return 1 }
-            return transfer.noteFlood() ? 1 : 0
-        }
-        unsafe curl_set_pointer(handle, CURLOPT_XFERINFODATA, context)
         unsafe curl_set_open_socket_callback(handle) { context, purpose, address in
             guard let transfer = unsafe Transfer.from(context), let address = unsafe address else { return -1 }
             return unsafe transfer.openSocket(address)
@@ -197,7 +190,6 @@ final class Transfer {
         opened.removeAll(keepingCapacity: true)
         metStaleConnection = false
         wasBlocked = false
-        wasFlooded = false
         isExpected = false
         lacksDescriptors = false
         unsafe errorText[0] = 0
@@ -232,6 +224,10 @@ final class Transfer {
         report()
     }
 
+    /// True when its receiver sends far more than a response, none of it a part of one. Only of a
+    /// transfer with a part of its response, of which there are few at a time.
+    var isFlooded: Bool { header.hasBegun && ends.map(sockets.isFlooded) ?? false }
+
     /// Ends a transfer that was taken out of the multi handle before it was done.
     func abandon() {
         exchange.mayHaveBeenSent = sends > 0
@@ -248,7 +244,7 @@ final class Transfer {
     /// Passes on the exchange and releases the request: an idle handle keeps neither body nor
     /// response.
     private func report() {
-        if let ends, isExpected { sockets.responseEnded(on: ends) }
+        if let ends, isExpected { sockets.responseEnded(on: ends, bytes: received + header.length) }
         (exchange.retryAfter, exchange.requestID) = (header.retryAfter, header.requestID)
         let exchange = exchange
         let completion = completion
@@ -304,15 +300,6 @@ final class Transfer {
         return descriptor
     }
 
-    /// Called in each turn of the loop; true when the transfer is to be ended, because its receiver
-    /// floods.
-    private func noteFlood() -> Bool {
-        // Few have a part of their response.
-        guard header.hasBegun, let ends else { return false }
-        wasFlooded = wasFlooded || sockets.isFlooded(ends)
-        return wasFlooded
-    }
-
     /// Called right before a request is written. The second call in one transfer means that a
     /// reused connection died and libcurl is about to send the request again without reporting it:
     /// we must decide and record that.
@@ -340,7 +327,7 @@ final class Transfer {
         measure()
         exchange.mayHaveBeenSent = sends > 0
         // When it was ended from outside the loop, too.
-        exchange.isFlood = wasFlooded || result != CURLE_OK && ends.map(sockets.isFlooded) ?? false
+        exchange.isFlood = result != CURLE_OK && isFlooded
         // The status line decides: a receiver that responded with 2xx has taken the event, however
         // its body ended.
         if let status = header.answered {

@@ -29,6 +29,8 @@ final class TransportLoop {
     /// Requests that wait for the address of their host.
     private var naming: [UInt64: TransportThread.Start] = [:]
     private var lastExpiry = ContinuousClock.now
+    private var lastFlood = ContinuousClock.now
+    private static let floodPeriod = Duration.milliseconds(20)
     private let sockets: Sockets
     private let kept: Int
     private var active: [UInt64: Transfer] = [:]
@@ -81,6 +83,18 @@ final class TransportLoop {
             ended += 1
             transfer.finish(result)
             if idle.count < kept { idle.append(transfer) }
+        }
+    }
+
+    /// Ends transfers whose receivers flood.
+    func endFloods() {
+        let now = ContinuousClock.now
+        guard now - lastFlood > Self.floodPeriod else { return }
+        lastFlood = now
+        for transfer in active.values where transfer.isFlooded {
+            unsafe curl_multi_remove_handle(multi, transfer.handle)
+            active[transfer.id] = nil
+            transfer.finish(CURLE_ABORTED_BY_CALLBACK)
         }
     }
 

@@ -173,6 +173,7 @@ final class TransportThread: Sendable {
                 return ended.store(true, ordering: .relaxed)
             }
             loop.expireNames()
+            loop.endFloods()
             loop.startSome()
             // Only when the lock says so: nobody wakes a thread that was not about to sleep.
             if mayWait, !loop.isStarting { loop.wait() }

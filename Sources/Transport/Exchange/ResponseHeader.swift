@@ -6,7 +6,7 @@ struct ResponseHeader {
     /// True when the next line is a status line.
     private var isBeginning = true
     /// Of all lines: of interim responses and trailers, too.
-    private var length = 0
+    private(set) var length = 0
     /// More than libcurl itself takes of the header (300 KiB).
     static let maxLength = 512 * 1024
     /// True when it announces a body.
