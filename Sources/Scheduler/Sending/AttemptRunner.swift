@@ -12,8 +12,10 @@ import Transport
 /// What takes long by what strangers sent is done on the threads of `computing`, the rest on the
 /// caller's or the transport's.
 final class AttemptRunner: Sendable {
-    /// How an attempt ended.
-    enum Ending {
+    /// What becomes of an attempt: how it ended, once, and before that perhaps how large it is.
+    enum News {
+        /// Its body is so many bytes larger than was counted; less than 0 when it is smaller.
+        case grew(Int)
         /// A request was made, and its outcome is on its way to the recorder.
         case sent
         /// No request could be made, and that is on its way to the recorder.
@@ -65,17 +67,11 @@ final class AttemptRunner: Sendable {
 
     /// Starts the attempt.
     ///
-    /// - Parameters:
-    ///   - grew: called before it is sent when its body is so many bytes larger than was counted;
-    ///     less than 0 when it is smaller.
-    ///   - ended: called once, on any thread, possibly before this returns.
-    func run(
-        _ send: Send, to endpoint: Endpoint, grew: @escaping @Sendable (Int) -> Void,
-        _ ended: @escaping @Sendable (Ending) -> Void
-    ) {
-        let attempt = Running(send: send, endpoint: endpoint, grew: grew, ended: ended)
+    /// - Parameter tell: called on any thread, possibly before this returns.
+    func run(_ send: Send, to endpoint: Endpoint, _ tell: @escaping @Sendable (News) -> Void) {
+        let attempt = Running(send: send, endpoint: endpoint, tell: tell)
         guard let client = endpoint.oauth else { return build(attempt) }
-        guard mayStart(endpoint, isFromBatch: send.isFromBatch, under: send.lease) else { return ended(.notStarted) }
+        guard mayStart(endpoint, isFromBatch: send.isFromBatch, under: send.lease) else { return tell(.notStarted) }
         tokens.token(for: client, of: endpoint.customerID) { result in
             switch result {
             case .success(let token): self.build(attempt.with(token))
@@ -95,8 +91,7 @@ final class AttemptRunner: Sendable {
     private struct Running: Sendable {
         let send: Send
         let endpoint: Endpoint
-        let grew: @Sendable (Int) -> Void
-        let ended: @Sendable (Ending) -> Void
+        let tell: @Sendable (News) -> Void
         var token: AccessTokens.Token?
         var startedAt: Timestamp?
         var note: String?
@@ -120,7 +115,7 @@ final class AttemptRunner: Sendable {
         let (send, endpoint) = (attempt.send, attempt.endpoint)
         // Some time may have gone by since its turn came.
         guard mayStart(endpoint, isFromBatch: send.isFromBatch, under: send.lease) else {
-            return attempt.ended(.notStarted)
+            return attempt.tell(.notStarted)
         }
         var started = attempt
         let now = clock.now
@@ -136,12 +131,12 @@ final class AttemptRunner: Sendable {
                     send, attempt: nil, attempts: send.number, resolution: .dead(.renderError),
                     note: (error.errorClass, storable(error.description)))
             ])
-            return attempt.ended(.unsent)
+            return attempt.tell(.unsent)
         }
         started.note = delivery.note
         // Usually it is much less than it might have been.
         let growth = delivery.request.body.count - endpoint.bodyBytes(for: send.event)
-        if endpoint.configuration.format == .template { attempt.grew(growth) }
+        if endpoint.configuration.format == .template { attempt.tell(.grew(growth)) }
         FailPoint.reach(.sendBefore, subject: send.event.type.text)
         transport.submit(delivery.request) { [started] exchange in
             FailPoint.reach(.sendAfter, subject: send.event.type.text)
@@ -185,7 +180,7 @@ final class AttemptRunner: Sendable {
                 "transaction_id": "\(send.event.transactionID)", "status": "\(exchange.status ?? 0)",
                 "error_class": "\(verdict.errorClass ?? "-")", "duration_ms": "\(exchange.timing.total.milliseconds)",
             ])
-        running.ended(running.startedAt == nil ? .unsent : .sent)
+        running.tell(running.startedAt == nil ? .unsent : .sent)
     }
 
     /// Trips the endpoint's breaker when this outcome is one failure too many, or a failed probe.

@@ -137,10 +137,9 @@ final class Sender: Service {
                 notStarted(send)
                 continue
             }
-            attempts.run(send, to: endpoint, grew: { bytes in self.state.withLock { $0.queues.grow(send, by: bytes) } })
-            {
-                ending in
-                switch ending {
+            attempts.run(send, to: endpoint) { news in
+                switch news {
+                case .grew(let bytes): self.state.withLock { $0.queues.grow(send, by: bytes) }
                 case .sent:
                     self.finished(send)
                     self.pump()

@@ -7,7 +7,8 @@ import Synchronization
 ///
 /// libcurl reads it for as long as it comes, in HTTP/2 within one call, and looks at no time limit
 /// meanwhile. So the loop asks now and then about connections with a part of a response
-/// (`isFlooded`), and another thread ends them when the loop does not come to its next turn (`end`).
+/// (`isFlooded`), and another thread ends them when the loop does not come to its next turn
+/// (`end`).
 final class Floods: Sendable {
     /// What a connection may receive for a response that is under way, in bytes: the longest header
     /// and body, in chunks of one byte.
@@ -68,5 +69,29 @@ final class Floods: Sendable {
     /// The connection is about to be closed; true when it was ended as one that floods.
     func forget(_ descriptor: Int32) -> Bool {
         connections.withLock { $0.removeValue(forKey: descriptor) }?.isEnded ?? false
+    }
+}
+
+/// Affinities of requests whose receivers have flooded us.
+final class Flooding: Sendable {
+    private let until = Mutex<[Int: ContinuousClock.Instant]>([:])
+    /// Usually there are none.
+    private let isAny = Atomic(false)
+    private static let rest = Duration.seconds(600)
+
+    /// From now on for some minutes.
+    func add(_ affinity: Int) {
+        until.withLock { $0[affinity] = .now + Self.rest }
+        isAny.store(true, ordering: .relaxed)
+    }
+
+    func contains(_ affinity: Int) -> Bool {
+        guard isAny.load(ordering: .relaxed) else { return false }
+        return until.withLock { until in
+            let now = ContinuousClock.now
+            until = until.filter { $0.value > now }
+            isAny.store(!until.isEmpty, ordering: .relaxed)
+            return until[affinity] != nil
+        }
     }
 }

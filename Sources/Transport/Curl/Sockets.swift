@@ -31,7 +31,9 @@ final class Sockets {
 
     private let floods: Floods
 
-    init(floods: Floods) { self.floods = floods }
+    let flooding: Flooding
+
+    init(floods: Floods, flooding: Flooding) { (self.floods, self.flooding) = (floods, flooding) }
 
     /// A request is sent on a connection, which may bring its response.
     func expectResponse(on ends: Ends) {

@@ -14,6 +14,7 @@ final class Transfer {
     private let sockets: Sockets
 
     private(set) var id: UInt64 = 0
+    private var affinity = 0
     /// The host whose addresses the request tells libcurl (`HostNames.entries`).
     var newHost: HostNames.Host?
     private var completion: (@Sendable (HTTPExchange) -> Void)?
@@ -141,6 +142,7 @@ final class Transfer {
     func prepare(_ start: TransportThread.Start) {
         let request = start.request
         id = start.id
+        affinity = request.affinity
         completion = start.completion
         exchange = HTTPExchange()
         let now = ContinuousClock.now
@@ -328,6 +330,7 @@ final class Transfer {
         exchange.mayHaveBeenSent = sends > 0
         // When it was ended from outside the loop, too.
         exchange.isFlood = result != CURLE_OK && isFlooded
+        if exchange.isFlood { sockets.flooding.add(affinity) }
         // The status line decides: a receiver that responded with 2xx has taken the event, however
         // its body ended.
         if let status = header.answered {

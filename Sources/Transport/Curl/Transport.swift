@@ -19,9 +19,7 @@ import Threads
 /// flooded us (`Floods`).
 package final class Transport: Sendable {
     private let threads: [TransportThread]
-    /// Affinities whose receivers have flooded us, and until when they have the thread apart.
-    private let flooding = Mutex<[Int: ContinuousClock.Instant]>([:])
-    private static let floodRest = Duration.seconds(600)
+    private let flooding: Flooding
     /// How often the threads are looked after.
     private static let lookPeriod = Duration.milliseconds(20)
     private let apart: TransportThread
@@ -47,10 +45,13 @@ package final class Transport: Sendable {
     init(policy: AddressPolicy, proxy: EgressProxy?, capacity: Int, threads count: Int = 1, resolver: Resolver?) throws
     {
         self.resolver = resolver
+        let flooding = Flooding()
+        self.flooding = flooding
         var started: [TransportThread] = []
         func start(_ name: String, kept: Int) throws -> TransportThread {
             let thread = try TransportThread(
-                name, policy: policy, proxy: proxy, capacity: capacity, kept: max(1, kept), resolver: resolver)
+                name, policy: policy, proxy: proxy, capacity: capacity, kept: max(1, kept), resolver: resolver,
+                flooding: flooding)
             started.append(thread)
             return thread
         }
@@ -95,22 +96,9 @@ package final class Transport: Sendable {
     @discardableResult
     package func submit(_ request: HTTPRequest, completion: @escaping @Sendable (HTTPExchange) -> Void) -> Ticket {
         let thread =
-            request.allowsHTTP2 || request.tls != HTTPRequest.TLS() || isFlooding(request.affinity)
+            request.allowsHTTP2 || request.tls != HTTPRequest.TLS() || flooding.contains(request.affinity)
             ? apart : threads[Int(UInt(bitPattern: request.affinity) % UInt(threads.count))]
-        let id = thread.submit(request) { exchange in
-            if exchange.isFlood { self.flooding.withLock { $0[request.affinity] = .now + Self.floodRest } }
-            completion(exchange)
-        }
-        return Ticket(thread: thread, id: id)
-    }
-
-    private func isFlooding(_ affinity: Int) -> Bool {
-        flooding.withLock { flooding in
-            if flooding.isEmpty { return false }
-            let now = ContinuousClock.now
-            flooding = flooding.filter { $0.value > now }
-            return flooding[affinity] != nil
-        }
+        return Ticket(thread: thread, id: thread.submit(request, completion: completion))
     }
 
     /// Ends floods that keep a thread in libcurl; returns when all threads have ended.

@@ -44,6 +44,7 @@ final class TransportThread: Sendable {
     private nonisolated(unsafe) let multi: UnsafeMutableRawPointer
     private let thread = Mutex<Thread?>(nil)
     private let floods = Floods()
+    private let flooding: Flooding
     /// Odd while libcurl has the thread, and another number each time.
     private let turn = Atomic<UInt64>(0)
     /// Nil where a proxy resolves the names.
@@ -56,9 +57,11 @@ final class TransportThread: Sendable {
     ///   - capacity: the max number of requests in flight.
     ///   - kept: so many idle connections and handles are kept for later requests.
     init(
-        _ name: String, policy: AddressPolicy, proxy: EgressProxy?, capacity: Int, kept: Int, resolver: Resolver?
+        _ name: String, policy: AddressPolicy, proxy: EgressProxy?, capacity: Int, kept: Int, resolver: Resolver?,
+        flooding: Flooding
     ) throws {
         self.resolver = resolver
+        self.flooding = flooding
         Transport.initializeLibrary()
         guard let multi = unsafe curl_multi_init() else { preconditionFailure("curl_multi_init: out of memory") }
         unsafe self.multi = multi
@@ -149,7 +152,8 @@ final class TransportThread: Sendable {
 
     private func loop(_ policy: AddressPolicy, _ proxy: EgressProxy?, kept: Int) {
         let loop = unsafe TransportLoop(
-            multi, policy: policy, proxy: proxy, resolver: resolver, kept: kept, sockets: Sockets(floods: floods)
+            multi, policy: policy, proxy: proxy, resolver: resolver, kept: kept,
+            sockets: Sockets(floods: floods, flooding: flooding)
         ) { [weak self] id, outcome in
             self?.inbox.withLock { inbox in
                 if !inbox.isClosed { self?.append(.resolved(id: id, outcome), to: &inbox) }
