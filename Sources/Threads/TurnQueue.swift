@@ -1,35 +1,37 @@
 package import Bytewise
-import DequeModule
+package import DequeModule
 
 /// The next waiter for a resource with one user at a time: customers take turns, and within a
 /// customer the first waiter comes first. However many waiters one customer has, another customer's
 /// next waiter waits for at most one turn of each customer.
+///
+/// Inlinable, so that it is compiled for its waiters: one is added and taken for each request.
 package struct TurnQueue<Waiter: Sendable>: ~Copyable {
     /// One customer's waiters. A class, so that it is looked up once for as long as there are any.
-    private final class Line {
-        let customer: ExactText
-        var waiters: Deque<Waiter> = []
-        var isInTurn = false
+    package final class Line {
+        package let customer: ExactText
+        package var waiters: Deque<Waiter> = []
+        package var isInTurn = false
 
-        init(_ customer: ExactText) { self.customer = customer }
+        @inlinable package init(_ customer: ExactText) { self.customer = customer }
     }
 
-    private var lines: [ExactText: Line] = [:]
-    private var turns: Deque<Line> = []
+    package var lines: [ExactText: Line] = [:]
+    package var turns: Deque<Line> = []
     /// So many lines are kept that nobody stands in: a customer comes again and again.
-    private static var maxIdle: Int { 64 }
+    package static var maxIdle: Int { 64 }
 
-    package init() {}
+    @inlinable package init() {}
 
-    package var isEmpty: Bool { turns.isEmpty }
+    @inlinable package var isEmpty: Bool { turns.isEmpty }
 
     /// How many waiters each customer has.
-    package var counts: [ExactText: Int] {
+    @inlinable package var counts: [ExactText: Int] {
         lines.compactMapValues { $0.waiters.isEmpty ? nil : $0.waiters.count }
     }
 
     /// Adds a waiter behind the others of its customer.
-    package mutating func add(_ waiter: Waiter, of customer: ExactText) {
+    @inlinable package mutating func add(_ waiter: Waiter, of customer: ExactText) {
         let line = line(of: customer)
         line.waiters.append(waiter)
         if line.isInTurn { return }
@@ -37,7 +39,7 @@ package struct TurnQueue<Waiter: Sendable>: ~Copyable {
         turns.append(line)
     }
 
-    private mutating func line(of customer: ExactText) -> Line {
+    @inlinable package mutating func line(of customer: ExactText) -> Line {
         if let known = lines[customer] { return known }
         if lines.count >= Self.maxIdle, lines.count > 2 * turns.count { lines = lines.filter { $0.value.isInTurn } }
         let line = Line(customer)
@@ -47,7 +49,7 @@ package struct TurnQueue<Waiter: Sendable>: ~Copyable {
 
     /// Removes and returns the next waiter; nil when there is none, or all waiters are of customers
     /// that are left out for now.
-    package mutating func next(without isLeftOut: (ExactText) -> Bool = { _ in false }) -> Waiter? {
+    @inlinable package mutating func next(without isLeftOut: (ExactText) -> Bool = { _ in false }) -> Waiter? {
         for _ in turns.indices {
             guard let line = turns.popFirst() else { return nil }
             if isLeftOut(line.customer) {
@@ -62,7 +64,7 @@ package struct TurnQueue<Waiter: Sendable>: ~Copyable {
     }
 
     /// Removes and returns the waiters for which the closure is true.
-    package mutating func remove(where isWanted: (Waiter) -> Bool) -> [Waiter] {
+    @inlinable package mutating func remove(where isWanted: (Waiter) -> Bool) -> [Waiter] {
         var removed: [Waiter] = []
         for line in lines.values {
             removed += line.waiters.filter(isWanted)
