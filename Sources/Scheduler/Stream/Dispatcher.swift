@@ -28,6 +28,7 @@ final class Dispatcher: Service {
         var floor = BatchFloor.none
         var (floorReadAt, floorBeganAt): (ContinuousClock.Instant?, ContinuousClock.Instant) = (nil, .now)
         var feeds: [BatchFeed] = []
+        var smallAt = ContinuousClock.now
         await wakeup.run(complaint: "cannot claim events; trying again", to: parts.logger) {
             try await handOn(&feeds)
             guard parts.sender.hasRoomForSmall, parts.recorder.hasRoom, parts.memory.hasRoomForBatch else {
@@ -35,6 +36,10 @@ final class Dispatcher: Service {
             }
             // With enough of one customer's flood in memory, others' few events still are claimed.
             let isSmall = !parts.sender.hasRoom
+            if isSmall {
+                if .now < smallAt { return .milliseconds(10) }
+                smallAt = .now + .milliseconds(50)
+            }
             if floorReadAt.map({ .now - $0 > .seconds(2) }) ?? true {
                 // Numbers and turns go back with a database that was put back: what it makes then
                 // lies before the floor. So that one is looked for from the beginning every now and
@@ -45,8 +50,7 @@ final class Dispatcher: Service {
             }
             let isMore = try await claim(floor: floor, isSmall: isSmall, &feeds)
             if isMore { return nil }
-            if !feeds.isEmpty { return .milliseconds(10) }
-            return isSmall ? .milliseconds(50) : parts.configuration.pollInterval / 4
+            return isSmall || !feeds.isEmpty ? .milliseconds(10) : parts.configuration.pollInterval / 4
         }
         end(&feeds)
     }
