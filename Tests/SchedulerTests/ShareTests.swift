@@ -178,7 +178,7 @@ import Testing
 
     @Test mutating func `a customer has no more waiting than is left, and whoever has nothing gets room`() {
         let (one, two) = (endpoint("one"), endpoint("two"))
-        #expect(queues.room(for: ["one"], hasSeveralCustomers: false) == ["one": 1000])
+        #expect(queues.room(for: ["one"], hasSeveralCustomers: false) == ["one": 1500])
         #expect(queues.room(for: ["one"], hasSeveralCustomers: true) == ["one": 500])
         add(500, to: one)
         #expect(queues.room(for: ["one", "two"], hasSeveralCustomers: true) == ["one": 0, "two": 250])

@@ -139,7 +139,8 @@ struct SendQueues {
         let free = Self.maxPending - pendingFromBatches
         return customers.reduce(into: [:]) { rooms, id in
             let own = self.customers[id]?.pendingFromBatches ?? 0
-            let share = hasSeveralCustomers ? (free - own) / 2 : free
+            // Alone it may have a whole batch more, which then need not wait in two places.
+            let share = hasSeveralCustomers ? (free - own) / 2 : free > 0 ? free + Self.minPending : 0
             rooms[id] = max(share, own == 0 && hasRoomForSmall ? Self.minRoom : 0)
         }
     }
