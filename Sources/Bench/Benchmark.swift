@@ -67,7 +67,7 @@ package struct Benchmark: Sendable {
         /// The user's own sink in place of the built-in one; `{n}` is the endpoint's number.
         package var url: String?
         /// Only these parties of the shares; nil for all that can be had.
-        package var parties: [String]?
+        package var parties: [Party]?
         /// A receiver that speaks HTTP/2, and the authorities to trust for it, for the shares.
         package var http2URL: String?
         package var http2Authorities: String?
@@ -138,7 +138,7 @@ package struct Benchmark: Sendable {
     private func measureShares(_ sink: Sink?) async throws -> [Report.Share] {
         var shares: [Report.Share] = []
         for party in Party.allCases
-        where plan.parties?.contains(party.rawValue) ?? (party != .http2 || plan.http2URL != nil) {
+        where plan.parties?.contains(party) ?? (party != .http2 || plan.http2URL != nil) {
             try Task.checkCancellation()
             let hostile = try Sink(delay: .zero, failRate: 0)
             defer { hostile.stop() }

@@ -4,7 +4,7 @@ import Postgres
 import Templates
 
 /// A party that takes what it can within every limit, beside a healthy endpoint.
-enum Party: String, CaseIterable, Sendable {
+package enum Party: String, CaseIterable, Sendable {
     /// Eight silent endpoints with a timeout of five minutes, ten events of 1 MB.
     case silent
     /// Two hundred endpoints that answer after 13.5 s, two events a second.
@@ -174,7 +174,20 @@ extension Bench {
     /// What the party does until it is cancelled.
     private func act(_ party: Party, _ hostile: Sink) async throws {
         let pool = try ConnectionPool(scratch.target, size: 1)
-        defer { Task { await pool.close() } }
+        let result: Result<Void, any Error>
+        do { result = .success(try await act(party, with: pool)) } catch { result = .failure(error) }
+        await pool.close()
+        // Cancelled is how it ends.
+        if !Task.isCancelled { try result.get() }
+    }
+
+    private func act(_ party: Party, with pool: ConnectionPool) async throws {
+        func again(every period: Duration, _ body: () async throws -> Void) async throws {
+            while true {
+                try await body()
+                try await Task.sleep(for: period)
+            }
+        }
         func publish(_ count: Int, of customer: String = "party", bytes: Int = 100, compresses: Bool = false)
             async throws
         {
@@ -188,49 +201,23 @@ extension Bench {
                 SELECT 'bench.event', json_build_object('z', 'z', 'filler', \(filler)), \(customer) FROM generate_series(1, \(Int32(count))) i
                 """, within: .seconds(60))
         }
-        do {
-            switch party {
-            case .silent: try await publish(10, bytes: 980_000)
-            case .memory: try await publish(90, bytes: 1_000_000, compresses: true)
-            case .responses:
-                while true {
-                    try await publish(1)
-                    try await Task.sleep(for: .seconds(2))
-                }
-            case .slow, .names, .http2, .rules:
-                while true {
-                    try await publish(1, of: party == .names || party == .http2 ? party.rawValue : "party")
-                    try await Task.sleep(for: .milliseconds(500))
-                }
-            case .resting:
-                while true {
-                    try await publish(1)
-                    try await Task.sleep(for: .milliseconds(100))
-                }
-            case .template:
-                while true {
-                    try await publish(1, bytes: 980_000)
-                    try await Task.sleep(for: .seconds(1))
-                }
-            case .fanOut:
-                while true {
-                    try await publish(3)
-                    try await Task.sleep(for: .seconds(8))
-                }
-            case .life:
-                while true {
-                    for (share, bytes) in [(8, 200), (3, 5_000), (1, 200_000)] {
-                        try await pool.execute(
-                            """
-                            INSERT INTO outbox.event (type, after, customer_id)
-                            SELECT 'bench.event', json_build_object('filler', repeat(md5(random()::text), \(Int32(bytes / 32 + 1)))),
-                                   'life-' || (random() * 199)::int FROM generate_series(1, \(Int32(share)))
-                            """)
-                    }
-                    try await Task.sleep(for: .milliseconds(500))
+        switch party {
+        case .silent: try await publish(10, bytes: 980_000)
+        case .memory: try await publish(90, bytes: 1_000_000, compresses: true)
+        case .responses: try await again(every: .seconds(2)) { try await publish(1) }
+        case .slow, .rules: try await again(every: .milliseconds(500)) { try await publish(1) }
+        case .names, .http2: try await again(every: .milliseconds(500)) { try await publish(1, of: party.rawValue) }
+        case .resting: try await again(every: .milliseconds(100)) { try await publish(1) }
+        case .template: try await again(every: .seconds(1)) { try await publish(1, bytes: 980_000) }
+        case .fanOut: try await again(every: .seconds(8)) { try await publish(3) }
+        case .life:
+            try await again(every: .milliseconds(500)) {
+                for (count, bytes) in [(8, 200), (3, 5_000), (1, 200_000)] {
+                    try await publish(count, of: "life-\(Int.random(in: 0...199))", bytes: bytes)
                 }
             }
-            while true { try await Task.sleep(for: .seconds(1)) }
-        } catch { if !Task.isCancelled { throw error } }
+        }
+        // What was published once goes on by itself.
+        try await Task.sleep(for: .seconds(3600))
     }
 }

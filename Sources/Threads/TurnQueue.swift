@@ -61,14 +61,8 @@ public struct TurnQueue<Waiter: Sendable>: ~Copyable {
     /// that are left out for now.
     @inlinable public mutating func next(without isLeftOut: (ExactText) -> Bool) -> Waiter? {
         for _ in turns.indices {
-            guard let line = turns.popFirst() else { return nil }
-            if isLeftOut(line.customer) {
-                turns.append(line)
-                continue
-            }
-            let waiter = line.waiters.popFirst()
-            if line.waiters.isEmpty { line.isInTurn = false } else { turns.append(line) }
-            return waiter
+            guard let line = turns.first, isLeftOut(line.customer) else { return next() }
+            turns.append(turns.removeFirst())
         }
         return nil
     }

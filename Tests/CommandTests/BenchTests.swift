@@ -37,6 +37,24 @@ import Testing
         #expect(try await leftDatabases(database) == [])
     }
 
+    @Test(.heavy) func `a healthy endpoint is measured beside a party that takes what it can`() async throws {
+        let database = try await TestCluster.database(migrated: false)
+        let (end, output, errors) = try await ChildProcess.run(
+            ["bench", "--duration", "1s", "--phases", "shares", "--parties", "rules", "-o", "json"],
+            environment: ["DATABASE_URL": database.connectionString])
+        #expect(end == .exit(0), "\(errors)")
+        let report = try #require(try JSONSerialization.jsonObject(with: Data(output.utf8)) as? [String: Any])
+        let share = try #require((report["shares"] as? [[String: Any]])?.first)
+        #expect(share["party"] as? String == "rules" && share["party_responses"] as? Int ?? 0 > 0)
+        #expect((share["beside"] as? [String: Any])?["count"] as? Int ?? 0 > 0)
+        #expect(share["delivered_share"] as? Double ?? 0 > 0)
+        #expect(try await leftDatabases(database) == [])
+        let wrong = try await ChildProcess.run(
+            ["bench", "--phases", "shares", "--parties", "nobody"],
+            environment: ["DATABASE_URL": database.connectionString])
+        #expect(wrong.0 == .exit(64) && wrong.2.contains("nobody"))
+    }
+
     @Test(.heavy) func `lanes are measured beside bad neighbours and while endpoints flap`() async throws {
         let database = try await TestCluster.database(migrated: false)
         let (end, output, errors) = try await ChildProcess.run(

@@ -1,6 +1,7 @@
 import Bytewise
 import Outbox
 import Postgres
+import Templates
 import TestSupport
 import Testing
 
@@ -69,14 +70,61 @@ import Testing
         }
         #expect(page?.deliveries.map(\.event.id.rawValue) == [1, 2, 3])
         #expect((3_000_000...3_010_000).contains(memory.used))
-        #expect(memory.holders(most: 3).map(\.customer) == ["c"])
+        #expect(Array(memory.holders.keys) == ["c"])
         // A body that was built from it lies beside it.
         _ = page?.deliveries.first?.content?.body(.standard, webhookID: "evt_1")
         #expect((4_000_000...4_020_000).contains(memory.used))
         page = nil
         // The task that read it lets go of it when it has ended.
         #expect(await eventually { memory.used == 0 }, "\(memory.used)")
-        #expect(memory.holders(most: 3).allSatisfy { $0.bytes == 0 })
+        #expect(memory.holders.values.allSatisfy { $0 == 0 })
+    }
+
+    @Test func `what a lane of everybody's reads counts as its endpoint's`() async throws {
+        let (database, endpoint) = try await database()
+        let memory = EventMemory(limit: 64 * mebibyte)
+        let page = try await database.pool.run {
+            try $0.lanePage(of: endpoint, after: .start(.none), recoveredAt: nil, in: memory, of: "*")
+        }
+        #expect(page.deliveries.count == 1 && memory.holders["*"].map { $0 > 1_000_000 } == true)
+        #expect(memory.holders["c"] == nil)
+    }
+
+    @Test func `the database and a worker take as much at a time`() async throws {
+        let database = try await TestCluster.database()
+        #expect(try await database.number("SELECT outbox.max_bytes_at_a_time()") == EventMemory.mostAtATime)
+    }
+
+    @Test func `customers whose events are gone are forgotten, and the others are not asked again and again`() {
+        let memory = EventMemory(limit: 1 << 40)
+        var rooms: [EventMemory.Room] = []
+        for customer in 0..<3000 {
+            guard let room = memory.room(for: ExactText("\(customer)"), isFirst: true) else { continue }
+            if customer % 3 == 0 { rooms.append(room) }
+        }
+        #expect(rooms.count == 1000)
+        let held = memory.holders.filter { $0.value > 0 }
+        #expect(held.count == 1000 && memory.holders.count <= 2500)
+        rooms = []
+        #expect(memory.used == 0)
+    }
+
+    @Test func `a request may take its response, and what a template makes of its event`() throws {
+        let event = Event(
+            id: EventID(rawValue: 1), createdAt: .distantPast, customerID: "c", type: "t", changeType: "Create",
+            transactionID: .random(), identity: nil, before: nil, after: [UInt8](repeating: 0x20, count: 3000),
+            occurredAt: .distantPast)
+        var configuration = EndpointConfiguration(name: "e", url: "https://example.com/")
+        let id = EndpointID(rawValue: .random())
+        #expect(Endpoint(id, configuration).bytesInFlight(for: event) == 0)
+        configuration.rules.form = .json
+        #expect(Endpoint(id, configuration).bytesInFlight(for: event) == 240 * 1024)
+        configuration.template = try Template(
+            #"{"v":""# + String(repeating: "%after%", count: 340) + #""}"#, kind: .json)
+        // Another format is chosen.
+        #expect(Endpoint(id, configuration).bodyBytes(for: event) == 0)
+        configuration.format = .template
+        #expect(Endpoint(id, configuration).bodyBytes(for: event) >= 340 * 3000)
     }
 
     @Test func `an event for which there is not room is not read, and its size is said`() async throws {

@@ -32,6 +32,7 @@ import Testing
     @Test func `a state machine reads no clock: times are passed in`() throws {
         let machines: Set = [
             "EndpointState.swift", "EndpointStateChange.swift", "LaneRamp.swift", "LaneScan.swift", "SendQueues.swift",
+            "LaneRates.swift",
             "RateLimiter.swift", "RecorderInbox.swift", "CutPace.swift", "CutBudget.swift", "FilterPace.swift",
             "Route.swift", "RetryPolicy.swift", "TurnQueue.swift",
         ]

@@ -78,19 +78,19 @@ import Testing
         add(5, to: id, isFromLane: true)
         // Until the owner of the lane says what was sent before, nothing is.
         #expect(self.start(local: start).isEmpty)
-        #expect(queues.nextStart == start + .milliseconds(100))
+        #expect(queues.rates.nextStart == start + .milliseconds(100))
         let holder = Holder.lane(id, .random())
-        queues.limit(id, for: holder, with: RateLimiter(configuration.rates))
-        #expect(queues.startable(id, within: .seconds(2), at: start) == 6)
+        queues.rates.limit(id, for: holder, with: RateLimiter(configuration.rates))
+        #expect(queues.rates.startable(id, within: .seconds(2), at: start) == 6)
         #expect(self.start(local: start + .milliseconds(100)).count == 2)
-        #expect(queues.nextStart == start + .milliseconds(1100))
+        #expect(queues.rates.nextStart == start + .milliseconds(1100))
         #expect(self.start(local: start + .milliseconds(1099)).isEmpty)
         #expect(self.start(local: start + .milliseconds(1100)).count == 2)
         // Another holder's word is not this one's.
-        queues.unlimit(id, for: .lane(id, .random()))
-        #expect(queues.startable(id, within: .zero, at: start + .milliseconds(1100)) == 0)
-        queues.unlimit(id, for: holder)
-        #expect(queues.startable(id, within: .zero, at: start + .milliseconds(1100)) == 200)
+        queues.rates.unlimit(id, for: .lane(id, .random()))
+        #expect(queues.rates.startable(id, within: .zero, at: start + .milliseconds(1100)) == 0)
+        queues.rates.unlimit(id, for: holder)
+        #expect(queues.rates.startable(id, within: .zero, at: start + .milliseconds(1100)) == 200)
     }
 
     @Test mutating func `what is taken out frees its place, and what is in flight stays`() {

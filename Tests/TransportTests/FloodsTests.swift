@@ -75,4 +75,16 @@ import Threads
         #expect(!floods.isFlooded(pair.ours))
         for descriptor in [pair.ours, pair.theirs] { close(descriptor) }
     }
+
+    @Test func `who has flooded us is known for ten minutes, and not more than a thousand are`() {
+        let (flooding, start) = (Flooding(), ContinuousClock.now)
+        #expect(!flooding.contains(7, at: start))
+        flooding.add(7, at: start)
+        #expect(flooding.contains(7, at: start + .seconds(599)) && !flooding.contains(8, at: start))
+        #expect(!flooding.contains(7, at: start + .seconds(601)))
+        for affinity in 100..<(100 + 2 * Flooding.most) { flooding.add(affinity, at: start) }
+        let known = (100..<(100 + 2 * Flooding.most)).count { flooding.contains($0, at: start) }
+        #expect(known > 0 && known <= Flooding.most)
+        #expect(flooding.contains(99 + 2 * Flooding.most, at: start))
+    }
 }

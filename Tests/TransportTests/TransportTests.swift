@@ -250,6 +250,32 @@ import Transport
         ledger.receiver.stop()
     }
 
+    @Test func `requests are spread over threads by affinity, and those of one share a connection`() async throws {
+        let receiver = try RawReceiver { _ in Array("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".utf8) }
+        let transport = try Transport(policy: local, threads: 3)
+        for affinity in [0, 1, 2, -1, .min, .max] {
+            var request = HTTPRequest(method: .get, url: receiver.url)
+            request.affinity = affinity
+            for _ in 1...5 { #expect(await transport.send(request).status == 200) }
+        }
+        #expect(receiver.requests.count == 30 && receiver.connections == 3)
+        // One that is on its way is stopped, whichever thread has it.
+        let silent = try Ledger { _, _ in Receiver.Response(manner: .silence) }
+        let tasks = (0..<3).map { affinity in
+            Task {
+                var request = HTTPRequest(url: silent.url, timeout: .seconds(60))
+                request.affinity = affinity
+                return await transport.send(request)
+            }
+        }
+        #expect(await eventually { silent.all.count == 3 })
+        for task in tasks { task.cancel() }
+        for task in tasks { #expect(await task.value.failure == .cancelled) }
+        await transport.stop()
+        silent.receiver.stop()
+        receiver.stop()
+    }
+
     @Test func `many requests run at a time`() async throws {
         let ledger = try Ledger { _, _ in Receiver.Response(delay: .milliseconds(50)) }
         let transport = try Transport(policy: local)

@@ -48,8 +48,6 @@ package final class Endpoint: Sendable {
     package var rules: ResponseRules { configuration.rules }
     package var timeout: Duration { configuration.timeout }
     package var retrySchedule: [Duration] { configuration.retrySchedule }
-    /// The most requests that this process has in flight to it. Where the limit is exact for all
-    /// processes, only one of them sends: the owner of its lane.
     /// What a response may take, in bytes, beyond what every response may: rules read more of it.
     package var responseBytes: Int { rules.readBody ? HTTPRequest.maxBody - HTTPRequest.usuallyKeptBody : 0 }
     /// What a request with the event may take in flight beside the event: its response, and what a
@@ -61,6 +59,8 @@ package final class Endpoint: Sendable {
         guard configuration.format == .template, let template = configuration.template else { return 0 }
         return template.cost(of: event.size)
     }
+    /// The most requests that this process has in flight to it. Where the limit is exact for all
+    /// processes, only one of them sends: the owner of its lane.
     package var maxInFlight: Int { min(configuration.maxInFlight, configuration.maxConcurrency ?? .max) }
     /// Whether requests may go to it. Only this part of an endpoint changes.
     package let known: KnownState

@@ -1,3 +1,4 @@
+package import Bytewise
 package import Postgres
 
 /// The result of a claim of lanes: the database's clock, whether there is news of the endpoints,
@@ -172,9 +173,10 @@ extension Connection {
     ///   - instance: which installation it must be; nil for any.
     ///   - bytes: the max of their events together.
     ///   - memory: where the events are accounted for.
+    ///   - party: whose they count as: the endpoint's customer's, who may get everybody's events.
     package mutating func lanePage(
         of endpoint: EndpointID, after cursor: LaneCursor, recoveredAt: Timestamp?, instance: String? = nil,
-        atMost bytes: Int = EventMemory.mostAtATime, in memory: EventMemory? = nil
+        atMost bytes: Int = EventMemory.mostAtATime, in memory: EventMemory? = nil, of party: ExactText? = nil
     ) throws -> LanePage {
         // statement_timestamp() is stable and so can bound the index scan; clock_timestamp()
         // cannot. Deliveries that were tried and are not due have an index of their own, so that a
@@ -222,7 +224,7 @@ extension Connection {
         _ = try found.map { row throws(PostgresError) in
             guard let id = try row[0] as EventID? else {
                 if let bytes = try row[3] as Int? { return needed = bytes }
-                let event = try Event(row: row, from: 7, in: memory)
+                let event = try Event(row: row, from: 7, in: memory, of: party)
                 return events[event.key] = event
             }
             page.append(

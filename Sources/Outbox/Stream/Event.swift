@@ -52,7 +52,7 @@ package final class Event: Sendable {
         }
     }
 
-    /// The columns that `init(row:from:in:)` reads, of a table or alias named `e`.
+    /// The columns that `init(row:from:in:of:)` reads, of a table or alias named `e`.
     static let columns = """
         e.id, e.created_at, e.customer_id, e.type, e.change_type, e.transaction_id, e.identity, e.before, e.after, \
         coalesce(e.occurred_at, e.created_at), e.deliver_at, nullif(e.headers, '{}')::text, e.ordering_key
@@ -67,8 +67,10 @@ package final class Event: Sendable {
 
     /// Reads the columns, starting at the given place.
     ///
-    /// - Parameter memory: where it is accounted for as long as it lives.
-    init(row: Row, from first: Int, in memory: EventMemory?) throws(PostgresError) {
+    /// - Parameters:
+    ///   - memory: where it is accounted for as long as it lives.
+    ///   - party: whose it counts as; nil for its customer's.
+    init(row: Row, from first: Int, in memory: EventMemory?, of party: ExactText? = nil) throws(PostgresError) {
         id = try row[first]
         createdAt = try row[first + 1]
         customerID = ExactText(try row[first + 2])
@@ -85,7 +87,7 @@ package final class Event: Sendable {
         orderingKey = try row[first + 12]
         traceparent = context.flatMap(Self.traceparent)
         size = Self.size(before, after, context)
-        account = memory?.account(of: customerID)
+        account = memory?.account(of: party ?? customerID)
         account?.take(size)
     }
 

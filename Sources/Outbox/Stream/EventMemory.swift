@@ -30,11 +30,15 @@ package final class EventMemory: Sendable {
     /// In bytes.
     package let limit: Int
     private let taken = Atomic(0)
-    private let accounts = Mutex<[ExactText: Account]>([:])
+    private let accounts = Mutex(Accounts())
     /// Rooms are given one at a time.
     private let rooms = Mutex(())
-    /// So many customers are kept in mind whose events are gone.
-    private static let maxIdleAccounts = 1000
+
+    private struct Accounts {
+        var byCustomer: [ExactText: Account] = [:]
+        /// With so many, those of customers whose events are gone are forgotten.
+        var most = 1000
+    }
 
     /// - Parameter limit: in bytes.
     package init(limit: Int) { self.limit = limit }
@@ -45,22 +49,20 @@ package final class EventMemory: Sendable {
     /// The account of a customer.
     func account(of customer: ExactText) -> Account {
         accounts.withLock { accounts in
-            if let known = accounts[customer] { return known }
-            if accounts.count > Self.maxIdleAccounts {
-                accounts = accounts.filter { $0.value.used.load(ordering: .relaxed) > 0 }
+            if let known = accounts.byCustomer[customer] { return known }
+            if accounts.byCustomer.count >= accounts.most {
+                accounts.byCustomer = accounts.byCustomer.filter { $0.value.used.load(ordering: .relaxed) > 0 }
+                accounts.most = max(1000, 2 * accounts.byCustomer.count)
             }
             let made = Account(self)
-            accounts[customer] = made
+            accounts.byCustomer[customer] = made
             return made
         }
     }
 
-    /// The customers whose events take most, with how much, in bytes.
-    package func holders(most: Int) -> [(customer: ExactText, bytes: Int)] {
-        accounts.withLock { accounts in
-            accounts.map { ($0.key, $0.value.used.load(ordering: .relaxed)) }.sorted { $0.1 > $1.1 }.prefix(most)
-                .map { ($0.0, $0.1) }
-        }
+    /// How much each customer's events take, in bytes.
+    package var holders: [ExactText: Int] {
+        accounts.withLock { $0.byCustomer.mapValues { $0.used.load(ordering: .relaxed) } }
     }
 
     /// True while a batch may be read.
@@ -105,9 +107,8 @@ package final class EventMemory: Sendable {
     /// Customers that have more here than is free.
     package var greedy: [ExactText] {
         let free = limit - used
-        return accounts.withLock { accounts in
-            accounts.filter { $0.value.used.load(ordering: .relaxed) > free }.map(\.key)
-        }
+        if used <= free { return [] }
+        return holders.filter { $0.value > free }.map(\.key)
     }
 
     /// A part of what is free, so that something always is.

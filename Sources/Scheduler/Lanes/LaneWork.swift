@@ -138,7 +138,7 @@ struct LaneWork {
             defer { withExtendedLifetime(room) {} }
             return try $0.lanePage(
                 of: lane.endpoint, after: cursor, recoveredAt: ramp.triedBefore, instance: instance, atMost: room.bytes,
-                in: memory)
+                in: memory, of: customer)
         }
     }
 

@@ -29,7 +29,7 @@ final class AttemptRunner: Sendable {
     private static let margin = Duration.seconds(2)
     /// What costs more than so many bytes or steps is built and judged on the threads of
     /// `computing`; below it takes some microseconds.
-    private static let large = 64 * 1024
+    private static let large = 16 * 1024
 
     private let transport: Transport
     private let tokens: AccessTokens
@@ -104,9 +104,8 @@ final class AttemptRunner: Sendable {
     }
 
     private func build(_ attempt: Running) {
-        let size = attempt.send.event.size
-        let cost = attempt.endpoint.configuration.template.map { $0.cost(of: size) } ?? 0
-        if max(size, cost) <= Self.large { return submit(attempt) }
+        let event = attempt.send.event
+        if max(event.size, attempt.endpoint.bodyBytes(for: event)) <= Self.large { return submit(attempt) }
         computing.post(for: attempt.endpoint.customerID) { self.submit(attempt) }
     }
 
@@ -135,8 +134,8 @@ final class AttemptRunner: Sendable {
         }
         started.note = delivery.note
         // Usually it is much less than it might have been.
-        let growth = delivery.request.body.count - endpoint.bodyBytes(for: send.event)
-        if endpoint.configuration.format == .template { attempt.tell(.grew(growth)) }
+        let counted = endpoint.bodyBytes(for: send.event)
+        if counted > 0 { attempt.tell(.grew(delivery.request.body.count - counted)) }
         FailPoint.reach(.sendBefore, subject: send.event.type.text)
         transport.submit(delivery.request) { [started] exchange in
             FailPoint.reach(.sendAfter, subject: send.event.type.text)

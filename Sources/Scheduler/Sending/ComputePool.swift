@@ -54,12 +54,8 @@ final class ComputePool: Sendable {
         state.withLock { Budget.Reading(used: $0.running, limit: count, isFull: !$0.queue.isEmpty) }
     }
 
-    /// The customers whose jobs wait, most first.
-    var holders: [String] {
-        state.withLock { $0.queue.counts }.sorted { $0.value > $1.value }.prefix(3).map {
-            "customer \($0.key): \($0.value) jobs"
-        }
-    }
+    /// How many jobs of each customer wait.
+    var waiting: [ExactText: Int] { state.withLock { $0.queue.counts } }
 
     /// Runs what was posted, and ends the threads.
     func stop() async {

@@ -71,10 +71,8 @@ struct SendQueues {
     private var pendingFromBatches = 0
     private var inFlight = Load()
     private var inFlightFromLanes = Load()
-    /// The rates of the endpoints whose lanes are ours, and for which claim of the lane they count.
-    private var limiters: [EndpointID: (holder: Holder, limiter: RateLimiter)] = [:]
-    /// Endpoints that wait for their rates, and until when the first of them does.
-    private var resting: [EndpointID: ContinuousClock.Instant] = [:]
+    /// The rates of the endpoints whose lanes are ours.
+    var rates = LaneRates()
     private var customers: [ExactText: Customer] = [:]
     /// By how much requests in flight are larger than was counted.
     private var grown: [ObjectIdentifier: Int] = [:]
@@ -128,9 +126,7 @@ struct SendQueues {
     var hasRoom: Bool { pendingFromBatches < Self.maxPending }
 
     /// As much again for batches of customers with few events.
-    var hasRoomForSmall: Bool {
-        pendingFromBatches < Self.maxPending * 2
-    }
+    var hasRoomForSmall: Bool { pendingFromBatches < Self.maxPending * 2 }
 
     /// How many more sends from batches each of these customers may have waiting: alone what is
     /// left, and among others no more than is left then, so that something always is. Whoever has
@@ -175,43 +171,15 @@ struct SendQueues {
         if queue.customer.endpoints == 0 { customers[queue.customer.id] = nil }
     }
 
-    /// From here on sends to the endpoint keep to these rates.
-    mutating func limit(_ endpoint: EndpointID, for holder: Holder, with limiter: RateLimiter) {
-        limiters[endpoint] = (holder, limiter)
-    }
-
-    /// The holder has let go of the lane; a later one of this process keeps its own rates.
-    mutating func unlimit(_ endpoint: EndpointID, for holder: Holder) {
-        if limiters[endpoint]?.holder == holder { limiters[endpoint] = nil }
-    }
-
-    /// How many requests the endpoint's rates let start within a time, at most a page of them.
-    func startable(_ endpoint: EndpointID, within time: Duration, at now: ContinuousClock.Instant) -> Int {
-        limiters[endpoint]?.limiter.startable(from: now, within: time, atMost: WaitingDelivery.page)
-            ?? WaitingDelivery.page
-    }
-
-    /// When the first endpoint that waits for its rate may go on.
-    var nextStart: ContinuousClock.Instant? { resting.values.min() }
-
-    /// Lets those go on whose time has come, or whose rates were changed.
-    private mutating func wakeRested(_ endpoints: [EndpointID: Endpoint], at now: Moment) {
-        for (id, time) in resting
-        where time <= now.local || endpoints[id]?.rates(at: now.database) != limiters[id]?.limiter.limits {
-            resting[id] = nil
-            if let queue = queues[id] { takeTurn(id, queue) }
-        }
-    }
-
-    /// The next send that the caps allow, in turn by endpoint; it counts as in flight from here on.
-    /// Without an endpoint it is for one that is not known any more.
+    /// The next send that the caps allow, in turn by customer and endpoint; it counts as in flight
+    /// from here on. Without an endpoint it is for one that is not known any more.
     ///
     /// - Parameter hasSeveralCustomers: false when all endpoints are of one, who then shares with
     ///   nobody.
     mutating func next(
         _ endpoints: [EndpointID: Endpoint], hasSeveralCustomers: Bool = false, at now: Moment
     ) -> (send: Send, endpoint: Endpoint?, isRunningLow: Bool)? {
-        if !resting.isEmpty { wakeRested(endpoints, at: now) }
+        for id in rates.rested(endpoints, at: now) { if let queue = queues[id] { takeTurn(id, queue) } }
         guard inFlight.count < maxInFlight, inFlight.bytes < maxBytes else { return nil }
         while let customer = turn.first {
             guard !customer.turn.isEmpty else {
@@ -240,7 +208,7 @@ struct SendQueues {
                 continue
             }
             // One from a batch is put off as soon as it is started: rates are for the lane's.
-            if let endpoint, !first.isFromBatch, mustRest(endpoint, at: now) { continue }
+            if let endpoint, !first.isFromBatch, rates.mustRest(endpoint, at: now) { continue }
             return (start(queue.sends.removeFirst(), queue, id), endpoint, isRunningLow(first))
         }
         return nil
@@ -290,23 +258,6 @@ struct SendQueues {
             customer.isWaitingForShare = false
             takeTurn(customer)
         }
-    }
-
-    /// True when the endpoint's rates do not let a request start now; otherwise it counts as
-    /// started.
-    private mutating func mustRest(_ endpoint: Endpoint, at now: Moment) -> Bool {
-        let rates = endpoint.rates(at: now.database)
-        guard let known = limiters[endpoint.id] else {
-            // The holder of its lane is about to say what was sent; until then nothing is.
-            if rates.isEmpty { return false }
-            resting[endpoint.id] = now.local + .milliseconds(100)
-            return true
-        }
-        var limiter = known.limiter.limits == rates ? known.limiter : known.limiter.changed(to: rates)
-        let time = limiter.earliest() ?? now.local
-        if time <= now.local { limiter.take(at: now.local) } else { resting[endpoint.id] = time }
-        limiters[endpoint.id] = (known.holder, limiter)
-        return time > now.local
     }
 
     private mutating func start(_ send: Send, _ queue: Queue, _ id: EndpointID) -> Send {
@@ -388,14 +339,11 @@ struct SendQueues {
 
     /// What is taken of requests and bytes. Full is what has nothing free but for first requests of
     /// endpoints.
-    var taken: (requests: Taken, bytes: Taken) {
-        (Taken(used: inFlight.count, limit: maxInFlight), Taken(used: inFlight.bytes, limit: maxBytes))
-    }
-
-    struct Taken {
-        let used: Int
-        let limit: Int
-        var isFull: Bool { used >= limit - limit / 8 }
+    var taken: (requests: Budget.Reading, bytes: Budget.Reading) {
+        func reading(_ used: Int, _ limit: Int) -> Budget.Reading {
+            Budget.Reading(used: used, limit: limit, isFull: used >= limit - limit / 8)
+        }
+        return (reading(inFlight.count, maxInFlight), reading(inFlight.bytes, maxBytes))
     }
 
     /// Who has the most in flight.

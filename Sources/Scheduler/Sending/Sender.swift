@@ -58,17 +58,17 @@ final class Sender: Service {
     /// From here on requests to the endpoint keep to these rates, on behalf of this holder of its
     /// lane.
     func limit(_ endpoint: EndpointID, for holder: Holder, with limiter: RateLimiter) {
-        state.withLock { $0.queues.limit(endpoint, for: holder, with: limiter) }
+        state.withLock { $0.queues.rates.limit(endpoint, for: holder, with: limiter) }
     }
 
     /// The holder has let go of the lane.
     func unlimit(_ endpoint: EndpointID, for holder: Holder) {
-        state.withLock { $0.queues.unlimit(endpoint, for: holder) }
+        state.withLock { $0.queues.rates.unlimit(endpoint, for: holder) }
     }
 
     /// How many requests the endpoint's rates let start within a time, at most 200.
     func startable(_ endpoint: EndpointID, within time: Duration) -> Int {
-        state.withLock { $0.queues.startable(endpoint, within: time, at: .now) }
+        state.withLock { $0.queues.rates.startable(endpoint, within: time, at: .now) }
     }
 
     /// The events of the endpoint's lane that wait here to be sent.
@@ -111,7 +111,7 @@ final class Sender: Service {
             // let some go.
             var lastExpiry = ContinuousClock.now
             while !wakeup.isStopped && !Task.isCancelled {
-                let next = state.withLock { $0.queues.nextStart }
+                let next = state.withLock { $0.queues.rates.nextStart }
                 let tick = lastExpiry + .milliseconds(100)
                 await wakeup.wait(upTo: max(.milliseconds(1), min(tick, next ?? tick) - .now))
                 if .now >= tick {
@@ -201,15 +201,8 @@ final class Sender: Service {
 
     // MARK: What is taken
 
-    /// The requests in flight, or the bytes that they take.
-    func reading(_ kind: Budget.Kind) -> Budget.Reading {
-        state.withLock { state in
-            let taken = state.queues.taken
-            return kind == .requests
-                ? Budget.Reading(used: taken.requests.used, limit: taken.requests.limit, isFull: taken.requests.isFull)
-                : Budget.Reading(used: taken.bytes.used, limit: taken.bytes.limit, isFull: taken.bytes.isFull)
-        }
-    }
+    /// The requests in flight, and the bytes that they take.
+    var taken: (requests: Budget.Reading, bytes: Budget.Reading) { state.withLock { $0.queues.taken } }
 
     /// The endpoints that have most in flight.
     var holders: [String] {

@@ -84,11 +84,6 @@ struct BatchFeed {
         return taken
     }
 
-    /// Takes out what waits here of these customers.
-    mutating func take(_ customers: [ExactText]) -> [Waiting] {
-        customers.flatMap { waiting.removeValue(forKey: $0) ?? [] }
-    }
-
     /// How much waits here.
     var count: Int { waiting.values.reduce(0) { $0 + $1.count } }
 

@@ -232,9 +232,10 @@ final class Dispatcher: Service {
         // What is sent must be recorded: with too much unrecorded all of it waits.
         guard parts.recorder.hasRoom else { return }
         let crowding = feeds.count > Self.maxFeeds ? customersInSeveral(feeds) : []
+        let all = Dictionary(uniqueKeysWithValues: crowding.map { ($0, Int.max) })
         for place in feeds.indices {
             // Whoever has much waiting here leaves first.
-            moveToLanes(feeds[place].take(crowding), of: feeds[place])
+            moveToLanes(feeds[place].take(all), of: feeds[place])
             let isLate = .now >= feeds[place].until || crowding.isEmpty && feeds.count - place > Self.maxFeeds
             repeat {
                 if feeds[place].isHandedOn, !feeds[place].isPlanned { try await plan(&feeds[place]) }

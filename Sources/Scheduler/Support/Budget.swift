@@ -43,17 +43,17 @@ extension Budget {
     /// What the parties share here.
     static func all(of parts: EngineParts, attempts: AttemptRunner, transport: Transport) -> [Budget] {
         let (sender, memory, keeper) = (parts.sender, parts.memory, parts.keeper)
-        @Sendable func say(_ parties: [(ExactText, Int)], _ what: String) -> [String] {
-            parties.sorted { $0.1 > $1.1 }.prefix(3).map { "customer \($0): \($1) \(what)" }
+        @Sendable func say(_ parties: [ExactText: Int], _ what: String) -> [String] {
+            parties.sorted { $0.value > $1.value }.prefix(3).map { "customer \($0.key): \($0.value) \(what)" }
         }
         return [
-            Budget(.requests, reading: { sender.reading(.requests) }, holders: { sender.holders }),
-            Budget(.requestBytes, reading: { sender.reading(.requestBytes) }, holders: { sender.holders }),
+            Budget(.requests, reading: { sender.taken.requests }, holders: { sender.holders }),
+            Budget(.requestBytes, reading: { sender.taken.bytes }, holders: { sender.holders }),
             Budget(
                 .eventBytes,
                 reading: {
                     Budget.Reading(used: memory.used, limit: memory.limit, isFull: memory.used >= memory.limit / 8 * 7)
-                }, holders: { say(memory.holders(most: 3).map { ($0.customer, $0.bytes) }, "bytes") }),
+                }, holders: { say(memory.holders, "bytes") }),
             Budget(
                 .lanes,
                 reading: {
@@ -65,15 +65,17 @@ extension Budget {
                     let held = keeper.lanes.reduce(into: [ExactText: Int]()) {
                         $0[endpoints[$1]?.customerID ?? "", default: 0] += 1
                     }
-                    return say(held.map { ($0, $1) }, "lanes")
+                    return say(held, "lanes")
                 }),
-            Budget(.computing, reading: { attempts.computing.reading }, holders: { attempts.computing.holders }),
+            Budget(
+                .computing, reading: { attempts.computing.reading },
+                holders: { say(attempts.computing.waiting, "jobs") }),
             Budget(
                 .names,
                 reading: {
                     let names = transport.names
                     return Budget.Reading(used: names.running, limit: names.limit, isFull: !names.waiting.isEmpty)
-                }, holders: { say(transport.names.waiting.map { ($0, $1) }, "names") }),
+                }, holders: { say(transport.names.waiting, "names") }),
             Budget(
                 .descriptors,
                 reading: {

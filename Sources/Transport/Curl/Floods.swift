@@ -75,23 +75,23 @@ final class Floods: Sendable {
 /// Affinities of requests whose receivers have flooded us.
 final class Flooding: Sendable {
     private let until = Mutex<[Int: ContinuousClock.Instant]>([:])
-    /// Usually there are none.
+    /// Usually there are none, and nobody takes the lock.
     private let isAny = Atomic(false)
     private static let rest = Duration.seconds(600)
+    /// So many are kept in mind: one that is forgotten is found again.
+    static let most = 1000
 
     /// From now on for some minutes.
-    func add(_ affinity: Int) {
-        until.withLock { $0[affinity] = .now + Self.rest }
+    func add(_ affinity: Int, at now: ContinuousClock.Instant = .now) {
+        until.withLock { until in
+            if until.count >= Self.most { until = until.filter { $0.value > now } }
+            if until.count >= Self.most { until = [:] }
+            until[affinity] = now + Self.rest
+        }
         isAny.store(true, ordering: .relaxed)
     }
 
-    func contains(_ affinity: Int) -> Bool {
-        guard isAny.load(ordering: .relaxed) else { return false }
-        return until.withLock { until in
-            let now = ContinuousClock.now
-            until = until.filter { $0.value > now }
-            isAny.store(!until.isEmpty, ordering: .relaxed)
-            return until[affinity] != nil
-        }
+    func contains(_ affinity: Int, at now: @autoclosure () -> ContinuousClock.Instant = .now) -> Bool {
+        isAny.load(ordering: .relaxed) && until.withLock { $0[affinity].map { $0 > now() } ?? false }
     }
 }

@@ -31,9 +31,7 @@ final class Sockets {
 
     private let floods: Floods
 
-    let flooding: Flooding
-
-    init(floods: Floods, flooding: Flooding) { (self.floods, self.flooding) = (floods, flooding) }
+    init(floods: Floods) { self.floods = floods }
 
     /// A request is sent on a connection, which may bring its response.
     func expectResponse(on ends: Ends) {

@@ -14,7 +14,9 @@ final class Transfer {
     private let sockets: Sockets
 
     private(set) var id: UInt64 = 0
-    private var affinity = 0
+    private(set) var affinity = 0
+    /// The last one that it has made ended as a flood.
+    private(set) var wasFlooded = false
     /// The host whose addresses the request tells libcurl (`HostNames.entries`).
     var newHost: HostNames.Host?
     private var completion: (@Sendable (HTTPExchange) -> Void)?
@@ -329,8 +331,7 @@ final class Transfer {
         measure()
         exchange.mayHaveBeenSent = sends > 0
         // When it was ended from outside the loop, too.
-        exchange.isFlood = result != CURLE_OK && isFlooded
-        if exchange.isFlood { sockets.flooding.add(affinity) }
+        wasFlooded = result != CURLE_OK && isFlooded
         // The status line decides: a receiver that responded with 2xx has taken the event, however
         // its body ended.
         if let status = header.answered {
@@ -342,7 +343,7 @@ final class Transfer {
             result == CURLE_OK
             ? header.defect
             : unsafe errorText[0] == 0 ? String(cString: curl_easy_strerror(result)) : String(cString: errorText)
-        if exchange.isFlood {
+        if wasFlooded {
             exchange.failure = .protocolError
             exchange.message = "the receiver keeps sending bytes that are no part of a response"
             return

@@ -19,10 +19,8 @@ import Threads
 /// flooded us (`Floods`).
 package final class Transport: Sendable {
     private let threads: [TransportThread]
-    private let flooding: Flooding
-    /// How often the threads are looked after.
-    private static let lookPeriod = Duration.milliseconds(20)
     private let apart: TransportThread
+    private let flooding: Flooding
     /// Nil where a proxy resolves the names.
     private let resolver: Resolver?
 
@@ -105,7 +103,8 @@ package final class Transport: Sendable {
     private static func watch(_ threads: [TransportThread]) {
         var last = threads.map { _ in UInt64(0) }
         while threads.contains(where: { !$0.hasEnded }) {
-            Thread.pause(lookPeriod)
+            // Seldom while nothing is read.
+            Thread.pause(last.contains { $0 % 2 == 1 } ? .milliseconds(20) : .milliseconds(100))
             for place in threads.indices { last[place] = threads[place].endFloods(since: last[place]) }
         }
     }

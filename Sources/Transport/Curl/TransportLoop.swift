@@ -32,6 +32,7 @@ final class TransportLoop {
     private var lastFlood = ContinuousClock.now
     private static let floodPeriod = Duration.milliseconds(20)
     private let sockets: Sockets
+    private let flooding: Flooding
     private let kept: Int
     private var active: [UInt64: Transfer] = [:]
     private var idle: [Transfer] = []
@@ -45,7 +46,7 @@ final class TransportLoop {
     /// - Parameter resolved: tells the loop, as a command, what came of the name of a request.
     init(
         _ multi: UnsafeMutableRawPointer, policy: AddressPolicy, proxy: EgressProxy?, resolver: Resolver?,
-        kept: Int, sockets: Sockets,
+        kept: Int, sockets: Sockets, flooding: Flooding,
         resolved: @escaping @Sendable (UInt64, Resolver.Outcome) -> Void
     ) {
         unsafe self.multi = multi
@@ -54,6 +55,7 @@ final class TransportLoop {
         self.proxy = proxy
         self.kept = kept
         self.sockets = sockets
+        self.flooding = flooding
     }
 
     /// True while requests wait to be started.
@@ -79,9 +81,7 @@ final class TransportLoop {
                 if unsafe curl_multi_add_handle(multi, handle) == CURLM_OK { continue }
                 result = CURLE_OUT_OF_MEMORY
             }
-            active[transfer.id] = nil
-            ended += 1
-            transfer.finish(result)
+            end(transfer, result)
             if idle.count < kept { idle.append(transfer) }
         }
     }
@@ -93,9 +93,16 @@ final class TransportLoop {
         lastFlood = now
         for transfer in active.values where transfer.isFlooded {
             unsafe curl_multi_remove_handle(multi, transfer.handle)
-            active[transfer.id] = nil
-            transfer.finish(CURLE_ABORTED_BY_CALLBACK)
+            end(transfer, CURLE_ABORTED_BY_CALLBACK)
         }
+    }
+
+    /// It is out of the multi handle.
+    private func end(_ transfer: Transfer, _ result: CURLcode) {
+        active[transfer.id] = nil
+        ended += 1
+        transfer.finish(result)
+        if transfer.wasFlooded { flooding.add(transfer.affinity) }
     }
 
     func take(_ command: TransportThread.Command) {

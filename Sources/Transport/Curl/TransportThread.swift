@@ -153,7 +153,7 @@ final class TransportThread: Sendable {
     private func loop(_ policy: AddressPolicy, _ proxy: EgressProxy?, kept: Int) {
         let loop = unsafe TransportLoop(
             multi, policy: policy, proxy: proxy, resolver: resolver, kept: kept,
-            sockets: Sockets(floods: floods, flooding: flooding)
+            sockets: Sockets(floods: floods), flooding: flooding
         ) { [weak self] id, outcome in
             self?.inbox.withLock { inbox in
                 if !inbox.isClosed { self?.append(.resolved(id: id, outcome), to: &inbox) }

@@ -66,8 +66,6 @@ package struct HTTPExchange: Sendable {
     package internal(set) var timing = Timing()
     /// False when certainly no byte of the request reached the receiver.
     package internal(set) var mayHaveBeenSent = false
-    /// True when the receiver sent far more than a response may have, none of it a part of one.
-    package internal(set) var isFlood = false
 
     init() {}
 

@@ -5,6 +5,7 @@ import Foundation
 import UnixSignals
 
 extension Benchmark.Phase: ExpressibleByArgument {}
+extension Party: ExpressibleByArgument {}
 
 /// `outboxctl bench`: how fast this is, here.
 struct BenchCommand: AsyncParsableCommand {
@@ -40,7 +41,7 @@ struct BenchCommand: AsyncParsableCommand {
     )
     var phases: [Benchmark.Phase] = []
     @Option(name: .long, parsing: .upToNextOption, help: "Only these parties of the shares, such as slow or fan_out.")
-    var parties: [String] = []
+    var parties: [Party] = []
     @Option(name: .customLong("http2-url"), help: "A receiver that speaks HTTP/2, for the shares.") var http2URL:
         String?
     @Option(name: .customLong("http2-ca"), help: "A file with the authorities to trust for it.") var http2CA: String?
