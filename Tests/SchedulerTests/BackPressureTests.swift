@@ -14,7 +14,7 @@ import Testing
         for (name, ledger, type) in [("silent", silent, "large"), ("healthy", healthy, "small")] {
             try await database.endpoint(name, url: ledger.url, retries: [.seconds(60)]) { change in
                 change.eventTypes = [try EventPattern(type)]
-                change.timeout = .seconds(30)
+                change.timeout = .seconds(300)
             }
         }
         // 50 events of 1,000 bytes as stored, and as many of 100,000 that do not compress.

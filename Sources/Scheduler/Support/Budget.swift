@@ -88,6 +88,19 @@ extension Budget {
 }
 
 extension Budget.Kind {
+    /// The code in `problems` and in the log.
+    var problem: String {
+        switch self {
+        case .requests: "requests_full"
+        case .requestBytes: "request_bytes_full"
+        case .eventBytes: "event_bytes_full"
+        case .lanes: "lanes_full"
+        case .computing: "computing_full"
+        case .names: "names_full"
+        case .descriptors: "descriptors_full"
+        }
+    }
+
     var words: String {
         switch self {
         case .requests: "requests in flight"

@@ -87,7 +87,7 @@ final class Budgets: Service {
         let holders = watch.budget.holders().joined(separator: "; ")
         let reading = watch.budget.reading()
         return Complaint(
-            "\(watch.budget.kind.rawValue)_full", age: age,
+            watch.budget.kind.problem, age: age,
             detail: "uses \(reading.used) of \(reading.limit) \(watch.budget.kind.words)"
                 + (holders.isEmpty ? "" : "; most of that: \(holders)"),
             fix: watch.budget.kind.advice)
