@@ -177,6 +177,43 @@ import Testing
         await late.close()
     }
 
+    @Test func `a customer whose batches nobody claims holds up no other customer's giant transaction`() async throws {
+        let database = try await TestCluster.database()
+        func giant(of customer: String) async throws {
+            try await database.script(
+                "INSERT INTO outbox.event (type, customer_id) SELECT 't', '\(customer)' FROM generate_series(1, 300)")
+        }
+        func batches() async throws -> [String?] {
+            try await database.column(
+                "SELECT concat_ws(' ', customer_id, count(*)) FROM outbox.batch GROUP BY customer_id ORDER BY 1")
+        }
+        /// Until nothing more may be cut: a cut looks at 50 giants, and there are 62.
+        func cut() async throws {
+            var enough = 0
+            while enough < 2 {
+                let cut = try await database.pool.run { try $0.cut(batchSize: 5, budget: 50) }
+                enough = cut == .enough || cut == .events(0) ? enough + 1 : 0
+            }
+        }
+        for _ in 0..<60 { try await giant(of: "stuck") }
+        try await cut()
+        #expect(try await batches() == ["stuck 100"])
+        for customer in ["other", "third"] { try await giant(of: customer) }
+        try await cut()
+        #expect(try await batches() == ["other 20", "stuck 100", "third 20"])
+        for _ in 0..<3 {
+            try await database.script("UPDATE outbox.batch SET claims = 1 WHERE customer_id <> 'stuck'")
+            try await cut()
+        }
+        #expect(try await batches() == ["other 60", "stuck 100", "third 60"])
+        repeat {
+            try await claimAll(database)
+            try await cut()
+        } while try await database.number("SELECT count(*) FROM outbox.batch WHERE claims = 0") > 0
+        #expect(try await wrong(database) == [])
+        #expect(try await database.number("SELECT sum(size) FROM outbox.batch") == 62 * 300)
+    }
+
     @Test func `of several late transactions none is lost when a large one ends in the same cut`() async throws {
         let database = try await TestCluster.database()
         let (first, second) = (try database.newPool(), try database.newPool())

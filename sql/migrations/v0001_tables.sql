@@ -325,8 +325,8 @@ CREATE TABLE outbox.cut (
 
     -- The position (v0003_cut.sql).
     done       pg_snapshot NOT NULL,          -- everything visible here is in a batch
-    large      xid8[] NOT NULL DEFAULT '{}',  -- hidden in it because of their size, in order ...
-    at_id      bigint NOT NULL DEFAULT 0,     -- ... and how far the first one is cut
+    large      xid8[] NOT NULL DEFAULT '{}',  -- hidden in it because of their size, in turn ...
+    large_at   bigint[] NOT NULL DEFAULT '{}',    -- ... and how far each of them is cut
     -- Scans of the stream have numbers: the number of the scan that found each large transaction,
     -- and of the scan under way.
     large_scan bigint[] NOT NULL DEFAULT '{}',

@@ -2,8 +2,8 @@
 --
 -- The newest row of outbox.cut says which events are in a batch: `done` is a snapshot, and every
 -- event whose transaction is visible in it is. `large` names committed transactions that are left
--- out of `done` because of their size; of the first one, events up to `at_id` are in batches, too
--- (outbox.is_cut). The invariants, and why they hold:
+-- out of `done` because of their size; the events of each up to its place in `large_at` are in
+-- batches, too (outbox.is_cut). The invariants, and why they hold:
 --
 -- S1. A committed event is in exactly one batch that was ever made if is_cut(newest row, tx, id),
 --     and else in none. Proof by steps: the first row has made none, and S4 for each later one.
@@ -11,7 +11,7 @@
 --     (`greatest`), and every transaction that it hides is still open, large, or at or after
 --     `until`.
 -- S3. Each transaction in `large` is committed, hidden in `done` by its xip, and uncut except for
---     the first one's events up to `at_id`.
+--     its events up to its place in `large_at`.
 -- S4. A step makes batches of exactly the events for which is_cut is true with its new row and
 --     false with its old one. It reads the transactions that were hidden or not begun in the old
 --     `done` and are visible now, up to `until`, without the large ones; that is the difference of
@@ -34,11 +34,11 @@
 -- An example, with a budget of 5,000. Transaction 82 has inserted event 1 and is open; 83 commits
 -- event 2; 85 commits the events 3 to 12002; 86 commits event 12003; 82 commits after step 2.
 --
---     step   done           large   at_id   scan   in new batches
---     1      82:84:82       {}          0   -      2
---     2      82:86:82,85    {85}     5002   2      3 to 5002, of the large one
---     3      85:88:85       {85}    10002   -      1 and 12003, and 5003 to 10002
---     4      89:89:         {}          0   -      10003 to 12002
+--     step   done           large   large_at   scan   in new batches
+--     1      82:84:82       {}      {}         -      2
+--     2      82:86:82,85    {85}    {5002}     2      3 to 5002, of the large one
+--     3      85:88:85       {85}    {10002}    -      1 and 12003, and 5003 to 10002
+--     4      89:89:         {}      {}         -      10003 to 12002
 --
 -- Event 1 comes late and is not lost, 12003 does not wait for the 12,000 before it, and `scan` says
 -- that scan 2 was not complete: none of its events is released to lines that keep order until it
@@ -68,7 +68,7 @@ END $$;
 CREATE FUNCTION outbox.is_cut(k outbox.cut, tx xid8, id bigint) RETURNS boolean
 LANGUAGE sql STABLE
 RETURN pg_visible_in_snapshot(tx, k.done)
-       OR coalesce(tx = k.large[1] AND id <= k.at_id, false);
+       OR coalesce(id <= k.large_at[array_position(k.large, tx)], false);
 
 -- The columns that the cut needs of events that may be in no batch, in the order of (tx, id): the
 -- events after `at_id` of the transactions `late`, and the events from `newer` on that are visible
@@ -288,15 +288,35 @@ BEGIN
     END IF;
 END $$;
 
+-- True when a part of this large transaction, whose events up to `at_id` are in batches, may be put
+-- into batches: while fewer than a hundred batches wait to be claimed, or else fewer than twenty of
+-- the customer whose event is next. So however many events are waiting, cutting never runs far
+-- ahead of delivery, and the table of batches stays small; and however many batches of a customer
+-- wait whose receivers do not answer, nobody else waits for that. Only order needs all of it at
+-- once (v0005_order.sql).
+CREATE FUNCTION outbox.may_be_cut(k outbox.cut, tx xid8, at_id bigint, waiting int) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    customer text;
+BEGIN
+    IF waiting < 100 OR outbox.keeps_order() THEN RETURN true; END IF;
+    SELECT u.customer_id INTO customer
+      FROM outbox.uncut(ARRAY[tx], at_id, pg_snapshot_xmax(k.done), k.done, 1) u;
+    RETURN 20 > (SELECT count(*)
+                   FROM (SELECT
+                           FROM outbox.batch b
+                          WHERE b.customer_id = customer AND b.claims = 0 AND b.turn >= k.first_turn
+                          LIMIT 20) w);
+END $$;
+
 -- Turns newly committed events into batches, up to about twice `budget` of them. A transaction that
 -- commits late is cut late and never skipped, and one that stays open holds up only its own rows.
 -- The scan starts at xmax of the last snapshot and visits the transactions that were open then one
 -- by one, so that its cost follows the new events and never the age of the oldest transaction.
 --
 -- A large transaction does not hold up transactions that are committed after it: it still counts as
--- open, and is cut beside the others, a budget at a time, while fewer than a hundred batches wait.
--- So however many events are waiting, cutting never runs far ahead of delivery, and the table of
--- batches stays small; only order needs all of it (v0005_order.sql).
+-- open, and is cut beside the others, a budget at a time. Large transactions take turns
+-- (outbox.may_be_cut).
 --
 -- Its commit does not have to reach the disk before it returns: the claim that follows waits for
 -- the log up to its own commit, and with it for this one and for every event that is about to be
@@ -319,6 +339,8 @@ DECLARE
     behind           outbox.lane_place[];
     is_behind        boolean := false;       -- some lanes are behind, and could be caught up with
     first_unreleased bigint;    -- the first scan that was incomplete before this cut, or this one
+    last             int;       -- the end of the line of large transactions
+    is_enough        boolean;   -- none of them may be cut
 BEGIN
     PERFORM outbox.require_read_committed();
     BEGIN
@@ -381,6 +403,7 @@ BEGIN
         END IF;
         k.large := k.large || chosen.large;
         k.large_scan := k.large_scan || array_fill(scan, ARRAY[cardinality(chosen.large)]);
+        k.large_at := k.large_at || array_fill(0::bigint, ARRAY[cardinality(chosen.large)]);
         -- Not complete yet: the rest belongs to the same scan.
         k.scan := CASE WHEN chosen.until IS NOT NULL THEN scan END;
         k.behind := outbox.route_ordered(
@@ -401,25 +424,39 @@ BEGIN
             pg_snapshot_xmax(seen), ARRAY(SELECT pg_snapshot_xip(seen)) || k.large);
     END IF;
 
-    -- A part of the first large transaction.
-    IF k.large <> '{}' AND (waiting < 100 OR outbox.keeps_order()) THEN
-        chosen := outbox.choose_events(k.done, k.done, k.large[1:1], true, k.at_id, budget);
+    -- A part of the first large transaction that may be cut; it goes to the end of the line, as do
+    -- those that are passed over.
+    is_enough := k.large <> '{}';
+    last := cardinality(k.large);
+    -- So many, since a cut has a deadline.
+    FOR turn IN 1 .. least(last, 50) LOOP
+        k.large := k.large[2:] || k.large[1];
+        k.large_scan := k.large_scan[2:] || k.large_scan[1];
+        k.large_at := k.large_at[2:] || k.large_at[1];
+        IF outbox.may_be_cut(k, k.large[last], k.large_at[last], waiting) THEN
+            is_enough := false;
+            EXIT;
+        END IF;
+    END LOOP;
+    IF last > 0 AND NOT is_enough THEN
+        chosen := outbox.choose_events(
+            k.done, k.done, k.large[last:], true, k.large_at[last], budget);
         made := outbox.group_batches(chosen, batch_size, k.turn, true);
         total := total + made.n;
-        changed := true;
         k.last_turn := greatest(k.last_turn, made.last_turn);
-        k.behind := outbox.route_ordered(made.batches, k.large_scan[1], false, k.behind);
-        k.at_id := chosen.last_id;
+        k.behind := outbox.route_ordered(made.batches, k.large_scan[last], false, k.behind);
+        k.large_at[last] := chosen.last_id;
         IF made.n < budget THEN
             -- All other hidden transactions stay hidden.
             k.done := outbox.snapshot(
                 pg_snapshot_xmax(k.done),
-                ARRAY(SELECT x FROM pg_snapshot_xip(k.done) x WHERE x <> k.large[1]));
-            k.large := k.large[2:];
-            k.large_scan := k.large_scan[2:];
-            k.at_id := 0;
+                ARRAY(SELECT x FROM pg_snapshot_xip(k.done) x WHERE x <> k.large[last]));
+            k.large := k.large[:last - 1];
+            k.large_scan := k.large_scan[:last - 1];
+            k.large_at := k.large_at[:last - 1];
         END IF;
     END IF;
+    changed := changed OR last > 50 OR last > 0 AND NOT is_enough;
 
     -- Deliveries put in line by incomplete scans, before or in this cut, are released when those
     -- scans are complete.
@@ -437,11 +474,11 @@ BEGIN
     -- writes.
     IF changed THEN
         INSERT INTO outbox.cut (
-            done, large, large_scan, at_id, scan,
+            done, large, large_scan, large_at, scan,
             unreleased, release_to, release_next, release_endpoint, release_key, behind,
             turn, last_turn, first_turn, first_id)
         VALUES (
-            k.done, k.large, k.large_scan, k.at_id, k.scan,
+            k.done, k.large, k.large_scan, k.large_at, k.scan,
             k.unreleased, k.release_to, k.release_next, k.release_endpoint, k.release_key, k.behind,
             k.turn, k.last_turn, k.first_turn, k.first_id);
     END IF;
@@ -449,7 +486,7 @@ BEGIN
         WHEN is_behind
              OR k.release_to IS NOT NULL
              OR k.scan IS NOT NULL
-             OR k.large <> '{}' AND waiting < 100
+             OR k.large <> '{}' AND NOT is_enough
         THEN 'more'
         WHEN k.large <> '{}' THEN 'enough'
         ELSE 'done' END)::outbox.cut_result;

@@ -242,7 +242,8 @@ END $$;
 
 -- The first incomplete scan; NULL when all are complete.
 CREATE FUNCTION outbox.first_incomplete(k outbox.cut) RETURNS bigint
-LANGUAGE sql IMMUTABLE RETURN least(k.scan, k.large_scan[1]);
+LANGUAGE sql IMMUTABLE
+RETURN least(k.scan, (SELECT min(s) FROM unnest(k.large_scan) s));
 
 -- For each of these keys whose line stands still, releases the first delivery, unless a dead letter
 -- blocks it or its scan is not before `until`. `after_loss`: a request of the key may still be

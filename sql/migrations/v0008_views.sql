@@ -382,14 +382,15 @@ LANGUAGE sql STABLE SECURITY DEFINER BEGIN ATOMIC
               FROM (SELECT * FROM outbox.cut c ORDER BY c.id DESC LIMIT 1) n
              CROSS JOIN LATERAL (
                    SELECT e.created_at
-                     FROM outbox.uncut(n.large[1:1], n.at_id, pg_snapshot_xmax(n.done), n.done,
-                                       10000) e
+                     FROM unnest(n.large, n.large_at) l(tx, at_id)
+                    CROSS JOIN LATERAL outbox.uncut(
+                          ARRAY[l.tx], l.at_id, pg_snapshot_xmax(n.done), n.done, 10000) e
                    UNION ALL
                    SELECT e.created_at
                      FROM outbox.uncut(ARRAY(SELECT x
                                                FROM pg_snapshot_xip(n.done) x
                                              EXCEPT
-                                             SELECT n.large[1]), 0,
+                                             SELECT unnest(n.large)), 0,
                                        pg_snapshot_xmax(n.done), pg_current_snapshot(),
                                        10000) e) e
              LIMIT 10000) u;
