@@ -8,6 +8,9 @@ import Synchronization
 /// that however many customers have slow endpoints, as much as each of them has is left for the
 /// next (dynamic thresholds: Choudhury and Hahne 1998). Of the last quarter only batches are read,
 /// and lanes of which nothing is here; of the last eighth only batches.
+///
+/// A lane of which nothing is here may read a little while its customer's events take up to three
+/// times what is free: the pages of a customer's slow endpoints delay none of its others.
 package final class EventMemory: Sendable {
     /// What one customer's events take. Counted down by the last owner of each event.
     package final class Account: Sendable {
@@ -94,24 +97,29 @@ package final class EventMemory: Sendable {
             let free = limit - used
             let forLanes = free - (isFirst ? forBatches : max(forBatches, limit / 4))
             let own = account.used.load(ordering: .relaxed)
-            let least = max(Self.leastAtATime, needed)
+            let least = max(isFirst ? Self.leastAtFirst : Self.leastAtATime, needed)
             // One that is larger than all that there may be goes alone.
-            guard forLanes >= least && own < forLanes || used == 0 else { return nil }
-            return Room(max(least, min(Self.mostAtATime, forLanes / 16)), for: account)
+            guard forLanes >= least && own < (isFirst ? Self.timesAtFirst : 1) * forLanes || used == 0 else { return nil }
+            let share = own < forLanes ? min(Self.mostAtATime, forLanes / 16) : 0
+            return Room(max(least, share), for: account)
         }
     }
 
     /// What no lane takes: two batches fit, where there is little, too.
     private var forBatches: Int { max(limit / 8, min(2 * Self.mostAtATime, limit / 2)) }
 
-    /// Customers that have more here than is free.
+    /// Customers that have so much more here than is free that none of their batches is read.
     package var greedy: [ExactText] {
         let free = limit - used
-        if used <= free { return [] }
-        return holders.filter { $0.value > free }.map(\.key)
+        if used <= Self.timesAtFirst * free { return [] }
+        return holders.filter { $0.value > Self.timesAtFirst * free }.map(\.key)
     }
 
     /// A part of what is free, so that something always is.
     package static let mostAtATime = 1 << 20
     private static let leastAtATime = 64 << 10
+    /// Some events: so much for each of the lanes of a worker is there.
+    private static let leastAtFirst = 16 << 10
+    /// So many times what is free a customer may have when nothing else of an endpoint is here.
+    private static let timesAtFirst = 3
 }
