@@ -23,6 +23,13 @@ let signals: Target.Dependency = .product(name: "UnixSignals", package: "swift-s
 let histogram: Target.Dependency = .product(name: "Histogram", package: "hdrhistogram-swift")
 let configuration: Target.Dependency = .product(name: "Configuration", package: "swift-configuration")
 let yaml: Target.Dependency = .product(name: "Yams", package: "Yams")
+let hummingbird: Target.Dependency = .product(name: "Hummingbird", package: "hummingbird")
+let httpTypes: Target.Dependency = .product(name: "HTTPTypes", package: "swift-http-types")
+let nio: [Target.Dependency] = [
+    .product(name: "NIOCore", package: "swift-nio"), .product(name: "NIOHTTP1", package: "swift-nio"),
+    .product(name: "NIOPosix", package: "swift-nio"), .product(name: "NIOHTTPTypes", package: "swift-nio-extras"),
+    .product(name: "NIOHTTPTypesHTTP1", package: "swift-nio-extras"),
+]
 let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
 
 let package = Package(
@@ -42,6 +49,10 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-metrics", from: "2.5.0"),
         .package(url: "https://github.com/apple/swift-crypto", from: "4.5.0"),
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
+        .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.0", traits: []),
+        .package(url: "https://github.com/apple/swift-http-types", from: "1.8.0"),
+        .package(url: "https://github.com/apple/swift-nio", from: "2.101.0"),
+        .package(url: "https://github.com/apple/swift-nio-extras", from: "1.35.0"),
         .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", from: "0.2.0"),
     ],
     targets: [
@@ -88,10 +99,17 @@ let package = Package(
                 "Outbox", "OutboxPublishing", "Postgres", "Scheduler", "StandardWebhooks", "Templates", "Transport",
             ],
             swiftSettings: common),
+        .target(
+            name: "API",
+            dependencies: [
+                "Bytewise", "Operator", "Outbox", "OutboxPublishing", "Postgres", "StandardWebhooks", "Templates",
+                "Transport", crypto, hummingbird, httpTypes, lifecycle, logging,
+            ] + nio,
+            swiftSettings: common),
         .executableTarget(
             name: "outboxctl",
             dependencies: [
-                "Outbox", "OutboxPublishing", "Operator", "Scheduler", "Postgres", "Transport", "Threads",
+                "API", "Outbox", "OutboxPublishing", "Operator", "Scheduler", "Postgres", "Transport", "Threads",
                 "EmbeddedPostgres", "Receiver",
                 "Bench",
                 "OutboxSchema", "StandardWebhooks", "Templates", "Bytewise", arguments, configuration, logging,
@@ -143,6 +161,11 @@ let package = Package(
                 "TestSupport",
                 "Transport",
             ],
+            swiftSettings: common),
+        .testTarget(
+            name: "APITests",
+            dependencies: ["API", "Operator", "Outbox", "Postgres", "TestSupport", "Transport", lifecycle, logging]
+                + nio,
             swiftSettings: common),
         .testTarget(
             name: "CommandTests",

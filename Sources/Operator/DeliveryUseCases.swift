@@ -153,6 +153,25 @@ package struct EventUseCases: Sendable {
         }
     }
 
+    /// Publishes events, all or none, and returns the answer that the closure makes of them; the
+    /// answer of the first time when the key is known.
+    package func publish(
+        _ events: [EventWish], transactionID: UniqueID?, identity: String?, once key: IdempotencyKey?,
+        answering answer: @escaping @Sendable ([PublishedEvent]) -> String
+    ) async throws -> (answer: String, isRepeated: Bool) {
+        if let place = events.firstIndex(where: { $0.type.hasPrefix("outbox.") }) {
+            throw Problem(
+                .reservedType, "types that begin with outbox. are the service's own",
+                hint: "Choose another beginning, such as the name of your application",
+                at: .member((events.count > 1 ? ["\(place)"] : []) + ["type"]))
+        }
+        return try await host.run { connection in
+            try connection.once(key) {
+                answer(try $0.publish(events, transactionID: transactionID, identity: identity))
+            }
+        }
+    }
+
     package func list(
         _ filter: @escaping @Sendable (inout Connection) throws -> ListFilter
     ) async throws -> Listing { try await host.run { try $0.listEvents(try filter(&$0)) } }

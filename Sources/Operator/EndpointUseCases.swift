@@ -40,6 +40,28 @@ package struct EndpointUseCases: Sendable {
         }
     }
 
+    /// The endpoint as a document, with its revision.
+    package func document(_ endpoint: String) async throws -> (json: String, revision: Int) {
+        try await host.run { try $0.endpointDocument(try $0.endpointID(endpoint)) }
+    }
+
+    /// Changes an endpoint, and returns it as a document.
+    ///
+    /// - Parameter revision: the one that the caller has seen; nil for any.
+    package func update(
+        _ endpoint: String, expecting revision: Int?,
+        _ change: @escaping @Sendable (inout EndpointConfiguration) throws -> Void
+    ) async throws -> (json: String, revision: Int) {
+        let (keyring, policy) = (try host.keyring(), try host.policy())
+        return try await host.run { [actor = host.actor] connection in
+            let id = try connection.endpointID(endpoint)
+            try connection.updateEndpoint(
+                id, keyring: keyring, policy: policy.refusing(connection.serverSockets), expecting: revision, by: actor,
+                change)
+            return try connection.endpointDocument(id)
+        }
+    }
+
     /// By a JSON merge patch (RFC 7396).
     package func patch(_ endpoint: String, _ patch: [UInt8]) async throws -> Listing {
         try await update(endpoint) { $0 = try $0.patched(patch) }
@@ -81,9 +103,14 @@ package struct EndpointUseCases: Sendable {
 
     /// Deletes an endpoint. Its waiting deliveries are cancelled with the operator's consent;
     /// without it there must be none.
-    package func delete(_ endpoint: String, cancelsWaiting: Bool, reason: String?) async throws {
+    ///
+    /// - Parameter revision: the one that the caller has seen; nil for any.
+    package func delete(
+        _ endpoint: String, expecting revision: Int? = nil, cancelsWaiting: Bool, reason: String?
+    ) async throws {
         try await host.run { [actor = host.actor] connection in
             let id = try connection.endpointID(endpoint)
+            if let revision { try connection.requireRevision(revision, of: id) }
             let waiting = try connection.waitingCount(id)
             if waiting > 0, !cancelsWaiting {
                 throw Problem(

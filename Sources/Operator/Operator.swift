@@ -12,6 +12,8 @@ package struct Operator: Sendable {
     let pool: ConnectionPool
     /// The actor in every row of the audit log.
     let actor: Actor
+    /// How long a use case waits for a free connection; nil for as long as it takes.
+    let patience: Duration?
     /// The installation's keys; read only by use cases that need them.
     let keyring: @Sendable () throws -> Keyring
     /// Where requests may go; the sockets of the database server are refused in any case.
@@ -20,10 +22,10 @@ package struct Operator: Sendable {
     /// - Parameter pool: connections with the rights of an operator (role `outbox_operator`), set
     ///   up by `OperatorSession`.
     package init(
-        pool: ConnectionPool, actor: Actor, keyring: @escaping @Sendable () throws -> Keyring,
-        policy: @escaping @Sendable () throws -> AddressPolicy
+        pool: ConnectionPool, actor: Actor, patience: Duration? = nil,
+        keyring: @escaping @Sendable () throws -> Keyring, policy: @escaping @Sendable () throws -> AddressPolicy
     ) {
-        (self.pool, self.actor, self.keyring, self.policy) = (pool, actor, keyring, policy)
+        (self.pool, self.actor, self.patience, self.keyring, self.policy) = (pool, actor, patience, keyring, policy)
     }
 
     package var endpoints: EndpointUseCases { EndpointUseCases(self) }
@@ -33,6 +35,24 @@ package struct Operator: Sendable {
     package var dead: DeadLetterUseCases { DeadLetterUseCases(self) }
     package var attempts: AttemptUseCases { AttemptUseCases(self) }
     package var events: EventUseCases { EventUseCases(self) }
+    package var tokens: TokenUseCases { TokenUseCases(self) }
+
+    /// The same use cases in the name of another actor.
+    package func acting(as actor: Actor) -> Operator {
+        Operator(pool: pool, actor: actor, patience: patience, keyring: keyring, policy: policy)
+    }
+
+    /// What the process needs to do its work, and whether it has it.
+    package func readiness() async -> [(name: String, isWell: Bool)] {
+        let hasKey = (try? keyring()).map { !$0.isEmpty } ?? false
+        let isThere: Bool
+        let fits: Bool
+        do {
+            try await run { try Migrator.check(&$0) }
+            (isThere, fits) = (true, true)
+        } catch is Migrator.SchemaError { (isThere, fits) = (true, false) } catch { (isThere, fits) = (false, false) }
+        return [("database", isThere), ("schema", fits), ("key", hasKey)]
+    }
 
     /// The installation on one screen, and its problems.
     package func status() async throws -> (status: Listing, problems: Listing) {
@@ -73,7 +93,7 @@ package struct Operator: Sendable {
     }
 
     func run<Value: Sendable>(_ body: @escaping @Sendable (inout Connection) throws -> Value) async throws -> Value {
-        try await pool.run(body)
+        try await pool.run(waiting: patience, body)
     }
 }
 

@@ -11,8 +11,10 @@ struct OutboxCtl: AsyncParsableCommand {
         abstract: "Transactional outbox and webhook delivery on PostgreSQL.",
         version: outboxVersion,
         subcommands: [
-            Run.self, Status.self, Doctor.self, DatabaseCommand.self, EndpointCommand.self, EventCommand.self,
-            DeliveryCommand.self, AttemptCommand.self, DeadCommand.self, Listen.self, TriggerCommand.self,
+            Run.self, Serve.self, Status.self, Doctor.self, DatabaseCommand.self, EndpointCommand.self,
+            EventCommand.self,
+            DeliveryCommand.self, AttemptCommand.self, DeadCommand.self, TokenCommand.self, Listen.self,
+            TriggerCommand.self,
             TemplateCommand.self, Sign.self, Verify.self, BenchCommand.self, Config.self,
         ])
 

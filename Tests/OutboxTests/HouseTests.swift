@@ -14,7 +14,8 @@ import Testing
 
     @Test func `only the endpoint's state knows its breaker`() throws {
         let words = [
-            "l.trips", "SET trips", "recovered_at", "resting_until", "opened_at", "held_until", "probeInterval",
+            "l.trips", "SET trips", "recovered_at", "l.resting_until", "SET resting_until", "opened_at", "held_until",
+            "probeInterval",
             "settings.opens", "isOpen(",
         ]
         let naming = try sources("Sources").filter { !$0.name.contains("/Bench/") && !$0.name.contains("/Receiver/") }

@@ -648,6 +648,40 @@ CREATE TABLE outbox.dedup (
 );
 CREATE INDEX ON outbox.dedup (created_at);
 
+-- Who may call the HTTP API: the hash of each token, and what it allows. Rows are kept, so that the
+-- audit log's actors are known.
+CREATE TABLE outbox.token (
+    id           uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    name         text NOT NULL CHECK (length(name) BETWEEN 1 AND 256),
+    identity     text NOT NULL CHECK (length(identity) BETWEEN 1 AND 256),
+    prefix       text NOT NULL,
+    hash         bytea NOT NULL UNIQUE CHECK (length(hash) = 32),   -- SHA-256
+    scopes       text[] NOT NULL
+                 CHECK (scopes <@ ARRAY['events:write', 'evaluate', 'pull', 'read', 'operate',
+                                        'admin', 'secrets:reveal']),
+    customer_id  outbox.customer_id,   -- the only customer whose data it reaches
+    endpoint_ids uuid[],               -- the only endpoints that it may pull from or evaluate
+    rate         text,
+    created_by   text NOT NULL,
+    created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at   outbox.time_or_none NOT NULL DEFAULT 'infinity',
+    revoked_at   timestamptz,
+    last_used_at timestamptz
+);
+CREATE INDEX ON outbox.token (created_at);
+
+-- Calls that must not be carried out twice, with their answers: written in the transaction of the
+-- change, so that there is one exactly when the change was made.
+CREATE TABLE outbox.idempotency (
+    holder     text NOT NULL,    -- whose key it is, as in token/<id>
+    key        text NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
+    request    bytea NOT NULL CHECK (length(request) = 32),   -- SHA-256
+    answer     json,             -- NULL until the transaction's end
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (holder, key)
+);
+CREATE INDEX ON outbox.idempotency (created_at);
+
 -- The customers whose events a role may publish that is not a member of outbox_producer
 -- (outbox.grant_publish). A role is identified by its name and its oid: another role may get the
 -- same name later, and in another cluster, where a restore brings these rows, another role may have

@@ -425,7 +425,12 @@ SELECT n.id AS endpoint_id, n.name AS endpoint, n.customer_id,
        nullif(l.paused_from::timestamptz, '-infinity') AS paused_from,
        CASE WHEN l.paused_until > statement_timestamp()
             THEN l.paused_until::timestamptz END AS paused_until,
-       nullif(l.resting_until::timestamptz, '-infinity') AS resting_until
+       nullif(l.resting_until::timestamptz, '-infinity') AS resting_until,
+       CASE WHEN l.paused_until > statement_timestamp() THEN l.paused_by END AS paused_by,
+       l.drain_rate AS resume_rate,
+       CASE WHEN l.trips > 0 AND l.resting_until > statement_timestamp() THEN 'open'
+            WHEN l.trips > 0 THEN 'probing'
+            ELSE 'closed' END AS breaker
   FROM outbox.endpoint n
   JOIN outbox.lane l ON l.endpoint_id = n.id
  WHERE n.deleted_at IS NULL;

@@ -59,6 +59,8 @@ GRANT SELECT ON SEQUENCE outbox.asleep_until TO outbox_producer, outbox_operator
 GRANT SELECT, UPDATE ON SEQUENCE outbox.asleep_until TO outbox_worker;
 
 GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO outbox_worker;
+-- The HTTP API's, which has a connection of its own.
+REVOKE ALL ON outbox.token, outbox.idempotency FROM outbox_worker;
 GRANT SELECT ON SEQUENCE outbox.batch_id_seq TO outbox_worker;
 GRANT INSERT ON
     outbox.cut, outbox.batch, outbox.attempt, outbox.delivery, outbox.unrouted, outbox.dead_letter,
@@ -151,6 +153,8 @@ GRANT INSERT, UPDATE ON
     outbox.endpoint, outbox.secret, outbox.lane, outbox.delivery
     TO outbox_operator;
 GRANT INSERT, UPDATE, DELETE ON outbox.dead_letter TO outbox_operator;
+GRANT SELECT, INSERT, UPDATE ON outbox.token, outbox.idempotency TO outbox_operator;
+GRANT DELETE ON outbox.idempotency TO outbox_operator;
 GRANT DELETE ON outbox.delivery, outbox.unrouted, outbox.secret, outbox.ghost TO outbox_operator;
 GRANT EXECUTE ON FUNCTION
     outbox.record_audit(text, text, text, text, jsonb),

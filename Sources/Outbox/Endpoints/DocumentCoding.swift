@@ -36,12 +36,17 @@ extension Decoder {
                 ?? known.filter { editDistance($0, name) <= 3 }.min { editDistance($0, name) < editDistance($1, name) }
             throw Problem(
                 .unknownMember, "there is no member \"\(name.prefix(64))\"\(path.isEmpty ? "" : " in \(path)")",
-                hint: close.map { "Did you mean \($0)?" })
+                hint: close.map { "Did you mean \($0)?" }, at: .member(codingPath.steps + [name]))
         }
         return try container(keyedBy: Key.self)
     }
 
     private var path: String { codingPath.map(\.stringValue).joined(separator: ".") }
+}
+
+extension [any CodingKey] {
+    /// The names and places in a document.
+    var steps: [String] { map { $0.intValue.map(String.init) ?? $0.stringValue } }
 }
 
 extension KeyedDecodingContainer {
@@ -57,7 +62,9 @@ extension KeyedDecodingContainer {
         if mayBeNull, try decodeNil(forKey: key) { return nil }
         let number = try decode(Double.self, forKey: key)
         guard let whole = Int(exactly: number) else {
-            throw Problem(.invalidValue, "\(key.stringValue) must be a whole number")
+            throw Problem(
+                .invalidValue, "\(key.stringValue) must be a whole number",
+                at: .member(codingPath.steps + [key.stringValue]))
         }
         return whole
     }
@@ -69,7 +76,8 @@ extension KeyedDecodingContainer {
         if Word(rawValue: text) == nil {
             throw Problem(
                 .invalidValue, "\(key.stringValue) cannot be \"\(text.prefix(64))\"",
-                hint: "Expected one of \(Word.allCases.map(\.rawValue).joined(separator: ", "))")
+                hint: "Expected one of \(Word.allCases.map(\.rawValue).joined(separator: ", "))",
+                at: .member(codingPath.steps + [key.stringValue]))
         }
         return text
     }
@@ -85,8 +93,20 @@ extension DecodingError {
         }
     }
 
-    var isSyntax: Bool {
+    private var isSyntax: Bool {
         if case .dataCorrupted(let context) = self { context.codingPath.isEmpty } else { false }
+    }
+
+    /// The error as a refusal that names the member.
+    var problem: Problem {
+        let path: [any CodingKey] =
+            switch self {
+            case .keyNotFound(let key, let context): context.codingPath + [key]
+            case .typeMismatch(_, let context), .valueNotFound(_, let context), .dataCorrupted(let context):
+                context.codingPath
+            @unknown default: []
+            }
+        return Problem(isSyntax ? .malformedJSON : .invalidValue, inWords, at: path.isEmpty ? nil : .member(path.steps))
     }
 
     /// Which member is wrong, and why.

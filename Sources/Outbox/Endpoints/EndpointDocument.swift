@@ -27,7 +27,7 @@ extension EndpointConfiguration: Codable {
     /// Reads the written form; a `Problem` names the member that is wrong.
     package init(json: some Sequence<UInt8>) throws {
         do { self = try JSONDecoder().decode(Self.self, from: Data(json)) } catch let error as DecodingError {
-            throw Problem(error.isSyntax ? .malformedJSON : .invalidValue, error.inWords)
+            throw error.problem
         }
     }
 
@@ -39,7 +39,7 @@ extension EndpointConfiguration: Codable {
         }
         do { return try JSONDecoder().decode([EndpointConfiguration].self, from: Data(json)) } catch let error
             as DecodingError
-        { throw Problem(error.isSyntax ? .malformedJSON : .invalidValue, error.inWords) }
+        { throw error.problem }
     }
 
     /// The written form.
@@ -74,7 +74,7 @@ extension EndpointConfiguration: Codable {
             guard case .object = patch else { throw Problem(.invalidValue, "the patch is no JSON object") }
             return try EndpointConfiguration(json: try JSONEncoder().encode(document.merged(with: patch)))
         } catch let error as DecodingError {
-            throw Problem(error.isSyntax ? .malformedJSON : .invalidValue, error.inWords)
+            throw error.problem
         }
     }
 

@@ -101,6 +101,44 @@ extension Connection {
         ).all(JSONText.self).map { try EndpointConfiguration(json: $0.bytes) }
     }
 
+    /// Throws a `Problem` unless the endpoint has this revision.
+    package mutating func requireRevision(_ revision: Int, of id: EndpointID) throws {
+        let current = try query("SELECT revision FROM outbox.endpoint WHERE id = \(id) AND deleted_at IS NULL").first(
+            Int.self)
+        guard let current else { throw Problem(.notFound, "endpoint \(id) not found") }
+        if current != revision {
+            throw Problem(
+                .etagMismatch, "the endpoint was changed: its revision is \(current), and \(revision) was expected",
+                hint: "Get it again, reapply your change, retry", at: .header("If-Match"))
+        }
+    }
+
+    /// An endpoint as the HTTP API shows it: its configuration, and what became of it, as one
+    /// object, with its revision.
+    package mutating func endpointDocument(_ id: EndpointID) throws -> (json: String, revision: Int) {
+        let configuration = String(decoding: try configuration(of: id).json(.masked), as: UTF8.self)
+        let found = try listing(
+            """
+            SELECT n.id, n.revision, n.created_at,
+                   (SELECT a.actor FROM outbox.audit a WHERE a.object = 'endpoint/' || n.id ORDER BY a.at LIMIT 1) AS created_by,
+                   n.updated_at,
+                   (SELECT a.actor FROM outbox.audit a
+                     WHERE a.object = 'endpoint/' || n.id AND a.action IN ('endpoint.create', 'endpoint.update') ORDER BY a.at DESC LIMIT 1)
+                       AS updated_by
+              FROM outbox.endpoint n WHERE n.id = \(id)
+            """)
+        let state = try listing(
+            """
+            SELECT h.state, h.state_reason AS reason, h.paused_by AS by, h.paused_from, h.paused_until, h.resume_rate, h.breaker, h.failing_since,
+                   h.resting_until
+              FROM outbox.endpoint_state h WHERE h.endpoint_id = \(id)
+            """)
+        guard let row = found.json.first, let revision = found.first("revision").flatMap({ Int($0) }),
+            let status = state.json.first
+        else { throw Problem(.notFound, "endpoint \(id) not found") }
+        return ("\(row.dropLast()),\(configuration.dropFirst().dropLast()),\"status\":\(status)}", revision)
+    }
+
     /// The endpoint with exactly this name; nil when there is none.
     package mutating func endpointID(named name: String, of customer: String) throws -> EndpointID? {
         try query(

@@ -80,25 +80,28 @@ extension Connection {
     /// Changes an endpoint; requests that are built from now on use the new settings. An unchanged
     /// configuration is not written.
     ///
-    /// - Parameter change: gets the current configuration, with secrets as `EndpointSecret.kept`;
-    ///   to replace it, assign another one.
+    /// - Parameters:
+    ///   - revision: the one that the caller has seen, when nobody else may have changed it since.
+    ///   - change: gets the current configuration, with secrets as `EndpointSecret.kept`; to
+    ///     replace it, assign another one.
     package mutating func updateEndpoint(
-        _ id: EndpointID, keyring: Keyring, policy: AddressPolicy? = nil, by actor: Actor = .session,
-        _ change: (inout EndpointConfiguration) throws -> Void
+        _ id: EndpointID, keyring: Keyring, policy: AddressPolicy? = nil, expecting revision: Int? = nil,
+        by actor: Actor = .session, _ change: (inout EndpointConfiguration) throws -> Void
     ) throws {
         let changed = try transaction {
-            try $0.change(id, keyring: keyring, policy: policy, by: actor, change)
+            try $0.change(id, keyring: keyring, policy: policy, expecting: revision, by: actor, change)
         }
         try settleOrder(of: id, changed)
     }
 
     /// In the caller's transaction; returns the configuration after the change.
     private mutating func change(
-        _ id: EndpointID, keyring: Keyring, policy: AddressPolicy?, by actor: Actor,
+        _ id: EndpointID, keyring: Keyring, policy: AddressPolicy?, expecting revision: Int? = nil, by actor: Actor,
         _ change: (inout EndpointConfiguration) throws -> Void
     ) throws -> EndpointConfiguration {
         // The cut puts events in line under the same lock.
         try lockLanes([id])
+        if let revision { try requireRevision(revision, of: id) }
         let before = try configuration(of: id)
         var changed = before
         try change(&changed)

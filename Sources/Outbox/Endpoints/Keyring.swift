@@ -16,7 +16,7 @@ package struct Keyring: Sendable {
 
     /// A keyring without keys: it seals and opens nothing.
     package static let empty = Keyring(keys: [])
-    var isEmpty: Bool { keys.isEmpty }
+    package var isEmpty: Bool { keys.isEmpty }
 
     private init(keys: [(id: String, key: SymmetricKey)]) { self.keys = keys }
 

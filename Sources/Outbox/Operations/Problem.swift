@@ -18,6 +18,10 @@ package struct Problem: Error, Sendable, CustomStringConvertible {
         case invalidValue = "invalid_value"
         case malformedJSON = "malformed_json"
         case unknownMember = "unknown_member"
+        case unknownParameter = "unknown_parameter"
+        case invalidCursor = "invalid_cursor"
+        case payloadTooLarge = "payload_too_large"
+        case reservedType = "reserved_type"
         case endpointURLNotAllowed = "endpoint_url_not_allowed"
         case headerInvalid = "header_invalid"
         case templateInvalid = "template_invalid"
@@ -26,6 +30,11 @@ package struct Problem: Error, Sendable, CustomStringConvertible {
         case maskedValue = "masked_value"
         case credentialsBoundToOrigin = "credentials_bound_to_origin"
         case filterRequired = "filter_required"
+
+        // Two callers want to change the same.
+        case etagMismatch = "etag_mismatch"
+        case idempotencyMismatch = "idempotency_mismatch"
+        case idempotencyInProgress = "idempotency_in_progress"
     }
 
     package let code: Code
@@ -34,9 +43,22 @@ package struct Problem: Error, Sendable, CustomStringConvertible {
     package let hint: String?
     /// The use case that shows more, or fixes the problem.
     package let next: UseCase?
+    /// What in the request is wrong.
+    package let place: Place?
 
-    package init(_ code: Code, _ message: String, hint: String? = nil, next: UseCase? = nil) {
-        (self.code, self.message, self.hint, self.next) = (code, message, hint, next)
+    package enum Place: Sendable, Equatable {
+        /// A member of the document, by its names and places from the outside in.
+        case member([String])
+        case parameter(String)
+        case header(String)
+
+        package static func member(_ name: String) -> Place { .member([name]) }
+    }
+
+    package init(
+        _ code: Code, _ message: String, hint: String? = nil, next: UseCase? = nil, at place: Place? = nil
+    ) {
+        (self.code, self.message, self.hint, self.next, self.place) = (code, message, hint, next, place)
     }
 
     package var description: String { hint.map { "\(message). \($0)" } ?? message }

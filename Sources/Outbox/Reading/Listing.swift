@@ -1,4 +1,5 @@
 package import Postgres
+import Templates
 
 /// Rows for a person or a program: the same query as text columns and as one JSON object per row.
 package struct Listing: Sendable {
@@ -65,11 +66,39 @@ extension Connection {
     package mutating func listing(_ query: SQL) throws -> Listing {
         let rows = try self.query("SELECT row_to_json(r)::text, r.* FROM (\(query)) r", asText: true)
         let columns = Array(rows.columns.dropFirst())
+        let types = rows.types
+        let times = columns.indices.filter { types[$0 + 1] == Timestamp.postgresType }
         let read = try rows.map { row throws(PostgresError) -> (String, [String?]) in
             var values: [String?] = []
             for column in columns.indices { values.append(try row[column + 1]) }
             return (try row[0], values)
         }
-        return Listing(columns: columns, rows: read.map(\.1), json: read.map(\.0))
+        return Listing(
+            columns: columns, rows: read.map(\.1),
+            json: read.map { json, values in
+                times.isEmpty ? json : Self.writingTimes(json, times.map { ($0, values[$0]) })
+            })
+    }
+
+    /// The object with its times in six digits of fraction and `Z`, and null for no end: PostgreSQL
+    /// drops zeros at the end, and writes infinity and an offset.
+    private static func writingTimes(_ object: String, _ times: [(place: Int, text: String?)]) -> String {
+        guard let read = try? JSON(object.utf8), case .object(let members) = read.kind else { return object }
+        var json: [UInt8] = []
+        var start = read.source.startIndex
+        for (place, text) in times {
+            guard let text, members.indices.contains(place) else { continue }
+            let value = members[place].value.source
+            json += read.source[start..<value.startIndex]
+            let time = Timestamp(listed: text)
+            if let time, time != .distantFuture, time != .distantPast {
+                json.appendJSONString("\(time)".utf8)
+            } else {
+                json += (text.hasSuffix("infinity") ? "null" : String(decoding: value, as: UTF8.self)).utf8
+            }
+            start = value.endIndex
+        }
+        json += read.source[start...]
+        return String(decoding: json, as: UTF8.self)
     }
 }

@@ -99,7 +99,9 @@ package final class EventMemory: Sendable {
             let own = account.used.load(ordering: .relaxed)
             let least = max(isFirst ? Self.leastAtFirst : Self.leastAtATime, needed)
             // One that is larger than all that there may be goes alone.
-            guard forLanes >= least && own < (isFirst ? Self.timesAtFirst : 1) * forLanes || used == 0 else { return nil }
+            guard forLanes >= least && own < (isFirst ? Self.timesAtFirst : 1) * forLanes || used == 0 else {
+                return nil
+            }
             let share = own < forLanes ? min(Self.mostAtATime, forLanes / 16) : 0
             return Room(max(least, share), for: account)
         }

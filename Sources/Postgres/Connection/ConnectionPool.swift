@@ -47,18 +47,29 @@ public final class ConnectionPool: Sendable {
 
     /// Runs the closure on a connection and returns its result.
     ///
-    /// Throws the closure's error, or a `PostgresError` when no connection could be made or the
-    /// pool is closed.
+    /// Throws the closure's error, or a `PostgresError` when no connection could be made, none was
+    /// free in time, or the pool is closed.
+    ///
+    /// - Parameter patience: how long to wait for a free connection; nil for as long as it takes.
     public func run<Value: Sendable>(
-        _ body: @escaping @Sendable (inout Connection) throws -> Value
+        waiting patience: Duration? = nil, _ body: @escaping @Sendable (inout Connection) throws -> Value
     ) async throws -> Value {
         try await withCheckedThrowingContinuation { continuation in
+            // Whoever takes it first answers.
+            let taker = FirstTaker()
             let job = WorkQueue.Job(
-                run: { connection in continuation.resume(with: Result { try body(&connection) }) },
-                fail: { continuation.resume(throwing: $0) })
+                run: { connection in
+                    if taker.take() { continuation.resume(with: Result { try body(&connection) }) }
+                },
+                fail: { error in if taker.take() { continuation.resume(throwing: error) } })
             if !queue.post(job) {
-                continuation.resume(
-                    throwing: PostgresError(.unreachable, step: .connect, message: "the connection pool is closed"))
+                return job.fail(
+                    PostgresError(.unreachable, step: .connect, message: "the connection pool is closed"))
+            }
+            guard let patience else { return }
+            Task {
+                try? await Task.sleep(for: patience)
+                job.fail(PostgresError(.deadline, step: .connect, message: "no connection was free in time"))
             }
         }
     }
@@ -93,6 +104,14 @@ public final class ConnectionPool: Sendable {
 }
 
 /// The jobs that wait for a connection, and the loop that each connection's thread runs.
+/// Taken once.
+private final class FirstTaker: Sendable {
+    private let isTaken = Atomic(false)
+
+    /// True for the first caller.
+    func take() -> Bool { !isTaken.exchange(true, ordering: .relaxed) }
+}
+
 private final class WorkQueue: Sendable {
     struct Job: Sendable {
         let run: @Sendable (inout Connection) -> Void

@@ -25,6 +25,11 @@ public struct Rows: ~Copyable {
         (0..<(unsafe PQnfields(result))).map { unsafe String(cString: PQfname(result, $0)) }
     }
 
+    /// The object identifiers of the columns' types, in order.
+    package var types: [UInt32] {
+        (0..<(unsafe PQnfields(result))).map { unsafe UInt32(PQftype(result, $0)) }
+    }
+
     /// Reads every row with the closure, in order.
     public func map<Value>(_ read: (Row) throws(PostgresError) -> Value) throws(PostgresError) -> [Value] {
         var values: [Value] = []

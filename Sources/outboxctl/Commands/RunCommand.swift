@@ -162,7 +162,7 @@ private struct Ready: Service {
 /// The signals that end the process: the first one gracefully, another one at once. Two within a
 /// second are one: who stops a group of processes may reach each twice. A hang-up, as of the
 /// terminal, ends nothing.
-private final class StopSignals: Sendable {
+final class StopSignals: Sendable {
     private let arrival: AsyncStream<Void>
     private let began = Mutex<ContinuousClock.Instant?>(nil)
 

@@ -42,19 +42,21 @@ struct Session: Sendable {
     /// - Parameter isWatching: the use case checks the schema itself, since it waits for no lock
     ///   longer than it takes to find out who has it; it gets a second connection for that.
     static func operate<Value: Sendable>(
-        _ options: GlobalOptions, isWatching: Bool = false, _ body: (Operator) async throws -> Value
+        _ options: GlobalOptions, isWatching: Bool = false, connections: Int? = nil, patience: Duration? = nil,
+        _ body: (Operator) async throws -> Value
     ) async throws -> Value {
         let settings = try Settings(options)
         let session = try await open(settings)
         return try await session.closing {
             try await session.withPool(
-                size: isWatching ? 2 : 1,
+                size: connections ?? (isWatching ? 2 : 1),
                 isWatching ? OperatorSession.planning.with(("lock_timeout", "4s")) : OperatorSession.planning
             ) { pool in
                 if !isWatching { try await pool.run { try check(&$0, settings) } }
                 return try await body(
                     Operator(
-                        pool: pool, actor: .session, keyring: { try settings.keyring(creating: false) },
+                        pool: pool, actor: .session, patience: patience,
+                        keyring: { try settings.keyring(creating: false) },
                         policy: { try settings.value(of: .allowNetworks) }))
             }
         }
