@@ -159,7 +159,7 @@ package struct EventUseCases: Sendable {
         _ events: [EventWish], transactionID: UniqueID?, identity: String?, once key: IdempotencyKey?,
         answering answer: @escaping @Sendable ([PublishedEvent]) -> String
     ) async throws -> (answer: String, isRepeated: Bool) {
-        if let place = events.firstIndex(where: { $0.type.hasPrefix("outbox.") }) {
+        if let place = events.firstIndex(where: { $0.type.utf8.starts(with: "outbox.".utf8) }) {
             throw Problem(
                 .reservedType, "types that begin with outbox. are the service's own",
                 hint: "Choose another beginning, such as the name of your application",

@@ -40,6 +40,13 @@ package struct EndpointUseCases: Sendable {
         }
     }
 
+    /// A page of endpoints as documents, and the last one where more follow.
+    package func documents(
+        search: String?, limit: Int, after: EndpointID?
+    ) async throws -> (documents: [String], next: EndpointID?) {
+        try await host.run { try $0.endpointDocuments(search: search, limit: limit, after: after) }
+    }
+
     /// The endpoint as a document, with its revision.
     package func document(_ endpoint: String) async throws -> (json: String, revision: Int) {
         try await host.run { try $0.endpointDocument(try $0.endpointID(endpoint)) }
@@ -110,15 +117,8 @@ package struct EndpointUseCases: Sendable {
     ) async throws {
         try await host.run { [actor = host.actor] connection in
             let id = try connection.endpointID(endpoint)
-            if let revision { try connection.requireRevision(revision, of: id) }
-            let waiting = try connection.waitingCount(id)
-            if waiting > 0, !cancelsWaiting {
-                throw Problem(
-                    .deliveriesWaiting, "\(waiting) deliveries wait for \"\(endpoint)\" and would be cancelled",
-                    hint: "Agree to that, or disable the endpoint, which keeps them",
-                    next: UseCase("endpoint.disable", endpoint))
-            }
-            try connection.deleteEndpoint(id, reason: reason, by: actor)
+            try connection.deleteEndpoint(
+                id, expecting: revision, cancelsWaiting: cancelsWaiting, reason: reason, by: actor)
         }
     }
 

@@ -26,7 +26,7 @@ package struct JSON: Sendable {
     }
 
     /// The deepest nesting that is read.
-    package static let maxDepth = 128
+    package static let maxDepth = 512
 
     /// Reads the whole text as one value.
     package init(_ bytes: some Collection<UInt8>) throws(ParseError) {

@@ -1,6 +1,7 @@
 import API
 import NIOCore
 import Outbox
+import Postgres
 import TestSupport
 import Testing
 
@@ -59,6 +60,42 @@ import Testing
             try await idle.send("GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
             #expect(try await idle.answer().status == 200)
             #expect(await idle.hasEnded())
+        }
+    }
+
+    @Test(arguments: [
+        "Content-Length: 100\r\n\r\n{\"type\":\"a\"}\n",
+        "Transfer-Encoding: chunked\r\n\r\nc\r\n{\"type\":\"a\"}\r\nZZ\r\n",
+        "Transfer-Encoding: chunked\r\n\r\nc\r\n{\"type\":\"a\"}\r\n",
+    ])
+    func `half of a body is nothing that was asked for`(rest: String) async throws {
+        try await TestAPI.serve(try await TestCluster.database()) { api in
+            let token = try await api.token(.publish)
+            let connection = try RawConnection(port: api.port)
+            try await connection.send(
+                "POST /v1/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer \(token)\r\nContent-Type: application/jsonl\r\n"
+                    + rest)
+            connection.endSending()
+            // Whoever still listens is told; a connection that is gone is no reason to carry it
+            // out.
+            if let answer = try? await connection.answer() { #expect(answer.status == 400) }
+            #expect(try await api.call("GET", "/livez").status == 200)
+            #expect(try await api.database.number("SELECT count(*) FROM outbox.event") == 0)
+        }
+    }
+
+    @Test func `nothing behind a request that ends the connection is carried out`() async throws {
+        try await TestAPI.serve(try await TestCluster.database()) { api in
+            let token = try await api.token(.publish)
+            for ending in ["HTTP/1.0\r\n", "HTTP/1.1\r\nHost: a\r\nConnection: Close\r\n"] {
+                let connection = try RawConnection(port: api.port)
+                let publish =
+                    "POST /v1/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer \(token)\r\nContent-Length: 12\r\n\r\n{\"type\":\"a\"}"
+                try await connection.send("GET /livez \(ending)\r\n" + publish)
+                #expect(try await connection.answer().status == 200)
+                #expect(await connection.hasEnded())
+            }
+            #expect(try await api.database.number("SELECT count(*) FROM outbox.event") == 0)
         }
     }
 

@@ -281,6 +281,69 @@ import Testing
         }
     }
 
+    @Test func `a secret is not changed by who has not seen the endpoint`() async throws {
+        try await serve { api in
+            let token = try await api.token(.admin)
+            func put(_ value: String, _ headers: [String] = []) async throws -> Int {
+                let body =
+                    #"{"url":"https://a.example/","headers":[{"name":"X-Key","value":"\#(value)","secret":true}]}"#
+                return try await api.call("PUT", "/v1/endpoints/e", token: token, headers: headers, body: body).status
+            }
+            #expect(try await put("one", ["If-Match: *"]) == 412)
+            #expect(try await put("one") == 201)
+            #expect(try await put("two") == 428)
+            #expect(try await put("***") == 200)
+            #expect(try await put("two", ["If-Match: \"1\""]) == 200)
+            let other = try await api.call(
+                "PUT", "/v1/endpoints/x", token: token, body: #"{"name":"y","url":"https://a.example/"}"#)
+            #expect(other.status == 422)
+            let nobody = try await api.call(
+                "PUT", "/v1/endpoints/0b8f3c5e-3f0a-4a50-9d8e-4d5b1f6f0a11", token: token,
+                body: #"{"name":"z","url":"https://a.example/"}"#)
+            #expect(nobody.status == 404)
+        }
+    }
+
+    @Test func `events of one request keep their order, with and without keys`() async throws {
+        try await serve { api in
+            let token = try await api.token(.publish)
+            let body = #"[{"type":"a","dedup_key":"x"},{"type":"b"},{"type":"c","dedup_key":"x"},{"type":"d"}]"#
+            let answer = try await api.call("POST", "/v1/events", token: token, body: body)
+            #expect(answer.status == 201)
+            #expect(try await api.database.column("SELECT type FROM outbox.event ORDER BY id") == ["a", "b", "d"])
+            #expect(try answer.member("items", "0", "deduplicated") == "0")
+            #expect(try answer.member("items", "2", "deduplicated") == "1")
+            #expect(try answer.member("items", "2", "id") == (try answer.member("items", "0", "id")))
+            let disguised = try await api.call("POST", "/v1/events", token: token, body: #"{"type":"outbox.\u0301x"}"#)
+            #expect(disguised.status == 422)
+            let long = try await api.call(
+                "POST", "/v1/events", token: token, body: "{\"\(String(repeating: "a", count: 1_000_000))\":1}")
+            #expect(long.status == 400 && long.body.utf8.count < 1000)
+        }
+    }
+
+    @Test func `a token of a customer, which no route knows yet, opens nothing`() async throws {
+        try await serve { api in
+            let token = try await api.token(.admin)
+            try await api.database.script("UPDATE outbox.token SET customer_id = 'acme'")
+            #expect(try await api.call("GET", "/v1/events", token: token).status == 403)
+        }
+    }
+
+    @Test func `keys are kept for a day`() async throws {
+        try await serve { api in
+            let token = try await api.token(.publish)
+            for key in ["k1", "k2", "k1"] {
+                let answer = try await api.call(
+                    "POST", "/v1/events", token: token, headers: ["Idempotency-Key: \(key)"], body: #"{"type":"a"}"#)
+                #expect(answer.status == 201)
+                try await api.database.script(
+                    "UPDATE outbox.idempotency SET created_at = created_at - interval '1 day'")
+            }
+            #expect(try await api.database.number("SELECT count(*) FROM outbox.idempotency") == 1)
+        }
+    }
+
     @Test func `an endpoint may not be where our own network is`() async throws {
         try await serve { api in
             let token = try await api.token(.admin)

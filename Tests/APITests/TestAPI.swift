@@ -133,6 +133,9 @@ final class RawConnection: Sendable {
         guard sent == bytes.count else { throw Failure(description: "sent \(sent) of \(bytes.count) bytes") }
     }
 
+    /// Says that nothing more is sent.
+    func endSending() { shutdown(descriptor, Int32(SHUT_WR)) }
+
     /// More bytes; false at the end.
     private func more() async -> Bool {
         let descriptor = descriptor

@@ -49,6 +49,19 @@ import Testing
         return ledger.eventIDs.sorted()
     }
 
+    /// Waits until the worker looks what of the lane's deliveries in its memory still waits.
+    private func waitForLook(in database: TestDatabase) async throws {
+        let now = try await database.column("SELECT clock_timestamp()::text")[0] ?? ""
+        let hasLooked = try await eventually {
+            try await database.number(
+                """
+                SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                   AND query LIKE 'SELECT d.event_id, d.event_at FROM unnest(%' AND query_start > \(now)::text::timestamptz
+                """) > 0
+        }
+        #expect(hasLooked)
+    }
+
     @Test func `what was cancelled in a lane is not sent, and the rest is`() async throws {
         let events = try await sent(configure: { $0.maxConcurrency = 1 }, holding: 1) { database, endpoint in
             let isInLane = try await eventually {
@@ -59,6 +72,9 @@ import Testing
                 let delivery = try await database.deliveryID(event, endpoint)
                 try await database.pool.run { try $0.cancelDelivery(delivery, reason: nil) }
             }
+            // It looks once at a time: with the second look the first has been acted upon.
+            try await waitForLook(in: database)
+            try await waitForLook(in: database)
         }
         #expect(events.count <= 3 && events.allSatisfy { $0 < 4 }, "\(events)")
     }

@@ -53,11 +53,13 @@ struct Call: Sendable {
         var found: [String: JSON] = [:]
         for (name, value) in members {
             guard let known = known.first(where: { ExactText($0) == name }) else {
-                let close = known.min { editDistance($0, name.text) < editDistance($1, name.text) }
+                // A name of megabytes is neither compared nor given back.
+                let shown = String(name.text.unicodeScalars.prefix(64).map(Character.init))
+                let close = known.min { editDistance($0, shown) < editDistance($1, shown) }
                 throw Problem(
-                    .unknownMember, "there is no member \"\(name.text.prefix(64))\"",
-                    hint: close.flatMap { editDistance($0, name.text) <= 3 ? "Did you mean \($0)?" : nil },
-                    at: .member(path + [name.text]))
+                    .unknownMember, "there is no member \"\(shown)\"",
+                    hint: close.flatMap { editDistance($0, shown) <= 3 ? "Did you mean \($0)?" : nil },
+                    at: .member(path + [shown]))
             }
             guard found.updateValue(value, forKey: known) == nil else {
                 throw Problem(.malformedJSON, "\(known) is given twice", at: .member(path + [known]))

@@ -90,8 +90,7 @@ struct Refusal: Error, Sendable {
         switch error {
         case let error as Refusal: self = error
         case let error as Problem: self.init(error)
-        case let error as Keyring.KeyError:
-            self.init(.keyUnavailable, "the key that seals secrets cannot be used: \(error.description)")
+        case is Keyring.KeyError: self.init(.keyUnavailable, "the key that seals secrets is missing or does not fit")
         case let error as Migrator.SchemaError: self.init(.schemaVersionMismatch, error.description)
         case let error as PostgresError: self.init(error)
         default: return nil

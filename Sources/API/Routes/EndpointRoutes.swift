@@ -8,14 +8,14 @@ import Templates
 /// Endpoints: their configuration, under a strong ETag, and what an operator does with them.
 enum EndpointRoutes {
     static let all: [Route] = [
-        Route("GET", "/v1/endpoints", "endpoint.list", .scope(.read), parameters: ["search", "limit"], list),
+        Route("GET", "/v1/endpoints", "endpoint.list", .scope(.read), parameters: ["search"] + ListQuery.paging, list),
         Route("POST", "/v1/endpoints", "endpoint.create", .scope(.admin)) { call in
             try await create(EndpointConfiguration(json: call.body), call)
         },
         Route("GET", "/v1/endpoints/{endpoint}", "endpoint.get", .scope(.read)) { call in
             answer(try await call.outbox.endpoints.document(call.name("endpoint")))
         },
-        Route("PUT", "/v1/endpoints/{endpoint}", "endpoint.replace", .scope(.admin), parameters: ["customer"], replace),
+        Route("PUT", "/v1/endpoints/{endpoint}", "endpoint.replace", .scope(.admin), replace),
         Route(
             "PATCH", "/v1/endpoints/{endpoint}", "endpoint.patch", .scope(.admin),
             mediaTypes: ["application/merge-patch+json", "application/json"], patch),
@@ -44,16 +44,17 @@ enum EndpointRoutes {
 
     private static func list(_ call: Call) async throws -> Answer {
         let limit = try ListQuery(call).limit
-        let found = try await call.outbox.endpoints.list(search: call.parameter("search"), limit: limit)
-        var items: [String] = []
-        let place = found.columns.firstIndex(of: "id")
-        for row in found.rows {
-            if let id = place.flatMap({ row[$0] }) { items.append(try await call.outbox.endpoints.document(id).json) }
+        let after = try call.parameter("after").map { text in
+            guard let id = UniqueID(text) else {
+                throw Problem(
+                    .invalidCursor, "this is no place in a list", hint: "Take it from the page before",
+                    at: .parameter("after"))
+            }
+            return EndpointID(rawValue: id)
         }
-        var page = JSONObject()
-        page.add("items", raw: "[\(items.joined(separator: ","))]".utf8)
-        page.add("next", nil)
-        return .json(page.closed)
+        let (documents, next) = try await call.outbox.endpoints.documents(
+            search: call.parameter("search"), limit: limit, after: after)
+        return ListQuery(call).answer(documents, next: next?.description)
     }
 
     private static func create(_ configuration: EndpointConfiguration, _ call: Call) async throws -> Answer {
@@ -101,17 +102,20 @@ enum EndpointRoutes {
         let wanted = try EndpointConfiguration(json: body)
         let current: (json: String, revision: Int)
         do { current = try await call.outbox.endpoints.document(name) } catch let problem as Problem
-            where problem.code == .notFound
+            where problem.code == .notFound && UniqueID(name) == nil
         {
+            guard ExactText(wanted.name) == ExactText(name) else {
+                throw Problem(.invalidValue, "the body names another endpoint than the path", at: .member("name"))
+            }
+            if call.ifMatch != nil {
+                throw Problem(.etagMismatch, "there is no endpoint that If-Match could match", at: .header("If-Match"))
+            }
             return try await create(wanted, call)
         }
         // An equal configuration changes nothing, whatever was seen.
         let revision = call.ifMatch == nil ? current.revision : try expected(call)
         let done = try await call.outbox.endpoints.update(name, expecting: revision) { configuration in
-            if call.ifMatch == nil {
-                let same = try wanted.json(.masked) == configuration.json(.masked)
-                if !same { _ = try expected(call) }
-            }
+            if call.ifMatch == nil, try !wanted.isEqual(to: configuration) { _ = try expected(call) }
             configuration = wanted
         }
         return answer(done)

@@ -6,9 +6,13 @@ import Outbox
 enum HealthRoutes {
     static let all: [Route] = [
         // It asks no database: a database that is away is no reason to start this process again.
-        Route("GET", "/livez", "health.live", .everybody) { _ in .json(#"{"status":"alive","loops":[]}"#.utf8) },
-        Route("GET", "/healthz", "health.live", .everybody) { _ in .json(#"{"status":"alive","loops":[]}"#.utf8) },
-        Route("GET", "/readyz", "health.ready", .everybody) { call in
+        Route("GET", "/livez", "health.live", .everybody, maxBody: 0) { _ in
+            .json(#"{"status":"alive","loops":[]}"#.utf8)
+        },
+        Route("GET", "/healthz", "health.live", .everybody, maxBody: 0) { _ in
+            .json(#"{"status":"alive","loops":[]}"#.utf8)
+        },
+        Route("GET", "/readyz", "health.ready", .everybody, maxBody: 0) { call in
             let checks = await call.outbox.readiness()
             let isReady = checks.allSatisfy(\.isWell)
             var document = JSONObject()

@@ -78,13 +78,17 @@ struct ListQuery: Sendable {
 
     /// The page, and where the next one begins.
     func answer(_ listing: Listing) -> Answer {
+        answer(listing.json, next: listing.next?.description, note: listing.note)
+    }
+
+    func answer(_ items: [String], next: String?, note: String? = nil) -> Answer {
         var page = JSONObject()
-        page.add("items", raw: "[\(listing.json.joined(separator: ","))]".utf8)
-        page.add("next", listing.next?.description)
-        if let note = listing.note { page.add("note", note) }
+        page.add("items", raw: "[\(items.joined(separator: ","))]".utf8)
+        page.add("next", next)
+        if let note { page.add("note", note) }
         let answer = Answer.json(page.closed)
-        guard let next = listing.next else { return answer }
-        let kept = call.target.parameters.filter { $0.name != "after" } + [("after", next.description)]
+        guard let next else { return answer }
+        let kept = call.target.parameters.filter { $0.name != "after" } + [("after", next)]
         let query = kept.map { "\($0.name)=\(Self.encoded($0.value))" }.joined(separator: "&")
         return answer.with("Link", "<\(call.target.path)?\(query)>; rel=\"next\"")
     }

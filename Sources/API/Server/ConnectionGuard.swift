@@ -14,6 +14,8 @@ package struct ConnectionLimits: Sendable {
     package var body = TimeAmount.seconds(30)
     /// Between two requests.
     package var idle = TimeAmount.seconds(75)
+    /// For a response to be made and taken, or the next part of several.
+    package var answer = TimeAmount.seconds(60)
 
     package init() {}
 }
@@ -37,16 +39,20 @@ final class ConnectionGuard: ChannelDuplexHandler {
 
     private enum Reading { case idle, head, body, answering, closed }
 
+    /// A body is not what HTTP says it is.
+    struct BrokenBody: Error { let reason: String }
+
     private let limits: ConnectionLimits
     private var reading = Reading.idle
     private var timer: Scheduled<Void>?
     private var bodyBegan = NIODeadline.now()
     private var bodyBytes = 0
-    /// Requests that were passed on and are not answered yet.
-    private var unanswered = 0
+    /// For each request that was passed on and is not answered yet, whether the connection ends
+    /// with it.
+    private var closes: [Bool] = []
+    private var unanswered: Int { closes.count }
     /// To be written when all earlier requests are answered.
     private var refusal: Refusal?
-    private var closesAfterResponse = false
     private var wantsContinue = false
 
     init(_ limits: ConnectionLimits) { self.limits = limits }
@@ -73,14 +79,19 @@ final class ConnectionGuard: ChannelDuplexHandler {
         if case .closed = reading { return }
         switch unwrapInboundIn(data) {
         case .head(let head):
+            // Nothing behind a request that ends the connection is carried out.
+            if closes.last == true {
+                reading = .closed
+                return
+            }
             if let refusal = check(head) { return refuse(refusal, context) }
             let hasBody =
                 head.headers.contains(name: "transfer-encoding")
                 || (head.headers.first(name: "content-length").flatMap { Int($0) } ?? 0) > 0
             wantsContinue =
                 hasBody && head.headers[canonicalForm: "expect"].contains { $0.lowercased() == "100-continue" }
-            closesAfterResponse = !head.isKeepAlive
-            unanswered += 1
+            // After an upgrade that we do not take, the decoder reads no further request.
+            closes.append(!head.isKeepAlive || head.headers.contains(name: "upgrade"))
             reading = .body
             (bodyBegan, bodyBytes) = (.now(), 0)
             wait(limits.body, context)
@@ -90,8 +101,8 @@ final class ConnectionGuard: ChannelDuplexHandler {
             wantsContinue = false
             context.fireChannelRead(data)
         case .end:
-            timer?.cancel()
             reading = .answering
+            wait(limits.answer, context)
             context.fireChannelRead(data)
             if unanswered == 0 { becomeIdle(context) }
         }
@@ -120,6 +131,13 @@ final class ConnectionGuard: ChannelDuplexHandler {
 
     func errorCaught(context: ChannelHandlerContext, error: any Error) {
         if case .closed = reading { return }
+        if case .body = reading, error is HTTPParserError {
+            // Whoever reads the body answers; nobody else does.
+            timer?.cancel()
+            endAfterLast(context)
+            context.fireErrorCaught(BrokenBody(reason: "\(error)"))
+            return wait(limits.answer, context)
+        }
         switch error {
         case HTTPParserError.headerOverflow:
             refuse(Refusal(.headersTooLarge, "the header is larger than \(limits.fieldBytes) bytes"), context)
@@ -132,25 +150,26 @@ final class ConnectionGuard: ChannelDuplexHandler {
 
     func write(context: ChannelHandlerContext, data: NIOAny, promise: EventLoopPromise<Void>?) {
         switch unwrapOutboundIn(data) {
-        case .head(let head):
+        case .head(var head):
             if head.headers[canonicalForm: "connection"].contains(where: { $0.lowercased() == "close" }) {
-                closesAfterResponse = true
-            }
-            var head = head
-            if closesAfterResponse, !head.headers.contains(name: "connection") {
+                if !closes.isEmpty { closes[0] = true }
+            } else if closes.first == true {
                 head.headers.add(name: "connection", value: "close")
             }
             context.write(wrapOutboundOut(.head(head)), promise: promise)
         case .end:
             context.writeAndFlush(data, promise: promise)
-            unanswered -= 1
-            guard unanswered == 0 else { return }
-            if let refusal {
-                write(refusal, context)
-            } else if closesAfterResponse {
+            if case .answering = reading { wait(limits.answer, context) }
+            let isLast = closes.isEmpty ? false : closes.removeFirst()
+            if isLast {
+                // Requests behind it are not answered (RFC 9112 9.6).
                 linger(context)
-            } else if case .answering = reading {
-                becomeIdle(context)
+            } else if unanswered == 0 {
+                if let refusal {
+                    write(refusal, context)
+                } else if case .answering = reading {
+                    becomeIdle(context)
+                }
             }
         case .body: context.write(data, promise: promise)
         }
@@ -169,7 +188,7 @@ final class ConnectionGuard: ChannelDuplexHandler {
     func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
         // The server stops: what is answered ends, what is idle goes.
         if event is ChannelShouldQuiesceEvent {
-            if unanswered == 0 { context.close(promise: nil) } else { closesAfterResponse = true }
+            if closes.isEmpty { context.close(promise: nil) } else { closes[closes.count - 1] = true }
             return
         }
         context.fireUserInboundEventTriggered(event)
@@ -203,10 +222,16 @@ final class ConnectionGuard: ChannelDuplexHandler {
             if end > .now() { return wait(end - .now(), context) }
             // Whoever waits for it learns that no more comes.
             context.fireErrorCaught(BodyTooSlow())
-            closesAfterResponse = true
-            if unanswered == 0 { linger(context) }
-        case .answering: break
+            endAfterLast(context)
+            wait(limits.answer, context)
+        case .answering: context.close(promise: nil)
         }
+    }
+
+    /// The connection ends with what is still to be answered.
+    private func endAfterLast(_ context: ChannelHandlerContext) {
+        reading = .closed
+        if closes.isEmpty { linger(context) } else { closes[closes.count - 1] = true }
     }
 
     // MARK: The end

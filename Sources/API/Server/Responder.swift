@@ -35,6 +35,8 @@ struct APIResponder: HTTPResponder {
             let refusal: Refusal
             if error is BodyTooSlow {
                 refusal = Refusal(.requestTimeout, "the body came too slowly")
+            } else if let broken = error as? ConnectionGuard.BrokenBody {
+                refusal = Refusal(.malformedRequest, "the body is not what HTTP says: \(broken.reason)")
             } else if let known = Refusal(error) {
                 refusal = known
             } else {
@@ -118,6 +120,11 @@ struct APIResponder: HTTPResponder {
             refusal.headers.append(("WWW-Authenticate", "Bearer realm=\"outbox\"\(wrong)"))
             throw refusal
         }
+        // No route knows customers' tokens yet: such a token, made by a later version, opens
+        // nothing.
+        guard token.customerID == nil, token.endpoints == nil else {
+            throw Refusal(.forbidden, "this version does not serve tokens that are bound to a customer or to endpoints")
+        }
         let standing = buckets.take(token)
         guard standing.isAllowed, !token.allows(scope) else { return (token, standing) }
         var refusal = Refusal(.forbidden, "this takes a token with the scope \(scope.rawValue)")
@@ -144,7 +151,8 @@ struct APIResponder: HTTPResponder {
                 let known = route.parameters.sorted()
                 throw Refusal(
                     .unknownParameter, "there is no parameter \(name.prefix(64))",
-                    hint: known.isEmpty ? nil : "Known here: \(known.joined(separator: ", "))", at: .parameter(name))
+                    hint: known.isEmpty ? nil : "Known here: \(known.joined(separator: ", "))",
+                    at: .parameter(String(name.prefix(64))))
             }
             guard seen.insert(name).inserted else {
                 throw Refusal(.malformedRequest, "\(name) is given twice", at: .parameter(name))
@@ -153,7 +161,7 @@ struct APIResponder: HTTPResponder {
     }
 
     private func body(of request: Request, _ route: Route, _ context: CallContext) async throws -> [UInt8] {
-        let length = request.headers[.contentLength].flatMap { Int($0) }
+        let length = request.headers[.contentLength].map { Int($0) ?? .max }
         func tooLarge() -> Refusal {
             var refusal = Refusal(.payloadTooLarge, "the body has more than \(route.maxBody) bytes")
             refusal.members.append(("limit_bytes", "\(route.maxBody)"))
@@ -178,6 +186,10 @@ struct APIResponder: HTTPResponder {
         for try await part in request.body {
             if bytes.count + part.readableBytes > route.maxBody { throw tooLarge() }
             bytes += part.readableBytesView
+        }
+        // Half of it is not what was to be carried out.
+        if let length, bytes.count != length {
+            throw Refusal(.malformedRequest, "the body ended after \(bytes.count) of \(length) bytes")
         }
         return bytes
     }

@@ -60,7 +60,8 @@ final class KnownTokens: Sendable {
         // One that expires before is not remembered for longer.
         let left = found.map { $0.token.expiresAt - $0.now } ?? Self.age
         entries.withLock { entries in
-            if entries.count > 10_000 { entries = entries.filter { $0.value.until > now } }
+            // Mostly tokens that never were: whoever makes them up must not make us search.
+            if entries.count > 10_000 { entries = [:] }
             entries[hash] = Entry(token: found?.token, until: now + min(left, Self.age))
         }
         return found?.token

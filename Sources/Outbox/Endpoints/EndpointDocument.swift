@@ -45,6 +45,20 @@ extension EndpointConfiguration: Codable {
     /// The written form.
     package func json(_ disclosure: Disclosure = .masked) throws -> [UInt8] { try encoded(self, disclosure) }
 
+    /// True when storing this over the other, as it is stored, would change nothing: a secret that
+    /// is given may be another one.
+    package func isEqual(to stored: EndpointConfiguration) throws -> Bool {
+        var wanted = self
+        if url == Masking.url(stored.url) { wanted.url = stored.url }
+        if let old = stored.authentication.tokenURL, authentication.tokenURL == Masking.url(old) {
+            wanted.authentication.tokenURL = old
+        }
+        for place in headers.indices where headers[place].value == .kept && stored.headers.indices.contains(place) {
+            wanted.headers[place].value = stored.headers[place].value
+        }
+        return try wanted.json(.revealed) == stored.json(.revealed)
+    }
+
     /// The path in the document of the first member with a text that contains U+0000. It checks the
     /// whole document, so that no member added later can be forgotten.
     func memberWithNUL() throws -> String? {

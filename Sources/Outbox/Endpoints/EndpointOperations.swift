@@ -83,9 +83,24 @@ extension Connection {
 
     /// Deletes an endpoint. Its waiting deliveries are cancelled and stay visible as such; so does
     /// its history.
-    package mutating func deleteEndpoint(_ id: EndpointID, reason: String?, by actor: Actor = .session) throws {
+    ///
+    /// - Parameters:
+    ///   - revision: the one that the caller has seen; nil for any.
+    ///   - cancelsWaiting: false when deliveries that wait are a reason not to.
+    package mutating func deleteEndpoint(
+        _ id: EndpointID, expecting revision: Int? = nil, cancelsWaiting: Bool = true, reason: String?,
+        by actor: Actor = .session
+    ) throws {
         try transaction { connection in
             try connection.lockLanes([id])
+            if let revision { try connection.requireRevision(revision, of: id) }
+            let waiting = cancelsWaiting ? 0 : try connection.waitingCount(id)
+            if waiting > 0 {
+                throw Problem(
+                    .deliveriesWaiting, "\(waiting) deliveries wait for the endpoint and would be cancelled",
+                    hint: "Agree to that, or disable the endpoint, which keeps them",
+                    next: UseCase("endpoint.disable", "\(id)"))
+            }
             try connection.query(
                 """
                 UPDATE outbox.endpoint

@@ -26,6 +26,11 @@ package struct PublishedEvent: Sendable {
     package let webhookID: String?
     package let transactionID: UniqueID?
     package let isRepeated: Bool
+
+    /// The same, published before in the same transaction.
+    fileprivate func repeated(_ again: Bool) -> PublishedEvent {
+        PublishedEvent(id: id, webhookID: webhookID, transactionID: transactionID, isRepeated: isRepeated || again)
+    }
 }
 
 extension Connection {
@@ -35,12 +40,20 @@ extension Connection {
         _ wishes: [EventWish], transactionID: UniqueID?, identity: String?
     ) throws -> [PublishedEvent] {
         try beginOperation(transactionID: transactionID, identity: identity)
-        let plain = wishes.filter { $0.dedupKey == nil }
-        var published = try insert(plain)[...]
-        return try wishes.map { wish in
-            if wish.dedupKey == nil, let next = published.popFirst() { return next }
-            return try publishOnce(wish)
+        // In their order, which lines keep: what stands between two of them is inserted at once.
+        var published: [PublishedEvent] = []
+        var (plain, seen): ([EventWish], Set<EventID>) = ([], [])
+        for wish in wishes {
+            guard wish.dedupKey != nil else {
+                plain.append(wish)
+                continue
+            }
+            published += try insert(plain)
+            plain = []
+            let event = try publishOnce(wish)
+            published.append(event.repeated(seen.insert(event.id).inserted == false))
         }
+        return published + (try insert(plain))
     }
 
     /// In one statement. Numbers are given in the order of the array.
@@ -112,6 +125,15 @@ extension Connection {
         return try transaction { connection in
             do {
                 try connection.script("SET LOCAL lock_timeout = '5s'")
+                // Keys count for a day; each new one takes a few old ones away, so that none are
+                // left.
+                try connection.query(
+                    """
+                    DELETE FROM outbox.idempotency WHERE (holder, key) IN (
+                        SELECT holder, key FROM outbox.idempotency
+                         WHERE created_at < clock_timestamp() - interval '1 day' ORDER BY holder = \(key.holder) AND key = \(key.key) DESC, created_at
+                         LIMIT 10 FOR UPDATE SKIP LOCKED)
+                    """)
                 let isNew =
                     try connection.query(
                         """
