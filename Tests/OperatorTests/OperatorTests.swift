@@ -122,7 +122,7 @@ import Transport
         }
         let waiting = await refusal { try await desk.endpoints.delete("e", cancelsWaiting: false, reason: nil) }
         #expect(waiting?.code == .deliveriesWaiting && waiting?.message.contains("3 deliveries") == true)
-        #expect(waiting?.next?.name == "endpoint.disable")
+        #expect(waiting?.next == UseCase("endpoint.disable", "e"))
         let unreasoned = await refusal { _ = try await desk.dead.replay(.all, reason: nil) }
         #expect(unreasoned?.code == .invalidValue)
         let unfiltered = await refusal {

@@ -96,10 +96,11 @@ extension Connection {
             if let revision { try connection.requireRevision(revision, of: id) }
             let waiting = cancelsWaiting ? 0 : try connection.waitingCount(id)
             if waiting > 0 {
+                let name = try connection.query("SELECT name FROM outbox.endpoint WHERE id = \(id)").one(String.self)
                 throw Problem(
-                    .deliveriesWaiting, "\(waiting) deliveries wait for the endpoint and would be cancelled",
+                    .deliveriesWaiting, "\(waiting) deliveries wait for \"\(name)\" and would be cancelled",
                     hint: "Agree to that, or disable the endpoint, which keeps them",
-                    next: UseCase("endpoint.disable", "\(id)"))
+                    next: UseCase("endpoint.disable", name))
             }
             try connection.query(
                 """
