@@ -156,7 +156,7 @@ package struct EventUseCases: Sendable {
     /// Publishes events, all or none, and returns the answer that the closure makes of them; the
     /// answer of the first time when the key is known.
     package func publish(
-        _ events: [EventWish], transactionID: UniqueID?, identity: String?, once key: IdempotencyKey?,
+        _ events: [EventWish], identity: String?, once key: IdempotencyKey?,
         answering answer: @escaping @Sendable ([PublishedEvent]) -> String
     ) async throws -> (answer: String, isRepeated: Bool) {
         if let place = events.firstIndex(where: { $0.type.utf8.starts(with: "outbox.".utf8) }) {
@@ -167,7 +167,7 @@ package struct EventUseCases: Sendable {
         }
         return try await host.run { connection in
             try connection.once(key) {
-                answer(try $0.publish(events, transactionID: transactionID, identity: identity))
+                answer(try $0.publish(events, identity: identity))
             }
         }
     }

@@ -76,10 +76,11 @@ struct HTTPAnswer: Sendable {
     subscript(_ name: String) -> String? { headers.first { $0.name.lowercased() == name.lowercased() }?.value }
 
     /// A member of the body, as plain text.
-    func member(_ path: String...) throws -> String? { try JSONText.value(in: body, at: path) }
+    func member(_ path: String...) throws -> String? { try Member.value(in: body, at: path) }
 }
 
-enum JSONText {
+/// Members of JSON texts, as plain text.
+enum Member {
     static func value(in text: String, at path: [String]) throws -> String? {
         var value = try JSONSerialization.jsonObject(with: Data(text.utf8), options: .fragmentsAllowed) as Any?
         for step in path {

@@ -27,22 +27,14 @@ struct Call: Sendable {
         target.parameters.first { ExactText($0.name) == ExactText(name) }?.value
     }
 
-    /// True for a parameter that is given as `true`.
-    func flag(_ name: String) throws(Refusal) -> Bool {
-        switch parameter(name) {
-        case nil, "false": return false
-        case "true": return true
-        default:
-            throw Refusal(.invalidValue, "\(name) must be true or false", at: .parameter(name))
-        }
+    /// Reads what a caller sent as JSON.
+    static func json(_ bytes: some Collection<UInt8>) throws -> JSON {
+        do { return try JSON(bytes) } catch { throw Problem(.malformedJSON, "the body is not JSON: \(error)") }
     }
 
     /// The body as one JSON object whose members are among these; nothing is an empty object.
     func object(_ known: [String]) throws -> [String: JSON] {
-        if body.isEmpty { return [:] }
-        let json: JSON
-        do { json = try JSON(body) } catch { throw Problem(.malformedJSON, "the body is not JSON: \(error)") }
-        return try members(of: json, known, at: [])
+        body.isEmpty ? [:] : try members(of: try Self.json(body), known, at: [])
     }
 
     /// The members of an object in the body, each once.

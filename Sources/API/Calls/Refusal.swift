@@ -75,9 +75,8 @@ struct Refusal: Error, Sendable {
             switch problem.code {
             case .notFound: 404
             case .nameTaken, .ambiguousName, .stateConflict, .deliveriesWaiting, .idempotencyInProgress: 409
-            case .malformedJSON, .unknownMember, .unknownParameter, .invalidCursor: 400
+            case .malformedJSON, .unknownMember, .invalidCursor: 400
             case .etagMismatch: 412
-            case .payloadTooLarge: 413
             case .invalidValue, .endpointURLNotAllowed, .headerInvalid, .templateInvalid, .filterInvalid,
                 .secretInvalid, .maskedValue, .credentialsBoundToOrigin, .filterRequired, .reservedType,
                 .idempotencyMismatch:

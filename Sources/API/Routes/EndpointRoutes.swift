@@ -90,7 +90,7 @@ enum EndpointRoutes {
     private static func replace(_ call: Call) async throws -> Answer {
         let name = call.name("endpoint")
         var body = call.body
-        if case .object(let members) = try json(call).kind, !members.contains(where: { $0.name == "name" }),
+        if case .object(let members) = try Call.json(call.body).kind, !members.contains(where: { $0.name == "name" }),
             UniqueID(name) == nil
         {
             // The path has said it.
@@ -100,10 +100,15 @@ enum EndpointRoutes {
             body = named.closed
         }
         let wanted = try EndpointConfiguration(json: body)
-        let current: (json: String, revision: Int)
-        do { current = try await call.outbox.endpoints.document(name) } catch let problem as Problem
-            where problem.code == .notFound && UniqueID(name) == nil
-        {
+        let revision = try call.ifMatch.flatMap { _ in try expected(call) }
+        do {
+            return answer(
+                try await call.outbox.endpoints.update(name, expecting: revision) { configuration in
+                    // An equal configuration changes nothing, whatever was seen.
+                    if call.ifMatch == nil, try !wanted.isEqual(to: configuration) { _ = try expected(call) }
+                    configuration = wanted
+                })
+        } catch let problem as Problem where problem.code == .notFound && UniqueID(name) == nil {
             guard ExactText(wanted.name) == ExactText(name) else {
                 throw Problem(.invalidValue, "the body names another endpoint than the path", at: .member("name"))
             }
@@ -112,23 +117,12 @@ enum EndpointRoutes {
             }
             return try await create(wanted, call)
         }
-        // An equal configuration changes nothing, whatever was seen.
-        let revision = call.ifMatch == nil ? current.revision : try expected(call)
-        let done = try await call.outbox.endpoints.update(name, expecting: revision) { configuration in
-            if call.ifMatch == nil, try !wanted.isEqual(to: configuration) { _ = try expected(call) }
-            configuration = wanted
-        }
-        return answer(done)
-    }
-
-    private static func json(_ call: Call) throws -> JSON {
-        do { return try JSON(call.body) } catch { throw Problem(.malformedJSON, "the body is not JSON: \(error)") }
     }
 
     private static func patch(_ call: Call) async throws -> Answer {
         let revision = try expected(call)
         let patch = call.body
-        _ = try json(call)
+        _ = try Call.json(patch)
         return answer(
             try await call.outbox.endpoints.update(call.name("endpoint"), expecting: revision) {
                 $0 = try $0.patched(patch)

@@ -78,7 +78,7 @@ enum EventRoutes {
                 holder: call.token.map { "token/\($0.id)" } ?? "", key: key, request: Array(request))
         }
         let (text, isRepeated) = try await call.outbox.events.publish(
-            wishes, transactionID: nil, identity: call.token?.identity, once: key
+            wishes, identity: call.token?.identity, once: key
         ) { events in
             let items = events.map { event in
                 var item = JSONObject()
@@ -106,17 +106,14 @@ enum EventRoutes {
 
     private static func wishes(_ call: Call) throws -> (wishes: [EventWish], areSeveral: Bool) {
         let isLines = call.contentType?.lowercased().hasPrefix("application/jsonl") ?? false
-        func read(_ bytes: some Collection<UInt8>) throws -> JSON {
-            do { return try JSON(bytes) } catch { throw Problem(.malformedJSON, "the body is not JSON: \(error)") }
-        }
         let elements: [JSON]
         if isLines {
             let lines = call.body.split(separator: UInt8(ascii: "\n")).filter { line in
                 line.contains { $0 != 0x20 && $0 != 0x09 && $0 != 0x0D }
             }
-            elements = try lines.map { try read($0) }
+            elements = try lines.map { try Call.json($0) }
         } else {
-            let json = try read(call.body)
+            let json = try Call.json(call.body)
             guard case .array(let found) = json.kind else { return ([try wish(json, call, at: [])], false) }
             elements = found
         }

@@ -44,9 +44,7 @@ package struct Route: Sendable {
             if part.hasPrefix("{") {
                 if segment.isEmpty { return nil }
                 names[String(part.dropFirst().dropLast())] = segment
-            } else if part.utf8.elementsEqual(segment.utf8) {
-                continue
-            } else {
+            } else if !part.utf8.elementsEqual(segment.utf8) {
                 return nil
             }
         }

@@ -36,13 +36,7 @@ enum TokenRoutes {
             throw Problem(.invalidValue, "scopes must be a list", at: .member("scopes"))
         }
         let scopes = try elements.enumerated().map { place, element in
-            guard let scope = Token.Scope(rawValue: element.text) else {
-                throw Problem(
-                    .invalidValue, "\"\(element.text.prefix(64))\" is no scope",
-                    hint: "Expected some of: \(Token.Scope.allCases.map(\.rawValue).joined(separator: ", "))",
-                    at: .member(["scopes", "\(place)"]))
-            }
-            return scope
+            try Token.Scope(named: element.text, at: .member(["scopes", "\(place)"]))
         }
         if let token = call.token, let more = scopes.first(where: { !token.allows($0) }) {
             throw Refusal(.forbidden, "your token does not have the scope \(more.rawValue), and cannot give it")

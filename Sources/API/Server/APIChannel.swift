@@ -21,11 +21,12 @@ struct APIChannel: HTTPChannelHandler {
             decoding.maxHeaderFieldSize = limits.fieldBytes * 2
             decoding.maxHeaderListSize = limits.fieldBytes * 2
             decoding.maxHeaderFieldCount = limits.fields * 2
-            try pipeline.addHandler(FirstByte())
+            let connection = ConnectionGuard(limits)
+            try pipeline.addHandler(FirstByte(connection))
             try pipeline.configureHTTPServerPipeline(
                 withPipeliningAssistance: false, withErrorHandling: false, withOutboundHeaderValidation: true,
                 withEncoderConfiguration: .init(), withDecoderLimitConfiguration: decoding)
-            try pipeline.addHandler(ConnectionGuard(limits))
+            try pipeline.addHandler(connection)
             try pipeline.addHandler(HTTP1ToHTTPServerCodec(secure: false))
             return try NIOAsyncChannel(
                 wrappingChannelSynchronously: channel, configuration: .init(isOutboundHalfClosureEnabled: true))

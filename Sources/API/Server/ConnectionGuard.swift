@@ -39,10 +39,8 @@ final class ConnectionGuard: ChannelDuplexHandler {
 
     private enum Reading { case idle, head, body, answering, closed }
 
-    /// A body is not what HTTP says it is.
-    struct BrokenBody: Error { let reason: String }
-
     private let limits: ConnectionLimits
+    private var context: ChannelHandlerContext?
     private var reading = Reading.idle
     private var timer: Scheduled<Void>?
     private var bodyBegan = NIODeadline.now()
@@ -57,9 +55,15 @@ final class ConnectionGuard: ChannelDuplexHandler {
 
     init(_ limits: ConnectionLimits) { self.limits = limits }
 
-    func handlerAdded(context: ChannelHandlerContext) { wait(limits.head, context) }
+    func handlerAdded(context: ChannelHandlerContext) {
+        self.context = context
+        wait(limits.head, context)
+    }
 
-    func handlerRemoved(context: ChannelHandlerContext) { timer?.cancel() }
+    func handlerRemoved(context: ChannelHandlerContext) {
+        self.context = nil
+        timer?.cancel()
+    }
 
     func channelInactive(context: ChannelHandlerContext) {
         timer?.cancel()
@@ -67,8 +71,8 @@ final class ConnectionGuard: ChannelDuplexHandler {
     }
 
     /// The first byte of a request has come.
-    func bytesArrived(context: ChannelHandlerContext) {
-        guard case .idle = reading else { return }
+    func bytesArrived() {
+        guard case .idle = reading, let context else { return }
         reading = .head
         wait(limits.head, context)
     }
@@ -132,11 +136,7 @@ final class ConnectionGuard: ChannelDuplexHandler {
     func errorCaught(context: ChannelHandlerContext, error: any Error) {
         if case .closed = reading { return }
         if case .body = reading, error is HTTPParserError {
-            // Whoever reads the body answers; nobody else does.
-            timer?.cancel()
-            endAfterLast(context)
-            context.fireErrorCaught(BrokenBody(reason: "\(error)"))
-            return wait(limits.answer, context)
+            return endBody(Refusal(.malformedRequest, "the body is not what HTTP says: \(error)"), context)
         }
         switch error {
         case HTTPParserError.headerOverflow:
@@ -220,18 +220,18 @@ final class ConnectionGuard: ChannelDuplexHandler {
         case .body:
             let end = bodyBegan + limits.body + .seconds(Int64(bodyBytes / 1024))
             if end > .now() { return wait(end - .now(), context) }
-            // Whoever waits for it learns that no more comes.
-            context.fireErrorCaught(BodyTooSlow())
-            endAfterLast(context)
-            wait(limits.answer, context)
+            endBody(Refusal(.requestTimeout, "the body came too slowly"), context)
         case .answering: context.close(promise: nil)
         }
     }
 
-    /// The connection ends with what is still to be answered.
-    private func endAfterLast(_ context: ChannelHandlerContext) {
+    /// No more of the body comes. Whoever reads it answers, and with that the connection ends.
+    private func endBody(_ refusal: Refusal, _ context: ChannelHandlerContext) {
         reading = .closed
-        if closes.isEmpty { linger(context) } else { closes[closes.count - 1] = true }
+        context.fireErrorCaught(refusal)
+        if closes.isEmpty { return linger(context) }
+        closes[closes.count - 1] = true
+        wait(limits.answer, context)
     }
 
     // MARK: The end
@@ -263,17 +263,16 @@ final class ConnectionGuard: ChannelDuplexHandler {
     }
 }
 
-/// A body came more slowly than the limits allow.
-struct BodyTooSlow: Error {}
-
 /// Tells the guard of a request's first byte.
 final class FirstByte: ChannelInboundHandler {
     typealias InboundIn = ByteBuffer
 
+    private let connection: ConnectionGuard
+
+    init(_ connection: ConnectionGuard) { self.connection = connection }
+
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
-        if let context = try? context.pipeline.syncOperations.context(handlerType: ConnectionGuard.self) {
-            (context.handler as? ConnectionGuard)?.bytesArrived(context: context)
-        }
+        connection.bytesArrived()
         context.fireChannelRead(data)
     }
 }

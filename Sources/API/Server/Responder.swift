@@ -33,11 +33,7 @@ struct APIResponder: HTTPResponder {
             answer.headers.append(("X-Request-Id", requestID))
         } catch {
             let refusal: Refusal
-            if error is BodyTooSlow {
-                refusal = Refusal(.requestTimeout, "the body came too slowly")
-            } else if let broken = error as? ConnectionGuard.BrokenBody {
-                refusal = Refusal(.malformedRequest, "the body is not what HTTP says: \(broken.reason)")
-            } else if let known = Refusal(error) {
+            if let known = Refusal(error) {
                 refusal = known
             } else {
                 context.logger.error(
@@ -56,7 +52,6 @@ struct APIResponder: HTTPResponder {
             if let name = HTTPField.Name(name) { headers.append(HTTPField(name: name, value: value)) }
         }
         let hasBody = answer.status != 204 && answer.status != 304
-        if hasBody { headers[.contentLength] = "\(answer.body.count)" }
         // What is left of a body is read and thrown away before the next request: but not much.
         let left =
             request.headers[.contentLength].map { Int($0) ?? .max }
@@ -75,7 +70,7 @@ struct APIResponder: HTTPResponder {
         let target = try Target(request.head.path ?? "/")
         let (route, names): (Route, [String: String])
         switch table.match(request.method.rawValue, target.segments) {
-        case .route(let found, let found2): (route, names) = (found, found2)
+        case .route(let found, let named): (route, names) = (found, named)
         case .otherMethods(let methods):
             let allowed = methods.joined(separator: ", ")
             if request.method == .options { return Answer.empty.with("Allow", allowed) }

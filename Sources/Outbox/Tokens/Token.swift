@@ -19,6 +19,16 @@ package struct Token: Sendable {
         /// Read secrets in clear; no other scope implies it, and each use is audited.
         case reveal = "secrets:reveal"
 
+        /// The scope of this name.
+        package init(named name: String, at place: Problem.Place? = nil) throws(Problem) {
+            guard let scope = Scope(rawValue: name) else {
+                throw Problem(.invalidValue, "\"\(name.prefix(64))\" is no scope", hint: Self.known, at: place)
+            }
+            self = scope
+        }
+
+        static var known: String { "Expected some of: \(allCases.map(\.rawValue).joined(separator: ", "))" }
+
         /// The scopes that this one contains, with itself.
         package var implied: Set<Scope> {
             switch self {

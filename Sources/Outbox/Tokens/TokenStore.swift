@@ -26,7 +26,7 @@ package struct TokenWish: Sendable {
         if scopes.isEmpty {
             throw Problem(
                 .invalidValue, "a token needs a scope",
-                hint: "Expected some of \(Token.Scope.allCases.map(\.rawValue).joined(separator: ", "))",
+                hint: Token.Scope.known,
                 at: .member("scopes"))
         }
     }

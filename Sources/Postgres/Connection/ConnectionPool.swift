@@ -55,21 +55,15 @@ public final class ConnectionPool: Sendable {
         waiting patience: Duration? = nil, _ body: @escaping @Sendable (inout Connection) throws -> Value
     ) async throws -> Value {
         try await withCheckedThrowingContinuation { continuation in
-            // Whoever takes it first answers.
-            let taker = FirstTaker()
-            let job = WorkQueue.Job(
-                run: { connection in
-                    if taker.take() { continuation.resume(with: Result { try body(&connection) }) }
-                },
-                fail: { error in if taker.take() { continuation.resume(throwing: error) } })
+            let work = Work(body, continuation)
+            let job = WorkQueue.Job(run: { work.run(on: &$0) }, fail: { work.fail($0) })
             if !queue.post(job) {
-                return job.fail(
-                    PostgresError(.unreachable, step: .connect, message: "the connection pool is closed"))
+                work.fail(PostgresError(.unreachable, step: .connect, message: "the connection pool is closed"))
             }
             guard let patience else { return }
             Task {
-                try? await Task.sleep(for: patience)
-                job.fail(PostgresError(.deadline, step: .connect, message: "no connection was free in time"))
+                do { try await Task.sleep(for: patience) } catch { return }
+                work.fail(PostgresError(.deadline, step: .connect, message: "no connection was free in time"))
             }
         }
     }
@@ -103,15 +97,38 @@ public final class ConnectionPool: Sendable {
     }
 }
 
-/// The jobs that wait for a connection, and the loop that each connection's thread runs.
-/// Taken once.
-private final class FirstTaker: Sendable {
-    private let isTaken = Atomic(false)
+/// A caller's work, done or given up once: whoever takes it first answers, and what it holds goes
+/// with that.
+private final class Work<Value: Sendable>: Sendable {
+    private struct Parts: Sendable {
+        let body: @Sendable (inout Connection) throws -> Value
+        let answer: CheckedContinuation<Value, any Error>
+    }
 
-    /// True for the first caller.
-    func take() -> Bool { !isTaken.exchange(true, ordering: .relaxed) }
+    private let parts: Mutex<Parts?>
+
+    init(
+        _ body: @escaping @Sendable (inout Connection) throws -> Value,
+        _ answer: CheckedContinuation<Value, any Error>
+    ) { parts = Mutex(Parts(body: body, answer: answer)) }
+
+    private func take() -> Parts? {
+        parts.withLock { parts in
+            let taken = parts
+            parts = nil
+            return taken
+        }
+    }
+
+    func run(on connection: inout Connection) {
+        guard let taken = take() else { return }
+        taken.answer.resume(with: Result { try taken.body(&connection) })
+    }
+
+    func fail(_ error: any Error) { take()?.answer.resume(throwing: error) }
 }
 
+/// The jobs that wait for a connection, and the loop that each connection's thread runs.
 private final class WorkQueue: Sendable {
     struct Job: Sendable {
         let run: @Sendable (inout Connection) -> Void

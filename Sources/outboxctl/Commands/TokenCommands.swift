@@ -24,15 +24,7 @@ struct TokenCommand: AsyncParsableCommand {
         var expires: TimeArgument?
 
         func run() async throws {
-            let scopes = try scope.map { text in
-                guard let scope = Token.Scope(rawValue: text) else {
-                    throw Problem(
-                        .invalidValue, "\"\(text.prefix(64))\" is no scope",
-                        hint: "Expected some of: \(Token.Scope.allCases.map(\.rawValue).joined(separator: ", "))")
-                }
-                return scope
-            }
-            var wish = TokenWish(name: name, scopes: Set(scopes))
+            var wish = TokenWish(name: name, scopes: Set(try scope.map { try Token.Scope(named: $0) }))
             wish.identity = identity
             wish.rate = try rate.map { try RateLimit($0) }
             wish.expiresAt = expires?.timestamp
