@@ -12,9 +12,12 @@ package struct TokenUseCases: Sendable {
         try await host.run { [actor = host.actor] in try $0.createToken(wish, by: actor) }
     }
 
-    package func list() async throws -> Listing { try await host.run { try $0.listTokens() } }
+    /// A page of tokens, newest first, and the last one where more follow.
+    package func list(limit: Int, after: UniqueID? = nil) async throws -> (tokens: Listing, next: UniqueID?) {
+        try await host.run { try $0.listTokens(limit: limit, after: after) }
+    }
 
-    package func get(_ id: UniqueID) async throws -> Listing { try await host.run { try $0.listTokens(id) } }
+    package func get(_ id: UniqueID) async throws -> Listing { try await host.run { try $0.token(id) } }
 
     /// Revokes a token for good.
     package func revoke(_ id: UniqueID, reason: String?) async throws {

@@ -86,7 +86,7 @@ import Testing
             #expect(try await api.call("GET", "/v1/events", token: token).status == 200)
             #expect(
                 try await api.database.number("SELECT count(*) FROM outbox.token WHERE last_used_at IS NOT NULL") == 1)
-            let row = try await api.desk.tokens.list()
+            let row = try await api.desk.tokens.list(limit: 1).tokens
             let id = try #require(row.first("id").flatMap { UniqueID($0) })
             try await api.desk.tokens.revoke(id, reason: "a test")
             #expect(try await eventually { try await api.call("GET", "/v1/events", token: token).status == 401 })
@@ -168,17 +168,21 @@ import Testing
     }
 
     @Test(arguments: [
-        (#"{"typ":"x"}"#, 400, "unknown_member", "#/typ"), (#"{"type":"outbox.x"}"#, 422, "reserved_type", "#/type"),
-        (#"{"type":"a","type":"b"}"#, 400, "malformed_json", "#/type"),
-        (#"{"type":7}"#, 422, "invalid_value", "#/type"),
-        (#"{"type":"a","deliver_at":"soon"}"#, 422, "invalid_value", "#/deliver_at"),
+        (#"{"typ":"x"}"#, 400, "unknown_member", "#/typ", "unknown"),
+        (#"{"type":"outbox.x"}"#, 422, "reserved_type", "#/type", "range"),
+        (#"{"type":"a","type":"b"}"#, 400, "malformed_json", "#/type", "range"),
+        (#"{"type":7}"#, 422, "invalid_value", "#/type", "type"),
+        (#"{"after":1}"#, 422, "invalid_value", "#/type", "required"),
+        (#"{"type":"a","deliver_at":"soon"}"#, 422, "invalid_value", "#/deliver_at", "format"),
     ])
-    func `a wrong member is named`(body: String, status: Int, code: String, pointer: String) async throws {
+    func `a wrong member is named`(body: String, status: Int, code: String, pointer: String, fault: String) async throws
+    {
         try await serve { api in
             let answer = try await api.call("POST", "/v1/events", token: try await api.token(.publish), body: body)
             #expect(answer.status == status && answer["Content-Type"] == "application/problem+json")
             #expect(try answer.member("code") == code)
             #expect(try answer.member("errors", "0", "pointer") == pointer)
+            #expect(try answer.member("errors", "0", "code") == fault)
             #expect(try answer.member("instance") == "/v1/events")
             #expect(try answer.member("request_id") == answer["X-Request-Id"])
             #expect(try await api.database.number("SELECT count(*) FROM outbox.event") == 0)
@@ -385,6 +389,20 @@ import Testing
             #expect(more.status == 403)
             let listed = try await api.call("GET", "/v1/tokens", token: token)
             #expect(listed.status == 200 && !listed.body.contains(reader))
+        }
+    }
+
+    @Test func `tokens come in pages, each once`() async throws {
+        try await serve { api in
+            let token = try await api.token(.admin)
+            for _ in 0..<6 { _ = try await api.token(.read) }
+            var (path, seen): (String?, [String]) = ("/v1/tokens?limit=3", [])
+            while let next = path {
+                let page = try await api.call("GET", next, token: token)
+                for place in 0..<3 { if let id = try page.member("items", "\(place)", "id") { seen.append(id) } }
+                path = page["Link"].map { String($0.dropFirst().prefix { $0 != ">" }) }
+            }
+            #expect(seen.count == 7 && Set(seen).count == 7)
         }
     }
 

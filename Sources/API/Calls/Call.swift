@@ -40,7 +40,7 @@ struct Call: Sendable {
     /// The members of an object in the body, each once.
     func members(of json: JSON, _ known: [String], at path: [String]) throws -> [String: JSON] {
         guard case .object(let members) = json.kind else {
-            throw Problem(.invalidValue, "an object is expected", at: path.isEmpty ? nil : .member(path))
+            throw Problem(.invalidValue, "an object is expected", at: path.isEmpty ? nil : .member(path), .type)
         }
         var found: [String: JSON] = [:]
         for (name, value) in members {
@@ -51,7 +51,7 @@ struct Call: Sendable {
                 throw Problem(
                     .unknownMember, "there is no member \"\(shown)\"",
                     hint: close.flatMap { editDistance($0, shown) <= 3 ? "Did you mean \($0)?" : nil },
-                    at: .member(path + [shown]))
+                    at: .member(path + [shown]), .unknown)
             }
             guard found.updateValue(value, forKey: known) == nil else {
                 throw Problem(.malformedJSON, "\(known) is given twice", at: .member(path + [known]))
@@ -67,7 +67,7 @@ extension [String: JSON] {
         switch self[name]?.kind {
         case nil, .null: return nil
         case .string(let text): return text
-        default: throw Problem(.invalidValue, "\(name) must be a text", at: .member(path + [name]))
+        default: throw Problem(.invalidValue, "\(name) must be a text", at: .member(path + [name]), .type)
         }
     }
 
@@ -76,7 +76,8 @@ extension [String: JSON] {
         guard let text = try text(name, at: path) else { return nil }
         guard let time = Timestamp(rfc3339: text) else {
             throw Problem(
-                .invalidValue, "\(name) must be a time, as in 2026-11-26T17:36:58Z", at: .member(path + [name]))
+                .invalidValue, "\(name) must be a time, as in 2026-11-26T17:36:58Z", at: .member(path + [name]),
+                .format)
         }
         return time
     }
@@ -85,7 +86,7 @@ extension [String: JSON] {
     func uuid(_ name: String, at path: [String] = []) throws -> UniqueID? {
         guard let text = try text(name, at: path) else { return nil }
         guard let id = UniqueID(text) else {
-            throw Problem(.invalidValue, "\(name) must be a UUID", at: .member(path + [name]))
+            throw Problem(.invalidValue, "\(name) must be a UUID", at: .member(path + [name]), .format)
         }
         return id
     }

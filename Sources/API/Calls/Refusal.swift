@@ -57,6 +57,7 @@ struct Refusal: Error, Sendable {
     let detail: String
     var hint: String?
     var place: Problem.Place?
+    var fault = Problem.Fault.range
     /// Members of this code, as JSON.
     var members: [(name: String, json: String)] = []
     var headers: [(name: String, value: String)] = []
@@ -65,12 +66,19 @@ struct Refusal: Error, Sendable {
     init(_ code: Code, _ detail: String, hint: String? = nil, at place: Problem.Place? = nil) {
         (status, self.code, self.detail, self.hint, self.place) = (code.status, code.rawValue, detail, hint, place)
         closes = code.closes
+        switch code {
+        case .unknownParameter: fault = .unknown
+        case .preconditionRequired: fault = .required
+        case .malformedRequest: fault = .format
+        default: break
+        }
         if status == 503 || status == 429 { headers.append(("Retry-After", "1")) }
     }
 
     /// A refusal by a use case.
     init(_ problem: Problem) {
-        (code, detail, hint, place) = (problem.code.rawValue, problem.message, problem.hint, problem.place)
+        (code, detail, hint) = (problem.code.rawValue, problem.message, problem.hint)
+        (place, fault) = (problem.place, problem.fault)
         status =
             switch problem.code {
             case .notFound: 404
@@ -143,7 +151,7 @@ struct Refusal: Error, Sendable {
     private func error(_ place: Problem.Place) -> [UInt8] {
         var error = JSONObject()
         error.add("detail", detail)
-        error.add("code", code == "unknown_member" || code == "unknown_parameter" ? "unknown" : "range")
+        error.add("code", fault.rawValue)
         switch place {
         case .member(let steps):
             let escaped = steps.map { $0.replacing("~", with: "~0").replacing("/", with: "~1") }

@@ -43,18 +43,11 @@ enum EndpointRoutes {
     }
 
     private static func list(_ call: Call) async throws -> Answer {
-        let limit = try ListQuery(call).limit
-        let after = try call.parameter("after").map { text in
-            guard let id = UniqueID(text) else {
-                throw Problem(
-                    .invalidCursor, "this is no place in a list", hint: "Take it from the page before",
-                    at: .parameter("after"))
-            }
-            return EndpointID(rawValue: id)
-        }
+        let query = ListQuery(call)
+        let after = try query.place { UniqueID($0).map(EndpointID.init) }
         let (documents, next) = try await call.outbox.endpoints.documents(
-            search: call.parameter("search"), limit: limit, after: after)
-        return ListQuery(call).answer(documents, next: next?.description)
+            search: call.parameter("search"), limit: query.limit, after: after)
+        return query.answer(documents, next: next?.description)
     }
 
     private static func create(_ configuration: EndpointConfiguration, _ call: Call) async throws -> Answer {
@@ -145,7 +138,8 @@ enum EndpointRoutes {
         let members = try call.object(["reason", "from", "until", "resume_rate"])
         guard let reason = try members.text("reason"), !reason.isEmpty else {
             throw Problem(
-                .invalidValue, "a pause needs a reason", hint: "Other operators will ask", at: .member("reason"))
+                .invalidValue, "a pause needs a reason", hint: "Other operators will ask", at: .member("reason"),
+                .required)
         }
         let (from, until) = (try members.time("from"), try members.time("until"))
         let rate = try members.text("resume_rate").map { try RateLimit($0) }

@@ -126,7 +126,7 @@ enum EventRoutes {
     private static func wish(_ json: JSON, _ call: Call, at path: [String]) throws -> EventWish {
         let members = try call.members(of: json, members, at: path)
         guard let type = try members.text("type", at: path), !type.isEmpty else {
-            throw Problem(.invalidValue, "an event needs a type", at: .member(path + ["type"]))
+            throw Problem(.invalidValue, "an event needs a type", at: .member(path + ["type"]), .required)
         }
         func raw(_ name: String) -> String? {
             members[name].flatMap { $0.isNull ? nil : String(decoding: $0.source, as: UTF8.self) }

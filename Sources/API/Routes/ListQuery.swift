@@ -25,6 +25,17 @@ struct ListQuery: Sendable {
         }
     }
 
+    /// Where the list continues; nil at its beginning.
+    func place<Place>(_ read: (String) -> Place?) throws -> Place? {
+        guard let text = call.parameter("after") else { return nil }
+        guard let place = read(text) else {
+            throw Problem(
+                .invalidCursor, "this is no place in a list", hint: "Take it from the page before",
+                at: .parameter("after"), .format)
+        }
+        return place
+    }
+
     /// The filter, with names looked up.
     func resolve(_ connection: inout Connection) throws -> ListFilter {
         var filter = ListFilter()
@@ -51,14 +62,7 @@ struct ListQuery: Sendable {
         filter.since = try time("since", &connection)
         filter.until = try time("until", &connection)
         filter.limit = try limit
-        if let after = call.parameter("after") {
-            guard let cursor = ListCursor(after) else {
-                throw Problem(
-                    .invalidCursor, "this is no place in a list", hint: "Take it from the page before",
-                    at: .parameter("after"))
-            }
-            filter.after = cursor
-        }
+        filter.after = try place { ListCursor($0) }
         return filter
     }
 

@@ -6,8 +6,11 @@ import Templates
 /// Tokens. Nobody gives a token more than their own has.
 enum TokenRoutes {
     static let all: [Route] = [
-        Route("GET", "/v1/tokens", "token.list", .scope(.admin)) { call in
-            ListQuery(call).answer(try await call.outbox.tokens.list())
+        Route("GET", "/v1/tokens", "token.list", .scope(.admin), parameters: ListQuery.paging) { call in
+            let query = ListQuery(call)
+            let (tokens, next) = try await call.outbox.tokens.list(
+                limit: query.limit, after: query.place { UniqueID($0) })
+            return query.answer(tokens.json, next: next?.description)
         },
         Route("POST", "/v1/tokens", "token.create", .scope(.admin), create),
         Route("GET", "/v1/tokens/{token}", "token.get", .scope(.admin)) { call in
@@ -30,10 +33,10 @@ enum TokenRoutes {
     private static func create(_ call: Call) async throws -> Answer {
         let members = try call.object(["name", "identity", "scopes", "rate", "expires_at"])
         guard let name = try members.text("name") else {
-            throw Problem(.invalidValue, "a token needs a name", at: .member("name"))
+            throw Problem(.invalidValue, "a token needs a name", at: .member("name"), .required)
         }
         guard case .array(let elements) = members["scopes"]?.kind else {
-            throw Problem(.invalidValue, "scopes must be a list", at: .member("scopes"))
+            throw Problem(.invalidValue, "scopes must be a list", at: .member("scopes"), .type)
         }
         let scopes = try elements.enumerated().map { place, element in
             try Token.Scope(named: element.text, at: .member(["scopes", "\(place)"]))

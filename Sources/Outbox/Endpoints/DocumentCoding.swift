@@ -36,7 +36,7 @@ extension Decoder {
                 ?? known.filter { editDistance($0, name) <= 3 }.min { editDistance($0, name) < editDistance($1, name) }
             throw Problem(
                 .unknownMember, "there is no member \"\(name.prefix(64))\"\(path.isEmpty ? "" : " in \(path)")",
-                hint: close.map { "Did you mean \($0)?" }, at: .member(codingPath.steps + [name]))
+                hint: close.map { "Did you mean \($0)?" }, at: .member(codingPath.steps + [name]), .unknown)
         }
         return try container(keyedBy: Key.self)
     }
@@ -64,7 +64,7 @@ extension KeyedDecodingContainer {
         guard let whole = Int(exactly: number) else {
             throw Problem(
                 .invalidValue, "\(key.stringValue) must be a whole number",
-                at: .member(codingPath.steps + [key.stringValue]))
+                at: .member(codingPath.steps + [key.stringValue]), .type)
         }
         return whole
     }
@@ -99,14 +99,15 @@ extension DecodingError {
 
     /// The error as a refusal that names the member.
     var problem: Problem {
-        let path: [any CodingKey] =
+        let (path, fault): ([any CodingKey], Problem.Fault) =
             switch self {
-            case .keyNotFound(let key, let context): context.codingPath + [key]
-            case .typeMismatch(_, let context), .valueNotFound(_, let context), .dataCorrupted(let context):
-                context.codingPath
-            @unknown default: []
+            case .keyNotFound(let key, let context): (context.codingPath + [key], .required)
+            case .typeMismatch(_, let context), .valueNotFound(_, let context): (context.codingPath, .type)
+            case .dataCorrupted(let context): (context.codingPath, .format)
+            @unknown default: ([], .format)
             }
-        return Problem(isSyntax ? .malformedJSON : .invalidValue, inWords, at: path.isEmpty ? nil : .member(path.steps))
+        return Problem(
+            isSyntax ? .malformedJSON : .invalidValue, inWords, at: path.isEmpty ? nil : .member(path.steps), fault)
     }
 
     /// Which member is wrong, and why.

@@ -43,6 +43,12 @@ package struct Problem: Error, Sendable, CustomStringConvertible {
     package let next: UseCase?
     /// What in the request is wrong.
     package let place: Place?
+    /// What is wrong with it.
+    package let fault: Fault
+
+    package enum Fault: String, Sendable {
+        case required, type, range, format, unknown
+    }
 
     package enum Place: Sendable, Equatable {
         /// A member of the document, by its names and places from the outside in.
@@ -54,9 +60,11 @@ package struct Problem: Error, Sendable, CustomStringConvertible {
     }
 
     package init(
-        _ code: Code, _ message: String, hint: String? = nil, next: UseCase? = nil, at place: Place? = nil
+        _ code: Code, _ message: String, hint: String? = nil, next: UseCase? = nil, at place: Place? = nil,
+        _ fault: Fault = .range
     ) {
-        (self.code, self.message, self.hint, self.next, self.place) = (code, message, hint, next, place)
+        (self.code, self.message, self.hint, self.next) = (code, message, hint, next)
+        (self.place, self.fault) = (place, fault)
     }
 
     package var description: String { hint.map { "\(message). \($0)" } ?? message }

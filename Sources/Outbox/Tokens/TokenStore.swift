@@ -52,29 +52,40 @@ extension Connection {
                 throw Problem(.invalidValue, "the token would have expired already", at: .member("expires_at"))
             }
             try connection.audit("token.create", object: "token/\(id)", by: actor)
-            return (try connection.listTokens(id), text)
+            return (try connection.token(id), text)
         }
     }
 
-    /// The tokens, newest first, without anything that would let one be used.
-    package mutating func listTokens(_ id: UniqueID? = nil, limit: Int = 1000) throws -> Listing {
-        let isAsked: SQL = id.map { "t.id = \($0)" } ?? "true"
-        let found = try listing(
+    /// One token, without anything that would let it be used.
+    package mutating func token(_ id: UniqueID) throws -> Listing {
+        let found = try tokens("t.id = \(id)", limit: 1)
+        if found.rows.isEmpty { throw Problem(.notFound, "there is no token \(id)", next: UseCase("token.list")) }
+        return found
+    }
+
+    /// A page of tokens, newest first, and the last one where more follow.
+    package mutating func listTokens(limit: Int, after: UniqueID?) throws -> (tokens: Listing, next: UniqueID?) {
+        let found = try tokens(
+            after.map { "(t.created_at, t.id) < (SELECT a.created_at, a.id FROM outbox.token a WHERE a.id = \($0))" }
+                ?? "true",
+            limit: limit + 1)
+        let page = found.prefix(limit)
+        return (page, found.rows.count > limit ? page.last("id").flatMap { UniqueID($0) } : nil)
+    }
+
+    private mutating func tokens(_ condition: SQL, limit: Int) throws -> Listing {
+        try listing(
             """
             SELECT t.id, t.name, t.identity, t.prefix, t.scopes, t.customer_id, t.endpoint_ids, t.rate, t.created_by, t.created_at,
                    t.expires_at, t.revoked_at, t.last_used_at
-              FROM outbox.token t WHERE \(isAsked) ORDER BY t.created_at DESC, t.id LIMIT \(raw: "\(limit)")
+              FROM outbox.token t WHERE \(condition) ORDER BY t.created_at DESC, t.id DESC LIMIT \(limit)
             """)
-        if let id, found.rows.isEmpty {
-            throw Problem(.notFound, "there is no token \(id)", next: UseCase("token.list"))
-        }
-        return found
     }
 
     /// Revokes a token for good; one that is revoked stays so.
     package mutating func revokeToken(_ id: UniqueID, reason: String?, by actor: Actor = .session) throws {
         try transaction { connection in
-            _ = try connection.listTokens(id)
+            _ = try connection.token(id)
             let isNew =
                 try connection.query(
                     "UPDATE outbox.token SET revoked_at = clock_timestamp() WHERE id = \(id) AND revoked_at IS NULL"

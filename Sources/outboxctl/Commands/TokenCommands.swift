@@ -41,11 +41,16 @@ struct TokenCommand: AsyncParsableCommand {
     struct List: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "List tokens, newest first.")
         @OptionGroup var options: GlobalOptions
+        @Option(name: .long, help: "The largest number of rows, 1 to 10000.") var limit = 100
+
+        func validate() throws {
+            guard (1...10_000).contains(limit) else { throw ValidationError("--limit must be 1 to 10000") }
+        }
 
         func run() async throws {
-            let tokens = try await Session.operate(options) { try await $0.tokens.list() }
+            let tokens = try await Session.operate(options) { try await $0.tokens.list(limit: limit + 1) }.tokens
             options.format.list(
-                tokens,
+                tokens.first(limit, orMore: "--limit"),
                 columns: [
                     "id", "name", "identity", "prefix", "scopes", "created_at", "expires_at", "revoked_at",
                     "last_used_at",
